@@ -1,0 +1,81 @@
+"""The only things that cross between the scheduler and the model runner: integers and sampling fields.
+
+The scheduler gives every running request a seat, a small integer; the runner keeps what it needs by
+seat (page rows, sampling state), so that a step's message is short. With tensor parallelism rank 0
+sends the same `Batch` to every rank.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
+
+
+class Admission(msgspec.Struct, frozen=True):
+    """A request takes a seat (again, after it was retracted).
+
+    tokens  all ids known now: the caller's prompt, then outputs kept over a retraction
+    prompt  how many of them are the caller's prompt
+    pages   pages of the cached prefix, shared with the cache, in order; the row starts with them
+    seed    of the request's random stream; token k of the output is drawn from (seed, k) alone
+    """
+
+    seat: int
+    tokens: list[int]
+    prompt: int
+    pages: list[int]
+    sampling: SamplingParams
+    seed: int
+    logprobs: LogprobOptions | None = None
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """Compute positions [start, start + len(tokens)) of one seat.
+
+    tokens   their ids. Empty: one position, whose id is the token sampled last for this seat (decode)
+    pages    pages appended to the seat's row before this batch, so that the new positions have a place
+    sample   draw the next token from the last position
+    output   index of that token in the request's output
+    scores   first position whose next-token log-probability is wanted (prompt log-probabilities); -1: none
+    """
+
+    seat: int
+    start: int
+    tokens: list[int]
+    pages: list[int]
+    sample: bool
+    output: int = 0
+    scores: int = -1
+
+    @property
+    def count(self) -> int:
+        return len(self.tokens) or 1
+
+
+class Batch(msgspec.Struct, frozen=True):
+    """One forward pass. Seats in `released` are free before `admitted` are seated."""
+
+    step: int
+    slices: list[Slice]
+    admitted: list[Admission] = []
+    released: list[int] = []
+
+    @property
+    def tokens(self) -> int:
+        return sum(s.count for s in self.slices)
+
+
+class Sampled(msgspec.Struct, frozen=True):
+    """What the model did with a Batch.
+
+    tokens      one id for each slice with `sample`, in the batch's order
+    logprobs    for each of these, if its request asked: the token's log-probability, then the top ones
+    prompt      by seat: log-probabilities (and top ones) of the positions that `scores` asked for, in order: entry k is
+                that of the token at position max(scores, start) + k + 1; absent past the last known token
+    """
+
+    step: int
+    tokens: list[int]
+    logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None] = []
+    prompt: dict[int, list[tuple[TokenLogprob, list[TokenLogprob]]]] = {}
