@@ -1,0 +1,370 @@
+"""Languages of byte strings as terms, explored one byte at a time.
+
+A term is an integer; equal terms are the same integer. `arcs(term)` says, for each byte, which term the
+rest of the text must match: the term is the state of an automaton that is only built where it is visited.
+Counted repeats are one term for each count, without copies of what is repeated.
+
+A `call` is a rule that may call itself (an object in an object). Where the text enters a rule, an arc has
+`pushes`: the terms that must match after the rule has ended, innermost first. So a stack of terms is the
+state, and recursion needs no infinite automaton. Rules must end where they can end (they match no text
+that begins with another text they match, unless what follows the call never continues it).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from grammar import codepoints as cp
+from grammar.constraint_errors import TooLarge
+
+Arc = tuple[int, tuple[int, ...], int]  # bytes as a 256-bit mask, terms pushed, term
+
+EMPTY = 0  # matches nothing
+EPSILON = 1  # matches the empty string
+
+_SET, _LITERAL, _CAT, _ALT, _REPEAT, _CALL, _STRING, _BODY = range(2, 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How large a constraint may get before it is refused."""
+
+    states: int = 60_000
+    seconds: float = 10.0
+    terms: int = 2_000_000
+
+
+DEFAULT_LIMITS = Limits()
+
+
+def byte_mask(low: int, high: int) -> int:
+    return ((1 << (high - low + 1)) - 1) << low
+
+
+def mask_bytes(mask: int) -> list[int]:
+    """The bytes of a mask, ascending."""
+    found = []
+    while mask:
+        bit = mask & -mask
+        found.append(bit.bit_length() - 1)
+        mask ^= bit
+    return found
+
+
+class Terms:
+    """An arena of terms. Not thread safe; one compilation owns it."""
+
+    def __init__(self, limits: Limits = DEFAULT_LIMITS) -> None:
+        self.limits = limits
+        self.deadline = time.monotonic() + limits.seconds
+        self._ids: dict[tuple, int] = {("empty",): EMPTY, ("epsilon",): EPSILON}
+        self._data: list[tuple] = [(0,), (1,)]
+        self._nullable: list[bool] = [False, True]
+        self._head_call: list[bool] = [False, False]
+        self._arcs: dict[int, tuple[Arc, ...]] = {EMPTY: (), EPSILON: ()}
+        self._charsets: dict[cp.Ranges, int] = {}
+        self._rules: list[int] = []
+
+    # building
+
+    def _new(self, key: tuple, nullable: bool, head_call: bool = False) -> int:
+        found = self._ids.get(key)
+        if found is None:
+            found = self._ids[key] = len(self._data)
+            if found >= self.limits.terms:
+                raise TooLarge(f"the constraint needs more than {self.limits.terms:,} terms")
+            if not found & 1023:
+                self.check_time()
+            self._data.append(key)
+            self._nullable.append(nullable)
+            self._head_call.append(head_call)
+        return found
+
+    def check_time(self) -> None:
+        if time.monotonic() > self.deadline:
+            raise TooLarge(f"the constraint takes longer than {self.limits.seconds:g} s to compile")
+
+    def literal(self, data: bytes) -> int:
+        return self._new((_LITERAL, data), False) if data else EPSILON
+
+    def byte_set(self, mask: int) -> int:
+        if not mask:
+            return EMPTY
+        if mask & (mask - 1) == 0:
+            return self.literal(bytes([mask.bit_length() - 1]))
+        return self._new((_SET, mask), False)
+
+    def chars(self, ranges: cp.Ranges) -> int:
+        """One code point out of `ranges`, in UTF-8."""
+        found = self._charsets.get(ranges)
+        if found is None:
+            found = self._charsets[ranges] = self._sequences(cp.utf8_sequences(ranges))
+        return found
+
+    def _sequences(self, sequences: list[tuple[cp.ByteRange, ...]]) -> int:
+        single = 0
+        by_first: dict[int, list[tuple[cp.ByteRange, ...]]] = {}
+        for sequence in sequences:
+            mask = byte_mask(*sequence[0])
+            if len(sequence) == 1:
+                single |= mask
+            else:
+                by_first.setdefault(mask, []).append(sequence[1:])
+        by_tail: dict[int, int] = {}
+        for mask, tails in by_first.items():
+            tail = self._sequences(tails)
+            by_tail[tail] = by_tail.get(tail, 0) | mask
+        return self.alt([self.byte_set(single), *(self.cat(self.byte_set(m), t) for t, m in by_tail.items())])
+
+    def cat(self, head: int, tail: int) -> int:
+        if head == EMPTY or tail == EMPTY:
+            return EMPTY
+        if head == EPSILON:
+            return tail
+        if tail == EPSILON:
+            return head
+        data = self._data[head]
+        if data[0] == _LITERAL:
+            after = self._data[tail]
+            if after[0] == _LITERAL:
+                return self.literal(data[1] + after[1])
+            if after[0] == _CAT and self._data[after[1]][0] == _LITERAL:
+                return self.cat(self.literal(data[1] + self._data[after[1]][1]), after[2])
+        elif data[0] == _BODY:
+            head = self.expanded(head)
+        nullable = self._nullable[head] and self._nullable[tail]
+        call = self._head_call[head] or (self._nullable[head] and self._head_call[tail])
+        return self._new((_CAT, head, tail), nullable, call)
+
+    def sequence(self, *terms: int) -> int:
+        tail = EPSILON
+        for term in reversed(terms):
+            tail = self.cat(term, tail)
+        return tail
+
+    def alt(self, terms: Iterable[int]) -> int:
+        flat: set[int] = set()
+        mask = 0
+        repeats = False
+        for term in terms:
+            data = self._data[term]
+            for part in data[1] if data[0] == _ALT else (term,):
+                kind = self._data[part]
+                if kind[0] == _SET:
+                    mask |= kind[1]
+                elif kind[0] == _LITERAL and len(kind[1]) == 1:
+                    mask |= 1 << kind[1][0]
+                elif part != EMPTY:
+                    flat.add(self.expanded(part) if kind[0] == _BODY else part)
+                    repeats |= kind[0] == _REPEAT or (kind[0] == _CAT and self._data[kind[1]][0] == _REPEAT)
+        if mask:
+            flat.add(self.byte_set(mask))
+        if repeats and len(flat) > 1:
+            flat = self._join_counts(flat)
+        if len(flat) <= 1:
+            return next(iter(flat), EMPTY)
+        parts = tuple(sorted(flat))
+        nullable = any(self._nullable[p] for p in parts)
+        return self._new((_ALT, parts), nullable, any(self._head_call[p] for p in parts))
+
+    def _join_counts(self, parts: set[int]) -> set[int]:
+        """x{0,3}y | x{2,5}y is x{0,5}y, and y is x{0,0}y: keeps the number of states of nested counts down."""
+        groups: dict[tuple[int, int], list[tuple[int, int, int]]] = {}
+        for part in parts:
+            data = self._data[part]
+            tail = EPSILON
+            if data[0] == _CAT:
+                tail, data = data[2], self._data[data[1]]
+            if data[0] == _REPEAT:
+                groups.setdefault((data[1], tail), []).append((data[2], data[3], part))
+        kept = set(parts)
+        for (item, tail), counts in groups.items():
+            counts = list(counts)
+            if tail in kept:
+                counts.append((0, 0, tail))
+            once = self.cat(item, tail)
+            if once in kept:
+                counts.append((1, 1, once))
+            if len(counts) < 2:
+                continue
+            counts.sort(key=lambda c: c[0])
+            low, high, _ = counts[0]
+            merged: list[tuple[int, int]] = []
+            for next_low, next_high, _ in counts[1:]:
+                if high == -1 or next_low <= high + 1:
+                    high = -1 if -1 in (high, next_high) else max(high, next_high)
+                else:
+                    merged.append((low, high))
+                    low, high = next_low, next_high
+            merged.append((low, high))
+            kept.difference_update(c[2] for c in counts)
+            kept.update(self.cat(self.repeat(item, a, b), tail) for a, b in merged)
+        kept.discard(EMPTY)
+        return kept
+
+    def repeat(self, item: int, low: int, high: int) -> int:
+        """`item` from `low` to `high` times; `high` -1: without end."""
+        if item == EMPTY:
+            return EPSILON if low == 0 else EMPTY
+        if item == EPSILON or high == 0:
+            return EPSILON
+        if low == high == 1:
+            return item
+        if self._nullable[item]:
+            low = 0
+        data = self._data[item]
+        if data[0] == _REPEAT:
+            inner_low, inner_high = data[2], data[3]
+            if low == 0:
+                gapless = inner_low <= 1
+            else:
+                gapless = inner_high == -1 or low == high or low * inner_high + 1 >= (low + 1) * inner_low
+            if gapless:
+                top = -1 if -1 in (inner_high, high) else inner_high * high
+                return self.repeat(data[1], inner_low * low, top)
+        return self._new((_REPEAT, item, low, high), low == 0, self._head_call[item])
+
+    # rules
+
+    def rule(self) -> int:
+        """A new rule, to be given its body by `define`."""
+        self._rules.append(EMPTY)
+        return len(self._rules) - 1
+
+    def define(self, rule: int, body: int) -> None:
+        if body == EMPTY or self._nullable[body]:
+            raise ValueError("a rule must match something, and not the empty string")
+        self._rules[rule] = body
+
+    def call(self, rule: int) -> int:
+        return self._new((_CALL, rule), False, True)
+
+    def string(self, low: int, high: int, expansion: int) -> int:
+        """A quoted JSON string of `low` to `high` (-1: any number of) characters, counted beside the state.
+
+        `expansion` is the same language as a term, used where it must be told from another one.
+        """
+        body = self._new((_BODY, low, high, expansion), False)
+        return self._new((_STRING, body), False, True)
+
+    def string_bounds(self, term: int) -> tuple[int, int] | None:
+        """(low, high) if `term` is the inside of a `string`, counted from its first character."""
+        data = self._data[term]
+        return (data[1], data[2]) if data[0] == _BODY else None
+
+    def expanded(self, term: int) -> int:
+        """`term`, or what follows the opening quote of its expansion if it is the inside of a string."""
+        data = self._data[term]
+        return self.arcs(data[3])[0][2] if data[0] == _BODY else term
+
+    # exploring
+
+    def nullable(self, term: int) -> bool:
+        return self._nullable[term]
+
+    def arcs(self, term: int) -> tuple[Arc, ...]:
+        """Where each byte leads, masks disjoint."""
+        found = self._arcs.get(term)
+        if found is None:
+            found = self._arcs[term] = tuple(self._merge(self._arcs_then(term, EPSILON)))
+        return found
+
+    def _arcs_then(self, term: int, tail: int) -> list[Arc]:
+        """The arcs of `term` followed by `tail` (without those that skip `term`), perhaps overlapping."""
+        data = self._data[term]
+        kind = data[0]
+        if kind == _LITERAL:
+            rest = self.literal(data[1][1:]) if len(data[1]) > 1 else EPSILON
+            return [(1 << data[1][0], (), self.cat(rest, tail))]
+        if kind == _SET:
+            return [(data[1], (), tail)]
+        if kind == _STRING:
+            return [(1 << 0x22, (tail,), data[1])]
+        if kind == _CALL:
+            after = (tail,) if tail != EPSILON else ()
+            return [(m, p + after, u) for m, p, u in self.arcs(self._rules[data[1]])]
+        if not self._head_call[term] and tail != EPSILON:
+            return [(m, p, self.cat(u, tail)) for m, p, u in self.arcs(term)]
+        if kind == _ALT:
+            return [arc for part in data[1] for arc in self._arcs_then(part, tail)]
+        if kind == _REPEAT:
+            _, item, low, high = data
+            rest = self.repeat(item, max(low - 1, 0), high - 1 if high > 0 else -1)
+            return self._arcs_then(item, self.cat(rest, tail))
+        if kind == _CAT:
+            arcs = []
+            while data[0] == _CAT:
+                arcs += self._arcs_then(data[1], self.cat(data[2], tail))
+                term = data[2]
+                if not self._nullable[data[1]]:
+                    return arcs
+                data = self._data[term]
+            return arcs + self._arcs_then(term, tail)
+        if kind == _BODY:
+            return self._arcs_then(self.expanded(term), tail)
+        return []
+
+    def _merge(self, arcs: list[Arc]) -> list[Arc]:
+        if len(arcs) <= 1:
+            return arcs
+        by_mask: dict[int, list[tuple[tuple[int, ...], int]]] = {}
+        for mask, pushes, target in arcs:
+            by_mask.setdefault(mask, []).append((pushes, target))
+        cells: list[tuple[int, list[tuple[tuple[int, ...], int]]]] = []
+        for mask, goals in by_mask.items():
+            rest = mask
+            split: list[tuple[int, list[tuple[tuple[int, ...], int]]]] = []
+            for cell, others in cells:
+                both = cell & rest
+                if not both:
+                    split.append((cell, others))
+                    continue
+                split.append((both, others + goals))
+                if cell != both:
+                    split.append((cell ^ both, others))
+                rest ^= both
+            if rest:
+                split.append((rest, goals))
+            cells = split
+        return [(mask, *self._choose(goals)) for mask, goals in cells]
+
+    def _choose(self, goals: list[tuple[tuple[int, ...], int]]) -> tuple[tuple[int, ...], int]:
+        """One goal for several: alternatives on an equal stack, or spelled out without the stack."""
+        goals = list(dict.fromkeys(goals))
+        pushes = goals[0][0]
+        if len(goals) == 1:
+            return goals[0]
+        if all(p == pushes for p, _ in goals):
+            return pushes, self.alt(t for _, t in goals)
+        return (), self.alt(self.sequence(t, *p) for p, t in goals)
+
+
+@dataclass(frozen=True, slots=True)
+class Explored:
+    """A finite automaton: `arcs[i]` are (mask, state) of state i; state 0 is the start."""
+
+    arcs: list[list[tuple[int, int]]]
+    accepting: list[bool]
+
+
+def explore(terms: Terms, start: int) -> Explored:
+    """All states of a term without calls. Raises TooLarge at a limit."""
+    order = [start]
+    index = {start: 0}
+    rows: list[list[tuple[int, int]]] = []
+    for term in order:
+        row = []
+        for mask, _, target in terms.arcs(term):
+            state = index.get(target)
+            if state is None:
+                state = index[target] = len(order)
+                order.append(target)
+            row.append((mask, state))
+        rows.append(row)
+        if len(order) > terms.limits.states:
+            raise TooLarge(f"the constraint needs more than {terms.limits.states:,} states")
+        if not len(rows) & 255:
+            terms.check_time()
+    return Explored(rows, [terms.nullable(t) for t in order])
