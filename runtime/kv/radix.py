@@ -1,0 +1,212 @@
+"""The tree that finds the longest cached prefix.
+
+A node holds a run of tokens and their pages; only whole pages are kept, so a node's length is a multiple of
+the page size and children are told apart by their first page of tokens. A node that a running request
+reads is locked, with all above it; the others are evicted leaf by leaf, least recently used first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+
+_BLOCK = 256
+
+
+def common_length(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many leading items of two lists are equal; compares blocks, so that long runs cost little."""
+    limit = min(len(a), len(b))
+    if a[:limit] == b[:limit]:
+        return limit
+    low = 0
+    while a[low : low + _BLOCK] == b[low : low + _BLOCK]:
+        low += _BLOCK
+    while a[low] == b[low]:
+        low += 1
+    return low
+
+
+class Node:
+    """A run of tokens below `parent`. `locks` counts the users of this node and of all below it."""
+
+    __slots__ = ("children", "locks", "pages", "parent", "salt", "tokens", "used")
+
+    def __init__(self, parent: Node | None, tokens: list[int], pages: list[int], salt: str = "") -> None:
+        self.parent = parent
+        self.tokens = tokens
+        self.pages = pages
+        self.children: dict[object, Node] = {}
+        self.locks = 0
+        self.used = 0
+        self.salt = salt
+
+
+class RadixTree:
+    """Cached prefixes, by `salt` (requests of different salts share nothing).
+
+    `cached` counts all pages in the tree, `evictable` those that no lock holds.
+    """
+
+    def __init__(self, page_size: int = 1) -> None:
+        self.page_size = page_size
+        self.cached = 0
+        self.evictable = 0
+        self._roots: dict[str, Node] = {}
+        self._clock = 0
+        self._leaves: list[tuple[int, int, Node]] = []
+        self._serial = 0
+
+    def _root(self, salt: str) -> Node:
+        if salt not in self._roots:
+            root = Node(None, [], [], salt)
+            root.locks = 1
+            self._roots[salt] = root
+        return self._roots[salt]
+
+    def _key(self, tokens: Sequence[int], at: int) -> object:
+        if self.page_size == 1:
+            return tokens[at]
+        return tuple(tokens[at : at + self.page_size])
+
+    def match(self, tokens: list[int], limit: int | None = None, salt: str = "") -> tuple[list[int], Node]:
+        """Pages of the longest cached prefix of `tokens[:limit]`, and the node where it ends.
+
+        The last node is split if the prefix ends inside it, so locking it locks what was matched and no more.
+        """
+        end = len(tokens) if limit is None else min(limit, len(tokens))
+        end -= end % self.page_size
+        self._clock += 1
+        node, at = self._root(salt), 0
+        pages: list[int] = []
+        while at < end:
+            child = node.children.get(self._key(tokens, at))
+            if child is None:
+                break
+            size = len(child.tokens)
+            same = common_length(child.tokens, tokens[at : min(at + size, end)])
+            same -= same % self.page_size
+            if same < size:
+                if same == 0:
+                    break
+                child = self._split(child, same)
+            child.used = self._clock
+            pages += child.pages
+            at += same
+            node = child
+            if same < size:
+                break
+        return pages, node
+
+    def matched_length(self, tokens: list[int], limit: int | None = None, salt: str = "") -> int:
+        """Tokens of the longest cached prefix; changes nothing."""
+        end = len(tokens) if limit is None else min(limit, len(tokens))
+        end -= end % self.page_size
+        node, at = self._roots.get(salt), 0
+        while node is not None and at < end:
+            child = node.children.get(self._key(tokens, at))
+            if child is None:
+                break
+            same = common_length(child.tokens, tokens[at : min(at + len(child.tokens), end)])
+            at += same - same % self.page_size
+            if same < len(child.tokens):
+                break
+            node = child
+        return at
+
+    def insert(self, tokens: list[int], pages: list[int], salt: str = "") -> tuple[int, Node]:
+        """Cache whole pages of `tokens`, which lie in `pages`.
+
+        Returns how many leading pages the tree already had (the caller keeps its own copies of those, and
+        no longer owns the rest) and the node where the tokens end.
+        """
+        end = min(len(tokens) // self.page_size, len(pages)) * self.page_size
+        had, node = self.match(tokens, end, salt)
+        count = len(had)
+        if count * self.page_size < end:
+            at = count * self.page_size
+            child = Node(node, tokens[at:end], pages[count : end // self.page_size], salt)
+            child.used = self._clock
+            node.children[self._key(tokens, at)] = child
+            self.cached += len(child.pages)
+            self.evictable += len(child.pages)
+            self._offer(child)
+            node = child
+        return count, node
+
+    def _split(self, node: Node, at: int) -> Node:
+        """Cut a node in two; the new upper half is returned."""
+        parent = node.parent
+        assert parent is not None
+        upper = Node(parent, node.tokens[:at], node.pages[: at // self.page_size], node.salt)
+        upper.locks, upper.used = node.locks, node.used
+        parent.children[self._key(node.tokens, 0)] = upper
+        node.tokens, node.pages, node.parent = node.tokens[at:], node.pages[at // self.page_size :], upper
+        upper.children[self._key(node.tokens, 0)] = node
+        return upper
+
+    def lock(self, node: Node) -> None:
+        """Keep a node, and all above it, until `unlock`."""
+        current: Node | None = node
+        while current is not None and current.parent is not None:
+            if current.locks == 0:
+                self.evictable -= len(current.pages)
+            current.locks += 1
+            current = current.parent
+
+    def unlock(self, node: Node) -> None:
+        current: Node | None = node
+        while current is not None and current.parent is not None:
+            current.locks -= 1
+            assert current.locks >= 0, "a node was unlocked more often than locked"
+            if current.locks == 0:
+                self.evictable += len(current.pages)
+                self._offer(current)
+            current = current.parent
+
+    def _offer(self, node: Node) -> None:
+        """Put a leaf that nobody holds on the heap of candidates; stale entries are skipped later."""
+        if node.locks == 0 and not node.children and node.parent is not None:
+            self._serial += 1
+            heapq.heappush(self._leaves, (node.used, self._serial, node))
+
+    def evict(self, count: int) -> list[int]:
+        """Forget least recently used leaves until at least `count` pages are free, or nothing is left."""
+        freed: list[int] = []
+        while len(freed) < count and self._leaves:
+            used, _, node = heapq.heappop(self._leaves)
+            parent = node.parent
+            if parent is None or node.locks or node.children:
+                continue
+            if used != node.used:
+                self._offer(node)
+                continue
+            del parent.children[self._key(node.tokens, 0)]
+            node.parent = None
+            freed += node.pages
+            self._offer(parent)
+        self.cached -= len(freed)
+        self.evictable -= len(freed)
+        return freed
+
+    def nodes(self) -> Iterator[Node]:
+        """Every node but the roots."""
+        stack = [child for root in self._roots.values() for child in root.children.values()]
+        while stack:
+            node = stack.pop()
+            yield node
+            stack.extend(node.children.values())
+
+    def pages(self) -> list[int]:
+        """Every page that the tree owns."""
+        return [page for node in self.nodes() for page in node.pages]
+
+    def check(self) -> None:
+        """Raise AssertionError if a count or a link is wrong."""
+        cached = evictable = 0
+        for node in self.nodes():
+            assert len(node.tokens) == len(node.pages) * self.page_size > 0
+            assert node.parent is not None and node.parent.children[self._key(node.tokens, 0)] is node
+            assert node.locks >= max((c.locks for c in node.children.values()), default=0)
+            cached += len(node.pages)
+            evictable += 0 if node.locks else len(node.pages)
+        assert (cached, evictable) == (self.cached, self.evictable)

@@ -1,0 +1,139 @@
+"""A request's life in the engine: waiting, running, finished.
+
+The scheduler owns requests and alone changes them. Positions move through three marks: known (`tokens`),
+`scheduled` (in a batch that was handed out) and `landed` (that batch was committed, so its KV exists).
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
+
+if TYPE_CHECKING:
+    from runtime.kv.radix import Node
+
+Scores = list[tuple[TokenLogprob, list[TokenLogprob]]]
+
+
+class Phase(Enum):
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class Request:
+    """One sequence.
+
+    tokens     the prompt, then the outputs committed so far
+    prompt     length of the prompt
+    max_new    outputs at most; the context is already taken into account
+    ends       ids that end it (end-of-text and stop ids)
+    pending    outputs sampled in batches not committed yet
+    outputs_here  outputs sampled since it took its seat
+    cached     prompt tokens that were not computed at the first admission
+    """
+
+    __slots__ = (
+        "arrival",
+        "cached",
+        "copies",
+        "doomed",
+        "ends",
+        "id",
+        "in_flight",
+        "landed",
+        "logprobs",
+        "max_new",
+        "node",
+        "outputs_here",
+        "pages",
+        "pending",
+        "phase",
+        "priority",
+        "prompt",
+        "prompt_scores",
+        "salt",
+        "sampling",
+        "scheduled",
+        "scored",
+        "seat",
+        "seed",
+        "shared",
+        "skipped",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        tokens: list[int],
+        sampling: SamplingParams,
+        *,
+        max_new: int,
+        ends: frozenset[int] = frozenset(),
+        seed: int = 0,
+        logprobs: LogprobOptions | None = None,
+        priority: int = 0,
+        salt: str = "",
+    ) -> None:
+        self.id = id
+        self.tokens = list(tokens)
+        self.prompt = len(tokens)
+        self.sampling = sampling
+        self.max_new = max_new
+        self.ends = ends
+        self.seed = seed
+        self.logprobs = logprobs
+        self.priority = priority
+        self.salt = salt
+        self.phase = Phase.WAITING
+        self.arrival = 0
+        self.seat = -1
+        self.pages: list[int] = []
+        self.shared = 0
+        self.copies: list[int] = []
+        self.node: Node | None = None
+        self.scheduled = 0
+        self.landed = 0
+        self.pending = 0
+        self.outputs_here = 0
+        self.in_flight = 0
+        self.doomed = False  # finished or retracted, but a batch in flight still writes to its pages
+        self.cached = -1
+        self.scored = False  # the log-probabilities of the prompt are complete
+        self.prompt_scores: Scores = []
+        self.skipped = 0  # steps in which others were started before it
+
+    @property
+    def outputs(self) -> int:
+        return len(self.tokens) - self.prompt
+
+    @property
+    def scores_from(self) -> int:
+        """First position whose next-token log-probability is still wanted; -1 for none."""
+        if self.logprobs is None or self.logprobs.start < 0 or self.scored:
+            return -1
+        return self.logprobs.start
+
+    @property
+    def reusable(self) -> int:
+        """Tokens that may come from the cache: never the last one, nor any whose output is asked for."""
+        limit = len(self.tokens) - 1
+        start = self.scores_from
+        return limit if start < 0 else min(limit, start)
+
+    @property
+    def prefilling(self) -> bool:
+        """Known tokens are still to be computed, beyond the one a decode step would feed."""
+        return self.landed < len(self.tokens) - (1 if self.outputs_here else 0)
+
+    @property
+    def can_decode(self) -> bool:
+        """The next position is that of a token sampled on this seat (it may be in flight)."""
+        return (
+            self.outputs_here > 0
+            and self.scheduled == len(self.tokens) + self.pending - 1
+            and self.outputs + self.pending < self.max_new
+        )

@@ -1,0 +1,431 @@
+"""Which tokens run next.
+
+A request's life is: waiting, running, finished; `next_batch` moves it forward and `commit` records what the
+model did. Between the two the batch is in flight: its pages stay put, even if the request is aborted. With
+`depth=2` the next batch may be asked for while one is in flight; its decode slices then continue tokens
+that are not known here yet. No torch and no clock, so a simulation can run it
+(tests/engine/test_scheduler_machine.py).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Iterable
+
+import msgspec
+
+from runtime.api import Finish, TokenLogprob
+from runtime.batch import Admission, Batch, Sampled, Slice
+from runtime.errors import TooLong
+from runtime.kv.cache import PrefixCache
+from runtime.kv.radix import common_length
+from runtime.request import Phase, Request, Scores
+from runtime.scheduler.budget import Budget, Reserve
+from runtime.scheduler.policy import POLICIES, ordered
+
+# A request waits for another one that is computing its prefix if it gains at least so many tokens.
+SHARE_AT_LEAST = 16
+# Waiting requests looked at in one step.
+LOOK_AHEAD = 512
+
+
+class Event(msgspec.Struct):
+    """What became of a request in a step. `tokens` are new outputs; `prompt_scores` come once, when complete."""
+
+    request: Request
+    tokens: list[int]
+    logprobs: list[tuple[TokenLogprob, list[TokenLogprob]]] = []
+    prompt_scores: Scores | None = None
+    finish: Finish | None = None
+
+
+class Scheduler:
+    """Continuous batching over one page pool.
+
+    pages         size of the pool, in pages of `page_size` tokens
+    max_running   seats
+    chunk         prompt tokens computed in one step at most; longer prompts take several steps
+    context       tokens of prompt and outputs together
+    depth         batches that may be handed out before the first is committed (1 or 2)
+    reuse         keep and share prefixes
+    """
+
+    def __init__(
+        self,
+        *,
+        pages: int,
+        page_size: int = 1,
+        max_running: int = 256,
+        chunk: int = 2048,
+        context: int = 1 << 30,
+        policy: str = "lpm",
+        conservativeness: float = 1.0,
+        depth: int = 1,
+        reuse: bool = True,
+    ) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f"schedule policy {policy!r} is not known; choose one of {', '.join(POLICIES)}")
+        if policy in ("lpm", "dfs-weight") and not reuse:
+            policy = "fcfs"
+        self.cache = PrefixCache(pages, page_size, reuse=reuse)
+        self.context = context
+        self.chunk = max(chunk, page_size)
+        self.depth = depth
+        self.waiting: list[Request] = []
+        self.running: dict[int, Request] = {}
+        self.retractions = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self._policy = POLICIES[policy]
+        self._reserve = Reserve(conservativeness=conservativeness)
+        self._seats = list(range(max_running))
+        self._released: list[int] = []
+        self._flight: deque[tuple[Batch, list[Request]]] = deque()
+        self._by_id: dict[str, Request] = {}
+        self._arrivals = 0
+        self._steps = 0
+
+    # -- what callers say ---------------------------------------------------------------------------------
+
+    def limit(self, prompt: int, wanted: int | None) -> int:
+        """Outputs that a prompt of this length may have: `wanted`, cut to what the context and the pool hold."""
+        pool = self.cache.pool.total * self.cache.page_size
+        most = min(self.context, pool) - prompt
+        return max(0, most if wanted is None else min(wanted, most))
+
+    def add(self, request: Request) -> None:
+        """Queue a request. Raises TooLong if it could never run, ValueError if its id is in use."""
+        if request.id in self._by_id:
+            raise ValueError(f"request id {request.id!r} is in use")
+        pool = self.cache.pool.total * self.cache.page_size
+        need = request.prompt + request.max_new
+        if request.prompt >= self.context:
+            raise TooLong(
+                f"The input ({request.prompt} tokens) is longer than the model's context length "
+                f"({self.context} tokens); shorten it"
+            )
+        if need > pool:
+            raise TooLong(
+                f"the request needs {need} tokens of KV memory ({request.prompt} of prompt, {request.max_new} new) "
+                f"but the pool holds {pool}; shorten the prompt, lower max_new_tokens or enlarge the pool"
+            )
+        self._arrivals += 1
+        request.arrival = self._arrivals
+        self._by_id[request.id] = request
+        self.waiting.append(request)
+
+    def get(self, id: str) -> Request | None:
+        return self._by_id.get(id)
+
+    def abort(self, id: str) -> Event | None:
+        """End a request now, wherever it is; None if it is not here (any more)."""
+        return self.end(id, Finish(type="abort"))
+
+    def end(self, id: str, finish: Finish) -> Event | None:
+        """End a request with a reason found elsewhere (a stop string, say)."""
+        request = self._by_id.get(id)
+        if request is None:
+            return None
+        if request.phase is Phase.WAITING:
+            self.waiting.remove(request)
+        self._finish(request)
+        return Event(request, [], finish=finish)
+
+    @property
+    def idle(self) -> bool:
+        return not (self.waiting or self.running or self._flight)
+
+    def flush(self) -> bool:
+        """Forget all cached prefixes; False, and nothing happens, if anything runs or waits."""
+        if not self.idle:
+            return False
+        self.cache.flush()
+        return True
+
+    # -- building a batch ---------------------------------------------------------------------------------
+
+    def next_batch(self) -> Batch | None:
+        """The next forward pass; None if there is nothing to do, or nothing before a batch in flight lands."""
+        if len(self._flight) >= self.depth:
+            return None
+        self._reserve.step()
+        budget = Budget(tokens=self.chunk)
+        slices: list[Slice] = []
+        owners: list[Request] = []
+        admitted: list[Admission] = []
+        self._decode(slices, owners)
+        self._continue_prefills(budget, slices, owners)
+        self._admit_waiting(budget, slices, owners, admitted)
+        if not slices:
+            return None
+        self._steps += 1
+        for request in owners:
+            request.in_flight += 1
+        batch = Batch(self._steps, slices, admitted, self._released)
+        self._released = []
+        self._flight.append((batch, owners))
+        return batch
+
+    def _decode(self, slices: list[Slice], owners: list[Request]) -> None:
+        """One token for each request that can go on; under pressure the latest arrivals give way."""
+        ready = sorted(
+            (r for r in self.running.values() if r.can_decode), key=lambda r: (-r.priority, r.arrival)
+        )
+        for request in ready:
+            if request.phase is not Phase.RUNNING:  # retracted for one before it
+                continue
+            added = self.cache.grow(request, request.scheduled + 1)
+            while added is None and self._retract_for(request):
+                added = self.cache.grow(request, request.scheduled + 1)
+            if added is None:
+                continue
+            slices.append(
+                Slice(request.seat, request.scheduled, [], added, True, request.outputs + request.pending)
+            )
+            owners.append(request)
+            request.scheduled += 1
+            request.pending += 1
+
+    def _retract_for(self, request: Request) -> bool:
+        """Send the least important running request back to the queue, unless it is `request` or more important.
+
+        Only what is not in flight can be retracted; the oldest request of the highest priority never is, so
+        there is always progress.
+        """
+        victims = [r for r in self.running.values() if not r.in_flight and r is not request]
+        victim = min(victims, key=lambda r: (r.priority, -r.arrival), default=None)
+        if victim is None or (victim.priority, -victim.arrival) > (request.priority, -request.arrival):
+            if request.in_flight or self._flight:
+                return False  # its own turn to give way comes when the batch in flight has landed
+            if not victims:
+                return False
+            self._retract(request)
+            return False
+        self._retract(victim)
+        return True
+
+    def _retract(self, victim: Request) -> None:
+        self.retractions += 1
+        self._reserve.retracted()
+        self._leave_seat(victim)
+        victim.phase = Phase.WAITING
+        victim.outputs_here = 0
+        at = next((i for i, r in enumerate(self.waiting) if r.arrival > victim.arrival), len(self.waiting))
+        self.waiting.insert(at, victim)
+
+    def _continue_prefills(self, budget: Budget, slices: list[Slice], owners: list[Request]) -> None:
+        """Go on with prompts that did not fit in one step, oldest first."""
+        for request in sorted(self.running.values(), key=lambda r: (-r.priority, r.arrival)):
+            if budget.tokens <= 0:
+                return
+            if request.outputs_here == 0 and request.pending == 0 and request.scheduled < len(request.tokens):
+                self._prefill(request, budget, slices, owners)
+
+    def _prefill(
+        self,
+        request: Request,
+        budget: Budget,
+        slices: list[Slice],
+        owners: list[Request],
+        *,
+        pages: bool = True,
+    ) -> bool:
+        """Add a slice of the request's known tokens; False if there is no room."""
+        start = request.scheduled
+        count = min(len(request.tokens) - start, budget.tokens)
+        added = self.cache.grow(request, start + count)
+        while added is None and pages and self._retract_for(request):
+            added = self.cache.grow(request, start + count)
+        if added is None:
+            return False
+        last = start + count == len(request.tokens)
+        wants_top = request.logprobs is not None and request.logprobs.top > 0
+        sample = last and (request.max_new > request.outputs or (request.max_new == 0 and wants_top))
+        scores = -1
+        if request.scores_from >= 0 and start + count > request.scores_from:
+            scores = max(request.scores_from, start)
+        slices.append(
+            Slice(
+                request.seat,
+                start,
+                request.tokens[start : start + count],
+                added,
+                sample,
+                request.outputs,
+                scores,
+            )
+        )
+        owners.append(request)
+        request.scheduled += count
+        request.pending += sample
+        budget.tokens -= count
+        return True
+
+    def _admit_waiting(
+        self, budget: Budget, slices: list[Slice], owners: list[Request], admitted: list[Admission]
+    ) -> None:
+        """Start waiting requests in the policy's order. Never preempts.
+
+        The first that does not fit ends the step, so nobody is overtaken for being long. Only who waits for
+        a prefix that a running request is computing is passed over: it gains by waiting.
+        """
+        if not self.waiting or not self._seats or budget.tokens <= 0:
+            return
+        order = ordered(self.waiting, self.cache.tree, self._policy)[:LOOK_AHEAD]
+        size = self.cache.page_size
+        kept = sum(self._reserve.pages(r.max_new - r.outputs, size) for r in self.running.values())
+        started: set[int] = set()
+        prefilling = [r for r in self.running.values() if r.prefilling]
+        for request in order:
+            if budget.tokens <= 0 or not self._seats:
+                break
+            if self._prefix_in_progress(request, prefilling):
+                continue
+            self.cache.open(request)
+            expected = self._reserve.pages(request.max_new - request.outputs, size)
+            need = self.cache.room(request, len(request.tokens))
+            alone = not self.running
+            if (need + expected + kept > self.cache.available and not alone) or need > self.cache.available:
+                self.cache.close(request, keep=False)
+                break
+            if request.cached < 0:
+                request.cached = request.landed
+                self.prompt_tokens += request.prompt
+                self.cached_tokens += request.cached
+            request.seat = heapq.heappop(self._seats)
+            row = list(request.pages)
+            if not self._prefill(request, budget, slices, owners, pages=False):
+                heapq.heappush(self._seats, request.seat)
+                self.cache.close(request, keep=False)
+                break
+            request.phase = Phase.RUNNING
+            self.running[request.seat] = request
+            admitted.append(
+                Admission(
+                    request.seat,
+                    list(request.tokens),
+                    request.prompt,
+                    row,
+                    request.sampling,
+                    request.seed,
+                    request.logprobs,
+                )
+            )
+            started.add(id(request))
+            kept += expected
+            prefilling.append(request)
+        if started:
+            self.waiting = [r for r in self.waiting if id(r) not in started]
+            for request in order:
+                if request.phase is Phase.WAITING:
+                    request.skipped += 1
+
+    def _prefix_in_progress(self, request: Request, prefilling: Iterable[Request]) -> bool:
+        """Whether a running request is computing tokens that this one would have to compute too.
+
+        It will be looked at again when they have landed and are in the tree.
+        """
+        if not self.cache.reuse:
+            return False
+        limit = request.reusable
+        have = -1
+        for other in prefilling:
+            if other.salt != request.salt or other.tokens[:1] != request.tokens[:1]:
+                continue
+            same = min(common_length(request.tokens, other.tokens), limit)
+            if same < SHARE_AT_LEAST or same <= other.landed:
+                continue
+            if have < 0:
+                have = self.cache.tree.matched_length(request.tokens, limit, request.salt)
+            if same - same % self.cache.page_size - have >= SHARE_AT_LEAST:
+                return True
+        return False
+
+    # -- recording what the model did ---------------------------------------------------------------------
+
+    def commit(self, sampled: Sampled) -> list[Event]:
+        """Record the oldest batch in flight; what became of its requests, in the batch's order."""
+        batch, owners = self._flight.popleft()
+        assert batch.step == sampled.step, f"batch {batch.step} is due, not {sampled.step}"
+        events: list[Event] = []
+        drawn = iter(zip(sampled.tokens, sampled.logprobs or [None] * len(sampled.tokens), strict=True))
+        for piece, request in zip(batch.slices, owners, strict=True):
+            token, logprob = next(drawn) if piece.sample else (-1, None)
+            request.in_flight -= 1
+            if request.doomed:
+                if request.in_flight == 0:
+                    request.doomed = False
+                    self._vacate(request)
+                continue
+            if event := self._land(request, piece, token, logprob, sampled):
+                events.append(event)
+        return events
+
+    def _land(
+        self,
+        request: Request,
+        piece: Slice,
+        token: int,
+        logprob: tuple[TokenLogprob, list[TokenLogprob]] | None,
+        sampled: Sampled,
+    ) -> Event | None:
+        request.landed = piece.start + piece.count
+        scores = None
+        if piece.scores >= 0:
+            request.prompt_scores += sampled.prompt.get(piece.seat, [])
+        if piece.tokens:
+            if request.logprobs and not request.scored and request.landed == len(request.tokens):
+                request.scored = True
+                scores = request.prompt_scores
+            self.cache.publish(request)
+        if not piece.sample:
+            if request.max_new == 0 and request.landed == request.prompt:
+                self._finish(request)
+                return Event(request, [], prompt_scores=scores, finish=Finish(type="length", length=0))
+            return Event(request, [], prompt_scores=scores) if scores is not None else None
+        request.pending -= 1
+        if request.max_new == 0:  # only the distribution of the first token was wanted
+            self._finish(request)
+            finish = Finish(type="length", length=0)
+            return Event(request, [], [logprob] if logprob else [], scores, finish)
+        request.tokens.append(token)
+        request.outputs_here += 1
+        finish = None
+        if request.outputs >= request.max_new:
+            finish = Finish(type="length", length=request.outputs)
+        elif token in request.ends:
+            finish = Finish(type="stop", matched=token)
+        if finish is not None:
+            self._finish(request)
+        return Event(request, [token], [logprob] if logprob else [], scores, finish)
+
+    def _finish(self, request: Request) -> None:
+        self._by_id.pop(request.id, None)
+        if request.phase is Phase.RUNNING:
+            self._leave_seat(request)
+        request.phase = Phase.FINISHED
+
+    def _leave_seat(self, request: Request) -> None:
+        """The seat is taken from the request; its pages too, unless a batch in flight still writes to them."""
+        if request.in_flight:
+            request.doomed = True
+            return
+        self._vacate(request)
+
+    def _vacate(self, request: Request) -> None:
+        del self.running[request.seat]
+        heapq.heappush(self._seats, request.seat)
+        self._released.append(request.seat)
+        request.seat = -1
+        request.pending = 0
+        self.cache.close(request)
+
+    def check(self) -> None:
+        """Raise AssertionError if a page or a seat is lost or owned twice."""
+        for seat, request in self.running.items():
+            assert request.seat == seat and (request.phase is Phase.RUNNING or request.doomed)
+        assert not set(self._seats) & set(self.running)
+        self.cache.check(list(self.running.values()))
+        if self.idle:
+            assert self.cache.used == 0, f"{self.cache.used} pages in use although idle"

@@ -1,0 +1,83 @@
+"""The radix tree against the plainest model: a set of token prefixes."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runtime.kv.pages import PagePool
+from runtime.kv.radix import Node, RadixTree, common_length
+
+tokens = st.lists(st.integers(0, 2), min_size=1, max_size=24)
+
+
+@given(
+    st.lists(st.integers(0, 1), max_size=700), st.lists(st.integers(0, 1), max_size=700), st.integers(0, 700)
+)
+def test_common_length(a: list[int], b: list[int], shared: int) -> None:
+    b = a[:shared] + b
+    expected = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    assert common_length(a, b) == expected
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@settings(max_examples=200, deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(["insert", "match", "evict", "lock", "unlock"]), tokens), max_size=40
+    )
+)
+def test_tree_is_a_set_of_prefixes(size: int, steps: list[tuple[str, list[int]]]) -> None:
+    tree, pool = RadixTree(size), PagePool(4000)
+    content: dict[tuple[int, ...], int] = {}  # prefix of whole pages -> its last page
+    locks: list[tuple[Node, list[int]]] = []
+    for action, run in steps:
+        whole = len(run) - len(run) % size
+        if action == "insert":
+            pages = pool.take(whole // size)
+            had, _ = tree.insert(run, pages)
+            pool.give(pages[:had])
+            for i in range(had, whole // size):
+                assert tuple(run[: (i + 1) * size]) not in content
+                content[tuple(run[: (i + 1) * size])] = pages[i]
+        elif action in ("match", "lock"):
+            pages, node = tree.match(run)
+            expected = []
+            while (key := tuple(run[: (len(expected) + 1) * size])) in content and len(key) == (
+                len(expected) + 1
+            ) * size:
+                expected.append(content[key])
+            assert pages == expected
+            assert tree.matched_length(run) == len(expected) * size
+            if action == "lock":
+                tree.lock(node)
+                locks.append((node, pages))
+        elif action == "unlock" and locks:
+            tree.unlock(locks.pop()[0])
+        elif action == "evict":
+            freed = tree.evict(len(run))
+            assert len(freed) >= min(len(run), len(freed))
+            for _, held in locks:
+                assert not set(held) & set(freed), "a locked page was evicted"
+            content = {k: p for k, p in content.items() if p not in set(freed)}
+            pool.give(freed)
+        tree.check()
+        assert sorted(tree.pages()) == sorted(content.values())
+        pool.check(tree.pages())
+
+
+def test_least_recently_used_leaf_goes_first() -> None:
+    tree = RadixTree()
+    tree.insert([1, 2, 3], [0, 1, 2])
+    tree.insert([1, 5], [9, 3])
+    tree.match([1, 2, 3])
+    assert tree.evict(1) == [3]
+    assert tree.evict(1) == [1, 2] or tree.cached == 1
+
+
+def test_salts_share_nothing() -> None:
+    tree = RadixTree()
+    tree.insert([1, 2, 3], [0, 1, 2], salt="a")
+    assert tree.match([1, 2, 3], salt="b")[0] == []
+    assert tree.match([1, 2, 3], salt="a")[0] == [0, 1, 2]

@@ -1,0 +1,282 @@
+"""The scheduler against a model that is a hash: any order of calls gives what one request alone would get."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
+from runtime.batch import Batch, Sampled
+from runtime.errors import TooLong
+from runtime.request import Request
+from runtime.scheduler.scheduler import Scheduler
+
+VOCABULARY = 7
+END = 0
+
+
+def next_token(tokens: list[int]) -> int:
+    return hash(tuple(tokens)) % VOCABULARY
+
+
+def alone(prompt: list[int], max_new: int) -> list[int]:
+    """What a request gets when nothing else runs."""
+    tokens = list(prompt)
+    while len(tokens) - len(prompt) < max_new:
+        tokens.append(next_token(tokens))
+        if tokens[-1] == END:
+            break
+    return tokens[len(prompt) :]
+
+
+class FakeRunner:
+    """Keeps the pool's content by slot, as a real runner does, and so notices any page that is not what it should be."""
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.slots: dict[int, int] = {}
+        self.rows: dict[int, list[int]] = {}
+        self.last: dict[int, int] = {}
+
+    def run(self, batch: Batch) -> Sampled:
+        for seat in batch.released:
+            self.rows.pop(seat, None)
+        for a in batch.admitted:
+            assert a.seat not in self.rows, "a seat was given twice"
+            self.rows[a.seat] = list(a.pages)
+        tokens, prompt = [], {}
+        for s in batch.slices:
+            row = self.rows[s.seat]
+            row += s.pages
+            new = s.tokens or [self.last[s.seat]]
+            for i, token in enumerate(new):
+                position = s.start + i
+                self.slots[row[position // self.page_size] * self.page_size + position % self.page_size] = (
+                    token
+                )
+            length = s.start + len(new)
+            seen = [
+                self.slots[row[p // self.page_size] * self.page_size + p % self.page_size]
+                for p in range(length)
+            ]
+            if s.scores >= 0:
+                prompt[s.seat] = [
+                    (TokenLogprob(-float(p), new[p - s.start + 1]), [])
+                    for p in range(s.scores, length)
+                    if p - s.start + 1 < len(new)
+                ]
+            if s.sample:
+                self.last[s.seat] = next_token(seen)
+                tokens.append(self.last[s.seat])
+        return Sampled(batch.step, tokens, prompt=prompt)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    depth = 1
+    page_size = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scheduler = Scheduler(
+            pages=48 // self.page_size,
+            page_size=self.page_size,
+            max_running=4,
+            chunk=8,
+            depth=self.depth,
+            context=40,
+        )
+        self.runner = FakeRunner(self.page_size)
+        self.flight: deque[Sampled] = deque()
+        self.wanted: dict[str, tuple[list[int], int]] = {}
+        self.got: dict[str, list[int]] = {}
+        self.aborted: set[str] = set()
+        self.count = 0
+
+    @rule(
+        prompt=st.lists(st.integers(1, 2), min_size=1, max_size=20),
+        shared=st.booleans(),
+        max_new=st.integers(0, 18),
+        priority=st.integers(0, 1),
+    )
+    def add(self, prompt: list[int], shared: bool, max_new: int, priority: int) -> None:
+        tokens = [1] * 17 + prompt[:3] if shared else prompt
+        self.count += 1
+        id = f"r{self.count}"
+        request = Request(
+            id, tokens, SamplingParams(), max_new=max_new, ends=frozenset({END}), priority=priority
+        )
+        self.scheduler.add(request)
+        self.wanted[id] = (tokens, max_new)
+        self.got[id] = []
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.wanted)
+    def abort(self, data: st.DataObject) -> None:
+        id = data.draw(st.sampled_from(sorted(self.wanted)))
+        if self.scheduler.abort(id) is not None:
+            del self.wanted[id]
+            self.aborted.add(id)
+
+    @rule()
+    def launch(self) -> None:
+        batch = self.scheduler.next_batch()
+        if batch is not None:
+            assert sum(len(s.tokens) for s in batch.slices) <= 8
+            self.flight.append(self.runner.run(batch))
+
+    @rule()
+    @precondition(lambda self: self.flight)
+    def land(self) -> None:
+        for event in self.scheduler.commit(self.flight.popleft()):
+            id = event.request.id
+            assert id not in self.aborted
+            self.got[id] += event.tokens
+            if event.finish is not None:
+                prompt, max_new = self.wanted.pop(id)
+                assert self.got[id] == alone(prompt, max_new)
+
+    @rule()
+    def run_dry(self) -> None:
+        """Everything that was added finishes: nobody starves."""
+        for _ in range(2000):
+            if self.scheduler.idle:
+                break
+            self.launch()
+            if self.flight:
+                self.land()
+        assert self.scheduler.idle and not self.wanted
+        assert self.scheduler.flush()
+        assert self.scheduler.cache.pool.free == self.scheduler.cache.pool.total
+
+    @invariant()
+    def accounts(self) -> None:
+        self.scheduler.check()
+
+
+class PipelinedMachine(SchedulerMachine):
+    depth = 2
+
+
+class PagedMachine(SchedulerMachine):
+    depth = 2
+    page_size = 4
+
+
+_SETTINGS = settings(
+    max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = _SETTINGS
+TestPipelined = PipelinedMachine.TestCase
+TestPipelined.settings = _SETTINGS
+TestPaged = PagedMachine.TestCase
+TestPaged.settings = _SETTINGS
+
+
+def drive(scheduler: Scheduler, runner: FakeRunner) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = {}
+    while not scheduler.idle:
+        batch = scheduler.next_batch()
+        assert batch is not None
+        for event in scheduler.commit(runner.run(batch)):
+            out.setdefault(event.request.id, []).extend(event.tokens)
+    return out
+
+
+def request(id: str, tokens: list[int], max_new: int = 4, **options: object) -> Request:
+    return Request(id, tokens, SamplingParams(), max_new=max_new, ends=frozenset({END}), **options)  # type: ignore[arg-type]
+
+
+def test_shared_prefix_is_computed_once() -> None:
+    scheduler, runner = Scheduler(pages=4096, chunk=64), FakeRunner(1)
+    prefix = [1 + i % 5 for i in range(500)]
+    for i in range(16):
+        scheduler.add(request(f"r{i}", [*prefix, 1 + i % 6, 2 + i // 6], max_new=1))
+    computed = 0
+    while not scheduler.idle:
+        batch = scheduler.next_batch()
+        assert batch is not None
+        computed += batch.tokens
+        scheduler.commit(runner.run(batch))
+    assert computed <= 500 + 16 * 2
+    assert 15 * 500 <= scheduler.cached_tokens <= 15 * 501
+
+
+def test_pressure_retracts_and_loses_nothing() -> None:
+    scheduler, runner = Scheduler(pages=60, chunk=64, max_running=8), FakeRunner(1)
+    scheduler._reserve.start = scheduler._reserve.share = scheduler._reserve.least = 0.0
+    prompts = {f"r{i}": [1 + (i + j) % 6 for j in range(10)] for i in range(6)}
+    for id, prompt in prompts.items():
+        r = request(id, prompt, max_new=40)
+        r.ends = frozenset()
+        scheduler.add(r)
+    out = drive(scheduler, runner)
+    assert scheduler.retractions > 0
+    for id, prompt in prompts.items():
+        tokens = list(prompt)
+        while len(tokens) < 50:
+            tokens.append(next_token(tokens))
+        assert out[id] == tokens[10:]
+
+
+def test_too_long_names_the_sizes() -> None:
+    scheduler = Scheduler(pages=32, context=64)
+    with pytest.raises(
+        TooLong, match=r"needs 50 tokens of KV memory \(10 of prompt, 40 new\) but the pool holds 32"
+    ):
+        scheduler.add(request("a", [1] * 10, max_new=40))
+    with pytest.raises(
+        TooLong, match=r"The input \(64 tokens\) is longer than the model's context length \(64"
+    ):
+        scheduler.add(request("a", [1] * 64, max_new=0))
+    assert scheduler.limit(10, None) == 22 and scheduler.limit(10, 5) == 5
+
+
+def test_a_thousand_aborts_leave_no_slot_in_use() -> None:
+    scheduler, runner = Scheduler(pages=512, chunk=32, depth=2), FakeRunner(1)
+    for i in range(1000):
+        scheduler.add(request(f"r{i}", [1 + (i + j) % 6 for j in range(i % 40 + 1)], max_new=20))
+    flight: deque[Sampled] = deque()
+    live = [f"r{i}" for i in range(1000)]
+    while live or flight:
+        batch = scheduler.next_batch()
+        if batch is not None:
+            flight.append(runner.run(batch))
+        for _ in range(5):
+            if live:
+                scheduler.abort(live.pop())
+        if flight:
+            scheduler.commit(flight.popleft())
+    assert scheduler.idle and scheduler.cache.used == 0
+    scheduler.check()
+
+
+def test_prompt_scores_limit_reuse_and_come_once() -> None:
+    scheduler, runner = Scheduler(pages=512, chunk=8), FakeRunner(1)
+    tokens = [1 + i % 6 for i in range(30)]
+    scheduler.add(request("warm", tokens, max_new=1))
+    drive(scheduler, runner)
+    scheduler.add(request("r", tokens, max_new=0, logprobs=LogprobOptions(start=11)))
+    scores = []
+    while not scheduler.idle:
+        batch = scheduler.next_batch()
+        assert batch is not None
+        for event in scheduler.commit(runner.run(batch)):
+            if event.prompt_scores is not None:
+                scores.append(event.prompt_scores)
+    assert scheduler.cached_tokens == 11
+    assert len(scores) == 1
+
+
+@pytest.mark.parametrize("policy", ["fcfs", "lpm", "dfs-weight", "random"])
+def test_every_policy_finishes_everything(policy: str) -> None:
+    scheduler, runner = Scheduler(pages=256, chunk=32, policy=policy), FakeRunner(1)
+    prompts = {f"r{i}": [1 + i % 3] * 20 + [1 + i % 6] for i in range(40)}
+    for id, prompt in prompts.items():
+        scheduler.add(request(id, prompt))
+    out = drive(scheduler, runner)
+    assert out == {id: alone(prompt, 4) for id, prompt in prompts.items()}
