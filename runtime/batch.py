@@ -73,9 +73,11 @@ class Sampled(msgspec.Struct, frozen=True):
     logprobs    for each of these, if its request asked: the token's log-probability, then the top ones
     prompt      by seat: log-probabilities (and top ones) of the positions that `scores` asked for, in order: entry k is
                 that of the token at position max(scores, start) + k + 1; absent past the last known token
+    failed      seats whose logits were not finite; their tokens mean nothing
     """
 
     step: int
     tokens: list[int]
     logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None] = []
     prompt: dict[int, list[tuple[TokenLogprob, list[TokenLogprob]]]] = {}
+    failed: list[int] = []

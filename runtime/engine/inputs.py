@@ -1,0 +1,92 @@
+"""A Batch to tensors: ids, positions, and where keys and values lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.attention.base import AttentionInputs, Span
+from runtime.batch import Batch
+
+
+class PageRows:
+    """The pages of each seat, in order: a table that grows as seats and lengths do."""
+
+    def __init__(self, page_size: int) -> None:
+        self.page_size = page_size
+        self.table = np.zeros((8, 64), dtype=np.int64)
+        self.lengths = np.zeros(8, dtype=np.int64)
+
+    def seat(self, seat: int, pages: list[int]) -> None:
+        if seat >= len(self.lengths):
+            more = max(len(self.lengths) * 2, seat + 1)
+            self.table = np.pad(self.table, ((0, more - len(self.lengths)), (0, 0)))
+            self.lengths = np.pad(self.lengths, (0, more - len(self.lengths)))
+        self.lengths[seat] = 0
+        self.append(seat, pages)
+
+    def append(self, seat: int, pages: list[int]) -> None:
+        if not pages:
+            return
+        start = int(self.lengths[seat])
+        end = start + len(pages)
+        if end > self.table.shape[1]:
+            self.table = np.pad(
+                self.table, ((0, 0), (0, max(self.table.shape[1], end - self.table.shape[1])))
+            )
+        self.table[seat, start:end] = pages
+        self.lengths[seat] = end
+
+    def slots(self, seat: int, length: int) -> np.ndarray:
+        """int64 [length]: the slots of positions 0 .. length - 1."""
+        if self.page_size == 1:
+            return self.table[seat, :length]
+        pages = -(-length // self.page_size)
+        slots = self.table[seat, :pages, None] * self.page_size + np.arange(self.page_size)
+        return slots.reshape(-1)[:length]
+
+
+@dataclass(frozen=True)
+class ForwardInputs:
+    """ids int64 [tokens] and positions int64 [tokens]; `last` int64 [slices]: row of each slice's last token."""
+
+    ids: Tensor
+    positions: Tensor
+    last: Tensor
+    attention: AttentionInputs
+
+    @classmethod
+    def from_batch(cls, batch: Batch, rows: PageRows, newest: Tensor, device: str) -> ForwardInputs:
+        """`newest` int64 [seats] is the token sampled last for each seat: what a decode slice feeds."""
+        total = batch.tokens
+        ids = np.empty(total, dtype=np.int64)
+        positions = np.empty(total, dtype=np.int64)
+        slots = np.empty(total, dtype=np.int64)
+        spans, last, decodes, seats = [], [], [], []
+        at = 0
+        for piece in batch.slices:
+            count, end = piece.count, piece.start + piece.count
+            row = rows.slots(piece.seat, end)
+            if piece.tokens:
+                ids[at : at + count] = piece.tokens
+            else:
+                ids[at] = 0
+                decodes.append(at)
+                seats.append(piece.seat)
+            positions[at : at + count] = np.arange(piece.start, end)
+            slots[at : at + count] = row[piece.start :]
+            spans.append(Span(at, count, piece.start, torch.from_numpy(row).to(device)))
+            at += count
+            last.append(at - 1)
+        ids_tensor = torch.from_numpy(ids).to(device)
+        if decodes:
+            ids_tensor[torch.tensor(decodes, device=device)] = newest[torch.tensor(seats, device=device)]
+        return cls(
+            ids_tensor,
+            torch.from_numpy(positions).to(device),
+            torch.tensor(last, device=device),
+            AttentionInputs(spans, torch.from_numpy(slots).to(device)),
+        )

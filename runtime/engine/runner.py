@@ -1,0 +1,120 @@
+"""Inputs, forward, sample: one rank's model."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from runtime.api import TokenLogprob
+from runtime.attention.base import AttentionImpl
+from runtime.batch import Admission, Batch, Sampled, Slice
+from runtime.engine.inputs import ForwardInputs, PageRows
+from runtime.kv.store import KVStore
+from runtime.models.decoder import Decoder
+from runtime.sampling.penalties import Penalties
+from runtime.sampling.sampler import SamplingState, logprobs_of, sample
+
+_SCORE_ROWS = 256  # positions whose whole distribution is in memory at once
+
+
+class ModelRunner:
+    """Runs batches in the order in which they were made, keeping what it needs of each seat.
+
+    `ends` are the ids that end any request of this model.
+    """
+
+    def __init__(
+        self, model: Decoder, store: KVStore, attention: AttentionImpl, ends: tuple[int, ...] = ()
+    ) -> None:
+        self.model = model
+        self.attention = attention
+        self.device = str(store.k.device)
+        self.ends = ends
+        self._rows = PageRows(store.page_size)
+        self._states: dict[int, SamplingState] = {}
+        self._tokens: dict[int, list[int]] = {}
+        self._newest = torch.zeros(8, dtype=torch.long, device=self.device)
+
+    @torch.inference_mode()
+    def run(self, batch: Batch) -> Sampled:
+        """One forward pass and one draw for each slice that asks for it."""
+        self._seat(batch)
+        inputs = ForwardInputs.from_batch(batch, self._rows, self._newest, self.device)
+        hidden = self.forward(inputs)
+        prompt = self._prompt_scores(batch, hidden)
+        wanted = [i for i, s in enumerate(batch.slices) if s.sample]
+        if not wanted:
+            return Sampled(batch.step, [], prompt=prompt)
+        rows = inputs.last if len(wanted) == len(batch.slices) else inputs.last[wanted]
+        slices = [batch.slices[i] for i in wanted]
+        logits = self.model.logits(hidden[rows])
+        return self._sample(batch.step, slices, logits, prompt)
+
+    def forward(self, inputs: ForwardInputs) -> Tensor:
+        """Hidden states [tokens, hidden]."""
+        self.attention.plan(inputs.attention)
+        return self.model(inputs.ids, inputs.positions, self.attention)
+
+    def _seat(self, batch: Batch) -> None:
+        for seat in batch.released:
+            self._states.pop(seat, None)
+            self._tokens.pop(seat, None)
+        for a in batch.admitted:
+            self._rows.seat(a.seat, a.pages)
+            self._states[a.seat] = self._state(a)
+            if a.logprobs is not None and a.logprobs.start >= 0:
+                self._tokens[a.seat] = a.tokens
+            if a.seat >= len(self._newest):
+                self._newest = torch.cat(
+                    (self._newest, self._newest.new_zeros(max(len(self._newest), a.seat)))
+                )
+        for piece in batch.slices:
+            self._rows.append(piece.seat, piece.pages)
+
+    def _state(self, a: Admission) -> SamplingState:
+        s = a.sampling
+        ends = torch.tensor([*self.ends, *s.stop_token_ids], dtype=torch.long, device=self.device)
+        penalties = (
+            Penalties(s, a.tokens, a.prompt, self.model.spec.vocabulary, self.device)
+            if Penalties.needed(s)
+            else None
+        )
+        return SamplingState(s, a.seed, ends, a.logprobs, penalties)
+
+    def _sample(self, step: int, slices: list[Slice], logits: Tensor, prompt: dict[int, list]) -> Sampled:  # type: ignore[type-arg]
+        states = [self._states[s.seat] for s in slices]
+        scored = [i for i, state in enumerate(states) if state.logprobs is not None]
+        raw = logits[scored].clone() if scored else None
+        broken = (~torch.isfinite(logits).all(dim=-1)).tolist()
+        tokens = sample(logits, states, [s.output for s in slices])
+        self._newest[torch.tensor([s.seat for s in slices], device=self.device)] = tokens
+        logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None] = []
+        if raw is not None:
+            logprobs = [None] * len(slices)
+            tops = [states[i].logprobs.top for i in scored]  # type: ignore[union-attr]
+            for i, value in zip(scored, logprobs_of(raw, tokens[scored], tops), strict=True):
+                logprobs[i] = value
+        failed = [s.seat for s, b in zip(slices, broken, strict=True) if b]
+        return Sampled(step, tokens.tolist(), logprobs, prompt, failed)
+
+    def _prompt_scores(
+        self, batch: Batch, hidden: Tensor
+    ) -> dict[int, list[tuple[TokenLogprob, list[TokenLogprob]]]]:
+        out: dict[int, list[tuple[TokenLogprob, list[TokenLogprob]]]] = {}
+        at = 0
+        for piece in batch.slices:
+            first = at
+            at += piece.count
+            if piece.scores < 0:
+                continue
+            tokens, state = self._tokens[piece.seat], self._states[piece.seat]
+            end = min(piece.start + piece.count, len(tokens) - 1)
+            found: list[tuple[TokenLogprob, list[TokenLogprob]]] = []
+            for p in range(piece.scores, end, _SCORE_ROWS):
+                q = min(p + _SCORE_ROWS, end)
+                logits = self.model.logits(hidden[first + p - piece.start : first + q - piece.start])
+                following = torch.tensor(tokens[p + 1 : q + 1], device=self.device)
+                top = state.logprobs.top if state.logprobs else 0
+                found += logprobs_of(logits, following, [top] * (q - p))
+            out[piece.seat] = found
+        return out

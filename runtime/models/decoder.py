@@ -1,0 +1,86 @@
+"""The one decoder: executes any ArchSpec."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from runtime.attention.base import AttentionImpl
+from runtime.layers.attention import Attention
+from runtime.layers.linear import Linear
+from runtime.layers.mlp import Mlp
+from runtime.layers.norm import Norm
+from runtime.layers.rope import Rope
+from runtime.models.spec import ArchSpec, LayerSpec, RopeSpec
+
+
+class Layer(nn.Module):
+    def __init__(
+        self, hidden: int, spec: LayerSpec, rope: Rope | None, index: int, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.attn_norm = Norm(hidden, spec.norm, dtype)
+        self.attention = Attention(hidden, spec.attention, rope, index, dtype)
+        self.mlp = Mlp(hidden, spec.mlp, dtype)
+        if spec.form != "parallel":
+            self.mlp_norm = Norm(hidden, spec.norm, dtype)
+        if spec.form == "sandwich":
+            self.attn_post = Norm(hidden, spec.norm, dtype)
+            self.mlp_post = Norm(hidden, spec.norm, dtype)
+
+    def forward(self, x: Tensor, turn: tuple[Tensor, Tensor] | None, impl: AttentionImpl) -> Tensor:
+        s, scale = self.spec, self.spec.residual_scale
+        h = self.attn_norm(x)
+        y = self.attention(h, turn, impl)
+        if s.form == "parallel":
+            return x + scale * (y + self.mlp(h))
+        if s.form == "sandwich":
+            x = x + scale * self.attn_post(y)
+            return x + scale * self.mlp_post(self.mlp(self.mlp_norm(x)))
+        x = x + y if scale == 1.0 else x + scale * y
+        y = self.mlp(self.mlp_norm(x))
+        return x + y if scale == 1.0 else x + scale * y
+
+
+class Decoder(nn.Module):
+    """ids [tokens] at `positions` [tokens] -> hidden [tokens, hidden]; `logits` for the rows that need them."""
+
+    def __init__(self, spec: ArchSpec, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.spec = spec
+        self.dtype = dtype
+        self.embedding = nn.Embedding(spec.vocabulary, spec.hidden, dtype=dtype)
+        ropes: dict[RopeSpec, Rope] = {}
+        layers = []
+        for i, layer in enumerate(spec.layers):
+            rope_spec = layer.attention.rope
+            if rope_spec is not None and rope_spec not in ropes:
+                ropes[rope_spec] = Rope(rope_spec, spec.context)
+            rope = ropes[rope_spec] if rope_spec is not None else None
+            layers.append(Layer(spec.hidden, layer, rope, i, dtype))
+        self.layers = nn.ModuleList(layers)
+        self.norm = Norm(spec.hidden, spec.norm, dtype)
+        self.head = None if spec.tied else Linear(spec.hidden, spec.vocabulary, dtype)
+
+    def forward(self, ids: Tensor, positions: Tensor, impl: AttentionImpl) -> Tensor:
+        x = self.embedding(ids)
+        if self.spec.embed_scale != 1.0:
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
+        turns: dict[int, tuple[Tensor, Tensor]] = {}
+        for layer in self.layers:
+            rope = layer.attention.rope
+            if rope is not None and id(rope) not in turns:
+                turns[id(rope)] = rope.at(positions)
+            x = layer(x, turns[id(rope)] if rope is not None else None, impl)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [rows, vocabulary]."""
+        weight = self.embedding.weight if self.head is None else self.head.weight
+        out = torch.nn.functional.linear(hidden, weight).float()
+        if self.spec.logit_scale != 1.0:
+            out = out * self.spec.logit_scale
+        if self.spec.logit_softcap is not None:
+            out = self.spec.logit_softcap * torch.tanh(out / self.spec.logit_softcap)
+        return out

@@ -1,0 +1,126 @@
+"""A model folder to a decoder that can run: configuration, then weights, straight to the device."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from runtime.errors import ModelError
+from runtime.models.decoder import Decoder
+from runtime.models.families import FAMILIES
+from runtime.models.family import Family, find_family
+from runtime.models.hf_config import HFConfig
+from runtime.models.spec import ArchSpec
+from runtime.models.weights import Placer, randomise
+
+DTYPES = {
+    "half": torch.float16,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "float": torch.float32,
+    "float32": torch.float32,
+}
+
+
+def find_folder(model_path: str | Path) -> Path:
+    """The folder, or ModelError with a near miss if there is none."""
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(f"model path {str(model_path)!r} is a file; name the folder that holds config.json")
+    parent = folder.parent if folder.parent.is_dir() else None
+    near = (
+        difflib.get_close_matches(folder.name, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
+        if parent
+        else []
+    )
+    hint = (
+        f"; did you mean {str(folder.parent / near[0])!r}?"
+        if near
+        else "; name a local Hugging Face model folder"
+    )
+    raise ModelError(f"model folder {str(model_path)!r} does not exist{hint}")
+
+
+def read_spec(folder: Path, overrides: dict[str, Any] | None = None) -> tuple[ArchSpec, Family, HFConfig]:
+    """The architecture in a folder. Raises ModelError for what is unknown or unread in config.json."""
+    config = HFConfig.load(folder, overrides)
+    family = find_family(config, FAMILIES)
+    spec = family.spec(config)
+    config.check_all_read()
+    return spec, family, config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that hold the weights, from the index if there is one."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        try:
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ModelError(f"{index} is not an index of safetensors files: {error!r}") from None
+        files = [folder / name for name in names]
+        if any(Path(name).name != name for name in names):
+            raise ModelError(f"{index} names files outside its folder")
+    else:
+        files = sorted(folder.glob("*.safetensors"))
+    missing = [f for f in files if not f.exists()]
+    if missing:
+        raise ModelError(f"{missing[0]} is named by the index but does not exist")
+    if not files:
+        raise ModelError(f"{folder} holds no *.safetensors file; other weight formats are not loaded")
+    return files
+
+
+def resolve_dtype(dtype: str, device: str, config: HFConfig) -> torch.dtype:
+    """`auto`: float32 on a CPU, where the result is that of the reference; the checkpoint's own on a GPU."""
+    if dtype != "auto":
+        if dtype not in DTYPES:
+            raise ModelError(f"dtype {dtype!r} is not known; choose auto or one of {', '.join(DTYPES)}")
+        return DTYPES[dtype]
+    if device == "cpu":
+        return torch.float32
+    named = str(config.data.get("dtype") or config.data.get("torch_dtype") or "bfloat16")
+    found = DTYPES.get(named, torch.bfloat16)
+    return torch.float16 if found is torch.float32 else found
+
+
+def load_model(
+    model_path: str | Path,
+    *,
+    device: str = "cpu",
+    dtype: str = "auto",
+    load_format: str = "auto",
+    overrides: dict[str, Any] | None = None,
+) -> Decoder:
+    """Build the decoder of a folder and fill it. `load_format="dummy"` takes random weights of the real shapes.
+
+    Raises ModelError, in one line, for anything wrong with the folder.
+    """
+    folder = find_folder(model_path)
+    spec, family, config = read_spec(folder, overrides)
+    with torch.device(device):
+        model = Decoder(spec, resolve_dtype(dtype, device, config))
+    model.requires_grad_(False)
+    if load_format == "dummy":
+        randomise(model.parameters())
+    else:
+        placer = Placer(model, family.weights, str(folder))
+        for file in weight_files(folder):
+            try:
+                with safe_open(str(file), framework="pt", device=device) as tensors:
+                    for name in tensors.keys():  # noqa: SIM118
+                        if not (name == "lm_head.weight" and spec.tied):
+                            placer.place(name, tensors.get_tensor(name))
+            except (SafetensorError, OSError) as error:
+                raise ModelError(
+                    f"{file} cannot be read as safetensors ({error}); it may be truncated: fetch it again"
+                ) from None
+        placer.finish()
+    return model.eval()
