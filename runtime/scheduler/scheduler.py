@@ -362,6 +362,21 @@ class Scheduler:
                 events.append(event)
         return events
 
+    def fail(self, batch: Batch, finish: Finish) -> list[Event]:
+        """The oldest batch in flight was lost: its requests end with `finish`."""
+        lost, owners = self._flight.popleft()
+        assert lost is batch
+        events = []
+        for request in owners:
+            request.in_flight -= 1
+            if request.doomed:
+                if request.in_flight == 0:
+                    request.doomed = False
+                    self._vacate(request)
+            elif event := self.end(request.id, finish):
+                events.append(event)
+        return events
+
     def _land(
         self,
         request: Request,

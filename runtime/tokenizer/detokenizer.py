@@ -8,6 +8,7 @@ end within the final text are intact and can be sent back as they are.
 from __future__ import annotations
 
 import codecs
+from collections import deque
 from dataclasses import dataclass
 
 from runtime.api import Finish, SamplingParams
@@ -35,7 +36,7 @@ class TextStream:
         self._longest = max((len(s) for s in sampling.stop), default=0)
         self._ids: list[int] = []
         self._text = ""
-        self._marks: list[tuple[int, int]] = []  # (ids, length of their text), not emitted yet
+        self._marks: deque[tuple[int, int]] = deque()  # (ids, length of their text), not emitted yet
         self._emitted = 0
         self._emitted_ids = 0
         self._ids_text = 0
@@ -143,7 +144,7 @@ class TextStream:
         new = self._text[self._emitted : end]
         first = self._emitted_ids
         while self._marks and self._marks[0][1] <= end:
-            self._emitted_ids, self._ids_text = self._marks.pop(0)
+            self._emitted_ids, self._ids_text = self._marks.popleft()
         self._emitted = max(end, self._emitted)
         return Piece(new, tuple(self._ids[first : self._emitted_ids]), self._ids_text, self.finish)
 

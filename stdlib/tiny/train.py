@@ -26,6 +26,7 @@ from stdlib.tiny.optimizer import Muon
 from stdlib.tiny.tokenizer import save as save_tokenizer
 from stdlib.tiny.tokenizer import train as train_tokenizer
 
+PADDING = 1024
 DECAY = 0.35  # share of the time over which the rate falls to nothing
 
 
@@ -65,10 +66,15 @@ def batches(
 
 
 def loss_of(network: Network, ids: Tensor, learn: Tensor) -> Tensor:
-    """Mean cross-entropy of the tokens to be learnt; only these meet the vocabulary."""
-    hidden = network(ids[:, :-1])
-    wanted = learn[:, 1:]
-    return F.cross_entropy(network.logits(hidden[wanted]).float(), ids[:, 1:][wanted])
+    """Mean cross-entropy of the tokens to be learnt; only these meet the vocabulary.
+
+    Their number is padded to a multiple, since every new shape costs a CPU the compilation of new kernels.
+    """
+    hidden = network(ids[:, :-1]).flatten(0, 1)
+    wanted = learn[:, 1:].flatten().nonzero()[:, 0]
+    padding = -len(wanted) % PADDING
+    targets = F.pad(ids[:, 1:].flatten()[wanted], (0, padding), value=-100)
+    return F.cross_entropy(network.logits(hidden[F.pad(wanted, (0, padding))]).float(), targets)
 
 
 def main(
@@ -82,9 +88,12 @@ def main(
     ] = 256,
     checkpoint: Annotated[Path | None, typer.Option(help="File for the state of the training.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint.")] = False,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")] = 0,
     autocast: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
 ) -> None:
     """Train the embedded model on its own corpus and write weights, tokenizer and configuration."""
+    if threads:
+        torch.set_num_threads(threads)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     shape = GPU_SHAPE if device == "cuda" else CPU_SHAPE
     tokens = tokens or (65_536 if device == "cuda" else 8_192)

@@ -1,0 +1,107 @@
+"""Every option of the engine and the server: one field is one flag with one help text.
+
+Flags become a config once, at the start; nobody looks at them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import InvalidRequest, ModelError
+
+
+def _option(default: Any, help: str, *aliases: str) -> Any:
+    return field(default=default, metadata={"help": help, "aliases": aliases})
+
+
+def embedded_model_path() -> Path:
+    """The folder of the model that ships with the package; ModelError if the package lacks it."""
+    spec = importlib.util.find_spec("stdlib")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(place) / "tiny" / "weights"
+        if (folder / "config.json").exists():
+            return folder
+    raise ModelError(
+        "no model was named and the embedded one is not installed; name a model folder with --model-path"
+    )
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Options of an engine. `resolve` fills in what depends on the machine and the model."""
+
+    model_path: str | None = _option(
+        None, "Model folder (Hugging Face layout). Default: the embedded model.", "--model"
+    )
+    tokenizer_path: str | None = _option(None, "Folder of the tokenizer, if not the model's.")
+    served_model_name: str | None = _option(
+        None, "Name of the model in the OpenAI API. Default: the folder's name."
+    )
+    device: str = _option("auto", "cpu, cuda or auto.")
+    dtype: str = _option("auto", "auto, float32, bfloat16 or float16.")
+    load_format: str = _option("auto", "auto reads the weights; dummy takes random ones of the same shapes.")
+    context_length: int | None = _option(None, "Tokens of prompt and answer together. Default: the model's.")
+    json_model_override_args: str = _option("{}", "JSON object merged into config.json.")
+    mem_fraction_static: float = _option(0.88, "Share of GPU memory for weights and KV pool.")
+    max_total_tokens: int | None = _option(None, "Tokens of the KV pool. Default: what fits.")
+    page_size: int = _option(1, "Tokens of a KV page.")
+    max_running_requests: int = _option(256, "Requests decoded together at most.")
+    chunked_prefill_size: int = _option(2048, "Prompt tokens computed in one step at most.")
+    schedule_policy: str = _option("lpm", "Order of waiting requests: lpm, fcfs, dfs-weight or random.")
+    schedule_conservativeness: float = _option(1.0, "Above 1: admit fewer requests, retract less often.")
+    disable_radix_cache: bool = _option(False, "Do not keep and share prefixes.")
+    random_seed: int | None = _option(None, "Seed of requests that have none. Default: random.")
+    threads: int | None = _option(None, "CPU threads of the model. Default: all cores.")
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> EngineConfig:
+        """From keyword arguments; InvalidRequest names an unknown one and its near miss."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name in options:
+            if name not in known:
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
+                raise InvalidRequest(f"engine option {name!r} is not known{hint}", param=name)
+        return cls(**options)
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.json_model_override_args)
+        except ValueError as error:
+            raise ModelError(f"--json-model-override-args is not valid JSON: {error}") from None
+        if not isinstance(value, dict):
+            raise ModelError("--json-model-override-args must be a JSON object")
+        return value
+
+    @property
+    def folder(self) -> str:
+        return self.model_path if self.model_path is not None else str(embedded_model_path())
+
+    @property
+    def name(self) -> str:
+        """What /v1/models calls the model."""
+        if self.served_model_name:
+            return self.served_model_name
+        return "tiny" if self.model_path is None else Path(self.model_path).name
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Options of the HTTP server."""
+
+    host: str = _option("127.0.0.1", "Address to listen on.")
+    port: int = _option(30000, "Port to listen on; 0 takes a free one.")
+    api_key: str | None = _option(None, "Clients must send it as a bearer token.")
+    log_level: str = _option("info", "debug, info, warning or error.")
+    stream_interval: int = _option(1, "Tokens between two events of a stream.")
+    max_request_bytes: int = _option(8 << 20, "Larger bodies are refused with 413.")
+    max_queued_requests: int = _option(4096, "More waiting requests are refused with 503.")
+    shutdown_timeout: float = _option(5.0, "Seconds that running requests have to finish after SIGTERM.")

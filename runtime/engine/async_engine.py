@@ -1,0 +1,347 @@
+"""The asyncio facade: text in, text out, over an engine loop in a thread or in a process.
+
+Calls may come from several event loops; what belongs to a call is delivered on the loop it came from. Leaving an
+iterator early ends its requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import secrets
+import threading
+from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import msgspec
+
+from runtime.api import (
+    ChoiceScore,
+    Delta,
+    Generate,
+    LogprobOptions,
+    Prompt,
+    SamplingParams,
+    Score,
+    ScoreResult,
+    Segment,
+    TextSegment,
+    TokenLogprob,
+    TokenSegment,
+    render,
+)
+from runtime.backends.base import Capabilities, ModelInfo
+from runtime.config import EngineConfig
+from runtime.engine.messages import Add, Ask, End, Failed, In, Out, Output, Refused
+from runtime.engine.messages import Answer as Reply
+from runtime.engine.text import Answer
+from runtime.engine.transport import Transport, error_of
+from runtime.errors import EngineError, InvalidRequest, Unsupported
+from runtime.sampling.random import child_seed
+from runtime.tokenizer.tokenizer import Tokenizer
+
+
+class _Call:
+    """The running samples of one `generate`, and the queue that its caller reads."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.queue: asyncio.Queue[Delta | EngineError] = asyncio.Queue()
+        self.answers: dict[str, Answer] = {}
+
+
+class AsyncEngine:
+    """A `Backend` (runtime.backends.base) that runs a model. `start` loads it; until then nothing but the
+    tokenizer is read."""
+
+    def __init__(self, config: EngineConfig, transport: Transport | None = None) -> None:
+        self.config = config
+        self.tokenizer = Tokenizer(config.tokenizer_path or config.folder)
+        if transport is None:
+            from runtime.engine.transport import ThreadTransport
+
+            transport = ThreadTransport(config)
+        self.transport = transport
+        self.info: dict[str, Any] = {}
+        self.failure: EngineError | None = None
+        self._calls: dict[str, _Call] = {}
+        self._asked: dict[int, Future[dict[str, Any]]] = {}
+        self._tickets = itertools.count(1)
+        self._names = itertools.count(1)
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def start(self) -> None:
+        """Load the model; blocks, and does nothing the second time. Raises EngineError."""
+        with self._lock:
+            if not self.info:
+                self.info = self.transport.start(self._receive).info
+
+    async def open(self) -> None:
+        """`start`, without blocking the event loop."""
+        if not self.info:
+            await asyncio.to_thread(self.start)
+
+    # -- what it is ---------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> Capabilities:
+        return Capabilities(
+            name=f"engine {self.config.name}",
+            score=True,
+            prefill=True,
+            tokens=True,
+            samples=True,
+            logprobs=True,
+            context=self.info.get("context_length"),
+        )
+
+    @property
+    def model(self) -> ModelInfo:
+        template = self.tokenizer.chat_template
+        return ModelInfo(model_path=self.config.folder, jinja=template.source if template else None)
+
+    # -- calls --------------------------------------------------------------------------------------------
+
+    def tokens_of(self, request: Generate) -> list[int]:
+        """The prompt's ids. Raises InvalidRequest for what can be seen to be wrong without running it."""
+        request.sampling.check()
+        if request.sampling.constraint is not None:
+            kind = request.sampling.constraint.kind
+            raise Unsupported(
+                f"this engine does not enforce constraints ({kind}) yet; leave it out", param=kind
+            )
+        tokens = self.tokenizer.encode_prompt(request.prompt)
+        context = self.info["context_length"]
+        if not tokens:
+            raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
+        if len(tokens) >= context:
+            return self._too_long(len(tokens), context)
+        return tokens
+
+    @staticmethod
+    def _too_long(tokens: int, context: int) -> list[int]:
+        from runtime.errors import TooLong
+
+        raise TooLong(
+            f"The input ({tokens} tokens) is longer than the model's context length ({context} tokens); shorten it",
+            param="prompt",
+        )
+
+    async def generate(self, requests: Sequence[Generate]) -> AsyncIterator[Delta]:
+        """See `Backend.generate`."""
+        await self.open()
+        call = _Call(asyncio.get_running_loop())
+        messages: list[In] = []
+        for request in requests:
+            try:
+                tokens = self.tokens_of(request)
+            except EngineError as error:
+                call.queue.put_nowait(self._refusal(request, error))
+                call.answers[f"refused {len(call.answers)}"] = _DONE
+                continue
+            messages += self._adds(call, request, tokens)
+        self._send(messages)
+        left = len(call.answers)
+        try:
+            while left:
+                delta = await call.queue.get()
+                if isinstance(delta, EngineError):
+                    raise delta
+                left -= delta.finish is not None
+                yield delta
+        finally:
+            self._abandon(call)
+
+    def _adds(self, call: _Call, request: Generate, tokens: list[int]) -> list[In]:
+        """Register the samples of a request, and what starts them."""
+        sampling = request.sampling
+        seed = sampling.seed
+        if seed is None:
+            seed = self.config.random_seed
+        if seed is None:
+            seed = secrets.randbits(62)
+        out: list[In] = []
+        for index in range(sampling.n):
+            id = f"{next(self._names)}"
+            call.answers[id] = Answer(self.tokenizer, request, id, index, tokens)
+            self._calls[id] = call
+            out.append(Add(id, tokens, sampling, child_seed(seed, index), request.logprobs, request.priority))
+        return out
+
+    @staticmethod
+    def _refusal(request: Generate, error: EngineError) -> Delta:
+        from runtime.api import Finish, Usage
+
+        finish = Finish(type="error", matched=error.code, message=error.message)
+        return Delta(id=request.id, finish=finish, usage=Usage())
+
+    def _send(self, messages: list[In]) -> None:
+        if self.failure is not None:
+            raise self.failure
+        if self._closed:
+            raise EngineError("the engine is closed")
+        if messages:
+            self.transport.send(messages)
+
+    def _abandon(self, call: _Call) -> None:
+        """End what still runs of a call whose reader has left."""
+        ended: list[In] = []
+        for id, answer in call.answers.items():
+            if self._calls.pop(id, None) is not None and not answer.done:
+                ended.append(End(id))
+        if ended and not self._closed and self.failure is None:
+            self.transport.send(ended)
+
+    async def score(self, request: Score) -> ScoreResult:
+        """Log-probabilities of the choices. The tokens of prompt and choice are those of the whole text, so the prompt's
+        last token counts with the choice if it is tokenised differently there (token healing)."""
+        await self.open()
+        prompt_ids = self.tokenizer.encode_prompt(request.prompt)
+        text = render(request.prompt)
+        start = max(len(prompt_ids) - 2, 0)
+        quiet = SamplingParams(max_new_tokens=0, temperature=0)
+        calls = [
+            Generate(
+                prompt=(*request.prompt, TextSegment(choice)),
+                sampling=quiet,
+                id=str(i),
+                logprobs=LogprobOptions(start=start),
+            )
+            for i, choice in enumerate(request.choices)
+        ]
+        kept: list[tuple[TokenLogprob, ...]] = [()] * len(calls)
+        cached = 0
+        async for delta in self.generate(calls):
+            if delta.finish is not None and delta.finish.type == "error":
+                raise error_of(str(delta.finish.matched), delta.finish.message or "")
+            scores = list(delta.input_logprobs or ())
+            if start == 0 and len(prompt_ids) == 2 and len(scores) > 1:
+                scores = scores[1:]
+            if scores and text.endswith(self.tokenizer.token_text(scores[0].id)) and len(scores) > 1:
+                scores = scores[1:]
+            kept[int(delta.id)] = tuple(scores)
+            cached = max(cached, delta.usage.cached_tokens if delta.usage else 0)
+        without = await self._unconditional(kept) if request.unconditional else [None] * len(kept)
+        choices = tuple(ChoiceScore(k, u) for k, u in zip(kept, without, strict=True))
+        return ScoreResult(choices, prompt_tokens=len(prompt_ids), cached_tokens=cached)
+
+    async def _unconditional(
+        self, kept: list[tuple[TokenLogprob, ...]]
+    ) -> list[tuple[TokenLogprob, ...] | None]:
+        quiet = SamplingParams(max_new_tokens=0, temperature=0)
+        calls = [
+            Generate(
+                prompt=(TokenSegment(tuple(t.id for t in tokens), ""),),
+                sampling=quiet,
+                id=str(i),
+                logprobs=LogprobOptions(start=0),
+            )
+            for i, tokens in enumerate(kept)
+        ]
+        out: list[tuple[TokenLogprob, ...] | None] = [None] * len(kept)
+        async for delta in self.generate(calls):
+            if delta.finish is not None and delta.finish.type == "error":
+                raise error_of(str(delta.finish.matched), delta.finish.message or "")
+            out[int(delta.id)] = delta.input_logprobs or ()
+        return out
+
+    async def prefill(self, prompt: Prompt) -> None:
+        """Compute a prefix and leave it in the cache."""
+        segments: tuple[Segment, ...] = tuple(prompt)
+        if not segments:
+            return
+        request = Generate(prompt=segments, sampling=SamplingParams(max_new_tokens=0))
+        async for _ in self.generate([request]):
+            pass
+
+    async def _ask(self, what: str) -> dict[str, Any]:
+        await self.open()
+        ticket = next(self._tickets)
+        future: Future[dict[str, Any]] = Future()
+        self._asked[ticket] = future
+        self._send([Ask(ticket, what)])
+        return await asyncio.wrap_future(future)
+
+    async def flush_cache(self) -> bool:
+        return bool((await self._ask("flush"))["flushed"])
+
+    async def stats(self) -> dict[str, Any]:
+        """Use of the KV pool and of the seats."""
+        return await self._ask("stats")
+
+    async def close(self) -> None:
+        await asyncio.to_thread(self.shutdown)
+
+    def shutdown(self) -> None:
+        """End the loop; running calls end with an error."""
+        if self._closed:
+            return
+        self._closed = True
+        self._fail(EngineError("the engine was closed"))
+        self.transport.close()
+
+    # -- what the loop says -------------------------------------------------------------------------------
+
+    def _receive(self, messages: list[Out]) -> None:
+        """Called from the transport's thread."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Call, Output | Refused]]] = {}
+        for m in messages:
+            if isinstance(m, Output | Refused):
+                if (call := self._calls.get(m.id)) is not None:
+                    by_loop.setdefault(call.loop, []).append((call, m))
+            elif isinstance(m, Reply):
+                if (future := self._asked.pop(m.ticket, None)) is not None:
+                    future.set_result(m.value)
+            elif isinstance(m, Failed):
+                self.failure = EngineError(m.message)
+                self._fail(self.failure)
+        for loop, items in by_loop.items():
+            try:
+                loop.call_soon_threadsafe(self._deliver, items)
+            except RuntimeError:  # the caller's event loop is closed
+                for call, _ in items:
+                    self._abandon(call)
+
+    def _deliver(self, items: list[tuple[_Call, Output | Refused]]) -> None:
+        ended: list[In] = []
+        for call, m in items:
+            answer = call.answers[m.id]
+            if answer.done:
+                continue
+            if isinstance(m, Refused):
+                delta: Delta | None = answer.fail(m.code, m.message)
+            elif m.finish is not None and m.finish.type == "error":
+                delta = answer.fail("internal_error", m.finish.message or "the engine failed")
+            else:
+                delta, stopped = answer.feed(m)
+                if stopped:
+                    ended.append(End(m.id))
+            if answer.done:
+                self._calls.pop(m.id, None)
+            if delta is not None:
+                call.queue.put_nowait(delta)
+        if ended and not self._closed:
+            self.transport.send(ended)
+
+    def _fail(self, error: EngineError) -> None:
+        calls = {id(c): c for c in self._calls.values()}
+        self._calls.clear()
+        for call in calls.values():
+            try:
+                call.loop.call_soon_threadsafe(call.queue.put_nowait, error)
+            except RuntimeError:
+                continue
+        for future in self._asked.values():
+            future.set_exception(error)
+        self._asked.clear()
+
+
+class _Done(msgspec.Struct):
+    """Stands for a sample that was refused before it began."""
+
+    done: bool = True
+
+
+_DONE: Any = _Done()

@@ -1,0 +1,190 @@
+"""The engine for callers without asyncio: `Engine().generate("...")`.
+
+Answers have the shape of the native HTTP API: `{"text", "meta_info", "index"}`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import threading
+import weakref
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any
+
+from runtime.api import Delta, Generate, Segment, TextSegment, TokenSegment
+from runtime.config import EngineConfig
+from runtime.engine.async_engine import AsyncEngine
+from runtime.engine.native import logprob_options, meta_info, sampling_params
+from runtime.engine.transport import error_of
+from runtime.errors import InvalidRequest
+from runtime.tokenizer.tokenizer import Tokenizer
+
+Input = str | Sequence[int]
+
+
+class Engine:
+    """An engine in this process. Without `model_path` it runs the embedded model.
+
+    Options are the fields of `runtime.config.EngineConfig`. Usable as a context manager; `shutdown` frees the
+    model. Raises EngineError if the model cannot be loaded.
+    """
+
+    def __init__(self, model_path: str | None = None, **options: Any) -> None:
+        self.async_engine = AsyncEngine(EngineConfig.of({"model_path": model_path, **options}))
+        self.async_engine.start()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="engine-calls", daemon=True)
+        self._thread.start()
+        reference = weakref.ref(self)
+        atexit.register(lambda: (engine := reference()) is not None and engine.shutdown())
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def generate(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        sampling_params: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+        *,
+        input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        return_logprob: bool = False,
+        logprob_start_len: int = -1,
+        top_logprobs_num: int = 0,
+        return_text_in_logprobs: bool = False,
+        stream: bool = False,
+    ) -> Any:
+        """Continue one prompt (a dict is returned) or several (a list, prompt by prompt, then sample by sample).
+
+        With `stream` an iterator of dicts, whose `text` is the new part and whose `index` tells the sample.
+        Raises InvalidRequest for bad fields, EngineError if the engine fails.
+        """
+        requests, many = self._requests(
+            prompt,
+            sampling_params,
+            input_ids,
+            return_logprob,
+            logprob_start_len,
+            top_logprobs_num,
+            return_text_in_logprobs,
+            stream,
+        )
+        if stream:
+            return self._stream(requests)
+        results = asyncio.run_coroutine_threadsafe(self._collect(requests), self._loop).result()
+        return results if many else results[0]
+
+    async def async_generate(
+        self, prompt: str | Sequence[str] | None = None, sampling_params: Any = None, **options: Any
+    ) -> Any:
+        """`generate` for asyncio; with `stream=True` the result is an async iterator."""
+        stream = options.get("stream", False)
+        requests, many = self._requests(
+            prompt,
+            sampling_params,
+            options.get("input_ids"),
+            options.get("return_logprob", False),
+            options.get("logprob_start_len", -1),
+            options.get("top_logprobs_num", 0),
+            options.get("return_text_in_logprobs", False),
+            stream,
+        )
+        if stream:
+            return self._pieces(requests)
+        results = await self._collect(requests)
+        return results if many else results[0]
+
+    def _requests(
+        self,
+        prompt: str | Sequence[str] | None,
+        sampling: Any,
+        input_ids: Any,
+        return_logprob: bool,
+        start: int,
+        top: int,
+        text: bool,
+        stream: bool,
+    ) -> tuple[list[Generate], bool]:
+        if (prompt is None) == (input_ids is None):
+            raise InvalidRequest("Either text or input_ids should be provided.", param="prompt")
+        one = isinstance(prompt, str) or (
+            input_ids is not None and (not input_ids or isinstance(input_ids[0], int))
+        )
+        inputs: list[Input] = (
+            [prompt or input_ids] if one else list(prompt if prompt is not None else input_ids)
+        )  # type: ignore[list-item]
+        if isinstance(prompt, str):
+            inputs = [prompt]
+        fields = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling or {}] * len(inputs)
+        if len(fields) != len(inputs):
+            raise InvalidRequest(
+                f"{len(inputs)} prompts but {len(fields)} sampling_params; give one for all or one for each"
+            )
+        logprobs = logprob_options(return_logprob, start, top, text)
+        out = []
+        for i, (given, params) in enumerate(zip(inputs, fields, strict=True)):
+            segment: Segment = (
+                TextSegment(given) if isinstance(given, str) else TokenSegment(tuple(given), "")
+            )
+            out.append(
+                Generate(
+                    prompt=(segment,),
+                    sampling=sampling_params(params),
+                    id=str(i),
+                    logprobs=logprobs,
+                    stream=stream,
+                )
+            )
+        return out, not one or out[0].sampling.n > 1
+
+    async def _collect(self, requests: list[Generate]) -> list[dict[str, Any]]:
+        found: dict[tuple[int, int], dict[str, Any]] = {}
+        async for delta in self.async_engine.generate(requests):
+            assert delta.finish is not None
+            if delta.finish.type == "error":
+                raise error_of(str(delta.finish.matched), delta.finish.message or "")
+            found[int(delta.id), delta.index] = {"text": delta.text, "meta_info": meta_info(delta, delta.id)}
+        return [{**found[key], "index": i} for i, key in enumerate(sorted(found))]
+
+    async def _pieces(self, requests: list[Generate]) -> AsyncIterator[dict[str, Any]]:
+        async for delta in self.async_engine.generate(requests):
+            if delta.finish is not None and delta.finish.type == "error":
+                raise error_of(str(delta.finish.matched), delta.finish.message or "")
+            yield self._piece(delta, requests)
+
+    @staticmethod
+    def _piece(delta: Delta, requests: list[Generate]) -> dict[str, Any]:
+        index = sum(r.sampling.n for r in requests[: int(delta.id)]) + delta.index
+        return {"text": delta.text, "meta_info": meta_info(delta, delta.id), "index": index}
+
+    def _stream(self, requests: list[Generate]) -> Iterator[dict[str, Any]]:
+        pieces = self._pieces(requests)
+        try:
+            while True:
+                try:
+                    yield asyncio.run_coroutine_threadsafe(anext(pieces), self._loop).result()  # type: ignore[arg-type]
+                except StopAsyncIteration:
+                    return
+        finally:
+            asyncio.run_coroutine_threadsafe(pieces.aclose(), self._loop).result()  # type: ignore[attr-defined]
+
+    def get_tokenizer(self) -> Tokenizer:
+        return self.async_engine.tokenizer
+
+    def flush_cache(self) -> bool:
+        """Forget cached prefixes; False if requests are running."""
+        return asyncio.run_coroutine_threadsafe(self.async_engine.flush_cache(), self._loop).result()
+
+    def get_server_info(self) -> dict[str, Any]:
+        """Facts about the model, and the use of memory and seats."""
+        stats = asyncio.run_coroutine_threadsafe(self.async_engine.stats(), self._loop).result()
+        return {"model_path": self.async_engine.config.folder, **self.async_engine.info, **stats}
+
+    def shutdown(self) -> None:
+        self.async_engine.shutdown()
+        if self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=5)

@@ -1,0 +1,191 @@
+"""Scheduler, runner, scheduler: one engine's turn. Knows nothing of threads, sockets or text."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+
+from runtime.api import Finish
+from runtime.attention.plain import PlainAttention
+from runtime.config import EngineConfig
+from runtime.engine.memory import plan_pages
+from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
+from runtime.engine.runner import ModelRunner
+from runtime.errors import EngineError, InvalidRequest
+from runtime.kv.store import KVStore, bytes_per_token
+from runtime.models.load import load_model
+from runtime.request import Request
+from runtime.scheduler.scheduler import Event, Scheduler
+from runtime.tokenizer.tokenizer import Tokenizer
+
+log = logging.getLogger("runtime.engine")
+
+
+class EngineLoop:
+    """A loaded model with its scheduler. `handle` takes messages, `step` runs one batch; both answer with messages."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        device = config.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda") and not torch.cuda.is_available():
+            raise InvalidRequest(
+                f"device {config.device!r} was asked for, but torch sees no CUDA device; use --device cpu"
+            )
+        if device == "cpu" and config.threads:
+            torch.set_num_threads(config.threads)
+        self.device = device
+        self.model = load_model(
+            config.folder,
+            device=device,
+            dtype=config.dtype,
+            load_format=config.load_format,
+            overrides=config.overrides,
+        )
+        spec = self.model.spec
+        self.context = min(config.context_length or spec.context, spec.context)
+        ends = Tokenizer(config.tokenizer_path or config.folder).ends
+        pages = plan_pages(
+            spec,
+            dtype=self.model.dtype,
+            device=device,
+            page_size=config.page_size,
+            fraction=config.mem_fraction_static,
+            max_total_tokens=config.max_total_tokens,
+        )
+        store = KVStore(spec, pages, config.page_size, self.model.dtype, device)
+        self.runner = ModelRunner(self.model, store, PlainAttention(store), ends)
+        self.ends = ends
+        self.scheduler = Scheduler(
+            pages=pages,
+            page_size=config.page_size,
+            max_running=config.max_running_requests,
+            chunk=config.chunked_prefill_size,
+            context=self.context,
+            policy=config.schedule_policy,
+            conservativeness=config.schedule_conservativeness,
+            reuse=not config.disable_radix_cache,
+        )
+        log.info(
+            "%s on %s (%s), %d tokens of KV memory (%.1f MB), context %d",
+            spec.name,
+            device,
+            str(self.model.dtype).removeprefix("torch."),
+            pages * config.page_size,
+            pages * config.page_size * bytes_per_token(spec, self.model.dtype) / 1e6,
+            self.context,
+        )
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Facts that the text side needs."""
+        return {
+            "architecture": self.model.spec.name,
+            "context_length": self.context,
+            "vocab_size": self.model.spec.vocabulary,
+            "device": self.device,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "total_tokens": self.scheduler.cache.pool.total * self.config.page_size,
+        }
+
+    @property
+    def busy(self) -> bool:
+        return not self.scheduler.idle
+
+    def handle(self, message: In) -> list[Out]:
+        """Take one message."""
+        if isinstance(message, Add):
+            return self._add(message)
+        if isinstance(message, End):
+            event = self.scheduler.abort(message.id)
+            return [self._output(event)] if event else []
+        if isinstance(message, Ask):
+            return [Answer(message.ticket, self._answer(message.what))]
+        return []
+
+    def _add(self, m: Add) -> list[Out]:
+        outside = next((t for t in m.tokens if not 0 <= t < self.model.spec.vocabulary), None)
+        outside = next(
+            (
+                t
+                for t in (*m.sampling.stop_token_ids, *m.sampling.logit_bias)
+                if not 0 <= t < self.model.spec.vocabulary
+            ),
+            outside,
+        )
+        if outside is not None:
+            size = self.model.spec.vocabulary
+            return [
+                Refused(
+                    m.id, "invalid_request", f"token id {outside} is outside the vocabulary (0 to {size - 1})"
+                )
+            ]
+        ends = frozenset(m.sampling.stop_token_ids)
+        if not m.sampling.ignore_eos:
+            ends |= frozenset(self.ends)
+        else:
+            ends = frozenset()
+        max_new = self.scheduler.limit(len(m.tokens), m.sampling.max_new_tokens)
+        request = Request(
+            m.id,
+            m.tokens,
+            m.sampling,
+            max_new=max_new,
+            ends=ends,
+            seed=m.seed,
+            logprobs=m.logprobs,
+            priority=m.priority,
+            salt=m.salt,
+        )
+        try:
+            self.scheduler.add(request)
+        except EngineError as error:
+            return [Refused(m.id, error.code, error.message)]
+        except ValueError as error:
+            return [Refused(m.id, "invalid_request", str(error))]
+        return []
+
+    def _answer(self, what: str) -> dict[str, Any]:
+        s = self.scheduler
+        if what == "flush":
+            return {"flushed": s.flush()}
+        size = s.cache.page_size
+        return {
+            "kv_cache": {
+                "used_tokens": s.cache.used * size,
+                "cached_tokens": s.cache.tree.cached * size,
+                "total_tokens": s.cache.pool.total * size,
+            },
+            "num_running_reqs": len(s.running),
+            "num_waiting_reqs": len(s.waiting),
+            "prompt_tokens": s.prompt_tokens,
+            "reused_tokens": s.cached_tokens,
+            "retractions": s.retractions,
+        }
+
+    def step(self) -> list[Out]:
+        """Run one batch. An error of the model ends the requests of that batch, not the loop."""
+        batch = self.scheduler.next_batch()
+        if batch is None:
+            return []
+        try:
+            sampled = self.runner.run(batch)
+        except Exception as error:
+            log.exception("a step failed; its requests end with an error")
+            message = f"the model failed on this batch: {type(error).__name__}: {error}"
+            return [
+                self._output(e) for e in self.scheduler.fail(batch, Finish(type="error", message=message))
+            ]
+        events: list[Event] = []
+        for seat in sampled.failed:
+            finish = Finish(type="error", message="the model's logits were not finite (NaN or infinity)")
+            if event := self.scheduler.end(self.scheduler.running[seat].id, finish):
+                events.append(event)
+        events += self.scheduler.commit(sampled)
+        return [self._output(e) for e in events]
+
+    def _output(self, e: Event) -> Output:
+        return Output(e.request.id, e.tokens, e.logprobs, e.prompt_scores, e.finish, max(e.request.cached, 0))

@@ -1,0 +1,84 @@
+"""What passes between the text side (HTTP process or caller) and the engine loop: ids and numbers, no text.
+
+In a process of its own the loop receives these as msgpack over a local socket; in a thread, as objects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from runtime.api import Finish, LogprobOptions, SamplingParams, TokenLogprob
+
+
+class Add(msgspec.Struct, frozen=True, tag=True):
+    """Start a request. `seed` is resolved; `max_new` None means as many as fit."""
+
+    id: str
+    tokens: list[int]
+    sampling: SamplingParams
+    seed: int
+    logprobs: LogprobOptions | None = None
+    priority: int = 0
+    salt: str = ""
+
+
+class End(msgspec.Struct, frozen=True, tag=True):
+    """The text side ends a request: its caller is gone, or a stop string was found."""
+
+    id: str
+
+
+class Ask(msgspec.Struct, frozen=True, tag=True):
+    """A question about the engine: `flush` or `stats`."""
+
+    ticket: int
+    what: str
+
+
+class Stop(msgspec.Struct, frozen=True, tag=True):
+    """End the loop."""
+
+
+class Output(msgspec.Struct, frozen=True, tag=True):
+    """New tokens of a request. `cached` counts reused prompt tokens; prompt scores come once."""
+
+    id: str
+    tokens: list[int]
+    logprobs: list[tuple[TokenLogprob, list[TokenLogprob]]] = []
+    prompt_scores: list[tuple[TokenLogprob, list[TokenLogprob]]] | None = None
+    finish: Finish | None = None
+    cached: int = 0
+
+
+class Refused(msgspec.Struct, frozen=True, tag=True):
+    """The request cannot run; `code` is that of the error."""
+
+    id: str
+    code: str
+    message: str
+
+
+class Answer(msgspec.Struct, frozen=True, tag=True):
+    """To an `Ask`."""
+
+    ticket: int
+    value: dict[str, Any]
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The model is loaded."""
+
+    info: dict[str, Any]
+
+
+class Failed(msgspec.Struct, frozen=True, tag=True):
+    """The loop cannot start or go on."""
+
+    code: str
+    message: str
+
+
+In = Add | End | Ask | Stop
+Out = Output | Refused | Answer | Ready | Failed

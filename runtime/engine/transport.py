@@ -1,0 +1,81 @@
+"""The engine loop in a thread of this process, behind the interface that the process version has too."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from runtime.config import EngineConfig
+from runtime.engine.messages import Failed, In, Out, Ready, Stop
+from runtime.errors import EngineError, InvalidRequest, ModelError, TooLong
+
+log = logging.getLogger("runtime.engine")
+ERRORS: dict[str, type[EngineError]] = {c.code: c for c in (EngineError, InvalidRequest, ModelError, TooLong)}
+
+
+def error_of(code: str, message: str) -> EngineError:
+    """The exception that a code stands for."""
+    return ERRORS.get(code, EngineError)(message)
+
+
+class Transport(Protocol):
+    """A way to an engine loop. `receive` is called with messages from another thread."""
+
+    def start(self, receive: Callable[[list[Out]], None]) -> Ready:
+        """Load the model; blocks. Raises EngineError if that fails."""
+        ...
+
+    def send(self, messages: Sequence[In]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class ThreadTransport:
+    """The loop in a daemon thread."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self._inbox: queue.SimpleQueue[In] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def start(self, receive: Callable[[list[Out]], None]) -> Ready:
+        from runtime.engine.loop import EngineLoop
+
+        loop = EngineLoop(self.config)
+        self._thread = threading.Thread(target=self._run, args=(loop, receive), name="engine", daemon=True)
+        self._thread.start()
+        return Ready(loop.info)
+
+    def send(self, messages: Sequence[In]) -> None:
+        for message in messages:
+            self._inbox.put(message)
+
+    def _run(self, loop, receive: Callable[[list[Out]], None]) -> None:  # type: ignore[no-untyped-def]
+        try:
+            while True:
+                out: list[Out] = []
+                block = not loop.busy
+                while True:
+                    try:
+                        message = self._inbox.get(block=block)
+                    except queue.Empty:
+                        break
+                    if isinstance(message, Stop):
+                        return
+                    out += loop.handle(message)
+                    block = False
+                out += loop.step()
+                if out:
+                    receive(out)
+        except BaseException as error:
+            log.exception("the engine loop has ended")
+            receive([Failed("internal_error", f"the engine loop has ended: {type(error).__name__}: {error}")])
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self.send([Stop()])
+            self._thread.join(timeout=10)
+            self._thread = None
