@@ -1,0 +1,109 @@
+"""The HTTP process: routes, keys, start and end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import logging
+import signal
+import socket
+from typing import Any
+
+from aiohttp import web
+
+from runtime.config import EngineConfig, ServerConfig
+from runtime.engine.async_engine import AsyncEngine
+from runtime.engine.process import ProcessTransport
+from runtime.errors import ModelError
+from runtime.server import errors, native, openai
+from runtime.server.context import KEY, Context
+
+log = logging.getLogger("runtime.server")
+
+
+def _guard(key: str) -> Any:
+    """Every route but the health checks asks for the key."""
+    expected = f"Bearer {key}".encode()
+
+    @web.middleware
+    async def check(request: web.Request, handler: Any) -> web.StreamResponse:
+        open_ = request.method == "OPTIONS" or request.path.startswith("/health")
+        if not open_ and not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
+            return errors.response(
+                "the API key is missing or wrong; send it as a bearer token", 401, code="invalid_api_key"
+            )
+        return await handler(request)
+
+    return check
+
+
+def build(context: Context) -> web.Application:
+    """The application, without a socket."""
+    middlewares = [errors.middleware]
+    if context.server.api_key:
+        middlewares.append(_guard(context.server.api_key))
+    app = web.Application(middlewares=middlewares, client_max_size=context.server.max_request_bytes)
+    app[KEY] = context
+    app.add_routes(native.routes())
+    app.add_routes(openai.routes())
+    return app
+
+
+def _listen(server: ServerConfig) -> socket.socket:
+    family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((server.host, server.port))
+    except OSError as error:
+        raise ModelError(
+            f"cannot listen on {server.host}:{server.port}: {error.strerror}; choose another --port"
+        ) from None
+    return sock
+
+
+async def serve(config: EngineConfig, server: ServerConfig) -> int:
+    """Run until a signal or the death of the engine; the exit code."""
+    sock = _listen(server)
+    engine = AsyncEngine(config, ProcessTransport(config))
+    try:
+        await engine.open()
+    except BaseException:
+        engine.shutdown()
+        sock.close()
+        raise
+    context = Context(engine, config, server)
+    runner = web.AppRunner(build(context), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.SockSite(runner, sock).start()
+    host, port = sock.getsockname()[:2]
+    print(f"The server is ready at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    code = 0
+    while not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), 0.5)
+        if engine.failure is not None:
+            log.error("%s; the server stops", engine.failure)
+            code = 1
+            break
+    context.closing = True
+    deadline = loop.time() + (server.shutdown_timeout if code == 0 else 0)
+    while context.running and loop.time() < deadline:
+        await asyncio.sleep(0.05)
+    await engine.close()
+    await runner.cleanup()
+    return code
+
+
+def run(config: EngineConfig, server: ServerConfig) -> int:
+    """`serve` on the fastest event loop that is installed."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(serve(config, server))
+    return uvloop.run(serve(config, server))

@@ -1,0 +1,67 @@
+"""One shape for every error: {"error": {"message", "type", "param", "code"}}."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from aiohttp import web
+
+from runtime.errors import EngineError
+
+log = logging.getLogger("runtime.server")
+LIMIT = 4096  # characters of a message; a caller's own value may be quoted in it
+
+
+def body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    kind = {
+        401: "authentication_error",
+        403: "permission_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+    }
+    type_ = kind.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message[:LIMIT], "type": type_, "param": param, "code": code}}
+
+
+def response(
+    message: str, status: int, *, param: str | None = None, code: str | None = None, **options: Any
+) -> web.Response:
+    headers = dict(options.get("headers", {}))
+    if status in (429, 503):
+        headers.setdefault("Retry-After", "1")
+    return web.json_response(body(message, status, param=param, code=code), status=status, headers=headers)
+
+
+def of(error: EngineError) -> web.Response:
+    return response(error.message, error.status, param=error.param, code=error.code)
+
+
+@web.middleware
+async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Turn whatever goes wrong into the one shape; nothing of ours shows but a message."""
+    try:
+        return await handler(request)
+    except EngineError as error:
+        return of(error)
+    except web.HTTPMethodNotAllowed as error:
+        allowed = ", ".join(sorted(error.allowed_methods))
+        message = f"{request.method} is not allowed for {request.path}; use {allowed}"
+        return response(message, 405, code="method_not_allowed", headers={"Allow": allowed})
+    except web.HTTPNotFound:
+        return response(f"there is no route {request.method} {request.path}", 404, code="not_found")
+    except web.HTTPRequestEntityTooLarge as error:
+        return response(
+            f"the body is larger than {error.max_size if hasattr(error, 'max_size') else 'allowed'} bytes",
+            413,
+            code="too_large",
+        )
+    except web.HTTPException as error:
+        if error.status >= 400:
+            return response(error.reason, error.status)
+        raise
+    except ConnectionResetError:
+        raise
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        return response("the server failed on this request; its log says more", 500, code="internal_error")

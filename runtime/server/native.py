@@ -1,0 +1,238 @@
+"""The native API: /generate, facts about the server, and the calls of our own frontend."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from runtime.api import Delta, Generate, Prompt, Score, Segment, TextSegment, TokenSegment
+from runtime.engine.native import logprob_options, meta_info, sampling_params
+from runtime.errors import InvalidRequest, NotFound
+from runtime.server import bodies, errors
+from runtime.server.context import Context
+from runtime.server.sse import EventStream
+
+
+def _each(value: Any, index: int, default: Any) -> Any:
+    """The value for one prompt, where one may be given for all or a list for each."""
+    if isinstance(value, list):
+        if index >= len(value):
+            raise InvalidRequest(f"a list of {len(value)} values was given for more prompts")
+        value = value[index]
+    return default if value is None else value
+
+
+def requests_of(body: bodies.GenerateBody) -> tuple[list[Generate], bool]:
+    """The calls that a /generate body asks for, and whether the answer is a list."""
+    if (body.text is None) == (body.input_ids is None):
+        raise InvalidRequest("Either text or input_ids should be provided.", param="text")
+    segments: list[Segment]
+    if body.text is not None:
+        one = isinstance(body.text, str)
+        segments = [TextSegment(t) for t in ([body.text] if isinstance(body.text, str) else body.text)]
+    else:
+        ids: Any = body.input_ids
+        one = not ids or isinstance(ids[0], int)
+        segments = [TokenSegment(tuple(i), "") for i in ([ids] if one else ids)]
+    if not segments:
+        raise InvalidRequest("the batch is empty; give at least one prompt", param="text")
+    out = []
+    for i, segment in enumerate(segments):
+        logprobs = logprob_options(
+            _each(body.return_logprob, i, False),
+            _each(body.logprob_start_len, i, -1),
+            _each(body.top_logprobs_num, i, 0),
+            body.return_text_in_logprobs,
+        )
+        params = sampling_params(_each(body.sampling_params, i, {}))
+        out.append(
+            Generate(prompt=(segment,), sampling=params, id=str(i), logprobs=logprobs, stream=body.stream)
+        )
+    return out, not one or out[0].sampling.n > 1
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """POST /generate. Streams are cumulative: each event has the whole text so far."""
+    context = Context.of(request)
+    body = await bodies.read(request, bodies.GenerateBody)
+    calls, many = requests_of(body)
+    for call in calls:
+        context.engine.tokens_of(call)
+    rids = body.rid if isinstance(body.rid, list) else [body.rid] if body.rid else []
+    names = [rids[i] if i < len(rids) else uuid.uuid4().hex for i in range(len(calls))]
+    firsts = [sum(c.sampling.n for c in calls[:i]) for i in range(len(calls))]
+    with context.admitted(calls):
+        deltas = context.run(calls, names)
+        if not body.stream:
+            found = {}
+            async for delta in deltas:
+                if delta.finish is not None and delta.finish.type == "error":
+                    raise context.error(delta)
+                i = int(delta.id)
+                found[firsts[i] + delta.index] = {
+                    "text": delta.text,
+                    "meta_info": meta_info(delta, names[i]),
+                    "index": firsts[i] + delta.index,
+                }
+            ordered = [found[k] for k in sorted(found)]
+            return web.json_response(ordered if many else ordered[0])
+        whole: dict[int, Delta] = {}
+        async with EventStream(request) as events:
+            async for delta in deltas:
+                i = int(delta.id)
+                index = firsts[i] + delta.index
+                if delta.finish is not None and delta.finish.type == "error":
+                    await events.send(errors.body(delta.finish.message or "", 500))
+                    continue
+                whole[index] = _joined(whole.get(index), delta)
+                event = {
+                    "text": whole[index].text,
+                    "meta_info": meta_info(whole[index], names[i]),
+                    "index": index,
+                }
+                await events.send(event)
+            return await events.done()
+
+
+def _joined(before: Delta | None, new: Delta) -> Delta:
+    """Two deltas of one sample as one."""
+    if before is None:
+        return new
+    return msgspec.structs.replace(
+        new,
+        text=before.text + new.text,
+        output_logprobs=before.output_logprobs + new.output_logprobs,
+        output_top_logprobs=before.output_top_logprobs + new.output_top_logprobs,
+        input_logprobs=before.input_logprobs if new.input_logprobs is None else new.input_logprobs,
+        input_top_logprobs=before.input_top_logprobs
+        if new.input_top_logprobs is None
+        else new.input_top_logprobs,
+    )
+
+
+class CallsBody(msgspec.Struct, forbid_unknown_fields=True):
+    """POST /v1/calls/generate: segments of text and ids, as a program's state holds them."""
+
+    calls: list[Generate]
+
+
+class PrefillBody(msgspec.Struct, forbid_unknown_fields=True):
+    prompt: Prompt
+
+
+async def calls_generate(request: web.Request) -> web.StreamResponse:
+    """Run calls together; each line of the answer is one Delta, as JSON."""
+    context = Context.of(request)
+    body = await bodies.read(request, CallsBody)
+    with context.admitted(body.calls):
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        async for delta in context.engine.generate(body.calls):
+            await response.write(msgspec.json.encode(delta) + b"\n")
+        await response.write_eof()
+        return response
+
+
+async def calls_score(request: web.Request) -> web.Response:
+    body = await bodies.read(request, Score)
+    result = await Context.of(request).engine.score(body)
+    return web.Response(body=msgspec.json.encode(result), content_type="application/json")
+
+
+async def calls_prefill(request: web.Request) -> web.Response:
+    body = await bodies.read(request, PrefillBody)
+    await Context.of(request).engine.prefill(body.prompt)
+    return web.json_response({})
+
+
+async def health(request: web.Request) -> web.Response:
+    """200 while the engine loop lives."""
+    engine = Context.of(request).engine
+    if engine.failure is not None:
+        return errors.response(engine.failure.message, 503, code="engine_dead")
+    return web.Response(text="")
+
+
+async def health_generate(request: web.Request) -> web.Response:
+    """200 if one token can be generated."""
+    engine = Context.of(request).engine
+    call = Generate(
+        prompt=(TextSegment("a"),), sampling=sampling_params({"max_new_tokens": 1, "temperature": 0})
+    )
+    async for delta in engine.generate([call]):
+        if delta.finish is not None and delta.finish.type == "error":
+            return errors.response(delta.finish.message or "generation failed", 503, code="engine_dead")
+    return web.Response(text="")
+
+
+async def model_info(request: web.Request) -> web.Response:
+    model = Context.of(request).engine.model
+    return web.json_response(
+        {"model_path": model.model_path, "is_generation": True, "chat_template": model.jinja}
+    )
+
+
+async def server_info(request: web.Request) -> web.Response:
+    context = Context.of(request)
+    return web.json_response({**context.server_args(), **context.engine.info, **await context.engine.stats()})
+
+
+async def server_args(request: web.Request) -> web.Response:
+    return web.json_response(Context.of(request).server_args())
+
+
+async def flush_cache(request: web.Request) -> web.Response:
+    done = await Context.of(request).engine.flush_cache()
+    return web.json_response({"flushed": done}, status=200)
+
+
+async def abort(request: web.Request) -> web.Response:
+    body = await bodies.read(request, bodies.AbortBody)
+    if not Context.of(request).abort(body.rid):
+        raise NotFound(f"no request {body.rid!r} is running", param="rid")
+    return web.json_response({"aborted": body.rid})
+
+
+async def tokenize(request: web.Request) -> web.Response:
+    body = await bodies.read(request, bodies.TokenizeBody)
+    text = body.text if body.text is not None else body.prompt
+    if text is None:
+        raise InvalidRequest("give the text to tokenize", param="text")
+    tokens = Context.of(request).engine.tokenizer.encode(text, first=body.add_special_tokens)
+    return web.json_response({"tokens": tokens, "count": len(tokens)})
+
+
+async def detokenize(request: web.Request) -> web.Response:
+    body = await bodies.read(request, bodies.DetokenizeBody)
+    tokenizer = Context.of(request).engine.tokenizer
+    wrong = next((t for t in body.tokens if not 0 <= t < tokenizer.size), None)
+    if wrong is not None:
+        raise InvalidRequest(
+            f"token id {wrong} is outside the vocabulary (0 to {tokenizer.size - 1})", param="tokens"
+        )
+    return web.json_response(
+        {"text": tokenizer.decode(body.tokens, skip_special_tokens=body.skip_special_tokens)}
+    )
+
+
+def routes() -> list[web.RouteDef]:
+    return [
+        web.post("/generate", generate),
+        web.put("/generate", generate),
+        web.get("/health", health),
+        web.get("/health_generate", health_generate),
+        web.get("/get_model_info", model_info),
+        web.get("/get_server_info", server_info),
+        web.get("/get_server_args", server_args),
+        web.get("/flush_cache", flush_cache),
+        web.post("/flush_cache", flush_cache),
+        web.post("/abort_request", abort),
+        web.post("/tokenize", tokenize),
+        web.post("/detokenize", detokenize),
+        web.post("/v1/calls/generate", calls_generate),
+        web.post("/v1/calls/score", calls_score),
+        web.post("/v1/calls/prefill", calls_prefill),
+    ]
