@@ -17,7 +17,7 @@ import numpy as np
 from grammar import codepoints as cp
 from grammar.constraint_errors import TooLarge
 from grammar.minimise import minimise
-from grammar.terms import DEFAULT_LIMITS, EPSILON, Explored, Limits, Terms, explore, mask_bytes
+from grammar.terms import DEFAULT_LIMITS, EPSILON, Automaton, Explored, Limits, Terms, explore, mask_bytes
 
 DEAD = -1
 
@@ -62,6 +62,20 @@ class Fsm:
         table, accepting = minimise(table, accepting)
         columns, back = np.unique(table, axis=1, return_inverse=True)
         return Fsm(np.ascontiguousarray(columns), back.reshape(-1)[class_of].astype(np.uint8), accepting)
+
+    def automaton(self, spelled: dict[int, bytes] | None = None) -> Automaton:
+        """For use inside of terms; `spelled` bytes are written as other text there (escapes)."""
+        class_masks = [0] * self.classes
+        for byte in range(256):
+            class_masks[self.class_of[byte]] |= 1 << byte
+        rows = []
+        for row in self.table.tolist():
+            goals: dict[int, int] = {}
+            for c, goal in enumerate(row):
+                if goal >= 0:
+                    goals[goal] = goals.get(goal, 0) | class_masks[c]
+            rows.append(tuple((mask, goal) for goal, mask in goals.items()))
+        return Automaton(tuple(rows), tuple(self.accepting.tolist()), spelled or {})
 
     @property
     def states(self) -> int:

@@ -24,7 +24,7 @@ Arc = tuple[int, tuple[int, ...], int]  # bytes as a 256-bit mask, terms pushed,
 EMPTY = 0  # matches nothing
 EPSILON = 1  # matches the empty string
 
-_SET, _LITERAL, _CAT, _ALT, _REPEAT, _CALL, _STRING, _BODY = range(2, 10)
+SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE = range(2, 11)  # kinds of terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,15 @@ def mask_bytes(mask: int) -> list[int]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Automaton:
+    """A finite automaton as a term: `rows[state]` are (mask, state); bytes in `spelled` are written otherwise."""
+
+    rows: tuple[tuple[tuple[int, int], ...], ...]
+    accepting: tuple[bool, ...]
+    spelled: dict[int, bytes]
+
+
 class Terms:
     """An arena of terms. Not thread safe; one compilation owns it."""
 
@@ -66,6 +75,7 @@ class Terms:
         self._arcs: dict[int, tuple[Arc, ...]] = {EMPTY: (), EPSILON: ()}
         self._charsets: dict[cp.Ranges, int] = {}
         self._rules: list[int] = []
+        self._automata: list[Automaton] = []
 
     # building
 
@@ -87,14 +97,14 @@ class Terms:
             raise TooLarge(f"the constraint takes longer than {self.limits.seconds:g} s to compile")
 
     def literal(self, data: bytes) -> int:
-        return self._new((_LITERAL, data), False) if data else EPSILON
+        return self._new((LITERAL, data), False) if data else EPSILON
 
     def byte_set(self, mask: int) -> int:
         if not mask:
             return EMPTY
         if mask & (mask - 1) == 0:
             return self.literal(bytes([mask.bit_length() - 1]))
-        return self._new((_SET, mask), False)
+        return self._new((SET, mask), False)
 
     def chars(self, ranges: cp.Ranges) -> int:
         """One code point out of `ranges`, in UTF-8."""
@@ -126,17 +136,17 @@ class Terms:
         if tail == EPSILON:
             return head
         data = self._data[head]
-        if data[0] == _LITERAL:
+        if data[0] == LITERAL:
             after = self._data[tail]
-            if after[0] == _LITERAL:
+            if after[0] == LITERAL:
                 return self.literal(data[1] + after[1])
-            if after[0] == _CAT and self._data[after[1]][0] == _LITERAL:
+            if after[0] == CAT and self._data[after[1]][0] == LITERAL:
                 return self.cat(self.literal(data[1] + self._data[after[1]][1]), after[2])
-        elif data[0] == _BODY:
+        elif data[0] == BODY:
             head = self.expanded(head)
         nullable = self._nullable[head] and self._nullable[tail]
         call = self._head_call[head] or (self._nullable[head] and self._head_call[tail])
-        return self._new((_CAT, head, tail), nullable, call)
+        return self._new((CAT, head, tail), nullable, call)
 
     def sequence(self, *terms: int) -> int:
         tail = EPSILON
@@ -150,15 +160,15 @@ class Terms:
         repeats = False
         for term in terms:
             data = self._data[term]
-            for part in data[1] if data[0] == _ALT else (term,):
+            for part in data[1] if data[0] == ALT else (term,):
                 kind = self._data[part]
-                if kind[0] == _SET:
+                if kind[0] == SET:
                     mask |= kind[1]
-                elif kind[0] == _LITERAL and len(kind[1]) == 1:
+                elif kind[0] == LITERAL and len(kind[1]) == 1:
                     mask |= 1 << kind[1][0]
                 elif part != EMPTY:
-                    flat.add(self.expanded(part) if kind[0] == _BODY else part)
-                    repeats |= kind[0] == _REPEAT or (kind[0] == _CAT and self._data[kind[1]][0] == _REPEAT)
+                    flat.add(self.expanded(part) if kind[0] == BODY else part)
+                    repeats |= kind[0] == REPEAT or (kind[0] == CAT and self._data[kind[1]][0] == REPEAT)
         if mask:
             flat.add(self.byte_set(mask))
         if repeats and len(flat) > 1:
@@ -167,7 +177,7 @@ class Terms:
             return next(iter(flat), EMPTY)
         parts = tuple(sorted(flat))
         nullable = any(self._nullable[p] for p in parts)
-        return self._new((_ALT, parts), nullable, any(self._head_call[p] for p in parts))
+        return self._new((ALT, parts), nullable, any(self._head_call[p] for p in parts))
 
     def _join_counts(self, parts: set[int]) -> set[int]:
         """x{0,3}y | x{2,5}y is x{0,5}y, and y is x{0,0}y: keeps the number of states of nested counts down."""
@@ -175,9 +185,9 @@ class Terms:
         for part in parts:
             data = self._data[part]
             tail = EPSILON
-            if data[0] == _CAT:
+            if data[0] == CAT:
                 tail, data = data[2], self._data[data[1]]
-            if data[0] == _REPEAT:
+            if data[0] == REPEAT:
                 groups.setdefault((data[1], tail), []).append((data[2], data[3], part))
         kept = set(parts)
         for (item, tail), counts in groups.items():
@@ -215,7 +225,7 @@ class Terms:
         if self._nullable[item]:
             low = 0
         data = self._data[item]
-        if data[0] == _REPEAT:
+        if data[0] == REPEAT:
             inner_low, inner_high = data[2], data[3]
             if low == 0:
                 gapless = inner_low <= 1
@@ -224,7 +234,7 @@ class Terms:
             if gapless:
                 top = -1 if -1 in (inner_high, high) else inner_high * high
                 return self.repeat(data[1], inner_low * low, top)
-        return self._new((_REPEAT, item, low, high), low == 0, self._head_call[item])
+        return self._new((REPEAT, item, low, high), low == 0, self._head_call[item])
 
     # rules
 
@@ -239,30 +249,68 @@ class Terms:
         self._rules[rule] = body
 
     def call(self, rule: int) -> int:
-        return self._new((_CALL, rule), False, True)
+        return self._new((CALL, rule), False, True)
 
     def string(self, low: int, high: int, expansion: int) -> int:
         """A quoted JSON string of `low` to `high` (-1: any number of) characters, counted beside the state.
 
         `expansion` is the same language as a term, used where it must be told from another one.
         """
-        body = self._new((_BODY, low, high, expansion), False)
-        return self._new((_STRING, body), False, True)
+        body = self._new((BODY, low, high, expansion), False)
+        return self._new((STRING, body), False, True)
 
     def string_bounds(self, term: int) -> tuple[int, int] | None:
         """(low, high) if `term` is the inside of a `string`, counted from its first character."""
         data = self._data[term]
-        return (data[1], data[2]) if data[0] == _BODY else None
+        return (data[1], data[2]) if data[0] == BODY else None
 
     def expanded(self, term: int) -> int:
         """`term`, or what follows the opening quote of its expansion if it is the inside of a string."""
         data = self._data[term]
-        return self.arcs(data[3])[0][2] if data[0] == _BODY else term
+        return self.arcs(data[3])[0][2] if data[0] == BODY else term
+
+    def automaton(self, automaton: Automaton) -> int:
+        """The language of a finite automaton, entered at state 0."""
+        if not any(automaton.accepting):
+            return EMPTY
+        self._automata.append(automaton)
+        return self._state(len(self._automata) - 1, 0)
+
+    def _state(self, index: int, state: int) -> int:
+        return self._new((STATE, index, state), self._automata[index].accepting[state])
+
+    def _state_arcs(self, index: int, state: int) -> list[Arc]:
+        automaton = self._automata[index]
+        special = sum(1 << b for b in automaton.spelled)
+        arcs: list[Arc] = []
+        for mask, goal in automaton.rows[state]:
+            target = self._state(index, goal)
+            if mask & ~special:
+                arcs.append((mask & ~special, (), target))
+            for byte in mask_bytes(mask & special):
+                text = automaton.spelled[byte]
+                arcs.append((1 << text[0], (), self.cat(self.literal(text[1:]), target)))
+        return arcs
 
     # exploring
 
     def nullable(self, term: int) -> bool:
         return self._nullable[term]
+
+    def data(self, term: int) -> tuple:
+        """(kind, ...) of a term; for `grammar.measure`."""
+        return self._data[term]
+
+    @property
+    def rule_count(self) -> int:
+        return len(self._rules)
+
+    def rule_body(self, rule: int) -> int:
+        """EMPTY while the rule is not defined."""
+        return self._rules[rule]
+
+    def automaton_of(self, index: int) -> Automaton:
+        return self._automata[index]
 
     def arcs(self, term: int) -> tuple[Arc, ...]:
         """Where each byte leads, masks disjoint."""
@@ -275,35 +323,37 @@ class Terms:
         """The arcs of `term` followed by `tail` (without those that skip `term`), perhaps overlapping."""
         data = self._data[term]
         kind = data[0]
-        if kind == _LITERAL:
+        if kind == LITERAL:
             rest = self.literal(data[1][1:]) if len(data[1]) > 1 else EPSILON
             return [(1 << data[1][0], (), self.cat(rest, tail))]
-        if kind == _SET:
+        if kind == SET:
             return [(data[1], (), tail)]
-        if kind == _STRING:
+        if kind == STRING:
             return [(1 << 0x22, (tail,), data[1])]
-        if kind == _CALL:
+        if kind == CALL:
             after = (tail,) if tail != EPSILON else ()
             return [(m, p + after, u) for m, p, u in self.arcs(self._rules[data[1]])]
         if not self._head_call[term] and tail != EPSILON:
             return [(m, p, self.cat(u, tail)) for m, p, u in self.arcs(term)]
-        if kind == _ALT:
+        if kind == ALT:
             return [arc for part in data[1] for arc in self._arcs_then(part, tail)]
-        if kind == _REPEAT:
+        if kind == REPEAT:
             _, item, low, high = data
             rest = self.repeat(item, max(low - 1, 0), high - 1 if high > 0 else -1)
             return self._arcs_then(item, self.cat(rest, tail))
-        if kind == _CAT:
+        if kind == CAT:
             arcs = []
-            while data[0] == _CAT:
+            while data[0] == CAT:
                 arcs += self._arcs_then(data[1], self.cat(data[2], tail))
                 term = data[2]
                 if not self._nullable[data[1]]:
                     return arcs
                 data = self._data[term]
             return arcs + self._arcs_then(term, tail)
-        if kind == _BODY:
+        if kind == BODY:
             return self._arcs_then(self.expanded(term), tail)
+        if kind == STATE:
+            return [(m, p, self.cat(u, tail)) for m, p, u in self._state_arcs(data[1], data[2])]
         return []
 
     def _merge(self, arcs: list[Arc]) -> list[Arc]:

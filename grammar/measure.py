@@ -1,0 +1,185 @@
+"""How short and how long the texts of a term are, in bytes, without exploring it.
+
+Rules are measured until nothing changes: a rule without a shortest text can never end.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from grammar.terms import ALT, BODY, CALL, CAT, EMPTY, EPSILON, LITERAL, REPEAT, SET, STATE, STRING, Terms
+
+INFINITE = 1 << 40
+
+
+class Measure:
+    """Lengths of the terms of one arena whose rules are all defined."""
+
+    def __init__(self, terms: Terms, rules: int) -> None:
+        self.terms = terms
+        self._known: dict[int, int] = {}
+        self._automata: dict[int, np.ndarray] = {}
+        self.rules = [INFINITE] * rules
+        changed = True
+        while changed:
+            changed = False
+            self._known.clear()
+            for rule in range(rules):
+                body = terms.rule_body(rule)
+                shortest = self.shortest(body) if body != EMPTY else INFINITE
+                if shortest < self.rules[rule]:
+                    self.rules[rule] = shortest
+                    changed = True
+        self._known.clear()
+
+    def shortest(self, term: int) -> int:
+        """Bytes of the shortest text; INFINITE if there is none."""
+        found = self._known.get(term)
+        if found is not None:
+            return found
+        todo = [term]
+        while todo:
+            top = todo[-1]
+            if top in self._known:
+                todo.pop()
+                continue
+            missing = [p for p in _parts(self.terms.data(top)) if p not in self._known]
+            if missing:
+                todo.extend(missing)
+                continue
+            self._known[top] = min(self._of(top), INFINITE)
+            todo.pop()
+        return self._known[term]
+
+    def _of(self, term: int) -> int:
+        if term == EMPTY:
+            return INFINITE
+        if term == EPSILON:
+            return 0
+        data = self.terms.data(term)
+        kind = data[0]
+        if kind == SET:
+            return 1
+        if kind == LITERAL:
+            return len(data[1])
+        if kind == CAT:
+            return self._known[data[1]] + self._known[data[2]]
+        if kind == ALT:
+            return min(self._known[p] for p in data[1])
+        if kind == REPEAT:
+            return data[2] * self._known[data[1]]
+        if kind == CALL:
+            return self.rules[data[1]]
+        if kind == STRING:
+            return self._known[data[1]] + 1
+        if kind == BODY:
+            return data[1] + 1
+        assert kind == STATE
+        return int(self._distances(data[1])[data[2]])
+
+    def _distances(self, index: int) -> np.ndarray:
+        """Bytes to acceptance of each state of an embedded automaton, spellings counted."""
+        found = self._automata.get(index)
+        if found is None:
+            automaton = self.terms.automaton_of(index)
+            special = sum(1 << b for b in automaton.spelled)
+            distance = np.where(automaton.accepting, 0, INFINITE)
+            edges = []
+            for state, row in enumerate(automaton.rows):
+                for mask, goal in row:
+                    if mask & ~special:
+                        edges.append((state, goal, 1))
+                    else:
+                        lengths = [len(t) for b, t in automaton.spelled.items() if mask >> b & 1]
+                        edges.append((state, goal, min(lengths)))
+            table = np.array(edges, np.int64).reshape(-1, 3)
+            while True:
+                near = distance.copy()
+                np.minimum.at(near, table[:, 0], distance[table[:, 1]] + table[:, 2])
+                if (near == distance).all():
+                    break
+                distance = near
+            found = self._automata[index] = distance
+        return found
+
+    def longest(self, term: int) -> int | None:
+        """Bytes of the longest text; None if there is no bound."""
+        return _Longest(self.terms).of(term)
+
+    @cached_property
+    def endless_rules(self) -> list[int]:
+        """Rules that no finite text matches."""
+        return [rule for rule, shortest in enumerate(self.rules) if shortest >= INFINITE]
+
+
+class _Longest:
+    def __init__(self, terms: Terms) -> None:
+        self.terms = terms
+        self.known: dict[int, int | None] = {EMPTY: 0, EPSILON: 0}
+
+    def of(self, term: int, depth: int = 0) -> int | None:
+        if term in self.known:
+            return self.known[term]
+        if depth > 400:
+            return None
+        self.known[term] = None  # a rule inside of itself has no bound
+        self.known[term] = self._of(term, depth + 1)
+        return self.known[term]
+
+    def _of(self, term: int, depth: int) -> int | None:
+        data = self.terms.data(term)
+        kind = data[0]
+        if kind == SET:
+            return 1
+        if kind == LITERAL:
+            return len(data[1])
+        if kind in (CAT, ALT):
+            parts = []
+            for part in data[1] if kind == ALT else data[1:]:
+                length = self.of(part, depth)
+                if length is None:
+                    return None
+                parts.append(length)
+            return max(parts) if kind == ALT else sum(parts)
+        if kind == REPEAT:
+            inner = self.of(data[1], depth)
+            return None if inner is None or data[3] < 0 else inner * data[3]
+        if kind == CALL:
+            return self.of(self.terms.rule_body(data[1]), depth)
+        if kind == STRING:
+            high = self.terms.data(data[1])[2]
+            return None if high < 0 else 12 * high + 2  # a character is at most two \\u escapes
+        if kind == STATE and data[2] == 0:
+            return self._automaton(data[1])
+        return None
+
+    def _automaton(self, index: int) -> int | None:
+        automaton = self.terms.automaton_of(index)
+        longest_spelling = max((len(t) for t in automaton.spelled.values()), default=1)
+        degree = [len(row) for row in automaton.rows]
+        sources: list[list[int]] = [[] for _ in automaton.rows]
+        for state, row in enumerate(automaton.rows):
+            for _, goal in row:
+                sources[goal].append(state)
+        order = [s for s, d in enumerate(degree) if d == 0]
+        length = [0] * len(degree)
+        for state in order:
+            for source in sources[state]:
+                length[source] = max(length[source], length[state] + longest_spelling)
+                degree[source] -= 1
+                if degree[source] == 0:
+                    order.append(source)
+        return length[0] if len(order) == len(degree) else None
+
+
+def _parts(data: tuple) -> tuple[int, ...]:
+    kind = data[0]
+    if kind == CAT:
+        return (data[1], data[2])
+    if kind == ALT:
+        return tuple(data[1])
+    if kind in (REPEAT, STRING):
+        return (data[1],)
+    return ()
