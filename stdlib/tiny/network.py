@@ -31,7 +31,7 @@ class Shape:
 
 
 CPU_SHAPE = Shape()
-GPU_SHAPE = Shape(hidden=320, layers=8, heads=10, kv_heads=2, inner=896)  # 11 M parameters
+GPU_SHAPE = Shape(hidden=256, layers=8, heads=8, kv_heads=2, inner=704)  # 7.7 M parameters
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import pkgutil
 import sys
 from collections.abc import Iterator
 from itertools import islice
@@ -34,7 +33,7 @@ def english() -> Iterator[str]:
     """Docstrings of modules that are cheap to import: plain technical English."""
     names = sorted(sys.stdlib_module_names - {"antigravity", "this", "idlelib", "turtledemo"})
     for name in names:
-        if name.startswith("_") or pkgutil.find_loader(name) is None:
+        if name.startswith("_"):
             continue
         try:
             module = importlib.import_module(name)

@@ -16,6 +16,7 @@ import typer
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from tqdm import tqdm
 
 from stdlib.tiny import path
@@ -30,9 +31,16 @@ PADDING = 1024
 DECAY = 0.35  # share of the time over which the rate falls to nothing
 
 
+def id_of(tokenizer: Tokenizer, token: str) -> int:
+    id = tokenizer.token_to_id(token)
+    if id is None:
+        raise SystemExit(f"the tokenizer has no {token}; remove its folder to train a new one")
+    return id
+
+
 def rows(tokenizer: Tokenizer, seed: int, length: int) -> Iterator[tuple[list[int], list[bool]]]:
     """Documents packed into rows of length + 1 tokens; the flags say which tokens are learnt."""
-    end = tokenizer.token_to_id(END)
+    end = id_of(tokenizer, END)
     ids: list[int] = []
     learn: list[bool] = []
     source = documents(seed)
@@ -52,17 +60,30 @@ def rows(tokenizer: Tokenizer, seed: int, length: int) -> Iterator[tuple[list[in
             ids, learn = ids[length:], learn[length:]
 
 
+class Rows(IterableDataset[tuple[Tensor, Tensor]]):
+    """`rows` for a DataLoader: each worker makes its own text."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int, length: int) -> None:
+        self.tokenizer = tokenizer.to_str()
+        self.seed = seed
+        self.length = length
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        info = get_worker_info()
+        seed = self.seed + 1_000_003 * (info.id if info else 0)
+        for ids, learn in rows(Tokenizer.from_str(self.tokenizer), seed, self.length):
+            yield torch.tensor(ids), torch.tensor(learn)
+
+
 def batches(
-    tokenizer: Tokenizer, seed: int, length: int, tokens: int, device: str
+    tokenizer: Tokenizer, seed: int, length: int, tokens: int, device: str, workers: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, flags) [tokens / length, length + 1]."""
-    source = rows(tokenizer, seed, length)
-    while True:
-        taken = [next(source) for _ in range(max(1, tokens // length))]
-        yield (
-            torch.tensor([r[0] for r in taken], device=device),
-            torch.tensor([r[1] for r in taken], device=device),
-        )
+    loader = DataLoader(
+        Rows(tokenizer, seed, length), batch_size=max(1, tokens // length), num_workers=workers
+    )
+    for ids, learn in loader:
+        yield ids.to(device), learn.to(device)
 
 
 def loss_of(network: Network, ids: Tensor, learn: Tensor) -> Tensor:
@@ -88,6 +109,9 @@ def main(
     ] = 256,
     checkpoint: Annotated[Path | None, typer.Option(help="File for the state of the training.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint.")] = False,
+    workers: Annotated[
+        int, typer.Option(help="Processes that make text; 0 makes it in the training's own.")
+    ] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 takes all cores.")] = 0,
     autocast: Annotated[bool, typer.Option(help="Compute in bfloat16.")] = True,
 ) -> None:
@@ -103,7 +127,7 @@ def main(
     else:
         tokenizer = train_tokenizer(seed)
         save_tokenizer(tokenizer, folder, shape.context)
-    eos = (tokenizer.token_to_id(CLOSE), tokenizer.token_to_id(END))
+    eos = (id_of(tokenizer, CLOSE), id_of(tokenizer, END))
 
     torch.manual_seed(seed)
     network = Network(shape).to(device)
@@ -119,8 +143,8 @@ def main(
         adam.load_state_dict(state["adam"])
         step, spent = state["step"], state["spent"]
 
-    short = batches(tokenizer, seed + 1000 * step + 1, length, tokens, device)
-    long = batches(tokenizer, seed + 1000 * step + 2, 4 * length, tokens, device)
+    short = batches(tokenizer, seed + 1000 * step + 1, length, tokens, device, workers)
+    long = batches(tokenizer, seed + 1000 * step + 2, 4 * length, tokens, device, workers)
     begun, saved, shown = time.monotonic() - spent, time.monotonic(), 0.0
     with tqdm(total=round(minutes * 60), unit="s", initial=round(spent)) as bar:
         while (elapsed := time.monotonic() - begun) < minutes * 60:

@@ -106,11 +106,13 @@ def tips(rng: Random) -> Document:
     first, second = rng.sample(list(TIPS[topic]), 2)
     head = f"Here are two tips for {topic}: 1. {first}. 2. {second}.\n\n"
     texts = [_paragraph(TIPS[topic][name]) for name in (first, second)]
+    given = [_paragraph(TIPS[topic][name][: rng.randint(1, 3)]) for name in (first, second)]
+    gap = rng.choice(("", " "))
     if rng.random() < 0.6:
         i = rng.randint(0, 1)
         return (ask(f"{head}Now, expand tip {i + 1} into a paragraph:\n"), tell(f"{texts[i]}\n\n"))
     return (
-        ask(f"{head}Tip 1:{texts[0]}\nTip 2:{texts[1]}\nIn summary"),
+        ask(f"{head}Tip 1:{gap}{given[0]}\nTip 2:{gap}{given[1]}\nIn summary"),
         tell(f", {_summary(first, second, topic)}\n\n"),
     )
 

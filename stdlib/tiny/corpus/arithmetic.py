@@ -5,7 +5,7 @@ from __future__ import annotations
 from random import Random
 from zlib import crc32
 
-from stdlib.tiny.corpus.document import Document, ask, chat, plain, tell
+from stdlib.tiny.corpus.document import Document, chat, continued, plain, tell
 
 PHRASINGS = (
     "What is {e}?",
@@ -14,12 +14,21 @@ PHRASINGS = (
     "Compute {e}.",
     "{e} = ?",
     "Tell me {e}.",
+    "What does {e} make?",
+    "Work out {e}.",
+    "Please work out {e}.",
+    "Please compute {e}.",
+    "Can you compute {e}?",
+    "Can you tell me {e}?",
+    "Do you know what {e} makes?",
 )
 HELD_OUT_PHRASINGS = ("Please calculate {e}.", "Can you tell me what {e} is?")
 
 
 def held_out(a: int, sign: str, b: int) -> bool:
-    """Whether this pair is kept for measuring. Only pairs of two-digit numbers are."""
+    """Whether this pair is kept for measuring. Only pairs of two-digit numbers are; a + b goes with b + a."""
+    if sign == "+" and a > b:
+        a, b = b, a
     return a >= 10 and b >= 10 and crc32(f"{a}{sign}{b}".encode()) % 12 == 0
 
 
@@ -47,7 +56,7 @@ def drill(rng: Random) -> Document:
     parts = []
     for _ in range(rng.randint(4, 12)):
         a, sign, b = operands(rng)
-        parts += [ask(f"{a} {sign} {b} ="), tell(f" {value(a, sign, b)}"), ask("\n")]
+        parts += [*continued(rng, f"{a} {sign} {b} =", str(value(a, sign, b))), tell("\n")]
     return tuple(parts)
 
 

@@ -12,6 +12,7 @@ from random import Random
 
 END = "<|endoftext|>"
 OPEN, CLOSE = "<|im_start|>", "<|im_end|>"
+SPECIALS_TEXT = (END, OPEN, CLOSE)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,14 @@ def chat(turns: list[tuple[str, str]], system: str | None = None) -> Document:
         parts.append(tell(f"{answer}{CLOSE}"))
         parts.append(ask("\n"))
     return tuple(parts)
+
+
+def continued(rng: Random, lead: str, answer: str) -> tuple[Part, Part]:
+    """`lead`, then `answer`; the blank between them stands at the end of the lead half of the time.
+
+    Programs write both `... I need to use a` and `... I need to use a `, which are different tokens.
+    """
+    return (ask(lead + " "), tell(answer)) if rng.random() < 0.5 else (ask(lead), tell(" " + answer))
 
 
 def plain(pairs: list[tuple[str, str]]) -> Document:

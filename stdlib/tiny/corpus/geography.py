@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
-from stdlib.tiny.corpus.document import SYSTEMS, Document, ask, chat, plain, tell
+from stdlib.tiny.corpus.document import SYSTEMS, Document, ask, chat, continued, plain, tell
 from stdlib.tiny.corpus.facts import COUNTRIES, Country, upper_first
 
 
@@ -188,7 +188,17 @@ def conversation(rng: Random) -> Document:
 def few_shot(rng: Random) -> Document:
     """`Q: A:` pairs about several countries, long enough at times to fill a long context."""
     count = rng.choice((1, 2, 2, 3, 4, 6))
+    if count > 1 and rng.random() < 0.35:
+        return _short(rng, count)
     return plain([_question(rng, rng.choice(COUNTRIES)) for _ in range(count)])
+
+
+def _short(rng: Random, count: int) -> Document:
+    """Answers of one word. The first one shows the form, so it is given and not learnt."""
+    r = rng.choice(RELATIONS[:4])
+    pairs = [(fill(rng.choice(r.phrasings), c), r.key(c)) for c in rng.sample(COUNTRIES, count)]
+    first, *others = plain(pairs)[1:]
+    return (plain(pairs)[0], ask(first.text), *others)
 
 
 def sentences(rng: Random) -> Document:
@@ -220,4 +230,22 @@ def which_country(rng: Random) -> Document:
     else:
         other = c if rng.random() < 0.5 else rng.choice(COUNTRIES)
         turn = (f"Is {other.capital} the capital of {c.name}?", "yes" if other is c else "no")
-    return chat([turn]) if rng.random() < 0.5 else plain([turn])
+    form = rng.random()
+    if form < 0.3:
+        return chat([turn])
+    if form < 0.5:
+        return plain([turn])
+    return continued(rng, f"Question: {turn[0]} Answer:", f"{turn[1]}\n")
+
+
+def options(rng: Random) -> Document:
+    """A question with answers to pick from."""
+    r = rng.choice(RELATIONS[:4])
+    c = rng.choice(COUNTRIES)
+    wrong = sorted({r.key(d) for d in rng.sample(COUNTRIES, 12)} - {r.key(c)})
+    offered = [r.key(c), *rng.sample(wrong, min(len(wrong), rng.randint(1, 3)))]
+    rng.shuffle(offered)
+    question = f"{fill(rng.choice(r.phrasings), c)} Options: {', '.join(offered)}."
+    if rng.random() < 0.4:
+        return chat([(question, r.key(c))])
+    return continued(rng, f"Question: {question} Answer:", f"{r.key(c)}\n")

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 from random import Random
 
-from stdlib.tiny.corpus.document import Document, ask, chat, tell
+from stdlib.tiny.corpus.document import Document, Part, ask, chat, continued
 
-# criterion -> (sentences that speak for it, sentences that speak against it)
-CRITERIA: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "clarity": (
-        ("The main point is easy to find.", "Each sentence says one thing.", "The words are simple."),
-        ("The main point is hard to find.", "Each sentence says five things.", "The words are confusing."),
-    ),
-    "evidence": (
-        ("The author names three studies.", "Numbers support the claim.", "Every claim has a source."),
-        ("The author names no study.", "No numbers support the claim.", "No claim has a source."),
-    ),
-    "style": (
-        ("The tone is lively.", "The rhythm is pleasant.", "The images are fresh."),
-        ("The tone is dull.", "The rhythm is clumsy.", "The images are worn out."),
-    ),
+# criterion -> mark -> sentences that earn it
+CRITERIA: dict[str, dict[int, tuple[str, ...]]] = {
+    "clarity": {
+        9: ("The main point is easy to find.", "Each sentence says one thing.", "The words are simple."),
+        6: ("The main point comes late.", "Some sentences are long.", "A few words are hard."),
+        3: ("The main point is hard to find.", "Each sentence says five things.", "The words are confusing."),
+    },
+    "evidence": {
+        9: ("The author names three studies.", "Numbers support the claim.", "Every claim has a source."),
+        6: ("The author names one study.", "One number supports the claim.", "Some claims have a source."),
+        3: ("The author names no study.", "No numbers support the claim.", "No claim has a source."),
+    },
+    "style": {
+        9: ("The tone is lively.", "The rhythm is pleasant.", "The images are fresh."),
+        6: ("The tone is plain.", "The rhythm is even.", "The images are common."),
+        3: ("The tone is dull.", "The rhythm is clumsy.", "The images are worn out."),
+    },
 }
 SUBJECTS = ("cities", "schools", "trains", "forests", "computers", "music", "sports", "food")
 
 
 def essay(rng: Random) -> tuple[str, dict[str, int]]:
-    """A text and the mark from 1 to 9 that it deserves on each criterion: 9 is three sentences for, 3 is none."""
-    marks, sentences = {}, []
-    for name, (good, bad) in CRITERIA.items():
-        favourable = rng.randint(0, 3)
-        order = rng.sample(range(3), 3)
-        sentences += [good[k] if i < favourable else bad[k] for i, k in enumerate(order)]
-        marks[name] = 3 + 2 * favourable
+    """A text with one or two sentences for each criterion, and the marks that these earn."""
+    marks = {name: rng.choice(list(by_mark)) for name, by_mark in CRITERIA.items()}
+    sentences = [
+        s for name, mark in marks.items() for s in rng.sample(CRITERIA[name][mark], rng.randint(1, 2))
+    ]
     rng.shuffle(sentences)
     return f"This essay is about {rng.choice(SUBJECTS)}. " + " ".join(sentences), marks
 
@@ -40,9 +41,9 @@ def judge(rng: Random) -> Document:
     """The text, then marks for criteria in any order."""
     text, marks = essay(rng)
     names = rng.sample(list(marks), rng.randint(1, 3))
-    parts = [ask(f"Essay: {text}\n")]
+    parts: list[Part] = [ask(f"Essay: {text}\n")]
     for name in names:
-        parts += [ask(f"Score for {name} (1-10):"), tell(f" {marks[name]}\n")]
+        parts += continued(rng, f"Score for {name} (1-10):", f"{marks[name]}\n")
     return tuple(parts)
 
 
@@ -71,4 +72,4 @@ def feeling(rng: Random) -> Document:
     answer = "positive" if positive else "negative"
     if rng.random() < 0.4:
         return chat([(f"Is this review positive or negative? {review}", answer)])
-    return (ask(f"Review: {review}\nThe review is"), tell(f" {answer}\n"))
+    return continued(rng, f"Review: {review}\nThe review is", f"{answer}\n")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from random import Random
 
 from stdlib.tiny.corpus.arithmetic import PHRASINGS, operands
-from stdlib.tiny.corpus.document import Document, ask, chat, tell
+from stdlib.tiny.corpus.document import Document, chat, continued
 from stdlib.tiny.corpus.facts import COUNTRIES, Country
 from stdlib.tiny.corpus.geography import BY_NAME, fill
 
 TOOLS = ("calculator", "search engine")
+HEADS = ("The math expression is", "The key word to search is")
 KEYWORDS = {
     "capital": "capital of {country}",
     "currency": "currency of {country}",
@@ -20,6 +21,9 @@ LEADS = (
     "To answer this question: {q} I need to use a",
     "Question: {q} To answer it I need a",
     "{q} The right tool is a",
+    "To answer a question: {q}. I need to use a",
+    "To answer this question: {q}. I need to use a",
+    "To answer my question: {q} I need to use a",
 )
 HELD_OUT_LEADS = ("To answer the question: {q} I need to use a",)
 
@@ -38,21 +42,15 @@ def search_question(rng: Random, c: Country) -> tuple[str, str]:
 
 def tool_use(rng: Random) -> Document:
     """The form of programs that branch on the chosen tool."""
-    lead = rng.choice(LEADS)
     if rng.random() < 0.5:
-        question, expression = arithmetic_question(rng)
-        return (
-            ask(lead.format(q=question)),
-            tell(" calculator"),
-            ask(". The math expression is"),
-            tell(f" {expression}.\n"),
-        )
-    question, words = search_question(rng, rng.choice(COUNTRIES))
+        tool, (question, argument) = TOOLS[0], arithmetic_question(rng)
+    else:
+        tool, (question, argument) = TOOLS[1], search_question(rng, rng.choice(COUNTRIES))
+    lead = rng.choice(LEADS).format(q=question)
+    head = HEADS[TOOLS.index(tool)]
     return (
-        ask(lead.format(q=question)),
-        tell(" search engine"),
-        ask(". The key word to search is"),
-        tell(f" {words}.\n"),
+        *continued(rng, lead, f"{tool}."),
+        *continued(rng, f" {head}", f"{argument}.\n"),
     )
 
 
