@@ -128,11 +128,10 @@ class Fsm:
     @cached_property
     def distance(self) -> np.ndarray:
         """int64 [states]: bytes of the shortest text from each state to acceptance."""
-        distance = np.where(self.accepting, 0, np.iinfo(np.int64).max // 2)
+        far = np.iinfo(np.int64).max // 2
+        distance = np.where(self.accepting, 0, far)
         while True:
-            near = np.where(self.table >= 0, distance[self.table], np.iinfo(np.int64).max // 2).min(
-                axis=1, initial=np.iinfo(np.int64).max // 2
-            )
+            near = np.where(self.table >= 0, distance[self.table], far).min(axis=1, initial=far)
             better = np.minimum(distance, near + 1)
             if (better == distance).all():
                 return distance

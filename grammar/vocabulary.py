@@ -13,12 +13,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from grammar.constraint_errors import VocabularyError
 from grammar.trie import TokenTrie
+
+if TYPE_CHECKING:
+    from grammar.string_tables import StringTables
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +100,12 @@ class Vocabulary:
     @cached_property
     def trie(self) -> TokenTrie:
         return TokenTrie.of(self.tokens)
+
+    @cached_property
+    def strings(self) -> StringTables:
+        from grammar.string_tables import StringTables
+
+        return StringTables(self)
 
     @cached_property
     def ids_of(self) -> dict[bytes, tuple[int, ...]]:

@@ -1,0 +1,427 @@
+"""A constraint with a stack over token ids: masks are made where they are visited, and kept.
+
+The same questions as `TokenFsm` answers, for constraints that recursion or size keep from being one
+table. A mask is found by walking the vocabulary's tree with the machine; inside of strings, where nearly
+all tokens may follow, only those that close the string are walked (`StringTables`). Every text the machine
+has begun can be finished, provided that the vocabulary has a token for each single byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+
+import numpy as np
+
+from grammar import pushdown_loops as loops
+from grammar.constraint_errors import TooLarge, Unsatisfiable, VocabularyError
+from grammar.measure import INFINITE, Measure
+from grammar.pushdown_loops import CLOSED, DEAD, FULL, OK, OPEN, STRING, UNBUILT
+from grammar.string_tables import inside
+from grammar.terms import EMPTY, EPSILON, Limits, Terms, mask_bytes
+from grammar.vocabulary import Vocabulary
+
+_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
+_NO_BUDGET = 1 << 60
+
+Config = tuple[int, int, int, int]
+
+
+class TokenPushdown:
+    """States are numbers of configurations; -1 is the dead one. Not thread safe."""
+
+    start = 0
+
+    def __init__(
+        self,
+        terms: Terms,
+        start: int,
+        measure: Measure,
+        vocabulary: Vocabulary,
+        limits: Limits,
+        row_bytes: int = 8 << 20,
+    ) -> None:
+        if start == EMPTY or measure.shortest(start) >= INFINITE:
+            raise Unsatisfiable("no text matches the constraint")
+        missing = sorted(b for b in _UTF8_BYTES if bytes([b]) not in vocabulary.ids_of)
+        if missing:
+            raise VocabularyError(
+                f"the vocabulary has no token for {len(missing)} single bytes (the first is {missing[0]:#04x}), so a "
+                "text that was begun might have no end; this constraint needs a byte-level vocabulary"
+            )
+        terms.deadline = math.inf  # from here on states are built while texts are generated
+        self.terms, self.measure, self.vocabulary, self.limits = terms, measure, vocabulary, limits
+        self.row_bytes = row_bytes
+        self.max_tokens = measure.longest(start)
+        self._strings = vocabulary.strings
+        self._inside = inside()
+        self._index: dict[int, int] = {}
+        self._term: list[int] = []
+        self._states = np.zeros((256, 7), np.int32)
+        self._arcs = np.zeros((1024, 5), np.int32)
+        self._pushes = np.zeros(256, np.int32)
+        self._used_arcs = self._used_pushes = 0
+        self._stack = np.zeros((1024, 4), np.int64)
+        self._stack[0, loops.ENDS] = 1
+        self._slots = np.full(4096, -1, np.int32)
+        self._used = np.ones(1, np.int64)
+        trie = vocabulary.trie
+        self._path = np.zeros((trie.max_depth + 1, 4), np.int64)
+        self._out = np.empty(len(vocabulary), np.int32)
+        self._progress = np.zeros(4, np.int64)
+        self._whole = np.array([[0, len(trie.byte), 0]], np.int32)
+        self._configs: list[Config] = []
+        self._numbers: dict[Config, int] = {}
+        self._next: dict[tuple[int, int], int] = {}
+        self._rows: list[np.ndarray | None] = []
+        self._needs: list[int] = []
+        self._kept: deque[int] = deque()
+        self._closing: dict[int, tuple[int, ...]] = {}
+        self._state(EPSILON)
+        self._number((self._state(start), 0, 0, 0))
+
+    # building
+
+    def _state(self, term: int) -> int:
+        """The number of a term's state; its arcs come when it is visited."""
+        found = self._index.get(term)
+        if found is None:
+            found = self._index[term] = len(self._term)
+            if found >= self.limits.states:
+                raise TooLarge(f"the constraint needs more than {self.limits.states:,} states")
+            self._term.append(term)
+            if found == len(self._states):
+                self._states = np.vstack([self._states, np.zeros_like(self._states)])
+            bounds = self.terms.string_bounds(term)
+            row = self._states[found]
+            low, high = bounds or (0, 0)
+            kind = CLOSED if term == EPSILON else STRING if bounds else OPEN
+            row[:] = (0, -1, kind, self.terms.nullable(term), low, high, self.measure.shortest(term))
+            if kind != OPEN:
+                row[loops.COUNT] = 0
+        return found
+
+    def _build(self, state: int) -> None:
+        """Give a state its arcs."""
+        arcs = self.terms.arcs(self._term[state])
+        first = self._used_arcs
+        ranges = sum(1 for mask, _, _ in arcs for _ in _byte_ranges(mask))
+        while first + ranges > len(self._arcs):
+            self._arcs = np.vstack([self._arcs, np.zeros_like(self._arcs)])
+        for mask, pushed, target in arcs:
+            frames = [self._state(p) for p in pushed if p != EPSILON]
+            goal = self._state(target)
+            while self._used_pushes + len(frames) > len(self._pushes):
+                self._pushes = np.concatenate([self._pushes, np.zeros_like(self._pushes)])
+            at = self._used_pushes
+            self._pushes[at : at + len(frames)] = frames
+            self._used_pushes += len(frames)
+            for low, high in _byte_ranges(mask):
+                self._arcs[self._used_arcs] = (low, high, goal, at, len(frames))
+                self._used_arcs += 1
+        self._states[state, loops.FIRST] = first
+        self._states[state, loops.COUNT] = self._used_arcs - first
+
+    def _grow_stack(self) -> None:
+        self._stack = np.vstack([self._stack, np.zeros_like(self._stack)])
+        self._slots = np.full(len(self._slots) * 2, -1, np.int32)
+        used, self._used = self._used[0], np.ones(1, np.int64)
+        for node in range(1, int(used)):
+            state, parent = int(self._stack[node, loops.RETURN]), int(self._stack[node, loops.PARENT])
+            loops.push(self._stack, self._slots, self._used, self._states, state, parent)
+
+    def _mend(self, status: int, state: int) -> None:
+        if status == UNBUILT:
+            self._build(state)
+        elif status == FULL:
+            self._grow_stack()
+
+    def explore(self, states: int) -> None:
+        """Build up to `states` states ahead of use."""
+        done = 0
+        while done < min(len(self._term), states):
+            if self._states[done, loops.COUNT] < 0:
+                self._build(done)
+            done += 1
+
+    # asking
+
+    @property
+    def states(self) -> int:
+        """States built so far."""
+        return len(self._term)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tables in use (masks kept for reuse not counted)."""
+        return (
+            len(self._term) * self._states.itemsize * 7
+            + self._used_arcs * self._arcs.itemsize * 5
+            + self._used_pushes * 4
+            + int(self._used[0]) * (4 * 8 + 8)
+        )
+
+    @property
+    def min_tokens(self) -> int:
+        return self.tokens_to_end(self.start)
+
+    def _number(self, config: Config) -> int:
+        found = self._numbers.get(config)
+        if found is None:
+            found = self._numbers[config] = len(self._configs)
+            self._configs.append(config)
+            self._rows.append(None)
+            self._needs.append(-1)
+        return found
+
+    def step(self, state: int, token: int) -> int:
+        """The state after `token`; -1 if it may not follow (end tokens lead nowhere)."""
+        found = self._next.get((state, token))
+        if found is None:
+            data = self.vocabulary.tokens[token]
+            found = self._next[state, token] = self.advance_bytes(state, data) if data else -1
+        return found
+
+    def advance_bytes(self, state: int, data: bytes) -> int:
+        config = np.array((*self._configs[state], 0), np.int64)
+        text = np.frombuffer(data, np.uint8)
+        while True:
+            status, at = loops.run(
+                self._states, self._arcs, self._pushes, self._inside.table, self._stack, self._slots, self._used,
+                text, config,
+            )  # fmt: skip
+            if status == OK:
+                a, b, c, d, _ = config.tolist()
+                return self._number((a, b, c, d))
+            if status == DEAD:
+                return -1
+            self._mend(status, at)
+
+    def can_end(self, state: int) -> bool:
+        at, place, _, top = self._configs[state]
+        return bool(self._states[at, loops.FINAL] and place == 0 and self._stack[top, loops.ENDS])
+
+    def must_end(self, state: int) -> bool:
+        """May nothing but the end follow?"""
+        at, _, _, top = self._configs[state]
+        return at == 0 and top == 0
+
+    def allowed(self, state: int) -> np.ndarray:
+        """uint32 [words], read only: bit t is set if token t may follow; end tokens where the text may end."""
+        row = self._rows[state]
+        return row if row is not None else self._keep(state)
+
+    def allowed_within(self, state: int, tokens: int) -> np.ndarray:
+        """Like `allowed`, but only what still leaves a complete text within `tokens` tokens, this one included.
+
+        Sound, and never empty while `tokens` is at least `tokens_to_end`; of longer ways to the end those
+        are offered that single bytes can finish in time.
+        """
+        row = self.allowed(state)
+        if tokens - 1 >= self._needs[state]:
+            return row
+        row = np.zeros(self.vocabulary.words, np.uint32)
+        count, _ = self._tokens(self._configs[state], self._whole, tokens - 1)
+        loops.set_bits(row, self._out, count)
+        closing = self._way_to_end(state)
+        if closing and len(closing) <= tokens:
+            for token in self.vocabulary.ids_of[self.vocabulary.tokens[closing[0]]]:
+                row[token >> 5] |= np.uint32(1 << (token & 31))
+        self._add_ends(row, state)
+        row.setflags(write=False)
+        return row
+
+    def _keep(self, state: int) -> np.ndarray:
+        row, self._needs[state] = self._row(state)
+        self._add_ends(row, state)
+        row.setflags(write=False)
+        self._rows[state] = row
+        self._kept.append(state)
+        if len(self._kept) * row.nbytes > self.row_bytes:
+            self._rows[self._kept.popleft()] = None
+        return row
+
+    def _add_ends(self, row: np.ndarray, state: int) -> None:
+        if self.can_end(state):
+            for end in self.vocabulary.eos:
+                row[end >> 5] |= np.uint32(1 << (end & 31))
+
+    def _row(self, state: int) -> tuple[np.ndarray, int]:
+        config = self._configs[state]
+        at, place, count, top = config
+        if self._states[at, loops.KIND] != STRING:
+            row = np.zeros(self.vocabulary.words, np.uint32)
+            found, most = self._tokens(config, self._whole, _NO_BUDGET)
+            loops.set_bits(row, self._out, found)
+            return row, most
+        low, high = int(self._states[at, loops.LOW]), int(self._states[at, loops.HIGH])
+        room = high - count if high >= 0 else -1
+        if place:
+            room = room - 1 if high >= 0 else -1  # the character begun takes its place
+        row = self._strings.row(place, room).copy()
+        missing = low - count
+        most = 16 + int(self.measure.shortest(self._term[at])) + int(self._stack[top, loops.NEED])
+        exits = self._strings.exits(place, room, missing)
+        if len(exits):
+            trie = self.vocabulary.trie
+            after = self._after_string(top)
+            closing = trie.unique[exits]
+            self._set_unique(row, closing[closing >= 0])
+            deeper = exits[trie.skip[exits] > exits + 1]
+            if len(deeper):
+                at_nodes = np.stack([deeper + 1, trie.skip[deeper], trie.depth[deeper]], axis=1).astype(
+                    np.int32
+                )
+                found, far = self._tokens(after, at_nodes, _NO_BUDGET)
+                loops.set_bits(row, self._out, found)
+                most = max(most, far)
+        return row, most
+
+    def _after_string(self, top: int) -> Config:
+        """The configuration behind the closing quote of a string on the stack `top`."""
+        state = 0
+        while state == 0 and top != 0:
+            state, top = int(self._stack[top, loops.RETURN]), int(self._stack[top, loops.PARENT])
+        return state, 0, 0, top
+
+    def _set_unique(self, row: np.ndarray, uniques: np.ndarray) -> None:
+        trie = self.vocabulary.trie
+        for u in uniques.tolist():
+            for token in trie.ids[trie.offsets[u] : trie.offsets[u + 1]].tolist():
+                row[token >> 5] |= np.uint32(1 << (token & 31))
+
+    def _tokens(self, config: Config, at: np.ndarray, budget: int) -> tuple[int, int]:
+        """Write the tokens that can follow `config` to `_out`; how many, and the most bytes one leaves to close."""
+        trie = self.vocabulary.trie
+        self._progress[:] = (0, -1, 0, 0)
+        while True:
+            status, state = loops.walk(
+                trie.byte, trie.depth, trie.skip, trie.unique, self._states, self._arcs, self._pushes,
+                self._inside.table, self._inside.need, self._stack, self._slots, self._used,
+                self._path, at, config, budget, trie.offsets, trie.ids, self._out, self._progress,
+            )  # fmt: skip
+            if status == OK:
+                return int(self._progress[2]), int(self._progress[3])
+            self._mend(status, state)
+
+    # the end
+
+    def tokens_to_end(self, state: int) -> int:
+        """Tokens of a short way to a complete text (the shortest in bytes, in as few tokens as spell it)."""
+        return len(self._way_to_end(state))
+
+    def _way_to_end(self, state: int) -> tuple[int, ...]:
+        found = self._closing.get(state)
+        if found is None:
+            found = self._closing[state] = spell(self.closing_text(state), self.vocabulary)
+        return found
+
+    def closing_text(self, state: int) -> bytes:
+        """A shortest text from here to the end, always the same one, and the rest of it after each of its bytes."""
+        out = bytearray()
+        config = self._configs[state]
+        while not (self._states[config[0], loops.FINAL] and self._stack[config[3], loops.ENDS]):
+            best: tuple[int, int, Config] | None = None
+            for byte in self._following(config):
+                after = self._after(config, byte)
+                if after is None:
+                    continue
+                close = int(
+                    loops.need(
+                        self._states, self._inside.need, self._stack, after[0], after[1], after[2], after[3]
+                    )
+                )
+                rank = (close, 0 if chr(byte).isalnum() else 1, byte)
+                if best is None or rank < (best[0], 0 if chr(best[1]).isalnum() else 1, best[1]):
+                    best = (close, byte, after)
+            assert best is not None, "a state from which no text can be finished"
+            out.append(best[1])
+            config = best[2]
+        return bytes(out)
+
+    def _following(self, config: Config) -> list[int]:
+        """Bytes worth trying: one of each range that leads somewhere else."""
+        at, place, _, top = config
+        if self._states[at, loops.KIND] == STRING:
+            if place == 0:
+                return [0x22, 0x61]
+            row = self._inside.table[place]
+            return [int(np.flatnonzero(row == goal)[0]) for goal in np.unique(row[row >= 0])]
+        found: set[int] = set()
+        while True:
+            if self._states[at, loops.COUNT] < 0:
+                self._build(at)
+            for mask, _, _ in self.terms.arcs(self._term[at]):
+                listed = mask_bytes(mask)
+                found.add(next((b for b in listed if chr(b).isalnum()), listed[0]))
+            if not (self._states[at, loops.FINAL] and top):
+                return sorted(found)
+            at, top = int(self._stack[top, loops.RETURN]), int(self._stack[top, loops.PARENT])
+
+    def _after(self, config: Config, byte: int) -> Config | None:
+        while True:
+            status, at, place, count, top = loops.step(
+                self._states, self._arcs, self._pushes, self._inside.table, self._stack, self._slots, self._used,
+                *config, byte,
+            )  # fmt: skip
+            if status == OK:
+                return int(at), int(place), int(count), int(top)
+            if status == DEAD:
+                return None
+            self._mend(status, at)
+
+    def forced(self, state: int) -> bytes:
+        """What every continuation begins with; empty where the text may end."""
+        out = bytearray()
+        config: Config | None = self._configs[state]
+        while config is not None and len(out) < 1 << 16:
+            byte = self._only_byte(config)
+            if byte is None:
+                break
+            out.append(byte)
+            config = self._after(config, byte)
+        return bytes(out)
+
+    def _only_byte(self, config: Config) -> int | None:
+        at, place, count, _ = config
+        if self._states[at, loops.KIND] == STRING:
+            if place:
+                row = np.flatnonzero(self._inside.table[place] >= 0)
+                return int(row[0]) if len(row) == 1 else None
+            return 0x22 if count == self._states[at, loops.HIGH] else None
+        if self._states[at, loops.FINAL]:
+            return None
+        arcs = self.terms.arcs(self._term[at])
+        if len(arcs) == 1 and arcs[0][0] & (arcs[0][0] - 1) == 0:
+            return arcs[0][0].bit_length() - 1
+        return None
+
+
+def _byte_ranges(mask: int) -> list[tuple[int, int]]:
+    ranges = []
+    while mask:
+        low = (mask & -mask).bit_length() - 1
+        shifted = mask >> low
+        length = (~shifted & (shifted + 1)).bit_length() - 1
+        ranges.append((low, low + length - 1))
+        mask &= ~(((1 << length) - 1) << low)
+    return ranges
+
+
+def spell(text: bytes, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The fewest tokens that spell `text` (of these the ones that begin longest); the vocabulary has every byte."""
+    longest = vocabulary.trie.max_depth
+    count = len(text)
+    fewest = [0] * (count + 1)
+    choice = [b""] * count
+    for i in range(count - 1, -1, -1):
+        fewest[i] = count + 1
+        for length in range(min(longest, count - i), 0, -1):
+            piece = text[i : i + length]
+            if piece in vocabulary.ids_of and fewest[i + length] + 1 < fewest[i]:
+                fewest[i], choice[i] = fewest[i + length] + 1, piece
+    tokens, i = [], 0
+    while i < count:
+        tokens.append(vocabulary.ids_of[choice[i]][0])
+        i += len(choice[i])
+    return tuple(tokens)
