@@ -6,7 +6,7 @@ them to `runtime.api.SamplingParams`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,12 +82,12 @@ class GenSpec:
 
 @dataclass(frozen=True, slots=True)
 class SelectSpec:
-    """One `select`. `method` is the name of a scoring method, or a callable of the user's own
+    """One `select`. `method` is a ChoicesSamplingMethod
     (see `sglc.lang.choices`)."""
 
     name: str | None
     choices: tuple[str, ...]
-    method: str | Callable[..., Any] = "token_length_normalized"
+    method: Any = None
     temperature: float = 0.0
 
 

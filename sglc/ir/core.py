@@ -1,0 +1,341 @@
+"""Values, nodes, graphs and modules: immutable data in SSA form.
+
+A node's fields say what they are by their annotation: what it defines (`StateDef`, `StrDef`, ...), what
+it uses (`State`, `Arg`, ...; an `Arg` may also be a constant), a group of sampling fields, regions; every other
+field is an attribute. Printer, parser, JSON and rewriting read these roles, so that an op is complete
+where it is declared (ir/ops.py). Nothing here is ever changed: a pass builds new nodes and a new graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
+
+from runtime.api import Constraint
+from sglc.errors import IRError
+from sglc.ir.specs import Location, SamplingFields
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """What one node (or a parameter) defines; its name is unique in its graph."""
+
+    name: str
+    type: str
+
+    def __str__(self) -> str:
+        return f"%{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Symbol:
+    """The name of a graph or of a constraint of the module."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"@{self.name}"
+
+
+Constant = str | int | float | bool | None
+Operand = Value | Symbol | str | int | float | bool | None
+
+TYPES = frozenset({"state", "str", "int", "float", "bool", "image", "json", "any"})
+
+
+def is_type(name: str) -> bool:
+    """Whether `name` is a type of the IR: one of TYPES, or `list<T>`."""
+    while name.startswith("list<") and name.endswith(">"):
+        name = name[5:-1]
+    return name in TYPES
+
+
+class Role(Enum):
+    DEF = "def"
+    DEFS = "defs"
+    USE = "use"
+    USES = "uses"
+    FIELDS = "fields"
+    REGIONS = "regions"
+    ATTR = "attr"
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """The role of a field, and for values their type (a default for what is defined, a demand on what is used)."""
+
+    role: Role
+    type: str = "any"
+
+
+StateDef = Annotated[Value, Slot(Role.DEF, "state")]
+StrDef = Annotated[Value, Slot(Role.DEF, "str")]
+IntDef = Annotated[Value, Slot(Role.DEF, "int")]
+FloatDef = Annotated[Value, Slot(Role.DEF, "float")]
+BoolDef = Annotated[Value, Slot(Role.DEF, "bool")]
+ListDef = Annotated[Value, Slot(Role.DEF, "list<str>")]
+AnyDef = Annotated[Value, Slot(Role.DEF, "any")]
+StateDefs = Annotated[tuple[Value, ...], Slot(Role.DEFS, "state")]
+StrDefs = Annotated[tuple[Value, ...], Slot(Role.DEFS, "str")]
+State = Annotated[Value, Slot(Role.USE, "state")]
+States = Annotated[tuple[Value, ...], Slot(Role.USES, "state")]
+Arg = Annotated[Operand, Slot(Role.USE)]
+Args = Annotated[tuple[Operand, ...], Slot(Role.USES)]
+Fields = Annotated[SamplingFields, Slot(Role.FIELDS)]
+
+
+N = TypeVar("N", bound="Node")
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Names of a node class's fields by role, in order of declaration."""
+
+    defs: tuple[tuple[str, Slot], ...]
+    uses: tuple[tuple[str, Slot], ...]
+    attrs: tuple[str, ...]
+    fields: tuple[str, ...]
+    regions: tuple[str, ...]
+    defaults: Mapping[str, Any]
+
+
+class Licence(Enum):
+    """What a pass may do with a node: PURE may be shared, dropped and repeated; SAMPLED gives another answer each
+    time, so it runs exactly as often as written; STATE builds a prompt and costs nothing."""
+
+    PURE = "pure"
+    SAMPLED = "sampled"
+    STATE = "state"
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """An occurrence of an op. `at`: where in the user's source it was written."""
+
+    at: Location | None = field(default=None, kw_only=True)
+
+    op: ClassVar[str] = ""
+    layout: ClassVar[Layout]
+
+    def __init_subclass__(cls, op: str = "", **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if op:
+            cls.op = op
+
+    @cached_property
+    def defs(self) -> tuple[Value, ...]:
+        found: list[Value] = []
+        for name, slot in self.layout.defs:
+            value = getattr(self, name)
+            if slot.role is Role.DEF:
+                found.append(value)
+            else:
+                found.extend(value)
+        return tuple(found)
+
+    @cached_property
+    def operands(self) -> tuple[Operand, ...]:
+        found: list[Operand] = []
+        for name, slot in self.layout.uses:
+            value = getattr(self, name)
+            if slot.role is Role.USE:
+                found.append(value)
+            else:
+                found.extend(value)
+        return tuple(found)
+
+    @cached_property
+    def uses(self) -> tuple[Value, ...]:
+        """Values that the node needs, those of its operands only (regions have their own)."""
+        return tuple(v for v in self.operands if isinstance(v, Value))
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Attributes that differ from their default; sampling fields are among them by their own names."""
+        found: dict[str, Any] = {}
+        for name in self.layout.attrs:
+            value = getattr(self, name)
+            if name not in self.layout.defaults or self.layout.defaults[name] != value:
+                found[name] = value
+        for name in self.layout.fields:
+            group = getattr(self, name)
+            for key in group.__dataclass_fields__:
+                if getattr(group, key) is not None:
+                    found[key] = getattr(group, key)
+        return found
+
+    @property
+    def regions(self) -> tuple[Region, ...]:
+        return tuple(getattr(self, name) for name in self.layout.regions)
+
+    @property
+    def licence(self) -> Licence:
+        return Licence.STATE
+
+    def remap(self, to: Mapping[Value, Operand]) -> Node:
+        """The same node with other operands; itself if none of them changes."""
+        if not any(v in to for v in self.uses):
+            return self
+        changed: dict[str, Any] = {}
+        for name, slot in self.layout.uses:
+            old = getattr(self, name)
+            if slot.role is Role.USES:
+                changed[name] = tuple(to.get(v, v) if isinstance(v, Value) else v for v in old)
+            elif isinstance(old, Value):
+                changed[name] = to.get(old, old)
+        return dataclasses.replace(self, **changed)
+
+    def verify(self) -> None:
+        """Raise IRError for what the roles of the fields cannot say."""
+
+    def __str__(self) -> str:
+        from sglc.ir.printer import print_node
+
+        return print_node(self)
+
+
+@dataclass_transform(frozen_default=True, eq_default=False)
+def node(cls: type[N]) -> type[N]:
+    """Make a class of nodes: a frozen dataclass, compared by identity, whose fields have roles."""
+    made = dataclass(frozen=True, eq=False)(cls)
+    made.layout = lay_out(made)
+    return made
+
+
+def lay_out(cls: type[Node]) -> Layout:
+    """The roles of a node class's fields."""
+    hints = get_type_hints(cls, include_extras=True)
+    defs: list[tuple[str, Slot]] = []
+    uses: list[tuple[str, Slot]] = []
+    attrs: list[str] = []
+    groups: list[str] = []
+    regions: list[str] = []
+    defaults: dict[str, Any] = {}
+    for entry in dataclasses.fields(cls):
+        if entry.name == "at":
+            continue
+        if entry.default is not dataclasses.MISSING:
+            defaults[entry.name] = entry.default
+        slot = next((m for m in getattr(hints[entry.name], "__metadata__", ()) if isinstance(m, Slot)), None)
+        if slot is None:
+            attrs.append(entry.name)
+        elif slot.role in (Role.DEF, Role.DEFS):
+            defs.append((entry.name, slot))
+        elif slot.role in (Role.USE, Role.USES):
+            uses.append((entry.name, slot))
+        elif slot.role is Role.FIELDS:
+            groups.append(entry.name)
+        else:
+            regions.append(entry.name)
+    return Layout(tuple(defs), tuple(uses), tuple(attrs), tuple(groups), tuple(regions), defaults)
+
+
+@dataclass(frozen=True, eq=False)
+class Region:
+    """Nodes of one arm of an `if` or of the body of a `loop`; `results` are what it hands to its owner."""
+
+    nodes: tuple[Node, ...]
+    results: tuple[Operand, ...] = ()
+
+
+class Names:
+    """Hands out names that a graph does not use yet."""
+
+    def __init__(self, taken: Iterable[str]) -> None:
+        numbers = [int(name) for name in taken if name.isdecimal()]
+        self._next = max(numbers, default=-1) + 1
+
+    def fresh(self, type: str) -> Value:
+        value = Value(str(self._next), type)
+        self._next += 1
+        return value
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """The IR of one program: parameters, then nodes in order; the last one is `return`.
+
+    `source` is the file of the program, `constants` what it was specialised on (name and printed value).
+    """
+
+    name: str
+    params: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    constants: tuple[tuple[str, str], ...] = ()
+
+    def names(self) -> Names:
+        taken = [p.name for p in self.params]
+        for item in self.walk():
+            taken.extend(v.name for v in item.defs)
+        return Names(taken)
+
+    def walk(self) -> Iterator[Node]:
+        """All nodes, those inside regions after their owner."""
+        return walk(self.nodes)
+
+    def nodes_of(self, kind: type[N]) -> list[N]:
+        return [item for item in self.walk() if isinstance(item, kind)]
+
+    def with_nodes(self, nodes: Sequence[Node]) -> Graph:
+        return dataclasses.replace(self, nodes=tuple(nodes))
+
+    def replace_nodes(self, changes: Mapping[Node, Sequence[Node]]) -> Graph:
+        """Put other nodes in the place of some; an empty sequence removes."""
+        nodes: list[Node] = []
+        for item in self.nodes:
+            nodes.extend(changes[item]) if item in changes else nodes.append(item)
+        return self.with_nodes(nodes)
+
+    def remap(self, to: Mapping[Value, Operand]) -> Graph:
+        return self.with_nodes([item.remap(to) for item in self.nodes]) if to else self
+
+    def __str__(self) -> str:
+        from sglc.ir.printer import print_graph
+
+        return print_graph(self)
+
+
+def walk(nodes: Iterable[Node]) -> Iterator[Node]:
+    for item in nodes:
+        yield item
+        for region in item.regions:
+            yield from walk(region.nodes)
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """A compilation unit. `main` names the graph that runs; constraints are named by symbols without their @."""
+
+    graphs: Mapping[str, Graph]
+    main: str
+    constraints: Mapping[str, Constraint] = field(default_factory=dict)
+
+    @property
+    def graph(self) -> Graph:
+        return self.graphs[self.main]
+
+    def graph_of(self, symbol: Symbol) -> Graph:
+        if symbol.name not in self.graphs:
+            raise IRError(
+                f"{symbol} is not a graph of this module; there are {', '.join(self.graphs) or 'none'}"
+            )
+        return self.graphs[symbol.name]
+
+    def constraint_of(self, symbol: Symbol) -> Constraint:
+        if symbol.name not in self.constraints:
+            known = ", ".join(self.constraints) or "none"
+            raise IRError(f"{symbol} is not a constraint of this module; there are {known}")
+        return self.constraints[symbol.name]
+
+    def map(self, change: Any) -> Module:
+        """The module with `change` applied to each of its graphs."""
+        return dataclasses.replace(self, graphs={name: change(graph) for name, graph in self.graphs.items()})
+
+    def __str__(self) -> str:
+        from sglc.ir.printer import print_module
+
+        return print_module(self)

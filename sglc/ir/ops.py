@@ -1,0 +1,342 @@
+"""Every op, one frozen class each.
+
+What a class declares is all there is to know of it: the printer, the parser, JSON, the verifier and the
+passes read the roles of its fields. The pure string and scalar ops are one class each too, made from the
+table of their meanings (runtime/compute.py), so that folding, evaluating and executing agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from runtime.compute import OPERATIONS, compute, pack
+from sglc.errors import IRError
+from sglc.ir.core import (
+    AnyDef,
+    Arg,
+    Args,
+    Fields,
+    Licence,
+    Node,
+    Operand,
+    Role,
+    Slot,
+    State,
+    StateDef,
+    StateDefs,
+    States,
+    StrDef,
+    StrDefs,
+    Symbol,
+    Value,
+    node,
+)
+from sglc.ir.specs import SamplingFields
+
+JOIN_MODES = ("gather_variable", "concate_and_append")
+METHODS = ("token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized")
+
+
+@node
+class Begin(Node, op="begin"):
+    """The empty state that a program starts from."""
+
+    out: StateDef
+
+
+@node
+class Text(Node, op="text"):
+    """Append text: constants and string values, in order."""
+
+    out: StateDef
+    state: State
+    parts: Args
+
+    def verify(self) -> None:
+        for part in self.parts:
+            if not isinstance(part, str) and not (isinstance(part, Value) and part.type in ("str", "any")):
+                raise IRError(f"text: appends strings, but {part} is {type_of(part)}")
+
+
+@node
+class Image(Node, op="image"):
+    """Append an image, or the frames of a video, given as encoded bytes."""
+
+    out: StateDef
+    state: State
+    data: bytes
+    kind: str = "image"
+
+
+@node
+class RoleBegin(Node, op="role_begin"):
+    """Open a message; the chat template says what text that is."""
+
+    out: StateDef
+    state: State
+    role: str
+
+
+@node
+class RoleEnd(Node, op="role_end"):
+    """Close the open message."""
+
+    out: StateDef
+    state: State
+    role: str
+
+
+@node
+class ScopeBegin(Node, op="scope_begin"):
+    """From here on, text belongs to the variable `name` too."""
+
+    out: StateDef
+    state: State
+    name: str
+
+
+@node
+class ScopeEnd(Node, op="scope_end"):
+    """`text` is what was appended since the scope began; it is the variable `name`."""
+
+    out: StateDef
+    text: StrDef
+    state: State
+    name: str
+
+
+@node
+class SetVar(Node, op="set_var"):
+    """Give the variable `name` a value; the text stays as it is."""
+
+    out: StateDef
+    state: State
+    value: Arg
+    name: str
+
+
+@node
+class Gen(Node, op="gen"):
+    """Let the model continue the state; `text` is what it wrote (with `n`, the list of what it wrote)."""
+
+    out: StateDef
+    text: StrDef
+    state: State
+    name: str | None = None
+    sampling: Fields = SamplingFields()
+    constraint: Symbol | None = None
+    dtype: str | None = None
+    n: int | None = None
+
+    @property
+    def licence(self) -> Licence:
+        """Pure if it is greedy or seeded by itself; a default that the run sets does not count."""
+        greedy = self.sampling.temperature is not None and self.sampling.temperature < 1e-6
+        return Licence.PURE if greedy or self.sampling.seed is not None else Licence.SAMPLED
+
+    def verify(self) -> None:
+        if self.n is not None and self.n < 1:
+            raise IRError(f"gen: n is {self.n} but must be at least 1")
+        wanted = "str" if self.n is None else "list<str>"
+        if self.text.type != wanted:
+            raise IRError(f"gen: with n={self.n} it defines a {wanted}, but {self.text} is {self.text.type}")
+
+
+@node
+class Select(Node, op="select"):
+    """Append the choice the model finds likeliest; `text` is that choice. `method` says how likelihood is counted."""
+
+    out: StateDef
+    text: StrDef
+    state: State
+    choices: Args
+    name: str | None = None
+    method: str = METHODS[0]
+
+    @property
+    def licence(self) -> Licence:
+        return Licence.PURE
+
+    def verify(self) -> None:
+        if not self.choices:
+            raise IRError("select: there are no choices")
+        for choice in self.choices:
+            if not isinstance(choice, str) and not (
+                isinstance(choice, Value) and choice.type in ("str", "any")
+            ):
+                raise IRError(f"select: a choice is a string, but {choice} is {type_of(choice)}")
+        if self.method not in METHODS:
+            raise IRError(f"select: unknown method {self.method!r}; there are {', '.join(METHODS)}")
+
+
+@node
+class Fork(Node, op="fork"):
+    """Copies of the state as it is here. The state itself goes on: a fork does not use it up."""
+
+    outs: StateDefs
+    state: State
+
+
+@node
+class Join(Node, op="join"):
+    """End the branches: gather the variables that are new in them into lists, or append their text."""
+
+    out: StateDef
+    state: State
+    branches: States
+    mode: str = JOIN_MODES[0]
+
+    def verify(self) -> None:
+        if self.mode not in JOIN_MODES:
+            raise IRError(f"join: unknown mode {self.mode!r}; there are {', '.join(JOIN_MODES)}")
+
+
+@node
+class Call(Node, op="call"):
+    """Run another program on a fresh state.
+
+    `text` is its final text, `values` its variables (their names in `variables`), then what it returns.
+    `sampling` are the defaults of its gens: those of a run, not the caller's.
+    """
+
+    text: StrDef
+    values: StrDefs
+    callee: Arg
+    args: Args
+    variables: tuple[str, ...] = ()
+    sampling: Fields = SamplingFields()
+
+    @property
+    def licence(self) -> Licence:
+        return Licence.SAMPLED
+
+    @property
+    def symbol(self) -> Symbol:
+        if not isinstance(self.callee, Symbol):
+            raise IRError(f"call: its first operand is a graph such as @f, not {self.callee!r}")
+        return self.callee
+
+    def verify(self) -> None:
+        _ = self.symbol
+        if len(self.values) != len(self.variables) + 1:
+            raise IRError(
+                f"call: {self.symbol} with {len(self.variables)} variables defines its text, each of them and its "
+                f"result, {len(self.variables) + 2} values, not {len(self.values) + 1}"
+            )
+
+
+@node
+class Pack(Node, op="pack"):
+    """A list, tuple or dict of values."""
+
+    out: AnyDef
+    items: Args
+    kind: str = "list"
+    keys: tuple[str, ...] = ()
+
+    @property
+    def licence(self) -> Licence:
+        return Licence.PURE
+
+    def verify(self) -> None:
+        if self.kind not in ("list", "tuple", "dict"):
+            raise IRError(f"pack: kind is {self.kind!r} but must be list, tuple or dict")
+        if self.kind == "dict" and len(self.keys) != len(self.items):
+            raise IRError(f"pack: {len(self.keys)} keys for {len(self.items)} items")
+
+    def compute(self, operands: tuple[Any, ...]) -> Any:
+        return pack(self.kind, self.keys, operands)
+
+
+@node
+class Return(Node, op="return"):
+    """The end: the final state, and what the body returned."""
+
+    state: State
+    result: Arg = None
+
+
+class Pure(Node):
+    """Root of the string and scalar ops, which have one result and any number of operands."""
+
+    if TYPE_CHECKING:
+        out: Value
+        args: tuple[Operand, ...]
+    result: ClassVar[str] = "any"
+
+    @property
+    def licence(self) -> Licence:
+        return Licence.PURE
+
+    def verify(self) -> None:
+        operation = OPERATIONS[self.op]
+        least = len(operation.takes) - (1 if operation.variadic else 0)
+        if len(self.args) < least or (len(self.args) > least and not operation.variadic):
+            raise IRError(f"{self.op}: takes {least} operands, got {len(self.args)}")
+        wanted = operation.takes + operation.takes[-1:] * (len(self.args) - len(operation.takes))
+        for value, type_ in zip(self.args, wanted, strict=False):
+            if not fits(type_of(value), type_):
+                raise IRError(f"{self.op}: {value!r} is {type_of(value)} where a {type_} is wanted")
+
+    def compute(self, operands: tuple[Any, ...]) -> Any:
+        """The result for operands that are known. Raises runtime.compute.ComputeError."""
+        return compute(self.op, operands)
+
+
+def _pure(name: str) -> type[Node]:
+    result = OPERATIONS[name].result
+    return node(
+        type(
+            "".join(part.capitalize() for part in name.split("_")) + "Op",
+            (Pure,),
+            {
+                "__annotations__": {"out": Annotated[Value, Slot(Role.DEF, result)], "args": Args},
+                "__doc__": f"`{name}` of its operands (runtime/compute.py).",
+                "__module__": __name__,
+                "op": name,
+                "result": result,
+            },
+        )
+    )
+
+
+PURE_OPS: Mapping[str, type[Node]] = MappingProxyType({name: _pure(name) for name in OPERATIONS})
+
+OPS: Mapping[str, type[Node]] = MappingProxyType(
+    {
+        **{
+            cls.op: cls
+            for cls in (
+                Begin, Text, Image, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVar, Gen, Select, Fork, Join,
+                Call, Pack, Return,
+            )
+        },
+        **PURE_OPS,
+    }
+)  # fmt: skip
+
+
+def pure(name: str, out: Value, args: tuple[Operand, ...], at: Any = None) -> Pure:
+    """A node of one of the string and scalar ops."""
+    made = PURE_OPS[name](out, args, at=at)  # type: ignore[call-arg]
+    assert isinstance(made, Pure)
+    return made
+
+
+def type_of(operand: Any) -> str:
+    """The type of an operand, be it a value or a constant."""
+    if isinstance(operand, Value):
+        return operand.type
+    if isinstance(operand, bool):
+        return "bool"
+    for kind in (int, float, str):
+        if isinstance(operand, kind):
+            return kind.__name__
+    return "any"
+
+
+def fits(given: str, wanted: str) -> bool:
+    """Whether a value of one type may stand where the other is wanted; `any` is checked when the plan runs."""
+    return given == wanted or "any" in (given, wanted) or (given == "int" and wanted == "float")
