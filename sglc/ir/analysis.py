@@ -1,0 +1,111 @@
+"""Facts about a graph: who uses a value, how states go on, what depends on what.
+
+Everything is computed in one walk; graphs of networkx are made for those who want to draw or search.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from sglc.ir.core import Graph, Node, Value
+from sglc.ir.ops import Call, Fork, Gen, Join, Select, Text
+
+if TYPE_CHECKING:
+    import networkx
+
+
+def users(graph: Graph) -> Mapping[Value, list[Node]]:
+    """Nodes that use each value, in order; a node that uses it twice is there twice."""
+    found: dict[Value, list[Node]] = {}
+    for node in graph.walk():
+        for value in node.uses:
+            found.setdefault(value, []).append(node)
+    return found
+
+
+def definitions(graph: Graph) -> Mapping[Value, Node]:
+    """The node that defines each value; parameters have none."""
+    return {value: node for node in graph.walk() for value in node.defs}
+
+
+def chain(graph: Graph, state: Value, using: Mapping[Value, Sequence[Node]] | None = None) -> list[Node]:
+    """The nodes that append to `state`, one after the other, up to its join or return. Forks on the way are left out."""
+    using = users(graph) if using is None else using
+    found: list[Node] = []
+    current: Value | None = state
+    while current is not None:
+        following = next((n for n in using.get(current, ()) if not isinstance(n, Fork)), None)
+        if following is None:
+            break
+        found.append(following)
+        first = following.defs[0] if following.defs else None
+        goes_on = first is not None and first.type == "state"
+        if isinstance(following, Join) and following.state != current:
+            goes_on = False
+        current = first if goes_on else None
+    return found
+
+
+def dependencies(graph: Graph) -> networkx.DiGraph[int]:
+    """Nodes by position; an edge leads from a definition to each use."""
+    import networkx
+
+    found: networkx.DiGraph[int] = networkx.DiGraph()
+    where: dict[Value, int] = {}
+    for position, node in enumerate(graph.nodes):
+        found.add_node(position, node=node)
+        for value in node.uses:
+            if value in where:
+                found.add_edge(where[value], position, value=value.name)
+        where.update((value, position) for value in node.defs)
+    return found
+
+
+def critical_path(graph: Graph) -> list[Node]:
+    """The longest run of model calls that wait for each other, in order."""
+    best: dict[Value, tuple[int, Node | None]] = {}
+    came: dict[Node, Node | None] = {}
+    last: tuple[int, Node | None] = (0, None)
+    for node in graph.nodes:
+        length, before = max(
+            (best.get(v, (0, None)) for v in node.uses), key=lambda p: p[0], default=(0, None)
+        )
+        if isinstance(node, (Gen, Select, Call)):
+            came[node] = before
+            length, before = length + 1, node
+        for value in node.defs:
+            best[value] = (length, before)
+        if length > last[0]:
+            last = (length, before)
+    found: list[Node] = []
+    step = last[1]
+    while step is not None:
+        found.append(step)
+        step = came[step]
+    return found[::-1]
+
+
+def shared_prefixes(graph: Graph) -> list[tuple[Value, int]]:
+    """Forked states with the number of model calls whose prompt begins with them, most used first."""
+    below: Counter[Value] = Counter()
+    above: dict[Value, tuple[Value, ...]] = {}
+    for node in graph.nodes:
+        state = next((v for v in node.uses if v.type == "state"), None)
+        path = above.get(state, ()) if state is not None else ()
+        if isinstance(node, Fork):
+            for out in node.outs:
+                above[out] = (*path, node.state)
+            continue
+        if isinstance(node, (Gen, Select)):
+            below.update(set(path))
+        for value in node.defs:
+            if value.type == "state":
+                above[value] = path
+    return below.most_common()
+
+
+def constant_chars(graph: Graph) -> int:
+    """Characters of constant text that the program appends."""
+    return sum(len(p) for n in graph.nodes_of(Text) for p in n.parts if isinstance(p, str))

@@ -1,0 +1,325 @@
+"""Does a program's body do nothing but build its state? Then its plan alone is its meaning.
+
+A check of the syntax tree against what is known to be harmless: local names, sglc's primitives, string and
+list operations, some built-ins, other such programs and functions. Whatever is not on the list is
+reported with its place, and the program runs interpreted. So a print, a global counter or a call into a
+library happens exactly as often and when Python would have done it. Global names that are read must hold plain
+values; they become part of what a plan is specialised on.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import FunctionType, ModuleType
+from typing import Any
+
+from sglc.ir.specs import Location
+from sglc.lang.rewrite import source_of
+
+PLAIN = (str, int, float, bool, bytes, type(None))
+
+_BUILTINS = frozenset(
+    ["range", "len", "enumerate", "zip", "str", "int", "float", "bool", "min", "max", "sum", "sorted", "reversed", "list", "tuple", "dict", "set", "frozenset", "abs", "round", "isinstance", "any", "all", "repr", "map", "filter", "ord", "chr", "divmod", "format", "type", "ValueError", "TypeError", "KeyError", "IndexError", "AssertionError", "RuntimeError", "StopIteration", "Exception", "slice"]
+)
+_METHODS = frozenset(
+    # strings
+    "strip lstrip rstrip lower upper title capitalize casefold swapcase split rsplit splitlines partition rpartition "
+    "join replace startswith endswith removeprefix removesuffix find rfind index rindex count isdigit isalpha "
+    "isalnum isspace isupper islower isdecimal isnumeric zfill ljust rjust center expandtabs encode format "
+    # mappings and sequences, read only
+    "keys values items get copy union intersection difference "
+    # states
+    "fork join system user assistant system_begin system_end user_begin user_end assistant_begin assistant_end "
+    "var_scope get_var set_var text messages get_meta_info sync error run bind".split()
+)
+_MUTATORS = frozenset(
+    ["append", "extend", "insert", "pop", "sort", "reverse", "clear", "remove", "add", "discard", "update", "setdefault", "popitem"]
+)
+_STATEMENTS = (
+    ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.If, ast.For, ast.While, ast.With, ast.Return, ast.Pass,
+    ast.Break, ast.Continue, ast.Assert, ast.Raise,
+)  # fmt: skip
+_EXPRESSIONS = (
+    ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.IfExp, ast.Dict, ast.Set, ast.ListComp, ast.SetComp, ast.DictComp,
+    ast.GeneratorExp, ast.Compare, ast.Call, ast.FormattedValue, ast.JoinedStr, ast.Constant, ast.Attribute,
+    ast.Subscript, ast.Starred, ast.Name, ast.List, ast.Tuple, ast.Slice, ast.NamedExpr,
+)  # fmt: skip
+_FRESH = (ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp)
+_FRESH_CALLS = frozenset({"list", "dict", "set", "sorted"})
+
+
+@dataclass(frozen=True, slots=True)
+class Break:
+    """Why a program runs interpreted, and the place."""
+
+    reason: str
+    at: Location | None = None
+
+    def __str__(self) -> str:
+        return f"{self.at}: {self.reason}" if self.at else self.reason
+
+
+@dataclass
+class Purity:
+    """`breaks` is empty if the body is pure; `reads` are global and closure names with the functions that read them."""
+
+    breaks: list[Break] = field(default_factory=list)
+    reads: set[tuple[FunctionType, str]] = field(default_factory=set)
+
+    def guards(self) -> tuple[Any, ...]:
+        """The values that were read, in a form that can be compared. Raises Unplain if one is no longer plain."""
+        order = sorted(self.reads, key=lambda r: (r[0].__module__, r[0].__qualname__, r[1]))
+        return tuple((name, freeze(resolve(function, name))) for function, name in order)
+
+
+class Unplain(TypeError):
+    """A value that is not made of strings, numbers, lists, tuples and dicts alone."""
+
+
+def freeze(value: Any) -> Any:
+    """A hashable image of a plain value, types included."""
+    kind = type(value)
+    if kind in PLAIN:
+        return (kind.__name__, repr(value) if kind is float else value)
+    if kind in (list, tuple):
+        return (kind.__name__, tuple(freeze(v) for v in value))
+    if kind is dict:
+        return ("dict", tuple((freeze(k), freeze(v)) for k, v in value.items()))
+    if kind in (set, frozenset):
+        return (kind.__name__, frozenset(freeze(v) for v in value))
+    if isinstance(value, (FunctionType, type, ModuleType)) or callable(value):
+        return ("object", id(value))
+    raise Unplain(f"a {kind.__name__}")
+
+
+def resolve(function: FunctionType, name: str) -> Any:
+    """What a global or closure name of `function` means now. Raises NameError."""
+    free = function.__code__.co_freevars
+    if name in free and function.__closure__ is not None:
+        try:
+            return function.__closure__[free.index(name)].cell_contents
+        except ValueError:
+            raise NameError(name) from None
+    if name in function.__globals__:
+        return function.__globals__[name]
+    if hasattr(builtins, name):
+        return getattr(builtins, name)
+    raise NameError(name)
+
+
+def purity(function: Callable[..., Any]) -> Purity:
+    """Check the body of `function` and of the plain functions that it calls."""
+    found = Purity()
+    _Checker(found, set()).check(function)
+    return found
+
+
+class _Checker:
+    def __init__(self, found: Purity, seen: set[Any]) -> None:
+        self.found = found
+        self.seen = seen
+
+    def check(self, function: Any) -> None:
+        if function in self.seen:
+            return
+        self.seen.add(function)
+        name = getattr(function, "__qualname__", repr(function))
+        tree = source_of(function) if isinstance(function, FunctionType) else None
+        if tree is None:
+            code = getattr(function, "__code__", None)
+            at = Location(code.co_filename, code.co_firstlineno) if code else None
+            self.found.breaks.append(
+                Break(f"the source of {name} cannot be read, so it is not known what it does", at)
+            )
+            return
+        _Body(self, function, tree).run()
+
+
+class _Body:
+    """The check of one function."""
+
+    def __init__(self, checker: _Checker, function: FunctionType, tree: ast.FunctionDef) -> None:
+        self.checker = checker
+        self.function = function
+        self.tree = tree
+        self.file = inspect.getsourcefile(function) or function.__code__.co_filename
+        self.locals = set(function.__code__.co_varnames) | set(function.__code__.co_cellvars)
+        for part in ast.walk(tree):  # names of comprehensions are in code objects of their own
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
+                self.locals.add(part.id)
+        self.fresh = self._fresh_names()
+
+    def stop(self, node: ast.AST, reason: str) -> None:
+        line, column = getattr(node, "lineno", 0), getattr(node, "col_offset", -1) + 1
+        self.checker.found.breaks.append(Break(reason, Location(self.file, line, column)))
+
+    def run(self) -> None:
+        for statement in self.tree.body:
+            self.statement(statement)
+
+    def _fresh_names(self) -> set[str]:
+        """Local names that only ever hold containers made here."""
+        made: dict[str, bool] = {}
+        for part in ast.walk(self.tree):
+            targets: list[ast.expr] = []
+            value: ast.expr | None = None
+            if isinstance(part, ast.Assign):
+                targets, value = part.targets, part.value
+            elif isinstance(part, (ast.AnnAssign, ast.NamedExpr)):
+                targets, value = [part.target], part.value
+            elif isinstance(part, (ast.For, ast.comprehension)):
+                targets = [part.target]
+            fresh = isinstance(value, _FRESH) or (
+                isinstance(value, ast.Call)
+                and isinstance(value.func, ast.Name)
+                and value.func.id in _FRESH_CALLS
+            )
+            for target in targets:
+                for name in ast.walk(target):
+                    if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store):
+                        made[name.id] = made.get(name.id, True) and fresh and target is name
+        arguments = {a.arg for a in ast.walk(self.tree.args) if isinstance(a, ast.arg)}
+        return {name for name, fresh in made.items() if fresh} - arguments
+
+    def statement(self, node: ast.stmt) -> None:
+        if not isinstance(node, _STATEMENTS):
+            self.stop(node, f"`{type(node).__name__.lower()}` in the body is not traced")
+            return
+        if isinstance(node, (ast.Assign, ast.AugAssign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            for target in targets:
+                self.target(target)
+        if isinstance(node, ast.For):
+            self.target(node.target)
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.stmt):
+                self.statement(child)
+            elif isinstance(child, ast.expr):
+                self.expression(child)
+            elif isinstance(child, ast.withitem):
+                self.expression(child.context_expr)
+                if child.optional_vars is not None:
+                    self.target(child.optional_vars)
+
+    def target(self, node: ast.expr) -> None:
+        for part in ast.walk(node):
+            if isinstance(part, ast.Attribute) and not isinstance(part.ctx, ast.Load):
+                self.stop(part, f"the attribute .{part.attr} is set, which others can see")
+            elif isinstance(part, ast.Name) and part.id not in self.locals:
+                if isinstance(part.ctx, ast.Store):
+                    self.stop(part, f"the global name {part.id} is set")
+
+    def expression(self, node: ast.expr) -> None:
+        if isinstance(node, ast.Lambda):
+            self.expression(node.body)
+            return
+        if not isinstance(node, _EXPRESSIONS):
+            self.stop(node, f"a {type(node).__name__.lower()} expression in the body is not traced")
+            return
+        if isinstance(node, ast.Call):
+            self.call(node)
+            return
+        if isinstance(node, ast.Attribute):
+            self.attribute(node)
+            return
+        if isinstance(node, ast.Name):
+            self.name(node)
+            return
+        for child in self._children(node):
+            self.expression(child)
+
+    def _children(self, node: ast.AST) -> Iterator[ast.expr]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.expr):
+                yield child
+            elif isinstance(child, (ast.comprehension, ast.keyword, ast.arguments)):
+                yield from self._children(child)
+
+    def known(self, node: ast.expr) -> tuple[bool, Any]:
+        """Whether the expression is a global name, or an attribute of a module, and what it means."""
+        if isinstance(node, ast.Name) and node.id not in self.locals:
+            try:
+                return True, resolve(self.function, node.id)
+            except NameError:
+                return False, None
+        if isinstance(node, ast.Attribute):
+            found, owner = self.known(node.value)
+            if found and isinstance(owner, ModuleType) and hasattr(owner, node.attr):
+                return True, getattr(owner, node.attr)
+        return False, None
+
+    def name(self, node: ast.Name) -> None:
+        if node.id in self.locals:
+            return
+        found, value = self.known(node)
+        if not found:
+            self.stop(node, f"the name {node.id} is not defined")
+        elif _harmless(value) or (isinstance(value, type) and node.id in _BUILTINS):
+            return
+        else:
+            try:
+                freeze(value)
+            except Unplain as error:
+                self.stop(node, f"the global {node.id} is {error}, which may change or do anything")
+                return
+            if callable(value) or isinstance(value, ModuleType):
+                self.stop(node, f"the global {node.id} is used as a value")
+            else:
+                self.checker.found.reads.add((self.function, node.id))
+
+    def attribute(self, node: ast.Attribute) -> None:
+        found, value = self.known(node)
+        if found and (_harmless(value) or type(value) in PLAIN):
+            return
+        if node.attr == "ret_value":
+            self.expression(node.value)
+        else:
+            self.stop(node, f"the attribute .{node.attr} is read, which may be anything")
+
+    def call(self, node: ast.Call) -> None:
+        for child in [*node.args, *(k.value for k in node.keywords)]:
+            self.expression(child)
+        found, target = self.known(node.func)
+        if found:
+            self._call_known(node, target)
+        elif isinstance(node.func, ast.Attribute):
+            self._call_method(node, node.func)
+        else:
+            shown = ast.unparse(node.func)
+            self.stop(node, f"{shown}(...) is called, and what that does is not known")
+
+    def _call_known(self, node: ast.Call, target: Any) -> None:
+        shown = ast.unparse(node.func)
+        if isinstance(node.func, ast.Name) and getattr(builtins, node.func.id, None) is target:
+            if node.func.id not in _BUILTINS:
+                self.stop(node, f"{shown}(...) is called, whose effect happens outside of the state")
+        elif _harmless(target):
+            return
+        elif isinstance(target, FunctionType):
+            self.checker.check(target)
+        else:
+            self.stop(node, f"{shown}(...) is called, and what that does is not known")
+
+    def _call_method(self, node: ast.Call, method: ast.Attribute) -> None:
+        owner = method.value
+        self.expression(owner)
+        if method.attr in _MUTATORS:
+            if not (isinstance(owner, ast.Name) and owner.id in self.fresh):
+                shown = ast.unparse(method)
+                self.stop(node, f"{shown}(...) changes a value that was not made in this function")
+        elif method.attr not in _METHODS:
+            self.stop(node, f".{method.attr}(...) is called, and what that does is not known")
+
+
+def _harmless(value: Any) -> bool:
+    """What sglc itself offers to programs, and other programs (which are checked when they are traced)."""
+    module = getattr(value, "__module__", None) or getattr(type(value), "__module__", "")
+    if isinstance(value, ModuleType):
+        return False
+    if module in ("sglc.lang.pieces", "sglc.lang.choices"):
+        return True
+    return type(value).__module__ in ("sglc.lang.program", "sglc.lang.choices")

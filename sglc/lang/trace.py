@@ -1,0 +1,611 @@
+"""Record what a program does as IR: its body runs once, with values that are not known yet.
+
+`Trace` makes one Graph; `Tracing` the Module around it, with a graph for every program that is called.
+Strings among the arguments are traced, so that one graph serves them all; other arguments (numbers,
+booleans, lists) are constants of the graph. A string that decides something (a branch, a key, a pattern)
+cannot stay unknown: then the body is traced again with that argument as a constant. Only bodies that
+lang/purity.py found harmless are run here, so tracing leaves no mark.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from sglc.lang.state import ProgramState
+
+from runtime.api import Constraint
+from runtime.compute import OPERATIONS
+from sglc.errors import GraphBreak, TraceError
+from sglc.ir.core import Graph, Module, Names, Node, Operand, Symbol, Value
+from sglc.ir.ops import (
+    Begin,
+    Call,
+    Fork,
+    Gen,
+    Image,
+    Join,
+    Pack,
+    Return,
+    RoleBegin,
+    RoleEnd,
+    ScopeBegin,
+    ScopeEnd,
+    Select,
+    SetVar,
+    Text,
+    pure,
+    type_of,
+)
+from sglc.ir.specs import GenSpec, ImageSpec, Location, SamplingFields, SelectSpec
+from sglc.lang.choices import METHODS
+from sglc.lang.purity import PLAIN, Unplain, freeze, purity
+from sglc.lang.rewrite import traceable
+from sglc.lang.values import ACTIVE, Traced, TracedBool, TracedList, TracedStr
+
+MAX_GRAPHS = 256
+_PACKAGE = str(Path(__file__).resolve().parent.parent)
+
+
+def trace(program: Any, arguments: Mapping[str, Any], symbolic: frozenset[str] | None = None) -> Module:
+    """The IR of one program.
+
+    arguments  values of its parameters, by name; a parameter in `symbolic` needs none
+    symbolic   parameters that stay unknown; None: those whose argument is a string, as far as that can be
+
+    Raises TraceError (GraphBreak where a run could go on) with the place in the program's file; the body
+    has not been run if it does anything but build its state.
+    """
+    wanted = (
+        symbolic if symbolic is not None else frozenset(n for n, v in arguments.items() if type(v) is str)
+    )
+    tracing = Tracing()
+    names = frozenset(wanted)
+    while True:
+        try:
+            main = tracing.graph(program, arguments, names)
+            return Module(tracing.graphs, main.name, tracing.constraints)
+        except GraphBreak as error:
+            known = _needs(error) & names & arguments.keys()
+            if not known or symbolic is not None:
+                raise
+            names -= known
+            tracing = Tracing()
+
+
+def _needs(error: GraphBreak) -> frozenset[str]:
+    return getattr(error, "needs", None) or frozenset()
+
+
+@dataclass
+class Tracing:
+    """The module that is being made: graphs by name, and which one a program's signature has."""
+
+    graphs: dict[str, Graph] = field(default_factory=dict)
+    constraints: dict[str, Constraint] = field(default_factory=dict)
+    made: dict[Any, Finished] = field(default_factory=dict)
+    open: set[Any] = field(default_factory=set)
+
+    def graph(self, program: Any, arguments: Mapping[str, Any], symbolic: frozenset[str]) -> Graph:
+        return self.finished(program, arguments, dict.fromkeys(sorted(symbolic), "str")).graph
+
+    def finished(self, program: Any, arguments: Mapping[str, Any], symbolic: Mapping[str, str]) -> Finished:
+        """The graph of a program for one signature: unknown parameters with their types, the others by value."""
+        function = program.func
+        constants = {n: v for n, v in arguments.items() if n not in symbolic}
+        at = Location(function.__code__.co_filename, function.__code__.co_firstlineno)
+        try:
+            signature = (function, tuple(symbolic.items()), freeze(constants))
+        except Unplain as error:
+            name = next(n for n, v in constants.items() if not _is_plain(v))
+            raise GraphBreak(
+                f"the argument {name} of {program.__name__} is {error}; only strings, numbers and plain lists, tuples "
+                "and dicts of them are traced",
+                at,
+            ) from None
+        if signature in self.made:
+            return self.made[signature]
+        if signature in self.open:
+            raise GraphBreak(f"{program.__name__} calls itself without end", at)
+        if len(self.graphs) + len(self.open) >= MAX_GRAPHS:
+            raise GraphBreak(
+                f"more than {MAX_GRAPHS} programs are called, so {program.__name__} is not traced", at
+            )
+        reasons = purity(function).breaks
+        if reasons:
+            raise GraphBreak(f"{program.__name__} is not traced: {reasons[0].reason}", reasons[0].at)
+        self.open.add(signature)
+        try:
+            made = Trace(self, program, symbolic, constants).run()
+        finally:
+            self.open.discard(signature)
+        self.made[signature] = made
+        return made
+
+    def name_for(self, wanted: str) -> str:
+        taken, name, count = self.graphs, wanted, 1
+        while name in taken:
+            name, count = f"{wanted}.{count}", count + 1
+        return name
+
+    def symbol(self, constraint: Constraint | None) -> Symbol | None:
+        if constraint is None:
+            return None
+        for name, known in self.constraints.items():
+            if known == constraint:
+                return Symbol(name)
+        name = f"c{len(self.constraints)}"
+        self.constraints[name] = constraint
+        return Symbol(name)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A traced program: its graph, the types of its variables, and the shape of what its body returned."""
+
+    graph: Graph
+    variables: Mapping[Any, Any]
+    returned: Any
+
+
+def _is_plain(value: Any) -> bool:
+    try:
+        freeze(value)
+    except Unplain:
+        return False
+    return True
+
+
+class Trace:
+    """Records one graph; `sink()` are its states."""
+
+    def __init__(
+        self, tracing: Tracing, program: Any, symbolic: Mapping[str, str], constants: Mapping[str, Any]
+    ) -> None:
+        self.tracing = tracing
+        self.program = program
+        self.constants = constants
+        self.params = tuple(Value(name, type_) for name, type_ in symbolic.items())
+        self.nodes: list[Node] = []
+        self.names = Names(())
+
+    def run(self) -> Finished:
+        function = traceable(self.program.func)
+        root = self.emit_state(Begin, None)
+        sink = TraceSink(self, root)
+        state = ProgramState(sink)
+        before = freeze(dict(self.constants))
+        arguments: dict[str, Any] = dict(self.constants)
+        for param in self.params:
+            arguments[param.name] = self.wrap(param, f"the argument {param.name}", frozenset({param.name}))
+        token = ACTIVE.set(self)
+        try:
+            returned = function(state, **arguments)
+        except TraceError:
+            raise
+        except Exception as error:
+            at = _raised_at(error) or self.where()
+            raise GraphBreak(f"the body raised {type(error).__name__}: {error}", at) from error
+        finally:
+            ACTIVE.reset(token)
+        if freeze(dict(self.constants)) != before:
+            raise GraphBreak(f"{self.program.__name__} changes one of its arguments", self.where())
+        self.nodes.append(Return(sink.end(), self.operand(returned, "the result")))
+        name = self.tracing.name_for(self.program.__name__)
+        shown = tuple((n, repr(v)) for n, v in self.constants.items())
+        graph = Graph(name, self.params, tuple(self.nodes), shown)
+        self.tracing.graphs[name] = graph
+        return Finished(graph, dict(sink.env), returned)
+
+    # Recording.
+
+    def emit_state(self, op: Any, at: Location | None, *operands: Any, **attrs: Any) -> Value:
+        out = self.names.fresh("state")
+        self.nodes.append(op(out, *operands, **attrs, at=at))
+        return out
+
+    def wrap(self, value: Value, label: str, needs: frozenset[str] | None) -> Traced:
+        if value.type == "str":
+            return TracedStr(self, value, label, needs)
+        if value.type == "bool":
+            return TracedBool(self, value, label, needs)
+        if value.type.startswith("list<"):
+            return TracedList(self, value, label, needs)
+        return Traced(self, value, label, needs)
+
+    def compute(self, op: str, *operands: Any, type: str | None = None) -> Traced:
+        """Record a pure op on traced values and constants."""
+        sources = [v for v in operands if isinstance(v, Traced)]
+        self.check(sources)
+        at = self.where()
+        given = tuple(self.operand(v, op, at) for v in operands)
+        result = type or OPERATIONS[op].result
+        if op in ("item", "slice") and type is None:
+            owner = type_of(given[0])
+            result = "str" if owner == "str" or op == "item" else owner
+            if op == "item" and not (owner == "str" or owner == "list<str>"):
+                result = "any"
+        value = self.names.fresh(result)
+        node = pure(op, value, given, at)
+        node.verify()
+        self.nodes.append(node)
+        needs: frozenset[str] | None = frozenset()
+        for source in sources:
+            needs = None if needs is None or source.needs is None else needs | source.needs
+        label = f"{op} of {sources[0].label}" if sources else op
+        return self.wrap(value, label, needs)
+
+    def check(self, sources: Sequence[Traced]) -> None:
+        for source in sources:
+            if source.recorder is not self:
+                raise GraphBreak(
+                    f"{source.label} belongs to another program than {self.program.__name__}", self.where()
+                )
+
+    def operand(self, value: Any, what: str, at: Location | None = None) -> Operand:
+        """What stands for a value in a node; lists, tuples and dicts are packed. Raises GraphBreak for the rest."""
+        if isinstance(value, Traced):
+            self.check([value])
+            return value.value
+        if type(value) in PLAIN and not isinstance(value, bytes):
+            return value
+        if type(value) in (list, tuple):
+            items = tuple(self.operand(v, what, at) for v in value)
+            return self._pack(type(value).__name__, items, (), at)
+        if type(value) is dict and all(type(k) is str for k in value):
+            items = tuple(self.operand(v, what, at) for v in value.values())
+            return self._pack("dict", items, tuple(value), at)
+        self.stop(f"{what} is a {type(value).__name__}, which cannot be said in IR", at)
+
+    def _pack(
+        self, kind: str, items: tuple[Operand, ...], keys: tuple[str, ...], at: Location | None
+    ) -> Value:
+        types = {type_of(v) for v in items}
+        type_ = "list<str>" if kind == "list" and types == {"str"} else "any"
+        value = self.names.fresh(type_)
+        self.nodes.append(Pack(value, items, kind, keys, at=at))
+        return value
+
+    def stop(self, reason: str, at: Location | None = None) -> NoReturn:
+        raise GraphBreak(reason, at or self.where())
+
+    def where(self) -> Location | None:
+        """The line of the program that is running: the innermost frame outside of this package."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            file = frame.f_code.co_filename
+            if not file.startswith(_PACKAGE):
+                return Location(file, frame.f_lineno)
+            frame = frame.f_back  # type: ignore[assignment]
+        return None
+
+    # Calls of other programs.
+
+    def call(
+        self,
+        program: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sampling: SamplingFields | None = None,
+    ) -> ProgramState:
+        """Record a call; its state can be read like that of a finished run."""
+        at = self.where()
+        try:
+            arguments = program.bind_arguments(args, kwargs)
+        except TypeError as error:
+            self.stop(str(error), at)
+        symbolic = {
+            n: (v.value.type if isinstance(v, Traced) and isinstance(v.value, Value) else "str")
+            for n, v in arguments.items()
+            if isinstance(v, Traced) or type(v) is str
+        }
+        constants = {n: v for n, v in arguments.items() if not isinstance(v, Traced)}
+        while True:
+            try:
+                made = self.tracing.finished(program, constants, symbolic)
+                break
+            except GraphBreak as error:
+                needed = _needs(error) & symbolic.keys()
+                unknown = [arguments[n] for n in needed if isinstance(arguments[n], Traced)]
+                if unknown:
+                    needs = [v.needs for v in unknown]
+                    error.needs = None if None in needs else frozenset().union(*needs)  # type: ignore[attr-defined, arg-type]
+                    raise
+                if not needed:
+                    raise
+                symbolic = {n: t for n, t in symbolic.items() if n not in needed}
+        given = tuple(self.operand(arguments[p.name], p.name, at) for p in made.graph.params)
+        return self._record_call(program, made, given, sampling or SamplingFields(), at)
+
+    def _record_call(
+        self,
+        program: Any,
+        made: Finished,
+        args: tuple[Operand, ...],
+        sampling: SamplingFields,
+        at: Location | None,
+    ) -> ProgramState:
+        names = tuple(n for n in made.variables if isinstance(n, str))
+        text = self.names.fresh("str")
+        values = tuple(self.names.fresh(_type_of(made.variables[n])) for n in names)
+        result = self.names.fresh(_type_of(made.returned))
+        self.nodes.append(
+            Call(text, (*values, result), Symbol(made.graph.name), args, names, sampling, at=at)
+        )
+        label = program.__name__
+        env = {
+            n: self._unpack(v, made.variables[n], f'{label}(...)["{n}"]')
+            for n, v in zip(names, values, strict=True)
+        }
+        state = ProgramState(CallSink(self, env, self.wrap(text, f"the text of {label}(...)", None)))
+        state.ret_value = self._unpack(result, made.returned, f"the result of {label}(...)")
+        return state
+
+    def _unpack(self, value: Value, shape: Any, label: str) -> Any:
+        """What user code sees of a packed value: real lists, tuples and dicts of traced values."""
+        if isinstance(shape, (list, tuple)):
+            items = [self._item(value, k, v, label) for k, v in enumerate(shape)]
+            return items if isinstance(shape, list) else tuple(items)
+        if isinstance(shape, dict):
+            return {k: self._item(value, k, v, label) for k, v in shape.items()}
+        if not isinstance(shape, Traced):
+            return shape
+        return self.wrap(value, label, None)
+
+    def _item(self, owner: Value, key: Any, shape: Any, label: str) -> Any:
+        if type(shape) in PLAIN:
+            return shape
+        packed = Traced(self, owner, label, None)
+        item = self.compute("item", packed, key, type=_type_of(shape))
+        assert isinstance(item.value, Value)
+        return self._unpack(item.value, shape, f"{label}[{key!r}]")
+
+
+def _type_of(shape: Any) -> str:
+    if isinstance(shape, Traced):
+        return shape.value.type if isinstance(shape.value, Value) else type_of(shape.value)
+    if isinstance(shape, list) and shape and all(_type_of(v) == "str" for v in shape):
+        return "list<str>"
+    return type_of(shape)
+
+
+def _raised_at(error: BaseException) -> Location | None:
+    found, step = None, error.__traceback__
+    while step is not None:
+        file = step.tb_frame.f_code.co_filename
+        if not file.startswith(_PACKAGE):
+            found = Location(file, step.tb_lineno)
+        step = step.tb_next
+    return found
+
+
+class CallSink:
+    """The finished state of a program that was called: its variables and text can be read."""
+
+    def __init__(self, trace: Trace, env: dict[Any, Any], text: Traced) -> None:
+        self.trace = trace
+        self.env = env
+        self._text = text
+
+    def read(self, name: Any, at: Location | None = None) -> Any:
+        return self.env[name]
+
+    def has(self, name: Any) -> bool:
+        return name in self.env
+
+    def full_text(self) -> Any:
+        return self._text
+
+    def sync(self) -> None:
+        """A call is over when it returns."""
+
+    finish = sync
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: self.trace.stop(f"{name} of the state of a program that was called")
+
+
+class TraceSink:
+    """One state while it is traced. `env` maps variables to what user code reads; `settled` are those that need no wait."""
+
+    def __init__(self, trace: Trace, state: Value, parent: TraceSink | None = None) -> None:
+        self.trace = trace
+        self.state = state
+        self.parent = parent
+        self.env: dict[Any, Any] = dict(parent.env) if parent else {}
+        self.settled: set[Any] = set(parent.settled) if parent else set()
+        self.role: str | None = parent.role if parent else None
+        self.scopes: list[str] = list(parent.scopes) if parent else []
+        self.over = False
+
+    def end(self) -> Value:
+        self.over = True
+        return self.state
+
+    def _append(self, op: Any, at: Location | None, *operands: Any, **attrs: Any) -> None:
+        if self.over:
+            self.trace.stop("a state that was joined or has ended is appended to", at)
+        self.state = self.trace.emit_state(op, at, self.state, *operands, **attrs)
+
+    def _define(self, name: Any, value: Any) -> None:
+        self.env[name] = value
+        self.settled.discard(name)
+
+    def text(self, value: Any, at: Location | None) -> None:
+        if not isinstance(value, (str, TracedStr)) and not (
+            isinstance(value, Traced) and _type_of(value) == "any"
+        ):
+            self.trace.stop(f"a {_type_of(value)} is appended, which is not text", at)
+        self._append(Text, at, (self.trace.operand(value, "the text", at),))
+
+    def image(self, spec: ImageSpec, at: Location | None) -> None:
+        if spec.meta:
+            self.trace.stop(f"an image with {', '.join(spec.meta)} is appended", at)
+        self._append(Image, at, spec.data, spec.kind)
+
+    def gen(self, spec: GenSpec, at: Location | None) -> None:
+        self._check_name(spec.name, at)
+        if self.over:
+            self.trace.stop("a state that was joined or has ended is appended to", at)
+        text = self.trace.names.fresh("str" if spec.n is None else "list<str>")
+        out = self.trace.names.fresh("state")
+        symbol = self.trace.tracing.symbol(spec.constraint)
+        self.trace.nodes.append(
+            Gen(out, text, self.state, spec.name, spec.sampling, symbol, spec.dtype, spec.n, at=at)
+        )
+        self.state = out
+        label = f's["{spec.name}"]'
+        value: Any = self.trace.wrap(text, label, None)
+        if spec.n is not None:
+            value = [self.trace.compute("item", value, k) for k in range(spec.n)]
+        self._define(spec.name, value)
+
+    def select(self, spec: SelectSpec, at: Location | None) -> None:
+        self._check_name(spec.name, at)
+        method = next((n for n, m in METHODS.items() if m is spec.method or n == spec.method), None)
+        if method is None:
+            self.trace.stop("a choices method of the user's own decides, which is Python", at)
+        if self.over:
+            self.trace.stop("a state that was joined or has ended is appended to", at)
+        choices = tuple(self.trace.operand(c, "a choice", at) for c in spec.choices)
+        text = self.trace.names.fresh("str")
+        out = self.trace.names.fresh("state")
+        self.trace.nodes.append(Select(out, text, self.state, choices, spec.name, method, at=at))
+        self.state = out
+        self._define(spec.name, self.trace.wrap(text, f's["{spec.name}"]', None))
+
+    def _check_name(self, name: Any, at: Location | None) -> None:
+        if name is not None and type(name) is not str:
+            self.trace.stop(f"the name of a variable is {name!r}, which is not a string", at)
+
+    def role_begin(self, role: str, at: Location | None) -> None:
+        if self.role is not None:
+            self.trace.stop(f"a {role} message begins inside a {self.role} message", at)
+        self.role = role
+        self._append(RoleBegin, at, role)
+
+    def role_end(self, role: str, at: Location | None) -> None:
+        if self.role != role:
+            self.trace.stop(f"a {role} message ends that did not begin", at)
+        self.role = None
+        self._append(RoleEnd, at, role)
+
+    def scope_begin(self, name: str, at: Location | None) -> None:
+        self._check_name(name, at)
+        if name in self.scopes:
+            self.trace.stop(f"the scope {name!r} is open already", at)
+        self.scopes.append(name)
+        self._append(ScopeBegin, at, name)
+
+    def scope_end(self, name: str, at: Location | None) -> None:
+        if name not in self.scopes:
+            self.trace.stop(f"the scope {name!r} ends that did not begin", at)
+        self.scopes.remove(name)
+        text = self.trace.names.fresh("str")
+        out = self.trace.names.fresh("state")
+        self.trace.nodes.append(ScopeEnd(out, text, self.state, name, at=at))
+        self.state = out
+        self._define(name, self.trace.wrap(text, f's["{name}"]', None))
+
+    def fork(self, size: int, at: Location | None) -> Sequence[Any]:
+        if self.over:
+            self.trace.stop("a state that was joined or has ended is forked", at)
+        if self.scopes:
+            self.trace.stop(f"a fork inside the scope {self.scopes[-1]!r}", at)
+        outs = tuple(self.trace.names.fresh("state") for _ in range(size))
+        if outs:
+            self.trace.nodes.append(Fork(outs, self.state, at=at))
+        return [TraceSink(self.trace, out, self) for out in outs]
+
+    def join(self, children: Sequence[Any], mode: str, at: Location | None) -> None:
+        for child in children:
+            if child.parent is not self or child.over:
+                self.trace.stop("a branch is joined that is not an open branch of this state", at)
+        before = set(self.env)
+        gathered: dict[Any, list[Any]] = {}
+        if mode == "gather_variable":
+            for child in children:
+                for name, value in child.env.items():
+                    if name not in before:
+                        gathered.setdefault(name, []).append(value)
+        self._append(Join, at, tuple(child.end() for child in children), mode)
+        for name, values in gathered.items():
+            self._define(name, values)
+            self.settled.add(name)
+
+    def read(self, name: Any, at: Location | None) -> Any:
+        if isinstance(name, Traced):
+            name.stop("the name of a variable", "Read the variable by a fixed name")
+        if name in self.scopes:
+            self.trace.stop(f"the scope {name!r} is read while it is open", at)
+        value = self.env[name]
+        return list(value) if isinstance(value, list) else value
+
+    def has(self, name: Any) -> bool:
+        if name in self.scopes or (name in self.env and name not in self.settled):
+            self.trace.stop(f"`in` asks whether {name!r} is there yet, which depends on time")
+        return name in self.env
+
+    def assign(self, name: Any, value: Any) -> None:
+        self._check_name(name, None)
+        at = self.trace.where()
+        self._append(SetVar, at, self.trace.operand(value, f"the value of {name!r}", at), name)
+        self.env[name] = value
+        self.settled.add(name)
+
+    def sync(self) -> None:
+        """Nothing runs while a program is traced."""
+
+    finish = sync
+
+    def meta(self, name: Any) -> dict[str, Any] | None:
+        self.trace.stop("get_meta_info() tells what happened in a run")
+
+    def full_text(self) -> str:
+        self.trace.stop("text() is read while the program is still writing it")
+
+    def messages(self) -> list[dict[str, Any]]:
+        self.trace.stop("messages() is read while the program is still writing them")
+
+    def error(self) -> BaseException | None:
+        self.trace.stop("error() tells what happened in a run")
+
+    def chunks(self, name: str | None) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        self.trace.stop("a stream of chunks is read")
+
+    def chunks_async(self, name: str | None) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
+        self.trace.stop("a stream of chunks is read")
+
+
+def constant_prefix(program: Any, template: Any = None, arguments: Mapping[str, Any] | None = None) -> str:
+    """The text that every run begins with, whatever its arguments are; "" if that cannot be known safely.
+
+    `arguments` are values that all runs share. Never runs a body that does more than build its state.
+    """
+    known = dict(arguments or {})
+    try:
+        unknown = frozenset(program.parameter_names) - known.keys()
+        graph = trace(
+            program, known, unknown | {n for n, v in known.items() if type(v) is str and n in unknown}
+        ).graph
+    except Exception:  # whatever keeps a program from being traced, it can still run
+        return ""
+    found: list[str] = []
+    state: Value | None = None
+    for node in graph.nodes:
+        if isinstance(node, Begin):
+            state = node.out
+        elif isinstance(node, Text) and node.state == state:
+            for part in node.parts:
+                if not isinstance(part, str):
+                    return "".join(found)
+                found.append(part)
+            state = node.out
+        elif state in node.uses:
+            break
+    return "".join(found)

@@ -1,0 +1,195 @@
+"""`canonicalize`: the simplest graph of the same meaning, so that other passes see one form of each thing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from dataclasses import dataclass
+
+from runtime.compute import OPERATIONS, ComputeError
+from sglc.ir.core import Graph, Names, Node, Operand, Value
+from sglc.ir.ops import PURE_OPS, Fork, Gen, Pack, Pure, Text
+from sglc.passes.base import Pass, Report
+
+_FOLDED = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass, name="canonicalize"):
+    """Compute constants, merge text that follows text, drop what appends nothing and what nobody reads.
+
+    Pure ops on constants are computed; one that would fail is left to fail in the run. `concat` that is appended
+    becomes parts of the text. Forks without branches go, and a fork of one branch goes where the forked state
+    does not go on itself. Values are numbered anew in order. Gens and selects are never touched.
+    """
+
+    def run(self, graph: Graph, report: Report) -> Graph:
+        nodes = self._fold(graph, report)
+        nodes = self._drop_forks(nodes, report)
+        nodes = self._fuse(nodes, report)
+        nodes = self._drop_dead(nodes, report)
+        return renumbered(graph.with_nodes(nodes))
+
+    def _fold(self, graph: Graph, report: Report) -> list[Node]:
+        known: dict[Value, Operand] = {}
+        parts: dict[Value, tuple[Operand, ...]] = {}  # of values that are concatenations
+        nodes: list[Node] = []
+        for old in graph.nodes:
+            node = old.remap(known) if known else old
+            if isinstance(node, Text):
+                node = _flattened(node, parts)
+            elif isinstance(node, Pure):
+                if not any(isinstance(a, Value) for a in node.args):
+                    try:
+                        result = node.compute(node.args)
+                    except ComputeError:
+                        result = ...
+                    if isinstance(result, _FOLDED):
+                        known[node.out] = result
+                        report.add("folded")
+                        continue
+                if node.op == "concat":
+                    node = _concat(node, parts)
+                    if len(node.args) == 1 and _is_text(node.args[0]):
+                        known[node.out] = node.args[0]
+                        report.add("folded")
+                        continue
+                    parts[node.out] = node.args
+            nodes.append(node)
+        return nodes
+
+    def _drop_forks(self, nodes: list[Node], report: Report) -> list[Node]:
+        uses = Counter(v for n in nodes for v in n.uses)
+        same: dict[Value, Operand] = {}
+        kept: list[Node] = []
+        for old in nodes:
+            node = old.remap(same) if same else old
+            if isinstance(node, Fork):
+                if not node.outs:
+                    report.add("forks dropped")
+                    continue
+                if len(node.outs) == 1 and isinstance(old, Fork) and uses[old.state] == 1:
+                    same[node.outs[0]] = node.state
+                    report.add("forks dropped")
+                    continue
+            kept.append(node)
+        return kept
+
+    def _fuse(self, nodes: list[Node], report: Report) -> list[Node]:
+        uses = Counter(v for n in nodes for v in n.uses)
+        heads: dict[Value, int] = {}  # a text's state -> its place in `kept`
+        same: dict[Value, Operand] = {}
+        kept: list[Node | None] = []
+        for old in nodes:
+            node = old.remap(same) if same else old
+            if isinstance(node, Text):
+                if not node.parts:
+                    same[node.out] = node.state
+                    uses[node.state] += uses[node.out] - 1
+                    report.add("empty text dropped")
+                    continue
+                place = heads.get(node.state)
+                if place is not None and uses[node.state] == 1:
+                    head = kept[place]
+                    assert isinstance(head, Text)
+                    node = dataclasses.replace(
+                        node, state=head.state, parts=_merged((*head.parts, *node.parts)), at=head.at
+                    )
+                    kept[place] = None
+                    report.add("text fused")
+                heads[node.out] = len(kept)
+            kept.append(node)
+        return [n for n in kept if n is not None]
+
+    def _drop_dead(self, nodes: list[Node], report: Report) -> list[Node]:
+        uses = Counter(v for n in nodes for v in n.uses)
+        lengths = {n.text: n.n for n in nodes if isinstance(n, Gen) and n.n is not None}
+        kept: list[Node] = []
+        for node in reversed(nodes):
+            dead = isinstance(node, (Pure, Pack)) and not uses[node.out]
+            # An op that can fail is kept: that it fails may be all that somebody sees of it.
+            if dead and (isinstance(node, Pack) or OPERATIONS[node.op].total or _is_sample(node, lengths)):
+                for value in node.uses:
+                    uses[value] -= 1
+                report.add("dead ops dropped")
+            else:
+                kept.append(node)
+        return kept[::-1]
+
+
+def _is_sample(node: Node, lengths: dict[Value, int]) -> bool:
+    """Whether this reads one of the samples of a gen that has at least as many."""
+    if node.op != "item":
+        return False
+    owner, index = node.operands
+    return isinstance(owner, Value) and isinstance(index, int) and 0 <= index < lengths.get(owner, 0)
+
+
+def _is_text(operand: Operand) -> bool:
+    return isinstance(operand, str) or (isinstance(operand, Value) and operand.type == "str")
+
+
+def _flattened(node: Text, parts: dict[Value, tuple[Operand, ...]]) -> Text:
+    found: list[Operand] = []
+    for part in node.parts:
+        found.extend(parts.get(part, (part,)) if isinstance(part, Value) else (part,))
+    merged = _merged(tuple(found))
+    return node if merged == node.parts else dataclasses.replace(node, parts=merged)
+
+
+def _concat(node: Pure, parts: dict[Value, tuple[Operand, ...]]) -> Pure:
+    found: list[Operand] = []
+    for arg in node.args:
+        found.extend(parts.get(arg, (arg,)) if isinstance(arg, Value) else (arg,))
+    merged = _merged(tuple(found)) or ("",)
+    if merged == node.args:
+        return node
+    made = PURE_OPS["concat"](node.out, merged, at=node.at)  # type: ignore[call-arg]
+    assert isinstance(made, Pure)
+    return made
+
+
+def _merged(parts: tuple[Operand, ...]) -> tuple[Operand, ...]:
+    """Neighbouring constants joined, empty ones dropped."""
+    found: list[Operand] = []
+    run: list[str] = []
+    for part in parts:
+        if isinstance(part, str):
+            run.append(part)
+            continue
+        if text := "".join(run):
+            found.append(text)
+        run = []
+        found.append(part)
+    if text := "".join(run):
+        found.append(text)
+    return tuple(found)
+
+
+def renumbered(graph: Graph) -> Graph:
+    """The same graph with its unnamed values numbered in order; names that are words stay."""
+    names = Names(p.name for p in graph.params)
+    to: dict[Value, Value] = {}
+    for node in graph.nodes:
+        for value in node.defs:
+            if value.name.isdecimal():
+                fresh = names.fresh(value.type)
+                if fresh != value:
+                    to[value] = fresh
+    if not to:
+        return graph
+    return graph.with_nodes([_renamed(n, to) for n in graph.nodes])
+
+
+def _renamed(node: Node, to: dict[Value, Value]) -> Node:
+    changed: dict[str, object] = {}
+    for name, _ in node.layout.defs:
+        old = getattr(node, name)
+        changed[name] = tuple(to.get(v, v) for v in old) if isinstance(old, tuple) else to.get(old, old)
+    for name, _ in node.layout.uses:
+        old = getattr(node, name)
+        if isinstance(old, tuple):
+            changed[name] = tuple(to.get(v, v) if isinstance(v, Value) else v for v in old)
+        elif isinstance(old, Value):
+            changed[name] = to.get(old, old)
+    return dataclasses.replace(node, **changed)

@@ -1,0 +1,268 @@
+"""`hoist-prefix`: what branches begin with is appended before their fork, once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from os.path import commonprefix
+
+from sglc.ir.core import Graph, Names, Node, Operand, Value
+from sglc.ir.ops import Fork, Join, RoleBegin, RoleEnd, Text
+from sglc.ir.specs import Location
+from sglc.passes.base import Pass, Report
+
+# What a branch begins with, piece by piece: constant text, a known value, or a role marker ("begin", "user").
+Item = str | Value | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class HoistPrefix(Pass, name="hoist-prefix"):
+    """Move what every branch of a fork starts with to before the fork; what only some share, to a fork of their own.
+
+    The text is then prefilled once, not once per branch. Constants, role markers and values that are known
+    before the fork move; a state that goes on beside its branches is copied first, so it never sees what moved. Does
+    nothing for branches that a join concatenates: there the text after the fork is the result.
+    """
+
+    min_chars: int = 1  # shorter savings over all branches are not worth a node
+    min_group_chars: int = 16  # ... over some of the branches
+
+    def run(self, graph: Graph, report: Report) -> Graph:
+        work = _Work(graph)
+        # Inner forks first: what they hoist, outer ones may hoist on.
+        for position in reversed(range(len(graph.nodes))):
+            fork = graph.nodes[position]
+            if isinstance(fork, Fork) and len(fork.outs) > 1:
+                self._hoist(work, position, fork, report)
+        return work.graph()
+
+    def _hoist(self, work: _Work, position: int, fork: Fork, report: Report) -> None:
+        if any(work.is_concatenated(out) for out in fork.outs):
+            return
+        branches = [_Branch(out, *work.head(out, position)) for out in fork.outs]
+        nodes: list[Node] = []
+        state = fork.state
+        shared = _common([b.items for b in branches])
+        if _chars(shared) >= self.min_chars or any(isinstance(i, tuple) for i in shared):
+            if work.uses.get(state, 0) > 1:
+                copy = work.names.fresh("state")
+                nodes.append(Fork((copy,), state, at=fork.at))
+                state = copy
+            state = _append(nodes, work.names, state, shared, fork.at)
+            for branch in branches:
+                branch.items = _rest(branch.items, shared)
+            report.add("characters hoisted", _chars(shared) * (len(branches) - 1))
+            report.add("forks hoisted")
+        before = len(nodes)
+        self._group(work, nodes, state, branches, fork.at, report)
+        if before or len(nodes) > 1:
+            work.replace(position, fork, nodes, branches)
+
+    def _group(
+        self,
+        work: _Work,
+        nodes: list[Node],
+        state: Value,
+        branches: list[_Branch],
+        at: Location | None,
+        report: Report,
+    ) -> None:
+        """Fork `state` into the branches; those that share more go through a state of their own."""
+        groups: dict[object, list[_Branch]] = {}
+        for branch in branches:
+            first = branch.items[0] if branch.items else None
+            key: object = branch if first is None else (first[:1] if isinstance(first, str) else first)
+            groups.setdefault(key, []).append(branch)
+        outs: list[Value] = []
+        inner: list[tuple[Value, list[_Branch], list[Item]]] = []
+        for members in groups.values():
+            shared = _common([b.items for b in members]) if len(members) > 1 else []
+            if len(groups) > 1 and _chars(shared) >= self.min_group_chars:
+                out = work.names.fresh("state")
+                inner.append((out, members, shared))
+                outs.append(out)
+            else:
+                outs.extend(b.out for b in members)
+        # The order of branches is that of the program where nothing is grouped.
+        if not inner:
+            outs = [b.out for b in branches]
+        nodes.append(Fork(tuple(outs), state, at=at))
+        for out, members, shared in inner:
+            for branch in members:
+                branch.items = _rest(branch.items, shared)
+            report.add("characters hoisted", _chars(shared) * (len(members) - 1))
+            report.add("groups of branches hoisted")
+            self._group(work, nodes, _append(nodes, work.names, out, shared, at), members, at, report)
+
+
+@dataclass(eq=False)
+class _Branch:
+    """A branch: its first state, what is left of its beginning, and the nodes that beginning was."""
+
+    out: Value
+    items: list[Item]
+    heads: list[Node]
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.count = len(self.items)
+
+
+@dataclass
+class _Work:
+    """The graph while it is rewritten: `now` are the nodes in the place of each of its nodes."""
+
+    source: Graph
+    names: Names = field(init=False)
+    now: list[list[Node]] = field(init=False)
+    uses: dict[Value, int] = field(init=False)
+    consumer: dict[Value, tuple[int, Node]] = field(init=False)
+    forked: set[Value] = field(init=False)
+    defined: dict[Value, int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.names = self.source.names()
+        self.now = [[node] for node in self.source.nodes]
+        self.uses, self.consumer, self.forked = {}, {}, set()
+        self.defined = dict.fromkeys(self.source.params, -1)
+        for position, node in enumerate(self.source.nodes):
+            for value in node.uses:
+                self.uses[value] = self.uses.get(value, 0) + 1
+                if isinstance(node, Fork):
+                    self.forked.add(value)
+                elif value.type == "state":
+                    self.consumer[value] = (position, node)
+            for value in node.defs:
+                self.defined[value] = position
+
+    def is_concatenated(self, state: Value) -> bool:
+        while state in self.consumer:
+            node = self.consumer[state][1]
+            if isinstance(node, Join) and node.state != state:
+                return node.mode == "concate_and_append"
+            if not node.defs or node.defs[0].type != "state":
+                return False
+            state = node.defs[0]
+        return False
+
+    def head(self, state: Value, before: int) -> tuple[list[Item], list[Node]]:
+        """What is appended to `state` first, as far as it may move to position `before`, and by which nodes."""
+        items: list[Item] = []
+        heads: list[Node] = []
+        while state not in self.forked and state in self.consumer:
+            node = self.consumer[state][1]
+            if isinstance(node, Text):
+                heads.append(node)
+                for part in node.parts:
+                    if isinstance(part, Value) and self.defined.get(part, before) >= before:
+                        return items, heads
+                    items.append(part)  # type: ignore[arg-type]
+            elif isinstance(node, (RoleBegin, RoleEnd)):
+                heads.append(node)
+                items.append(("begin" if isinstance(node, RoleBegin) else "end", node.role))
+            else:
+                break
+            state = node.out
+        return items, heads
+
+    def replace(self, position: int, fork: Fork, nodes: list[Node], branches: list[_Branch]) -> None:
+        """Put `nodes` in the place of the fork, and cut from the branches what they take over."""
+        place = self.now[position]
+        where = next(k for k, n in enumerate(place) if n is fork)
+        place[where : where + 1] = nodes
+        for node in nodes:
+            if isinstance(node, Fork):
+                self.forked.add(node.state)
+                for out in node.outs:
+                    self.defined[out] = position
+            else:
+                self.consumer[node.uses[0]] = (position, node)
+                self.defined[node.defs[0]] = position
+        if not isinstance(nodes[0], Fork):
+            self.forked.discard(fork.state)
+        for branch in branches:
+            self._cut(branch)
+
+    def _cut(self, branch: _Branch) -> None:
+        """Take from the nodes of a branch's beginning what moved; those that lose all of it become empty text."""
+        gone = branch.count - len(branch.items)
+        trimmed = branch.items[0] if branch.items else None
+        for node in branch.heads:
+            had = node.parts if isinstance(node, Text) else (None,)
+            left: tuple[Operand, ...] = ()
+            if gone < len(had):
+                if not isinstance(node, Text):
+                    return
+                left = node.parts[gone:]
+                if isinstance(trimmed, str) and gone < branch.count:
+                    left = (trimmed, *left[1:])
+            gone = max(gone - len(had), 0)
+            state, out = node.uses[0], node.defs[0]
+            position = self.consumer[state][0]
+            place = self.now[position]
+            changed = Text(out, state, left, at=node.at)
+            place[next(k for k, n in enumerate(place) if n is node)] = changed
+            self.consumer[state] = (position, changed)
+            if left:
+                return
+
+    def graph(self) -> Graph:
+        """The rewritten graph, without the texts that became empty."""
+        same: dict[Value, Operand] = {}
+        nodes: list[Node] = []
+        for place in self.now:
+            for old in place:
+                node = old.remap(same) if same else old
+                if isinstance(node, Text) and not node.parts:
+                    same[node.out] = node.state
+                else:
+                    nodes.append(node)
+        return self.source.with_nodes(nodes)
+
+
+def _common(rows: list[list[Item]]) -> list[Item]:
+    """The longest common beginning; the last piece may be part of a constant."""
+    found: list[Item] = []
+    for column in zip(*rows, strict=False):
+        if all(item == column[0] for item in column):
+            found.append(column[0])
+            continue
+        texts = [item for item in column if isinstance(item, str)]
+        part = commonprefix(texts) if len(texts) == len(column) else ""
+        if part:
+            found.append(part)
+        break
+    return found
+
+
+def _rest(items: list[Item], taken: list[Item]) -> list[Item]:
+    """What is left of `items` without the beginning `taken`."""
+    if not taken:
+        return items
+    left = items[len(taken) :]
+    last, whole = taken[-1], items[len(taken) - 1]
+    if isinstance(last, str) and isinstance(whole, str) and len(last) < len(whole):
+        left.insert(0, whole[len(last) :])
+    return left
+
+
+def _chars(items: list[Item]) -> int:
+    return sum(len(item) for item in items if isinstance(item, str))
+
+
+def _append(nodes: list[Node], names: Names, state: Value, items: list[Item], at: Location | None) -> Value:
+    """Add nodes that append `items`; the state after them."""
+    parts: list[Operand] = []
+    for item in [*items, None]:
+        if isinstance(item, (str, Value)):
+            parts.append(item)
+            continue
+        if parts:
+            out = names.fresh("state")
+            nodes.append(Text(out, state, tuple(parts), at=at))
+            state, parts = out, []
+        if item is not None:
+            out = names.fresh("state")
+            marker = RoleBegin if item[0] == "begin" else RoleEnd
+            nodes.append(marker(out, state, item[1], at=at))
+            state = out
+    return state
