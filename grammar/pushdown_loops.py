@@ -1,7 +1,7 @@
 """The compiled loops of a pushdown machine: one byte, one token, one walk of the vocabulary's tree.
 
-A configuration is four numbers: state, place inside a string (0 between characters), characters of the
-string so far, and stack (a node of a tree of return states; 0 is the empty stack). States are built when
+A configuration is four numbers: state, place inside a string (its base: between characters), characters of
+the string so far, and stack (a node of a tree of return states; 0 is the empty stack). States are built when
 they are first needed: a loop that meets one that is not built stops and says which.
 """
 
@@ -13,13 +13,14 @@ from numba import njit
 OK, DEAD, UNBUILT, FULL = 1, 0, -1, -2
 
 # columns of the state table
-FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE = range(7)  # first arc, arcs (-1: not built), ...
+FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE = range(8)  # first arc, arcs (-1: not built), ...
 # columns of the arc table
 ARC_LOW, ARC_HIGH, ARC_TARGET, ARC_PUSH, ARC_PUSHES = range(5)
 # columns of the stack table
 RETURN, PARENT, NEED, ENDS = range(4)  # need: bytes to close all; ends: may all of it end here
 
-CLOSED, OPEN, STRING = 0, 1, 2  # kinds: nothing can follow; ordinary; inside of a counted string
+# kinds: nothing can follow; ordinary; inside of a counted string; fixed bytes (place: how many are done)
+CLOSED, OPEN, STRING, RUN = range(4)
 
 
 @njit(cache=True)
@@ -46,12 +47,13 @@ def push(stack, slots, used, states, state, parent):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def step(states, arcs, pushes, inside, stack, slots, used, state, place, count, top, byte):  # type: ignore[no-untyped-def]
+def step(states, arcs, pushes, runs, inside, stack, slots, used, state, place, count, top, byte):  # type: ignore[no-untyped-def]
     """(status, state, place, count, stack) after one byte; with UNBUILT, `state` is the one to build."""
     while True:
         kind = states[state, KIND]
         if kind == STRING:
-            if place == 0:
+            base = states[state, BASE]
+            if place == base:
                 if byte == 0x22:
                     if count < states[state, LOW]:
                         return DEAD, state, place, count, top
@@ -65,7 +67,7 @@ def step(states, arcs, pushes, inside, stack, slots, used, state, place, count, 
             after = inside[place, byte]
             if after < 0:
                 return DEAD, state, place, count, top
-            if after == 0:
+            if after == base:
                 if states[state, HIGH] >= 0:
                     count += 1
                 else:
@@ -74,6 +76,16 @@ def step(states, arcs, pushes, inside, stack, slots, used, state, place, count, 
         arcs_here = states[state, COUNT]
         if arcs_here < 0:
             return UNBUILT, state, place, count, top
+        if kind == RUN:
+            if runs[states[state, LOW] + place] != byte:
+                return DEAD, state, place, count, top
+            if place + 1 < states[state, HIGH]:
+                return OK, state, place + 1, 0, top
+            state = states[state, FIRST]
+            while state == 0 and top != 0:
+                state = stack[top, RETURN]
+                top = stack[top, PARENT]
+            return OK, state, states[state, BASE], 0, top
         first = states[state, FIRST]
         for a in range(first, first + arcs_here):
             if arcs[a, ARC_LOW] <= byte <= arcs[a, ARC_HIGH]:
@@ -85,7 +97,7 @@ def step(states, arcs, pushes, inside, stack, slots, used, state, place, count, 
                 while state == 0 and top != 0:
                     state = stack[top, RETURN]
                     top = stack[top, PARENT]
-                return OK, state, 0, 0, top
+                return OK, state, states[state, BASE], 0, top
         if states[state, FINAL] and top != 0:
             state = stack[top, RETURN]
             top = stack[top, PARENT]
@@ -98,17 +110,19 @@ def need(states, inside_need, stack, state, place, count, top):  # type: ignore[
     """Bytes of the shortest way to a complete text."""
     here = states[state, DISTANCE]
     if states[state, KIND] == STRING:
-        if place != 0:
+        if place != states[state, BASE]:
             here = inside_need[place] + max(states[state, LOW] - count - 1, 0) + 1
         else:
             here = max(states[state, LOW] - count, 0) + 1
+    elif states[state, KIND] == RUN:
+        here -= place
     return here + stack[top, NEED]
 
 
 @njit(cache=True)
 def walk(  # type: ignore[no-untyped-def]
-    byte, depth, skip, unique, states, arcs, pushes, inside, inside_need, stack, slots, used,
-    path, at, origin, budget, offsets, ids, out, progress,
+    byte, depth, skip, unique, states, arcs, pushes, runs, inside, inside_need, stack, slots, used,
+    path, at, origin, budget, offsets, ids, clean, next_exit, out, progress,
 ):  # fmt: skip
     """Tokens that can follow, of the subtrees listed in `at`, as ids in `out`.
 
@@ -116,32 +130,70 @@ def walk(  # type: ignore[no-untyped-def]
     at        int32 [subtrees, 3]: first node, end, depth of the node they hang from
     origin    the configuration behind the node that each subtree hangs from
     budget    only tokens after which so many bytes can complete the text
-    progress  subtree, node, ids so far, the largest need met: where to go on after UNBUILT or FULL
+    clean, next_exit   where not empty: tokens that stay inside of a string are left out where the walk is
+              in a free string behind a clean node; only the nodes that close the string are looked at
+    progress  subtree, node, ids so far, the largest need met, end of a free string, end of the part of it
+              that is walked, its state and stack: where to go on after UNBUILT or FULL
     """
     found = progress[2]
     most = progress[3]
+    free_end, inner_end, free_state, free_top = progress[4], progress[5], progress[6], progress[7]
     for part in range(progress[0], len(at)):
         for c in range(4):
             path[at[part, 2], c] = origin[c]
-        i = at[part, 0]
+        i = np.int64(at[part, 0])
         if part == progress[0] and progress[1] >= 0:
             i = progress[1]
         end = at[part, 1]
         while i < end:
+            if free_end > 0 and i >= inner_end:
+                i = min(np.int64(next_exit[i]), free_end) if i < free_end else i
+                if i >= free_end:
+                    i = free_end
+                    free_end = 0
+                    continue
+                d = depth[i]
+                path[d - 1, 0] = free_state
+                path[d - 1, 1] = states[free_state, BASE]
+                path[d - 1, 2] = 0
+                path[d - 1, 3] = free_top
+                inner_end = np.int64(skip[i])
             d = depth[i]
-            status, s, p, n, t = step(
-                states, arcs, pushes, inside, stack, slots, used,
-                path[d - 1, 0], path[d - 1, 1], path[d - 1, 2], path[d - 1, 3], byte[i],
-            )  # fmt: skip
-            if status < 0:
-                progress[0] = part
-                progress[1] = i
-                progress[2] = found
-                progress[3] = most
-                return status, s
-            if status == DEAD:
-                i = skip[i]
-                continue
+            state = path[d - 1, 0]
+            quick = False
+            if states[state, KIND] == OPEN and states[state, COUNT] >= 0:
+                first = states[state, FIRST]
+                hit = -1
+                for a in range(first, first + states[state, COUNT]):
+                    if arcs[a, ARC_LOW] <= byte[i] <= arcs[a, ARC_HIGH]:
+                        hit = a
+                        break
+                if hit >= 0 and arcs[hit, ARC_PUSHES] == 0 and arcs[hit, ARC_TARGET] != 0:
+                    s = np.int64(arcs[hit, ARC_TARGET])
+                    p = np.int64(states[s, BASE])
+                    n = np.int64(0)
+                    t = path[d - 1, 3]
+                    quick = True
+                elif hit < 0 and not states[state, FINAL]:
+                    i = np.int64(skip[i])
+                    continue
+            if not quick:
+                status, s, p, n, t = step(
+                    states, arcs, pushes, runs, inside, stack, slots, used,
+                    state, path[d - 1, 1], path[d - 1, 2], path[d - 1, 3], byte[i],
+                )  # fmt: skip
+                if status < 0:
+                    progress[0], progress[1], progress[2], progress[3] = part, i, found, most
+                    progress[4], progress[5], progress[6], progress[7] = (
+                        free_end,
+                        inner_end,
+                        free_state,
+                        free_top,
+                    )
+                    return status, s
+                if status == DEAD:
+                    i = np.int64(skip[i])
+                    continue
             path[d, 0] = s
             path[d, 1] = p
             path[d, 2] = n
@@ -154,20 +206,31 @@ def walk(  # type: ignore[no-untyped-def]
                     for k in range(offsets[u], offsets[u + 1]):
                         out[found] = ids[k]
                         found += 1
+            if (
+                len(clean) and clean[i] and free_end == 0 and states[s, KIND] == STRING
+                and states[s, HIGH] < 0 and states[s, LOW] == 0 and p == states[s, BASE] and p != 0
+            ):  # fmt: skip
+                most = max(most, need(states, inside_need, stack, s, p, n, t) + 8)
+                free_end = np.int64(skip[i])
+                inner_end = i + 1
+                free_state = s
+                free_top = t
             i += 1
+        free_end = np.int64(0)
     progress[2] = found
     progress[3] = most
     return OK, 0
 
 
 @njit(cache=True)
-def run(states, arcs, pushes, inside, stack, slots, used, data, config):  # type: ignore[no-untyped-def]
+def run(states, arcs, pushes, runs, inside, stack, slots, used, data, config):  # type: ignore[no-untyped-def]
     """Advance `config` (int64 [5]: state, place, count, stack, bytes done) over `data`, in place."""
     for i in range(config[4], len(data)):
         status, s, p, n, t = step(
             states,
             arcs,
             pushes,
+            runs,
             inside,
             stack,
             slots,
@@ -190,12 +253,14 @@ def run(states, arcs, pushes, inside, stack, slots, used, data, config):  # type
 
 
 @njit(cache=True)
-def string_walk(byte, depth, skip, unique, uniques, inside, start, max_depth):  # type: ignore[no-untyped-def]
+def string_walk(byte, depth, skip, unique, uniques, inside, start, base, max_depth):  # type: ignore[no-untyped-def]
     """What tokens do to a string from place `start`, wherever the string stands.
 
     Returns, for each byte string: characters it begins (-1: it leaves the string or is no part of one);
-    and the nodes at which the closing quote is taken: (node, characters begun, characters completed).
+    the nodes at which the closing quote is taken: (node, characters begun, characters completed); and for
+    each node whether the string goes on there.
     """
+    stays = np.zeros(len(byte), np.bool_)
     starts = np.full(uniques, -1, np.int32)
     exits = np.empty((len(byte), 3), np.int32)
     n_exits = 0
@@ -207,7 +272,7 @@ def string_walk(byte, depth, skip, unique, uniques, inside, start, max_depth):  
     while i < len(byte):
         d = depth[i]
         p = place[d - 1]
-        if p == 0 and byte[i] == 0x22:
+        if p == base and byte[i] == 0x22:
             exits[n_exits, 0] = i
             exits[n_exits, 1] = begun[d - 1]
             exits[n_exits, 2] = done[d - 1]
@@ -219,12 +284,13 @@ def string_walk(byte, depth, skip, unique, uniques, inside, start, max_depth):  
             i = skip[i]
             continue
         place[d] = after
-        begun[d] = begun[d - 1] + (1 if p == 0 else 0)
-        done[d] = done[d - 1] + (1 if after == 0 else 0)
+        begun[d] = begun[d - 1] + (1 if p == base else 0)
+        done[d] = done[d - 1] + (1 if after == base else 0)
+        stays[i] = True
         if unique[i] >= 0:
             starts[unique[i]] = begun[d]
         i += 1
-    return starts, exits[:n_exits].copy()
+    return starts, exits[:n_exits].copy(), stays
 
 
 @njit(cache=True)

@@ -13,7 +13,7 @@ that begins with another text they match, unless what follows the call never con
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from grammar import codepoints as cp
@@ -72,6 +72,7 @@ class Terms:
         self._data: list[tuple] = [(0,), (1,)]
         self._nullable: list[bool] = [False, True]
         self._head_call: list[bool] = [False, False]
+        self._free: set[int] = set()
         self._arcs: dict[int, tuple[Arc, ...]] = {EMPTY: (), EPSILON: ()}
         self._charsets: dict[cp.Ranges, int] = {}
         self._rules: list[int] = []
@@ -90,7 +91,19 @@ class Terms:
             self._data.append(key)
             self._nullable.append(nullable)
             self._head_call.append(head_call)
+            if (key[0] == CAT and key[1] in self._free) or (
+                key[0] == ALT and not self._free.isdisjoint(key[1])
+            ):
+                self._free.add(found)
         return found
+
+    def mark_free(self, term: int) -> int:
+        """Say that any text in a string's one spelling begins a text of `term`; also of what is built on it."""
+        self._free.add(term)
+        return term
+
+    def is_free(self, term: int) -> bool:
+        return term in self._free
 
     def check_time(self) -> None:
         if time.monotonic() > self.deadline:
@@ -113,7 +126,10 @@ class Terms:
             found = self._charsets[ranges] = self._sequences(cp.utf8_sequences(ranges))
         return found
 
-    def _sequences(self, sequences: list[tuple[cp.ByteRange, ...]]) -> int:
+    def _sequences(
+        self, sequences: list[tuple[cp.ByteRange, ...]], last: Callable[[int], int] | None = None
+    ) -> int:
+        """Alternatives of byte sequences; `last` makes the term of the last byte and what follows it."""
         single = 0
         by_first: dict[int, list[tuple[cp.ByteRange, ...]]] = {}
         for sequence in sequences:
@@ -124,9 +140,14 @@ class Terms:
                 by_first.setdefault(mask, []).append(sequence[1:])
         by_tail: dict[int, int] = {}
         for mask, tails in by_first.items():
-            tail = self._sequences(tails)
+            tail = self._sequences(tails, last)
             by_tail[tail] = by_tail.get(tail, 0) | mask
-        return self.alt([self.byte_set(single), *(self.cat(self.byte_set(m), t) for t, m in by_tail.items())])
+        end = (last or self.byte_set)(single)
+        return self.alt([end, *(self.cat(self.byte_set(m), t) for t, m in by_tail.items())])
+
+    def chars_then(self, ranges: cp.Ranges, last: Callable[[int], int]) -> int:
+        """One code point out of `ranges`; `last` makes of the bytes it ends in the term of them and the rest."""
+        return self._sequences(cp.utf8_sequences(ranges), last)
 
     def cat(self, head: int, tail: int) -> int:
         if head == EMPTY or tail == EMPTY:
@@ -256,13 +277,21 @@ class Terms:
 
         `expansion` is the same language as a term, used where it must be told from another one.
         """
-        body = self._new((BODY, low, high, expansion), False)
-        return self._new((STRING, body), False, True)
+        return self._new((STRING, self._new((BODY, low, high, expansion, 0), False), 1 << 0x22), False, True)
 
-    def string_bounds(self, term: int) -> tuple[int, int] | None:
-        """(low, high) if `term` is the inside of a `string`, counted from its first character."""
+    def enter(self, mask: int, expansion: int) -> int:
+        """One byte out of `mask`, then the rest of a JSON string in its one spelling, to the closing quote.
+
+        `expansion` is any quoted string in its one spelling.
+        """
+        if not mask:
+            return EMPTY
+        return self._new((STRING, self._new((BODY, 0, -1, expansion, 1), False), mask), False, True)
+
+    def string_bounds(self, term: int) -> tuple[int, int, int] | None:
+        """(low, high, spelling) if `term` is the inside of a string, counted from its first character."""
         data = self._data[term]
-        return (data[1], data[2]) if data[0] == BODY else None
+        return (data[1], data[2], data[4]) if data[0] == BODY else None
 
     def expanded(self, term: int) -> int:
         """`term`, or what follows the opening quote of its expansion if it is the inside of a string."""
@@ -293,6 +322,15 @@ class Terms:
         return arcs
 
     # exploring
+
+    def leading_literal(self, term: int) -> tuple[bytes, int] | None:
+        """(bytes, term after them) if the texts of a term begin with fixed bytes that stand in it as such."""
+        data = self._data[term]
+        if data[0] == LITERAL:
+            return data[1], EPSILON
+        if data[0] == CAT and self._data[data[1]][0] == LITERAL:
+            return self._data[data[1]][1], data[2]
+        return None
 
     def nullable(self, term: int) -> bool:
         return self._nullable[term]
@@ -329,7 +367,7 @@ class Terms:
         if kind == SET:
             return [(data[1], (), tail)]
         if kind == STRING:
-            return [(1 << 0x22, (tail,), data[1])]
+            return [(data[2], (tail,), data[1])]
         if kind == CALL:
             after = (tail,) if tail != EPSILON else ()
             return [(m, p + after, u) for m, p, u in self.arcs(self._rules[data[1]])]

@@ -16,7 +16,7 @@ import numpy as np
 from grammar import pushdown_loops as loops
 from grammar.constraint_errors import TooLarge, Unsatisfiable, VocabularyError
 from grammar.measure import INFINITE, Measure
-from grammar.pushdown_loops import CLOSED, DEAD, FULL, OK, OPEN, STRING, UNBUILT
+from grammar.pushdown_loops import CLOSED, DEAD, FULL, OK, OPEN, RUN, STRING, UNBUILT
 from grammar.string_tables import inside
 from grammar.terms import EMPTY, EPSILON, Limits, Terms, mask_bytes
 from grammar.vocabulary import Vocabulary
@@ -57,10 +57,11 @@ class TokenPushdown:
         self._inside = inside()
         self._index: dict[int, int] = {}
         self._term: list[int] = []
-        self._states = np.zeros((256, 7), np.int32)
+        self._states = np.zeros((256, 8), np.int32)
         self._arcs = np.zeros((1024, 5), np.int32)
         self._pushes = np.zeros(256, np.int32)
-        self._used_arcs = self._used_pushes = 0
+        self._runs = np.zeros(1024, np.uint8)
+        self._used_arcs = self._used_pushes = self._used_runs = 0
         self._stack = np.zeros((1024, 4), np.int64)
         self._stack[0, loops.ENDS] = 1
         self._slots = np.full(4096, -1, np.int32)
@@ -68,7 +69,8 @@ class TokenPushdown:
         trie = vocabulary.trie
         self._path = np.zeros((trie.max_depth + 1, 4), np.int64)
         self._out = np.empty(len(vocabulary), np.int32)
-        self._progress = np.zeros(4, np.int64)
+        self._progress = np.zeros(8, np.int64)
+        self._no_clean = (np.zeros(0, np.bool_), np.zeros(0, np.int32))
         self._whole = np.array([[0, len(trie.byte), 0]], np.int32)
         self._configs: list[Config] = []
         self._numbers: dict[Config, int] = {}
@@ -78,7 +80,8 @@ class TokenPushdown:
         self._kept: deque[int] = deque()
         self._closing: dict[int, tuple[int, ...]] = {}
         self._state(EPSILON)
-        self._number((self._state(start), 0, 0, 0))
+        first = self._state(start)
+        self._number((first, int(self._states[first, loops.BASE]), 0, 0))
 
     # building
 
@@ -94,15 +97,21 @@ class TokenPushdown:
                 self._states = np.vstack([self._states, np.zeros_like(self._states)])
             bounds = self.terms.string_bounds(term)
             row = self._states[found]
-            low, high = bounds or (0, 0)
+            low, high, spelling = bounds or (0, 0, 0)
+            base = self._inside.bases[spelling] if bounds else 0
             kind = CLOSED if term == EPSILON else STRING if bounds else OPEN
-            row[:] = (0, -1, kind, self.terms.nullable(term), low, high, self.measure.shortest(term))
-            if kind != OPEN:
+            if kind == OPEN and self.terms.leading_literal(term):
+                kind = RUN
+            row[:] = (0, -1, kind, self.terms.nullable(term), low, high, self.measure.shortest(term), base)
+            if kind in (CLOSED, STRING):
                 row[loops.COUNT] = 0
         return found
 
     def _build(self, state: int) -> None:
-        """Give a state its arcs."""
+        """Give a state its arcs, or the bytes that are fixed here."""
+        if self._states[state, loops.KIND] == RUN:
+            self._build_run(state)
+            return
         arcs = self.terms.arcs(self._term[state])
         first = self._used_arcs
         ranges = sum(1 for mask, _, _ in arcs for _ in _byte_ranges(mask))
@@ -121,6 +130,24 @@ class TokenPushdown:
                 self._used_arcs += 1
         self._states[state, loops.FIRST] = first
         self._states[state, loops.COUNT] = self._used_arcs - first
+
+    def _build_run(self, state: int) -> None:
+        text, after = self.terms.leading_literal(self._term[state]) or (b"", EPSILON)
+        goal = self._state(after)
+        while self._used_runs + len(text) > len(self._runs):
+            self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)])
+        self._runs[self._used_runs : self._used_runs + len(text)] = np.frombuffer(text, np.uint8)
+        row = self._states[state]
+        row[loops.FIRST], row[loops.COUNT] = goal, 0
+        row[loops.LOW], row[loops.HIGH] = self._used_runs, len(text)
+        self._used_runs += len(text)
+
+    def _run_byte(self, config: Config) -> int:
+        """The byte that is fixed at a place of a run."""
+        at, place, _, _ = config
+        if self._states[at, loops.COUNT] < 0:
+            self._build(at)
+        return int(self._runs[self._states[at, loops.LOW] + place])
 
     def _grow_stack(self) -> None:
         self._stack = np.vstack([self._stack, np.zeros_like(self._stack)])
@@ -155,7 +182,7 @@ class TokenPushdown:
     def nbytes(self) -> int:
         """Bytes of the tables in use (masks kept for reuse not counted)."""
         return (
-            len(self._term) * self._states.itemsize * 7
+            len(self._term) * self._states.itemsize * 8
             + self._used_arcs * self._arcs.itemsize * 5
             + self._used_pushes * 4
             + int(self._used[0]) * (4 * 8 + 8)
@@ -187,7 +214,7 @@ class TokenPushdown:
         text = np.frombuffer(data, np.uint8)
         while True:
             status, at = loops.run(
-                self._states, self._arcs, self._pushes, self._inside.table, self._stack, self._slots, self._used,
+                self._states, self._arcs, self._pushes, self._runs, self._inside.table, self._stack, self._slots, self._used,
                 text, config,
             )  # fmt: skip
             if status == OK:
@@ -198,8 +225,8 @@ class TokenPushdown:
             self._mend(status, at)
 
     def can_end(self, state: int) -> bool:
-        at, place, _, top = self._configs[state]
-        return bool(self._states[at, loops.FINAL] and place == 0 and self._stack[top, loops.ENDS])
+        at, _, _, top = self._configs[state]
+        return bool(self._states[at, loops.FINAL] and self._stack[top, loops.ENDS])
 
     def must_end(self, state: int) -> bool:
         """May nothing but the end follow?"""
@@ -250,31 +277,22 @@ class TokenPushdown:
         config = self._configs[state]
         at, place, count, top = config
         if self._states[at, loops.KIND] != STRING:
-            row = np.zeros(self.vocabulary.words, np.uint32)
-            found, most = self._tokens(config, self._whole, _NO_BUDGET)
+            free = self.terms.is_free(self._term[at]) and place == 0
+            row = self._strings.free[0].copy() if free else np.zeros(self.vocabulary.words, np.uint32)
+            found, most = self._tokens(config, self._whole, _NO_BUDGET, free)
             loops.set_bits(row, self._out, found)
             return row, most
         low, high = int(self._states[at, loops.LOW]), int(self._states[at, loops.HIGH])
         room = high - count if high >= 0 else -1
-        if place:
+        if place != self._states[at, loops.BASE]:
             room = room - 1 if high >= 0 else -1  # the character begun takes its place
-        row = self._strings.row(place, room).copy()
-        missing = low - count
-        most = 16 + int(self.measure.shortest(self._term[at])) + int(self._stack[top, loops.NEED])
-        exits = self._strings.exits(place, room, missing)
-        if len(exits):
-            trie = self.vocabulary.trie
-            after = self._after_string(top)
-            closing = trie.unique[exits]
-            self._set_unique(row, closing[closing >= 0])
-            deeper = exits[trie.skip[exits] > exits + 1]
-            if len(deeper):
-                at_nodes = np.stack([deeper + 1, trie.skip[deeper], trie.depth[deeper]], axis=1).astype(
-                    np.int32
-                )
-                found, far = self._tokens(after, at_nodes, _NO_BUDGET)
-                loops.set_bits(row, self._out, found)
-                most = max(most, far)
+        shared, subtrees = self._strings.row(place, room, low - count)
+        row = shared.copy()
+        most = 16 + int(self._states[at, loops.DISTANCE]) + int(self._stack[top, loops.NEED])
+        if len(subtrees):
+            found, far = self._tokens(self._after_string(top), subtrees, _NO_BUDGET)
+            loops.set_bits(row, self._out, found)
+            most = max(most, far)
         return row, most
 
     def _after_string(self, top: int) -> Config:
@@ -282,23 +300,18 @@ class TokenPushdown:
         state = 0
         while state == 0 and top != 0:
             state, top = int(self._stack[top, loops.RETURN]), int(self._stack[top, loops.PARENT])
-        return state, 0, 0, top
+        return state, int(self._states[state, loops.BASE]), 0, top
 
-    def _set_unique(self, row: np.ndarray, uniques: np.ndarray) -> None:
-        trie = self.vocabulary.trie
-        for u in uniques.tolist():
-            for token in trie.ids[trie.offsets[u] : trie.offsets[u + 1]].tolist():
-                row[token >> 5] |= np.uint32(1 << (token & 31))
-
-    def _tokens(self, config: Config, at: np.ndarray, budget: int) -> tuple[int, int]:
+    def _tokens(self, config: Config, at: np.ndarray, budget: int, free: bool = False) -> tuple[int, int]:
         """Write the tokens that can follow `config` to `_out`; how many, and the most bytes one leaves to close."""
         trie = self.vocabulary.trie
-        self._progress[:] = (0, -1, 0, 0)
+        self._progress[:] = (0, -1, 0, 0, 0, 0, 0, 0)
+        clean, next_exit = self._strings.free[1:] if free else self._no_clean
         while True:
             status, state = loops.walk(
-                trie.byte, trie.depth, trie.skip, trie.unique, self._states, self._arcs, self._pushes,
+                trie.byte, trie.depth, trie.skip, trie.unique, self._states, self._arcs, self._pushes, self._runs,
                 self._inside.table, self._inside.need, self._stack, self._slots, self._used,
-                self._path, at, config, budget, trie.offsets, trie.ids, self._out, self._progress,
+                self._path, at, config, budget, trie.offsets, trie.ids, clean, next_exit, self._out, self._progress,
             )  # fmt: skip
             if status == OK:
                 return int(self._progress[2]), int(self._progress[3])
@@ -343,12 +356,16 @@ class TokenPushdown:
         """Bytes worth trying: one of each range that leads somewhere else."""
         at, place, _, top = config
         if self._states[at, loops.KIND] == STRING:
-            if place == 0:
+            if place == self._states[at, loops.BASE]:
                 return [0x22, 0x61]
             row = self._inside.table[place]
             return [int(np.flatnonzero(row == goal)[0]) for goal in np.unique(row[row >= 0])]
+        if self._states[at, loops.KIND] == RUN:
+            return [self._run_byte(config)]
         found: set[int] = set()
         while True:
+            if self._states[at, loops.KIND] == RUN:
+                return sorted({*found, self._run_byte((at, 0, 0, top))})
             if self._states[at, loops.COUNT] < 0:
                 self._build(at)
             for mask, _, _ in self.terms.arcs(self._term[at]):
@@ -361,7 +378,7 @@ class TokenPushdown:
     def _after(self, config: Config, byte: int) -> Config | None:
         while True:
             status, at, place, count, top = loops.step(
-                self._states, self._arcs, self._pushes, self._inside.table, self._stack, self._slots, self._used,
+                self._states, self._arcs, self._pushes, self._runs, self._inside.table, self._stack, self._slots, self._used,
                 *config, byte,
             )  # fmt: skip
             if status == OK:
@@ -385,10 +402,12 @@ class TokenPushdown:
     def _only_byte(self, config: Config) -> int | None:
         at, place, count, _ = config
         if self._states[at, loops.KIND] == STRING:
-            if place:
+            if place != self._states[at, loops.BASE]:
                 row = np.flatnonzero(self._inside.table[place] >= 0)
                 return int(row[0]) if len(row) == 1 else None
             return 0x22 if count == self._states[at, loops.HIGH] else None
+        if self._states[at, loops.KIND] == RUN:
+            return self._run_byte(config)
         if self._states[at, loops.FINAL]:
             return None
         arcs = self.terms.arcs(self._term[at])

@@ -19,6 +19,7 @@ SPELLED: dict[int, bytes] = {
     b: json.dumps(chr(b), ensure_ascii=False)[1:-1].encode() for b in [*range(0x20), 0x22, 0x5C]
 }
 PLAIN: cp.Ranges = cp.invert(((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
+_BEYOND = cp.subtract(PLAIN, ((0, 0x7F),))
 _ASCII_PLAIN = byte_mask(0x20, 0x7F) & ~(1 << 0x22 | 1 << 0x5C)
 
 
@@ -43,9 +44,11 @@ class JsonText:
         self.colon = terms.literal(separators.name)
         self.quote = terms.literal(b'"')
         self.char = self._char()
-        beyond = cp.subtract(PLAIN, ((0, 0x7F),))
-        self._beyond_ascii = terms.chars(beyond)
+        self.spelled_char = terms.alt([terms.chars(PLAIN), *(terms.literal(t) for t in SPELLED.values())])
+        self._spelled = terms.sequence(self.quote, terms.repeat(self.spelled_char, 0, -1), self.quote)
+        self._beyond_ascii = terms.chars_then(_BEYOND, self._enter)
         self._any_rule: int | None = None
+        self._names: dict[tuple[str, ...], int] = {}
         digits = terms.byte_set(byte_mask(0x30, 0x39))
         sign = terms.repeat(terms.literal(b"-"), 0, 1)
         first = terms.byte_set(byte_mask(0x31, 0x39))
@@ -88,7 +91,10 @@ class JsonText:
         listed = sorted(set(names))
         if not listed:
             return self.string()
-        return self.terms.cat(self.quote, self._except(listed, 0))
+        key = tuple(listed)
+        if key not in self._names:
+            self._names[key] = self.terms.cat(self.quote, self._except(listed, 0))
+        return self._names[key]
 
     def _except(self, names: list[str], depth: int) -> int:
         """What may follow the shared first `depth` characters of `names`, closing quote included."""
@@ -100,20 +106,18 @@ class JsonText:
                 ends = True
             else:
                 groups.setdefault(name[depth], []).append(name)
-        options = [terms.cat(self._char_except(groups), self._rest)]
+        options = [self._diverge(groups)]
         for char, group in groups.items():
             options.append(terms.cat(self.literal_inside(char), self._except(group, depth + 1)))
         if not ends:
             options.append(self.quote)
-        return terms.alt(options)
+        return terms.mark_free(terms.alt(options))
 
-    @property
-    def _rest(self) -> int:
-        """The rest of a string in its one spelling, and the closing quote."""
-        return self.terms.cat(self.terms.repeat(self._char_except(()), 0, -1), self.quote)
+    def _enter(self, mask: int) -> int:
+        return self.terms.enter(mask, self._spelled)
 
-    def _char_except(self, chars: Iterable[str]) -> int:
-        """One character in its one spelling that is none of `chars`."""
+    def _diverge(self, chars: Iterable[str]) -> int:
+        """One character that is none of `chars`, and the rest of the string, in one spelling."""
         terms = self.terms
         ascii_mask, beyond = _ASCII_PLAIN, []
         spelled = dict(SPELLED)
@@ -127,8 +131,9 @@ class JsonText:
                 beyond.append((point, point))
         other = self._beyond_ascii
         if beyond:
-            other = terms.chars(cp.subtract(cp.subtract(PLAIN, ((0, 0x7F),)), cp.normalise(beyond)))
-        return terms.alt([terms.byte_set(ascii_mask), other, *(terms.literal(s) for s in spelled.values())])
+            other = terms.chars_then(cp.subtract(_BEYOND, cp.normalise(beyond)), self._enter)
+        escapes = [terms.cat(terms.literal(s[:-1]), self._enter(1 << s[-1])) for s in spelled.values()]
+        return terms.alt([self._enter(ascii_mask), other, *escapes])
 
     def literal_inside(self, text: str) -> int:
         """`text` as it stands between quotes."""
