@@ -35,7 +35,9 @@ def requests_of(body: bodies.GenerateBody) -> tuple[list[Generate], bool]:
         segments = [TextSegment(t) for t in ([body.text] if isinstance(body.text, str) else body.text)]
     else:
         ids: Any = body.input_ids
-        one = not ids or isinstance(ids[0], int)
+        if len({type(i) for i in ids}) != 1:
+            raise InvalidRequest("input_ids must be token ids, or lists of token ids", param="input_ids")
+        one = isinstance(ids[0], int)
         segments = [TokenSegment(tuple(i), "") for i in ([ids] if one else ids)]
     if not segments:
         raise InvalidRequest("the batch is empty; give at least one prompt", param="text")

@@ -97,14 +97,23 @@ def _matched(delta: Delta) -> int | str | None:
 # -- completions ------------------------------------------------------------------------------------------
 
 
-def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Segment]:
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[Segment]:
+    """One text, several, the ids of one prompt, or those of several."""
     if isinstance(prompt, str):
         return [TextSegment(prompt)]
-    if not prompt:
-        raise InvalidRequest("the prompt is empty", param="prompt")
-    if isinstance(prompt[0], int):
-        return [TokenSegment(tuple(prompt), "")]  # type: ignore[arg-type]
-    return [TextSegment(p) if isinstance(p, str) else TokenSegment(tuple(p), "") for p in prompt]  # type: ignore[arg-type]
+    kinds = {type(p) for p in prompt}
+    if len(kinds) != 1:
+        what = "is empty" if not kinds else "mixes texts and token ids"
+        raise InvalidRequest(
+            f"the prompt {what}; give a text, texts, token ids, or lists of token ids", param="prompt"
+        )
+    if kinds == {int}:
+        return [TokenSegment(tuple(p for p in prompt if isinstance(p, int)), "")]
+    return [
+        TextSegment(p) if isinstance(p, str) else TokenSegment(tuple(p), "")
+        for p in prompt
+        if not isinstance(p, int)
+    ]
 
 
 def _completion_logprobs(own: list[TokenLogprob], tops: list[Any], offset: int) -> dict[str, Any]:

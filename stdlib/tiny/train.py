@@ -105,7 +105,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the text and the first weights.")] = 1,
     tokens: Annotated[int, typer.Option(help="Tokens of a step.")] = 0,
     length: Annotated[
-        int, typer.Option(help="Tokens of a row; the last tenth of the time uses four times as many.")
+        int, typer.Option(help="Tokens of a row; every fifth step has rows of four times as many.")
     ] = 256,
     checkpoint: Annotated[Path | None, typer.Option(help="File for the state of the training.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on from the checkpoint.")] = False,
@@ -153,7 +153,7 @@ def main(
             for optimizer, base in bases:
                 for group in optimizer.param_groups:
                     group["lr"] = base * rate
-            ids, learn = next(long if progress > 0.9 else short)
+            ids, learn = next(long if step % 5 == 4 else short)
             with torch.autocast(device, torch.bfloat16, enabled=autocast):
                 loss = loss_of(network, ids, learn)
             loss.backward()
