@@ -22,23 +22,32 @@ from sglc.lang.rewrite import source_of
 
 PLAIN = (str, int, float, bool, bytes, type(None))
 
-_BUILTINS = frozenset(
-    ["range", "len", "enumerate", "zip", "str", "int", "float", "bool", "min", "max", "sum", "sorted", "reversed", "list", "tuple", "dict", "set", "frozenset", "abs", "round", "isinstance", "any", "all", "repr", "map", "filter", "ord", "chr", "divmod", "format", "type", "ValueError", "TypeError", "KeyError", "IndexError", "AssertionError", "RuntimeError", "StopIteration", "Exception", "slice"]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_BUILTINS = _words(
+    """
+    range len enumerate zip str int float bool min max sum sorted reversed list tuple dict set frozenset
+    abs round isinstance any all repr map filter ord chr divmod format type ValueError TypeError
+    KeyError IndexError AssertionError RuntimeError StopIteration Exception slice
+    """
 )
-_METHODS = frozenset(
-    # strings
-    "strip lstrip rstrip lower upper title capitalize casefold swapcase split rsplit splitlines partition rpartition "
-    "join replace startswith endswith removeprefix removesuffix find rfind index rindex count isdigit isalpha "
-    "isalnum isspace isupper islower isdecimal isnumeric zfill ljust rjust center expandtabs encode format "
-    # mappings and sequences, read only
-    "keys values items get copy union intersection difference "
-    # states
-    "fork join system user assistant system_begin system_end user_begin user_end assistant_begin assistant_end "
-    "var_scope get_var set_var text messages get_meta_info sync error run bind".split()
+_METHODS = _words(  # of strings; of mappings and sequences, reading only; of states
+    """
+    strip lstrip rstrip lower upper title capitalize casefold swapcase split rsplit splitlines partition
+    rpartition join replace startswith endswith removeprefix removesuffix find rfind index rindex count
+    isdigit isalpha isalnum isspace isupper islower isdecimal isnumeric zfill ljust rjust center
+    expandtabs encode format
+
+    keys values items get copy union intersection difference
+
+    fork join system user assistant system_begin system_end user_begin user_end assistant_begin
+    assistant_end var_scope get_var set_var text messages get_meta_info sync error run bind
+    """
 )
-_MUTATORS = frozenset(
-    ["append", "extend", "insert", "pop", "sort", "reverse", "clear", "remove", "add", "discard", "update", "setdefault", "popitem"]
-)
+_MUTATORS = _words("append extend insert pop sort reverse clear remove add discard update setdefault popitem")
 _STATEMENTS = (
     ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.If, ast.For, ast.While, ast.With, ast.Return, ast.Pass,
     ast.Break, ast.Continue, ast.Assert, ast.Raise,
@@ -209,9 +218,10 @@ class _Body:
         for part in ast.walk(node):
             if isinstance(part, ast.Attribute) and not isinstance(part.ctx, ast.Load):
                 self.stop(part, f"the attribute .{part.attr} is set, which others can see")
-            elif isinstance(part, ast.Name) and part.id not in self.locals:
-                if isinstance(part.ctx, ast.Store):
-                    self.stop(part, f"the global name {part.id} is set")
+            elif (
+                isinstance(part, ast.Name) and part.id not in self.locals and isinstance(part.ctx, ast.Store)
+            ):
+                self.stop(part, f"the global name {part.id} is set")
 
     def expression(self, node: ast.expr) -> None:
         if isinstance(node, ast.Lambda):

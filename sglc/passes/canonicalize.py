@@ -24,17 +24,20 @@ class Canonicalize(Pass, name="canonicalize"):
     """
 
     def run(self, graph: Graph, report: Report) -> Graph:
-        nodes = self._fold(graph, report)
-        nodes = self._drop_forks(nodes, report)
-        nodes = self._fuse(nodes, report)
-        nodes = self._drop_dead(nodes, report)
+        nodes, before = list(graph.nodes), -1
+        while len(nodes) != before:  # what one step drops may be what held another back
+            before = len(nodes)
+            nodes = self._fold(nodes, report)
+            nodes = self._drop_forks(nodes, report)
+            nodes = self._fuse(nodes, report)
+            nodes = self._drop_dead(nodes, report)
         return renumbered(graph.with_nodes(nodes))
 
-    def _fold(self, graph: Graph, report: Report) -> list[Node]:
+    def _fold(self, source: list[Node], report: Report) -> list[Node]:
         known: dict[Value, Operand] = {}
         parts: dict[Value, tuple[Operand, ...]] = {}  # of values that are concatenations
         nodes: list[Node] = []
-        for old in graph.nodes:
+        for old in source:
             node = old.remap(known) if known else old
             if isinstance(node, Text):
                 node = _flattened(node, parts)

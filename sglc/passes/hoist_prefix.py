@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from os.path import commonprefix
 
 from sglc.ir.core import Graph, Names, Node, Operand, Value
 from sglc.ir.ops import Fork, Join, RoleBegin, RoleEnd, Text
@@ -227,11 +226,19 @@ def _common(rows: list[list[Item]]) -> list[Item]:
             found.append(column[0])
             continue
         texts = [item for item in column if isinstance(item, str)]
-        part = commonprefix(texts) if len(texts) == len(column) else ""
+        part = _shared_text(texts) if len(texts) == len(column) else ""
         if part:
             found.append(part)
         break
     return found
+
+
+def _shared_text(texts: list[str]) -> str:
+    low, high = min(texts), max(texts)  # what these two share, all that lie between them share
+    size = next(
+        (k for k, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high))
+    )
+    return low[:size]
 
 
 def _rest(items: list[Item], taken: list[Item]) -> list[Item]:

@@ -1,0 +1,432 @@
+"""Graph to Plan: states become ropes, gens become calls on them, role markers become the template's text.
+
+The graph is walked once, in order. A state is where its rope ends, the variables it has and the message
+that is open; since a state is used once, what is known of it moves along with it and is copied only
+at a fork. A program that is called is walked in its place, on a rope of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from runtime.plan import (
+    Argument,
+    Choose,
+    Compute,
+    Const,
+    Decode,
+    Gathered,
+    ImagePart,
+    Named,
+    Output,
+    Part,
+    Plan,
+    PlanMessage,
+    Prefill,
+    Prefix,
+    Ref,
+    Rope,
+    Step,
+    Variable,
+)
+from sglc.errors import PlanError
+from sglc.ir.core import Graph, Module, Node, Operand, Symbol, Value
+from sglc.ir.ops import (
+    Begin,
+    Call,
+    Fork,
+    Gen,
+    Image,
+    Join,
+    Pack,
+    Pure,
+    Return,
+    RoleBegin,
+    RoleEnd,
+    ScopeBegin,
+    ScopeEnd,
+    Select,
+    SetVar,
+    Text,
+)
+from sglc.ir.specs import Location, SamplingFields
+
+MAX_DEPTH = 64
+
+
+class Template(Protocol):
+    """What lowering needs of a chat template."""
+
+    name: str
+    default_system_prompt: str | None
+    image_token: str
+
+    def get_prefix_and_suffix(self, role: str, hist_messages: Any) -> tuple[str, str]: ...
+
+
+@dataclass
+class _State:
+    """What is known of a state."""
+
+    prefix: int = -1
+    pending: list[Part] = field(default_factory=list)
+    variables: dict[str | None, Named] = field(default_factory=dict)
+    messages: int = -1
+    history: list[dict[str, Any]] = field(default_factory=list)
+    role: str | None = None
+    opened: int = -1  # the prefix before the open message's content
+    scopes: dict[str, int] = field(default_factory=dict)
+    forked: int = -1  # the prefix it was forked at
+
+    def copy(self) -> _State:
+        return dataclasses.replace(
+            self,
+            pending=list(self.pending),
+            variables=dict(self.variables),
+            history=list(self.history),
+            scopes=dict(self.scopes),
+            forked=self.prefix,
+        )
+
+
+def lower(module: Module, template: Template) -> Plan:
+    """The Plan of the module's main graph for models with this chat template. Raises PlanError."""
+    return _Lowering(module, template).plan()
+
+
+class _Lowering:
+    def __init__(self, module: Module, template: Template) -> None:
+        self.module = module
+        self.template = template
+        self.prefixes: list[tuple[int, Rope]] = []
+        self.uses: list[int] = []
+        self.waves: list[int] = []  # by prefix: the wave in which its text is complete
+        self.step_waves: list[int] = []
+        self.conversation: list[PlanMessage] = []
+        self.steps: list[Step] = []
+
+    def plan(self) -> Plan:
+        graph = self.module.graph
+        arguments: dict[Value, Variable] = {p: Argument(p.name) for p in graph.params}
+        state, result = self._graph(graph, arguments, None, 0)
+        self._flush(state)
+        if state.role is not None:
+            state.messages = self._close(state)
+        uses = self._total_uses()
+        self._prefill_shared(uses)
+        return Plan(
+            name=graph.name,
+            params=tuple(p.name for p in graph.params),
+            prefixes=tuple(
+                Prefix(parent, parts, n) for (parent, parts), n in zip(self.prefixes, uses, strict=True)
+            ),
+            conversation=tuple(self.conversation),
+            steps=tuple(self.steps),
+            variables=tuple(state.variables.values()),
+            text=state.prefix,
+            messages=state.messages,
+            result=result,
+            template=self.template.name,
+        )
+
+    def _prefill_shared(self, uses: Sequence[int]) -> None:
+        """Say which prefixes several ropes of calls go on from."""
+        ways = list(self.uses)
+        for number, (parent, _) in enumerate(self.prefixes):
+            if parent >= 0 and uses[number]:
+                ways[parent] += 1
+        for number, count in enumerate(ways):
+            if count > 1 and uses[number] > 1 and self._has_text(number):
+                self._step(Prefill(prefix=number, uses=uses[number]), self.waves[number])
+
+    def _has_text(self, prefix: int) -> bool:
+        while prefix >= 0:
+            parent, parts = self.prefixes[prefix]
+            if parts:
+                return True
+            prefix = parent
+        return False
+
+    def _total_uses(self) -> list[int]:
+        total = list(self.uses)
+        for number in range(len(self.prefixes) - 1, -1, -1):
+            parent = self.prefixes[number][0]
+            if parent >= 0:
+                total[parent] += total[number]
+        return total
+
+    # Ropes.
+
+    def _flush(self, state: _State) -> int:
+        """End the rope here, so that others can go on from it; its number."""
+        if state.pending or state.prefix < 0:
+            parts = _merged(state.pending)
+            wave = self.waves[state.prefix] if state.prefix >= 0 else 0
+            self.prefixes.append((state.prefix, parts))
+            self.uses.append(0)
+            self.waves.append(max(wave, self._wave(parts)))
+            state.prefix = len(self.prefixes) - 1
+            state.pending = []
+        return state.prefix
+
+    def _wave(self, parts: Sequence[Part]) -> int:
+        """The wave after which all parts are known."""
+        return max((self.step_waves[p.step] for p in parts if isinstance(p, (Ref, Output))), default=0)
+
+    def _since(self, state: _State, mark: int) -> Rope:
+        """What was appended since the rope ended at `mark`."""
+        found: list[Rope] = [tuple(state.pending)]
+        step = state.prefix
+        while step != mark:
+            if step < 0:
+                raise PlanError(
+                    f"the graph @{self.module.main}: text is asked for from a place that is not before it"
+                )
+            parent, parts = self.prefixes[step]
+            found.append(parts)
+            step = parent
+        return _merged([part for parts in reversed(found) for part in parts])
+
+    def _step(self, step: Step, wave: int) -> int:
+        self.steps.append(step)
+        self.step_waves.append(wave)
+        return len(self.steps) - 1
+
+    def _concat(self, parts: Rope, at: str) -> Variable:
+        if not parts:
+            return Const("")
+        if len(parts) == 1 and not isinstance(parts[0], ImagePart):
+            part = parts[0]
+            return Ref(part.step) if isinstance(part, Output) else part
+        return Ref(self._step(Compute(op="concat", operands=parts, at=at), self._wave(parts)))
+
+    # Graphs.
+
+    def _graph(
+        self, graph: Graph, known: dict[Value, Variable], defaults: dict[str, Any] | None, depth: int
+    ) -> tuple[_State, Variable]:
+        if depth > MAX_DEPTH:
+            raise PlanError(f"@{graph.name}: calls are nested more than {MAX_DEPTH} deep")
+        states: dict[Value, _State] = {}
+        walk = _Walk(self, known, states, defaults, depth)
+        for node in graph.nodes:
+            if isinstance(node, Return):
+                return states[node.state], walk.operand(node.result)
+            walk.node(node)
+        raise PlanError(f"@{graph.name} does not end in `return`")
+
+    def _close(self, state: _State) -> int:
+        """The conversation with the open message as its last one."""
+        assert state.role is not None
+        content = self._since(state, state.opened)
+        self.conversation.append(PlanMessage(state.messages, state.role, content))
+        return len(self.conversation) - 1
+
+
+class _Walk:
+    """One graph: its values so far."""
+
+    def __init__(
+        self,
+        lowering: _Lowering,
+        known: dict[Value, Variable],
+        states: dict[Value, _State],
+        defaults: dict[str, Any] | None,
+        depth: int,
+    ) -> None:
+        self.to = lowering
+        self.known = known
+        self.states = states
+        self.defaults = defaults
+        self.depth = depth
+
+    def operand(self, operand: Operand) -> Variable:
+        if isinstance(operand, Value):
+            return self.known[operand]
+        if isinstance(operand, Symbol):
+            raise PlanError(f"{operand} is not a value")
+        return Const(operand)
+
+    def part(self, operand: Operand) -> Part:
+        """An operand of a rope or of a computation; lists of variables become packed values."""
+        return self.packed(self.operand(operand))
+
+    def packed(self, value: Variable) -> Part:
+        if not isinstance(value, Gathered):
+            return value
+        items = tuple(self.packed(v) for v in value.items)
+        return Ref(self.to._step(Compute(op="pack", operands=items, kind="list"), self.to._wave(items)))
+
+    def node(self, node: Node) -> None:
+        at = _place(node.at)
+        if isinstance(node, Begin):
+            self.states[node.out] = _State()
+        elif isinstance(node, Fork):
+            state = self.states[node.state]
+            self.to._flush(state)
+            for out in node.outs:
+                self.states[out] = state.copy()
+        elif isinstance(node, (Pure, Pack)):
+            operands = tuple(self.part(v) for v in node.operands)
+            keys, kind = (node.keys, node.kind) if isinstance(node, Pack) else ((), "")
+            step = Compute(op=node.op, operands=operands, kind=kind, keys=keys, at=at)
+            self.known[node.out] = Ref(self.to._step(step, self.to._wave(operands)))
+        elif isinstance(node, Call):
+            self._call(node, at)
+        else:
+            self._append(node, at)
+
+    def _append(self, node: Any, at: str) -> None:
+        state = self.states.pop(node.state)
+        self.states[node.out] = state
+        if isinstance(node, Text):
+            state.pending.extend(self.part(p) for p in node.parts)
+        elif isinstance(node, Image):
+            state.pending.append(ImagePart(node.data, self.to.template.image_token, node.kind))
+        elif isinstance(node, RoleBegin):
+            self._role_begin(state, node.role)
+        elif isinstance(node, RoleEnd):
+            self._role_end(state, node.role)
+        elif isinstance(node, ScopeBegin):
+            state.scopes[node.name] = self.to._flush(state)
+        elif isinstance(node, ScopeEnd):
+            text = self.to._concat(self.to._since(state, state.scopes.pop(node.name)), at)
+            self.known[node.text] = text
+            _set(state, Named(node.name, text))
+        elif isinstance(node, SetVar):
+            _set(state, Named(node.name, self.operand(node.value)))
+        elif isinstance(node, Gen):
+            self._gen(state, node, at)
+        elif isinstance(node, Select):
+            self._select(state, node, at)
+        elif isinstance(node, Join):
+            self._join(state, node)
+        else:
+            raise PlanError(f"there is no way to lower {node.op!r} ({node})")
+
+    def _role_begin(self, state: _State, role: str) -> None:
+        template = self.to.template
+        if not state.history and role != "system" and template.default_system_prompt is not None:
+            prefix, suffix = template.get_prefix_and_suffix("system", state.history)
+            text = template.default_system_prompt
+            state.pending.append(Const(prefix + text + suffix))
+            state.history.append({"role": "system", "content": text})
+            self.to.conversation.append(PlanMessage(state.messages, "system", (Const(text),)))
+            state.messages = len(self.to.conversation) - 1
+        prefix, _ = template.get_prefix_and_suffix(role, state.history)
+        state.pending.append(Const(prefix))
+        state.role = role
+        state.opened = self.to._flush(state)
+
+    def _role_end(self, state: _State, role: str) -> None:
+        if state.role is None:
+            raise PlanError(f"a {role} message ends that did not begin")
+        state.messages = self.to._close(state)
+        _, suffix = self.to.template.get_prefix_and_suffix(role, state.history)
+        state.pending.append(Const(suffix))
+        state.history.append({"role": role, "content": ""})
+        state.role = None
+
+    def _open(self, state: _State) -> dict[str, Any]:
+        """The conversation that a call continues."""
+        content = self.to._since(state, state.opened) if state.role is not None else ()
+        return {"messages": state.messages, "role": state.role, "content": content}
+
+    def _gen(self, state: _State, node: Gen, at: str) -> None:
+        prefix = self.to._flush(state)
+        self.to.uses[prefix] += 1
+        wave = self.to.waves[prefix] + 1
+        step = self.to._step(
+            Decode(
+                prefix=prefix,
+                name=node.name,
+                sampling=given(node.sampling),
+                defaults=self.defaults,
+                constraint=self.to.module.constraint_of(node.constraint) if node.constraint else None,
+                dtype=node.dtype,
+                n=node.n,
+                wave=wave,
+                at=at,
+                **self._open(state),
+            ),
+            wave,
+        )
+        self._wrote(state, node, step)
+
+    def _select(self, state: _State, node: Select, at: str) -> None:
+        prefix = self.to._flush(state)
+        self.to.uses[prefix] += 1
+        choices = tuple(self.part(c) for c in node.choices)
+        wave = max(self.to.waves[prefix], self.to._wave(choices)) + 1
+        opened = self._open(state)
+        step = self.to._step(
+            Choose(
+                prefix=prefix, choices=choices, name=node.name, method=node.method, wave=wave, at=at, **opened
+            ),
+            wave,
+        )
+        self._wrote(state, node, step)
+
+    def _wrote(self, state: _State, node: Gen | Select, step: int) -> None:
+        state.pending.append(Output(step))
+        self.known[node.text] = Ref(step)
+        _set(state, Named(node.name, Ref(step), step))
+
+    def _join(self, state: _State, node: Join) -> None:
+        branches = [self.states.pop(b) for b in node.branches]
+        if node.mode == "concate_and_append":
+            for branch in branches:
+                state.pending.extend(self.to._since(branch, branch.forked))
+            return
+        found: dict[str | None, list[Variable]] = {}
+        for branch in branches:
+            for name, named in branch.variables.items():
+                if name not in state.variables:
+                    found.setdefault(name, []).append(named.value)
+        for name, values in found.items():
+            state.variables[name] = Named(name, Gathered(tuple(values)))
+
+    def _call(self, node: Call, at: str) -> None:
+        callee = self.to.module.graph_of(node.symbol)
+        known = {p: self.operand(a) for p, a in zip(callee.params, node.args, strict=True)}
+        state, result = self.to._graph(callee, known, given(node.sampling), self.depth + 1)
+        self.to._flush(state)
+        self.known[node.text] = self.to._concat(self.to._since(state, -1), at)
+        *values, last = node.values
+        for value, name in zip(values, node.variables, strict=True):
+            self.known[value] = state.variables[name].value
+        self.known[last] = result
+
+
+def _set(state: _State, named: Named) -> None:
+    state.variables[named.name] = named
+
+
+def _merged(parts: Sequence[Part]) -> Rope:
+    """Neighbouring constant texts joined, empty ones dropped."""
+    found: list[Part] = []
+    run: list[str] = []
+    for part in parts:
+        if isinstance(part, Const) and isinstance(part.value, str):
+            run.append(part.value)
+            continue
+        if text := "".join(run):
+            found.append(Const(text))
+        run = []
+        found.append(part)
+    if text := "".join(run):
+        found.append(Const(text))
+    return tuple(found)
+
+
+def given(sampling: SamplingFields) -> dict[str, Any]:
+    """The fields that are given, as a plan holds them."""
+    fields: Mapping[str, Any] = {n: getattr(sampling, n) for n in sampling.__dataclass_fields__}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _place(at: Location | None) -> str:
+    return str(at) if at is not None else ""

@@ -1,0 +1,152 @@
+"""A Plan as text, as JSON, and as Graphviz."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from runtime.plan import (
+    Argument,
+    Choose,
+    Compute,
+    Const,
+    Decode,
+    Gathered,
+    ImagePart,
+    Output,
+    Part,
+    Plan,
+    Prefill,
+    Ref,
+    Rope,
+    Step,
+)
+from sglc.errors import PlanError
+from sglc.ir.dot import quote
+from sglc.ir.printer import print_constant
+
+
+def to_json(plan: Plan, *, indent: int = 2) -> str:
+    return msgspec.json.format(msgspec.json.encode(plan), indent=indent).decode()
+
+
+def from_json(text: str | bytes) -> Plan:
+    """Raises PlanError for JSON that is not a plan; a plan that breaks a rule raises InvalidRequest."""
+    try:
+        plan = msgspec.json.decode(text, type=Plan)
+    except msgspec.ValidationError as error:
+        raise PlanError(f"this JSON is not a plan: {error}") from None
+    plan.verify()
+    return plan
+
+
+def to_text(plan: Plan) -> str:
+    """Prefixes, then calls by wave: what may share one request. A call starts as soon as its prefix is known."""
+    bounds = plan.bounds()
+    tokens = "no limit on tokens" if bounds.tokens is None else f"at most {bounds.tokens} new tokens"
+    lines = [f"plan @{plan.name}({', '.join(plan.params)}): {bounds.calls} calls, {tokens}"]
+    if plan.template:
+        lines[0] += f", chat template {plan.template}"
+    for number, prefix in enumerate(plan.prefixes):
+        before = f"p{prefix.parent} + " if prefix.parent >= 0 else ""
+        lines.append(
+            f"  p{number} = {before}{rope(prefix.parts)}"
+            + (f"  // uses: {prefix.uses}" if prefix.uses else "")
+        )
+    waves: dict[int, list[str]] = {}
+    computed: list[str] = []
+    for number, step in enumerate(plan.steps):
+        if isinstance(step, (Decode, Choose)):
+            waves.setdefault(step.wave, []).append(f"    {_call(number, step)}")
+        elif isinstance(step, Compute):
+            computed.append(f"    {_compute(number, step)}")
+        else:
+            computed.append(f"    prefill p{step.prefix} {{uses={step.uses}}}")
+    if computed:
+        lines += ["  when known", *computed]
+    for wave in sorted(waves):
+        lines += [f"  wave {wave}", *waves[wave]]
+    for named in plan.variables:
+        lines.append(f"  variable {print_constant(named.name)} = {variable(named.value)}")
+    if plan.result != Const(None):
+        lines.append(f"  result = {variable(plan.result)}")
+    lines.append(f"  text = p{plan.text}" if plan.text >= 0 else '  text = ""')
+    return "\n".join(lines) + "\n"
+
+
+def part(item: Part) -> str:
+    if isinstance(item, Const):
+        return print_constant(item.value)
+    if isinstance(item, Argument):
+        return f"%{item.name}"
+    if isinstance(item, Ref):
+        return f"value {item.step}"
+    if isinstance(item, Output):
+        return f"output {item.step}"
+    return f"{item.kind}({len(item.data)} bytes)"
+
+
+def rope(parts: Rope) -> str:
+    return " ".join(part(p) for p in parts) or '""'
+
+
+def variable(value: Any) -> str:
+    if isinstance(value, Gathered):
+        return "[" + ", ".join(variable(v) for v in value.items) + "]"
+    return part(value)
+
+
+def _attrs(pairs: dict[str, Any]) -> str:
+    shown = ", ".join(f"{k}={print_constant(v)}" for k, v in pairs.items() if v not in (None, {}, ()))
+    return f" {{{shown}}}" if shown else ""
+
+
+def _call(number: int, step: Decode | Choose) -> str:
+    if isinstance(step, Choose):
+        attrs = {"name": step.name, "method": step.method}
+        return f"{number}: choose p{step.prefix}, {', '.join(part(c) for c in step.choices)}{_attrs(attrs)}"
+    attrs = {"name": step.name, "dtype": step.dtype, "n": step.n, **step.sampling}
+    if step.constraint is not None:
+        attrs[step.constraint.kind] = step.constraint.source
+    return f"{number}: decode p{step.prefix}{_attrs(attrs)}"
+
+
+def _compute(number: int, step: Compute) -> str:
+    return f"{number}: {step.op} {', '.join(part(o) for o in step.operands)}" + _attrs(
+        {"kind": step.kind or None, "keys": step.keys}
+    )
+
+
+def to_dot(plan: Plan) -> str:
+    """Calls as boxes, computations as ellipses, shared prefixes as notes."""
+    lines = [f"digraph {quote(plan.name)} {{", "  rankdir=LR; node [fontname=monospace];"]
+    for number, prefix in enumerate(plan.prefixes):
+        shown = rope(prefix.parts)
+        shown = shown if len(shown) <= 60 else shown[:57] + "..."
+        lines.append(f"  p{number} [shape=note, label={quote(shown)}];")
+        if prefix.parent >= 0:
+            lines.append(f"  p{prefix.parent} -> p{number};")
+        lines.extend(_edges(prefix.parts, f"p{number}"))
+    for number, step in enumerate(plan.steps):
+        lines.extend(_step_lines(number, step))
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+def _edges(parts: Rope, to: str) -> list[str]:
+    return [f"  s{p.step} -> {to};" for p in parts if isinstance(p, (Ref, Output))]
+
+
+def _step_lines(number: int, step: Step) -> list[str]:
+    if isinstance(step, Prefill):
+        return []
+    if isinstance(step, Compute):
+        return [f"  s{number} [label={quote(step.op)}];", *_edges(step.operands, f"s{number}")]
+    kind = "decode" if isinstance(step, Decode) else "choose"
+    label = f"{kind} {step.name or number}"
+    lines = [f"  s{number} [shape=box, label={quote(label)}];", f"  p{step.prefix} -> s{number};"]
+    return lines + (_edges(step.choices, f"s{number}") if isinstance(step, Choose) else [])
+
+
+def has_images(plan: Plan) -> bool:
+    return any(isinstance(p, ImagePart) for prefix in plan.prefixes for p in prefix.parts)

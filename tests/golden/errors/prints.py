@@ -1,0 +1,9 @@
+import sglc as sgl
+
+
+@sgl.function
+def noisy(s, mail):
+    print(mail)
+    s += mail + sgl.gen("answer")
+
+
