@@ -29,6 +29,7 @@ RUNTIME = [
     ["runtime.kernels", "runtime.kv", "runtime.parallel"],
     ["runtime.batch", "runtime.request", "runtime.log", "runtime.metrics"],
     ["runtime.config"],
+    ["runtime.models.spec", "runtime.backends.base"],  # contracts: data and a protocol
     ["runtime.api", "runtime.plan", "runtime.compute", "runtime.errors"],
 ]
 SGLC = [
