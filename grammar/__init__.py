@@ -10,7 +10,14 @@ from importlib import import_module
 from typing import Any
 
 _PUBLIC = {
+    "CompiledConstraint": "grammar.compile",
+    "ConstraintReport": "grammar.compile",
+    "ConstraintStore": "grammar.store",
     "Fsm": "grammar.fsm",
+    "Options": "grammar.compile",
+    "TokenFsm": "grammar.token_fsm",
+    "Vocabulary": "grammar.vocabulary",
+    "compile_constraint": "grammar.compile",
     "compile_regex": "grammar.regex",
     "ConstraintError": "grammar.constraint_errors",
 }

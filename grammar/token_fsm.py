@@ -18,6 +18,7 @@ from grammar.constraint_errors import TooLarge, Unsatisfiable
 from grammar.fsm import Fsm
 from grammar.vocabulary import Vocabulary
 
+_MAX_WORK = 1 << 31
 _NARROW = 1 << 13  # tokens; masks with fewer are set token by token
 
 
@@ -56,6 +57,10 @@ class TokenFsm:
         node_class, child, sibling, parent, node_of = kernels.class_trie(
             trie.byte, trie.depth, trie.skip, trie.unique, trie.count, fsm.class_of, live, trie.max_depth
         )
+        if fsm.states * len(node_class) > _MAX_WORK:
+            raise TooLarge(
+                f"{fsm.states:,} states would each be walked over {len(node_class):,} strings of classes"
+            )
         terminal = np.zeros(len(node_class), np.bool_)
         terminal[node_of[node_of >= 0]] = True
         sums = kernels.hash_columns(fsm.table, node_class, child, sibling, terminal, trie.max_depth)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -100,6 +101,20 @@ class Vocabulary:
     @cached_property
     def trie(self) -> TokenTrie:
         return TokenTrie.of(self.tokens)
+
+    @cached_property
+    def _sorted(self) -> list[bytes]:
+        return sorted(self.ids_of)
+
+    def longer_than(self, prefix: bytes, limit: int) -> list[bytes]:
+        """Up to `limit` tokens that begin with `prefix` and go on."""
+        first = bisect_right(self._sorted, prefix)
+        found = []
+        for data in self._sorted[first : first + limit]:
+            if not data.startswith(prefix):
+                break
+            found.append(data)
+        return found
 
     @cached_property
     def strings(self) -> StringTables:

@@ -69,7 +69,7 @@ class Document:
                 todo.extend(
                     (v, f"{pointer}/{escape(k)}") for k, v in node.items() if isinstance(v, dict | list)
                 )
-            else:
+            elif isinstance(node, list):
                 todo.extend((v, f"{pointer}/{i}") for i, v in enumerate(node) if isinstance(v, dict | list))
 
     def resolve(self, reference: Any, pointer: str) -> Place:

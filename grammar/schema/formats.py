@@ -1,6 +1,6 @@
 """The formats of JSON Schema that are enforced, as regular expressions over the decoded string.
 
-Calendar dates are exact (days of a month, leap years). Seconds are 00-59. A format that is not listed is
+Calendar dates are exact (days of a month, leap years, no year 0000). Seconds are 00-59. A format that is not listed is
 refused by the caller: it is never taken for an annotation without being asked for.
 """
 
@@ -15,9 +15,10 @@ _IPV6 = "|".join(
     + [rf"(?:(?:{_H}:){{0,{n}}}{_H})?::(?:{_H}:){{{4 - n}}}{_TAIL}" for n in range(5)]
     + [rf"(?:(?:{_H}:){{0,5}}{_H})?::{_H}", rf"(?:(?:{_H}:){{0,6}}{_H})?::"]
 )
-_LEAP = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
+_YEAR = r"(?:[0-9]{3}[1-9]|[0-9]{2}[1-9][0-9]|[0-9][1-9][0-9]{2}|[1-9][0-9]{3})"
+_LEAP = r"(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:0[48]|[2468][048]|[13579][26])00)"
 _DATE = (
-    r"(?:[0-9]{4}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
+    rf"(?:{_YEAR}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)"
     rf"|02-(?:0[1-9]|1[0-9]|2[0-8]))|{_LEAP}-02-29)"
 )
 _TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]+)?(?:[Zz]|[+-](?:[01][0-9]|2[0-3]):[0-5][0-9])"
@@ -42,7 +43,6 @@ _DURATION = (
     r"|T(?:[0-9]+H(?:[0-9]+M(?:[0-9]+S)?)?|[0-9]+M(?:[0-9]+S)?|[0-9]+S))"
 )
 _POINTER = r"(?:/(?:[^~/]|~[01])*)*"
-_BASE64 = r"(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?"
 
 FORMATS: dict[str, str] = {
     "date": _DATE,
@@ -55,16 +55,8 @@ FORMATS: dict[str, str] = {
     "ipv6": _IPV6,
     "uuid": r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
     "uri": _URI,
-    "url": _URI,
     "uri-reference": rf"(?:{_URI}|{_RELATIVE})",
     "json-pointer": rf"(?s:{_POINTER})",
     "relative-json-pointer": rf"(?s:(?:0|[1-9][0-9]*)(?:#|{_POINTER}))",
-    "byte": _BASE64,
     "password": r"(?s:.*)",
 }
-
-INTEGER_FORMATS: dict[str, tuple[int, int]] = {
-    "int32": (-(2**31), 2**31 - 1),
-    "int64": (-(2**63), 2**63 - 1),
-}
-"""OpenAPI's names for ranges of integers."""

@@ -6,6 +6,7 @@ keyword forbids is never offered.
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from decimal import Decimal
 from typing import Any
 
@@ -22,6 +23,7 @@ class Validator:
         self.document = document
         self.strings = strings
         self._automata: dict[int, tuple[Place, Fsm]] = {}
+        self._enums: dict[int, tuple[Place, frozenset[Hashable]]] = {}
 
     def valid(self, value: Any, place: Place, depth: int = 0) -> bool:
         schema = place.schema
@@ -43,7 +45,7 @@ class Validator:
             types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
             if not any(has_type(value, t) for t in types):
                 return False
-        if "enum" in schema and not any(equal(value, v) for v in schema["enum"]):
+        if "enum" in schema and identity(value) not in self._listed(place):
             return False
         if "const" in schema and not equal(value, schema["const"]):
             return False
@@ -72,6 +74,13 @@ class Validator:
         if isinstance(value, dict):
             return self._object(value, place, depth)
         return True
+
+    def _listed(self, place: Place) -> frozenset[Hashable]:
+        """The values of an enum, as what makes them equal."""
+        if place.key not in self._enums:
+            assert isinstance(place.schema, dict)
+            self._enums[place.key] = (place, frozenset(map(identity, place.schema["enum"])))
+        return self._enums[place.key][1]
 
     def _text(self, place: Place) -> Fsm:
         if place.key not in self._automata:
@@ -163,17 +172,20 @@ def has_type(value: Any, name: str) -> bool:
     return name in classes and isinstance(value, classes[name])
 
 
+def identity(value: Any) -> Hashable:
+    """Equal for equal JSON values only: true is not 1, 1.0 is 1."""
+    if isinstance(value, bool):
+        return ("bool", value)
+    if isinstance(value, dict):
+        return ("object", frozenset((k, identity(v)) for k, v in value.items()))
+    if isinstance(value, list):
+        return ("array", tuple(map(identity, value)))
+    return value  # type: ignore[no-any-return]
+
+
 def equal(a: Any, b: Any) -> bool:
-    """JSON equality: true is not 1, 1.0 is 1."""
-    if isinstance(a, bool) or isinstance(b, bool):
-        return a is b
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(equal(v, b[k]) for k, v in a.items())
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(equal, a, b))
-    if isinstance(a, int | float) and isinstance(b, int | float):
-        return a == b
-    return type(a) is type(b) and bool(a == b)
+    """JSON equality."""
+    return identity(a) == identity(b)
 
 
 def _number(value: int | float, schema: dict[str, Any]) -> bool:

@@ -1,0 +1,279 @@
+"""The door: a constraint as callers write it to what enforces it, or to an error that says why not.
+
+A regular constraint becomes one table (`TokenFsm`); one that is recursive or too large becomes a machine
+whose rows are made where they are visited (`TokenPushdown`). Both answer the same questions. Without a
+vocabulary only what does not depend on tokens is compiled, which is what a compiler's checks need.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+
+from grammar import regex_syntax
+from grammar.automaton import TokenAutomaton
+from grammar.choices import choices_fsm, dtype_regex
+from grammar.constraint_errors import ConstraintError, TooLarge, Unsatisfiable
+from grammar.fsm import Fsm
+from grammar.measure import Measure
+from grammar.regex import blame, matching
+from grammar.schema.compiler import compile_schema
+from grammar.schema.document import Document
+from grammar.schema.text import COMPACT, SPACED
+from grammar.store import ConstraintStore, store_key
+from grammar.terms import Limits, Terms
+from grammar.token_fsm import TokenFsm
+from grammar.token_pushdown import TokenPushdown
+from grammar.vocabulary import Vocabulary
+
+Kind = Literal["regex", "json_schema", "choices", "dtype"]
+Whitespace = Literal["compact", "spaced"]
+
+TABLE_LIMITS = Limits(states=20_000, seconds=5.0)
+"""Up to here a regular constraint becomes one table."""
+MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """
+    whitespace              "compact": none; "spaced": one blank after commas and colons, as json.dumps
+    ignore_unknown_formats  take a `format` that is not known for an annotation instead of refusing it
+    """
+
+    whitespace: Whitespace = "compact"
+    ignore_unknown_formats: bool = False
+
+
+DEFAULT_OPTIONS = Options()
+
+
+class ConstraintReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a constraint. Token figures are None without a vocabulary.
+
+    exact      every text that is accepted is allowed and no other, in the way of writing that `Options` says
+    engine     "table" or "machine"
+    classes    token classes of a table (byte classes without a vocabulary)
+    witness    a shortest accepted text
+    forced     what every accepted text begins with
+    """
+
+    kind: str
+    digest: str
+    exact: bool = True
+    engine: str
+    states: int
+    classes: int | None
+    bytes: int
+    min_bytes: int
+    max_bytes: int | None
+    min_tokens: int | None
+    max_tokens: int | None
+    witness: str
+    forced: str
+
+
+@dataclass(frozen=True, eq=False)
+class CompiledConstraint:
+    """`fsm` is there for a regular constraint; `automaton` if there was a vocabulary or no `fsm`."""
+
+    kind: Kind
+    source: str
+    digest: str
+    fsm: Fsm | None
+    automaton: TokenAutomaton | None
+    _bounds: tuple[int, int | None] = field(default=(0, None), repr=False)
+
+    def accepts(self, text: str) -> bool:
+        """Is `text` one of the constraint's texts?"""
+        if self.fsm is not None:
+            return self.fsm.accepts(text)
+        assert self.automaton is not None
+        state = self.automaton.advance_bytes(0, text.encode())
+        return state >= 0 and self.automaton.can_end(state)
+
+    def begins(self, text: str) -> bool:
+        """Does some accepted text begin with `text`?"""
+        if self.fsm is not None:
+            return self.fsm.run(text.encode()) >= 0
+        assert self.automaton is not None
+        return self.automaton.advance_bytes(0, text.encode()) >= 0
+
+    def texts(self, limit: int = 1000) -> list[str] | None:
+        """All accepted texts if they are at most `limit`; None if there are more, or they were not counted."""
+        found = self.fsm.texts(limit) if self.fsm is not None else None
+        return None if found is None else [t.decode() for t in found]
+
+    @cached_property
+    def witness(self) -> str:
+        """A shortest accepted text."""
+        if self.fsm is not None:
+            return (self.fsm.witness() or b"").decode()
+        assert isinstance(self.automaton, TokenPushdown)
+        return self.automaton.closing_text(0).decode()
+
+    def report(self) -> ConstraintReport:
+        automaton, fsm = self.automaton, self.fsm
+        table = automaton if isinstance(automaton, TokenFsm) else None
+        real = automaton is not None and automaton.vocabulary.digest != _byte_vocabulary().digest
+        forced = (
+            fsm.forced_text() if fsm is not None else automaton.forced(0) if automaton is not None else b""
+        )
+        states = automaton.states if automaton is not None else fsm.states if fsm is not None else 0
+        size = automaton.nbytes if automaton is not None else fsm.table.nbytes if fsm is not None else 0
+        return ConstraintReport(
+            kind=self.kind,
+            digest=self.digest,
+            engine="machine" if isinstance(automaton, TokenPushdown) else "table",
+            states=states,
+            classes=table.classes if table is not None else fsm.classes if fsm is not None else None,
+            bytes=size,
+            min_bytes=self._bounds[0],
+            max_bytes=self._bounds[1],
+            min_tokens=automaton.min_tokens if automaton is not None and real else None,
+            max_tokens=automaton.max_tokens if automaton is not None and real else None,
+            witness=self.witness,
+            forced=forced.decode("utf-8", "ignore"),
+        )
+
+
+def compile_constraint(
+    kind: Kind,
+    source: str | Sequence[str] | dict[str, Any] | bool | type,
+    vocabulary: Vocabulary | None = None,
+    *,
+    options: Options = DEFAULT_OPTIONS,
+    store: ConstraintStore | None = None,
+) -> CompiledConstraint:
+    """Compile a constraint for a vocabulary.
+
+    kind     source
+    regex        a pattern (`grammar.regex_syntax` has the dialect); the whole text must match
+    json_schema  JSON text, or its decoded value
+    choices      the texts
+    dtype        int, float, bool, str, or their names
+
+    Raises ConstraintError (its tree is in `grammar.constraint_errors`) if it cannot be enforced exactly.
+    """
+    if kind == "json_schema":
+        return _compile_schema(source, vocabulary, options)
+    if kind not in ("regex", "choices", "dtype"):
+        raise ConstraintError(f"constraints are of kind regex, json_schema, choices or dtype, not {kind!r}")
+    text = _text_of(kind, source)
+    digest = store_key("constraint", kind, text)
+    key = store_key(digest, vocabulary.digest) if vocabulary is not None else digest
+    if store is not None and vocabulary is not None:
+        table = _from_store(store.load(key), vocabulary)
+        if table is not None:
+            return CompiledConstraint(kind, text, digest, table.fsm, table, _lengths(table.fsm))
+    if kind == "choices":
+        fsm: Fsm | None = choices_fsm(json.loads(text))
+    else:
+        pattern = regex_syntax.parse(text)
+        terms = Terms(TABLE_LIMITS)
+        try:
+            fsm = Fsm.of_terms(terms, matching(terms, pattern))
+        except TooLarge as error:
+            if vocabulary is None:
+                raise blame(pattern, error) from None
+            return _compile_large(kind, text, digest, pattern, vocabulary)
+    assert fsm is not None
+    if vocabulary is None:
+        _refuse_empty(fsm)
+        return CompiledConstraint(kind, text, digest, fsm, None, _lengths(fsm))
+    try:
+        table = TokenFsm.of(fsm, vocabulary)
+    except TooLarge:
+        pattern = regex_syntax.parse(text)
+        return replace(_compile_large(kind, text, digest, pattern, vocabulary), fsm=fsm)
+    if store is not None:
+        store.save(key, _arrays(table))
+    return CompiledConstraint(kind, text, digest, fsm, table, _lengths(fsm))
+
+
+def _text_of(kind: str, source: Any) -> str:
+    if kind == "choices":
+        choices = json.loads(source) if isinstance(source, str) and source.startswith("[") else source
+        choices_fsm(list(choices) if not isinstance(choices, str) else choices)
+        return json.dumps(list(choices), ensure_ascii=False)
+    if kind == "dtype":
+        return dtype_regex(source)
+    if not isinstance(source, str):
+        raise ConstraintError(f"a regular expression is a string, not {type(source).__name__}")
+    return source
+
+
+def _refuse_empty(fsm: Fsm) -> None:
+    if fsm.is_empty:
+        raise Unsatisfiable("no text matches the constraint")
+
+
+def _lengths(fsm: Fsm) -> tuple[int, int | None]:
+    return (0 if fsm.is_empty else int(fsm.distance[0])), fsm.longest
+
+
+def _compile_large(
+    kind: Kind, text: str, digest: str, pattern: regex_syntax.Pattern, vocabulary: Vocabulary
+) -> CompiledConstraint:
+    terms = Terms(MACHINE_LIMITS)
+    start = matching(terms, pattern)
+    measure = Measure(terms, 0)
+    machine = TokenPushdown(terms, start, measure, vocabulary, MACHINE_LIMITS)
+    bounds = (measure.shortest(start), measure.longest(start))
+    return CompiledConstraint(kind, text, digest, None, machine, bounds)
+
+
+def _compile_schema(source: Any, vocabulary: Vocabulary | None, options: Options) -> CompiledConstraint:
+    document = Document.read(source) if isinstance(source, str) else Document(source)
+    text = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
+    digest = store_key("constraint", "json_schema", json.dumps(document.root), repr(options))
+    compiled = compile_schema(
+        document,
+        separators=COMPACT if options.whitespace == "compact" else SPACED,
+        ignore_unknown_formats=options.ignore_unknown_formats,
+        limits=MACHINE_LIMITS,
+    )
+    machine = TokenPushdown(
+        compiled.terms, compiled.start, compiled.measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS
+    )
+    bounds = (compiled.measure.shortest(compiled.start), compiled.measure.longest(compiled.start))
+    return CompiledConstraint("json_schema", text, digest, None, machine, bounds)
+
+
+@cache
+def _byte_vocabulary() -> Vocabulary:
+    """One token for each byte: what is asked of a machine that has met no vocabulary."""
+    return Vocabulary.of([bytes([b]) for b in range(256)] + [b""], eos=[256])
+
+
+def _arrays(table: TokenFsm) -> dict[str, np.ndarray]:
+    return {
+        "fsm_table": table.fsm.table,
+        "fsm_class_of": table.fsm.class_of,
+        "fsm_accepting": table.fsm.accepting,
+        "next": table.next,
+        "class_of": table.class_of,
+        "distance": table.distance,
+        "longest": np.array([-1 if table.longest is None else table.longest], np.int64),
+    }
+
+
+def _from_store(arrays: dict[str, np.ndarray] | None, vocabulary: Vocabulary) -> TokenFsm | None:
+    if arrays is None:
+        return None
+    fsm = Fsm(arrays["fsm_table"], arrays["fsm_class_of"], arrays["fsm_accepting"])
+    longest = int(arrays["longest"][0])
+    return TokenFsm(
+        fsm,
+        vocabulary,
+        arrays["next"],
+        arrays["class_of"],
+        arrays["distance"],
+        longest if longest >= 0 else None,
+    )

@@ -1,0 +1,190 @@
+"""One request's place in its constraint.
+
+A matcher says which tokens may come next, is told which one came, and gives the tokens that need no model:
+where only one continuation exists they can be appended at once. It holds a number for its place, so
+several requests share one compiled constraint, and forks cost nothing. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from grammar.automaton import TokenAutomaton
+from runtime.errors import InvalidRequest
+
+_CONTEXT = 8  # tokens before a forced run that are tokenised again with it
+_LONGER = 256  # tokens looked at to see whether one could take the end of a run and more
+
+
+@dataclass(slots=True)
+class Matcher:
+    """
+    automaton   shared by all requests with this constraint
+    max_tokens  the request's budget; near its end only ways that still end in time are left. None: no budget
+    """
+
+    automaton: TokenAutomaton
+    max_tokens: int | None = None
+    state: int = 0
+    used: int = 0
+    ended: bool = False
+    _history: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        least = self.automaton.min_tokens
+        if self.max_tokens is not None and self.max_tokens < least and not self.used:
+            raise InvalidRequest(
+                f"max_tokens is {self.max_tokens} but the shortest text of the constraint takes {least} tokens; "
+                f"raise max_tokens to at least {least}",
+                param="max_tokens",
+            )
+
+    @property
+    def left(self) -> int | None:
+        """Tokens of the budget that are left."""
+        return None if self.max_tokens is None else self.max_tokens - self.used
+
+    def mask(self) -> np.ndarray:
+        """uint32 [words], read only: bit t is set if token t may come next.
+
+        Valid until the next call of this matcher's automaton; copy it (`fill`) to keep it.
+        """
+        if self.ended:
+            return self._ends()
+        if self.max_tokens is None:
+            return self.automaton.allowed(self.state)
+        left = self.max_tokens - self.used
+        if left <= 0:
+            return self._ends()
+        return self.automaton.allowed_within(self.state, left)
+
+    def _ends(self) -> np.ndarray:
+        row = np.zeros(self.automaton.vocabulary.words, np.uint32)
+        for end in self.automaton.vocabulary.eos:
+            row[end >> 5] |= np.uint32(1 << (end & 31))
+        return row
+
+    def fill(self, out: np.ndarray) -> None:
+        """Write the mask to `out`, uint32 [words]."""
+        out[:] = self.mask()
+
+    def mask_bool(self) -> np.ndarray:
+        """bool [tokens]: the mask, one entry a token."""
+        return np.unpackbits(self.mask().view(np.uint8), bitorder="little")[
+            : len(self.automaton.vocabulary)
+        ].view(np.bool_)
+
+    def allows(self, token: int) -> bool:
+        return bool(self.mask()[token >> 5] >> np.uint32(token & 31) & 1)
+
+    def advance(self, token: int) -> None:
+        """Take `token`. Raises ValueError if the constraint forbids it; the place is then unchanged."""
+        if self.ended:
+            raise ValueError(f"token {token} comes after the end of the constrained text")
+        if token in self.automaton.vocabulary.eos:
+            if not self.automaton.can_end(self.state):
+                raise ValueError(f"the end token {token} came before the constrained text was complete")
+            self._history.append(self.state)
+            self.ended = True
+            self.used += 1
+            return
+        after = self.automaton.step(self.state, token)
+        if after < 0:
+            raise ValueError(f"token {token} is not allowed at position {self.used} of the constrained text")
+        self._history.append(self.state)
+        self.state = after
+        self.used += 1
+
+    def rollback(self, tokens: int) -> None:
+        """Take back the last `tokens` tokens."""
+        if not 0 <= tokens <= len(self._history):
+            raise ValueError(f"rollback of {tokens} tokens, but {len(self._history)} were taken")
+        if tokens:
+            self.state = self._history[-tokens]
+            del self._history[-tokens:]
+            self.used -= tokens
+            self.ended = False
+
+    def fork(self) -> Matcher:
+        """A second matcher at the same place."""
+        return Matcher(
+            self.automaton, self.max_tokens, self.state, self.used, self.ended, list(self._history)
+        )
+
+    @property
+    def can_end(self) -> bool:
+        """Is the text complete as it stands?"""
+        return self.ended or self.automaton.can_end(self.state)
+
+    @property
+    def must_end(self) -> bool:
+        """May nothing but the end follow?"""
+        return self.ended or self.automaton.must_end(self.state)
+
+    def forced_tokens(self, encode: Callable[[str], Sequence[int]], before: Sequence[int] = ()) -> list[int]:
+        """Tokens that can be appended without asking the model, as the tokenizer itself would write them.
+
+        encode   text to token ids, nothing added at its ends
+        before   the tokens of the constrained text so far
+
+        A token at the end of the run is held back while a longer one could still take its place. Nothing is
+        forced where the text may end. `advance` over them afterwards.
+        """
+        if self.ended:
+            return []
+        vocabulary = self.automaton.vocabulary
+        run = self.automaton.forced(self.state)
+        if not run:
+            return []
+        context = list(before[-_CONTEXT:])
+        prefix = b"".join(vocabulary.tokens[t] for t in context)
+        text, cut = _whole_characters(prefix + run)
+        if text is None or cut <= len(prefix):
+            return []
+        ids = list(encode(text))
+        if ids[: len(context)] == context:
+            ids = ids[len(context) :]
+        elif not prefix or _whole_characters(run)[0] is None:
+            return []
+        else:
+            text, cut = _whole_characters(run)
+            ids = list(encode(text or ""))
+            prefix = b""
+        return self._safe(ids, (text or "").encode()[len(prefix) :])
+
+    def _safe(self, ids: list[int], run: bytes) -> list[int]:
+        """The first of `ids` (which spell `run`) that no other tokenisation of a longer text could change."""
+        vocabulary = self.automaton.vocabulary
+        if b"".join(vocabulary.tokens[t] for t in ids) != run:
+            return []
+        goal = self.automaton.advance_bytes(self.state, run)
+        kept: list[int] = []
+        at = 0
+        for token in ids:
+            if self.left is not None and len(kept) >= self.left:
+                break
+            if self._may_grow(run[at:], goal):
+                break
+            kept.append(token)
+            at += len(vocabulary.tokens[token])
+        return kept
+
+    def _may_grow(self, rest: bytes, goal: int) -> bool:
+        """Could one token take `rest`, to the end of the run, and more?"""
+        for longer in self.automaton.vocabulary.longer_than(rest, _LONGER):
+            if self.automaton.advance_bytes(goal, longer[len(rest) :]) >= 0:
+                return True
+        return False
+
+
+def _whole_characters(data: bytes) -> tuple[str | None, int]:
+    """The text of `data` without a character that is cut at its end; None if it begins inside of one."""
+    for cut in range(len(data), max(len(data) - 4, -1), -1):
+        try:
+            return data[:cut].decode(), cut
+        except UnicodeDecodeError:
+            continue
+    return None, 0
