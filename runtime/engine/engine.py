@@ -39,6 +39,11 @@ class Engine:
         reference = weakref.ref(self)
         atexit.register(lambda: (engine := reference()) is not None and engine.shutdown())
 
+    @property
+    def endpoint(self) -> AsyncEngine:
+        """The `Backend` that programs run on."""
+        return self.async_engine
+
     def __enter__(self) -> Engine:
         return self
 

@@ -1,0 +1,93 @@
+"""A compiler for LLM programs with its own inference runtime.
+
+    import sglc as sgl
+
+    @sgl.function
+    def ask(s, question):
+        s += sgl.user(question)
+        s += sgl.assistant(sgl.gen("answer", max_tokens=64))
+
+    print(ask.run("What is the capital of France?", backend=sgl.Engine())["answer"])
+
+Loading this package loads no torch; an engine does when it is opened.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sglc.config import global_config
+from sglc.lang.choices import (
+    greedy_token_selection,
+    token_length_normalized,
+    unconditional_likelihood_normalized,
+)
+from sglc.lang.pieces import (
+    assistant,
+    assistant_begin,
+    assistant_end,
+    gen,
+    gen_int,
+    gen_string,
+    image,
+    select,
+    system,
+    system_begin,
+    system_end,
+    user,
+    user_begin,
+    user_end,
+)
+from sglc.lang.program import flush_cache, function, get_server_args, get_server_info, set_default_backend
+
+if TYPE_CHECKING:
+    from runtime.backends.scripted import Scripted
+    from runtime.engine.engine import Engine
+    from sglc.backends import Runtime, RuntimeEndpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Engine",
+    "Runtime",
+    "RuntimeEndpoint",
+    "Scripted",
+    "assistant",
+    "assistant_begin",
+    "assistant_end",
+    "flush_cache",
+    "function",
+    "gen",
+    "gen_int",
+    "gen_string",
+    "get_server_args",
+    "get_server_info",
+    "global_config",
+    "greedy_token_selection",
+    "image",
+    "select",
+    "set_default_backend",
+    "system",
+    "system_begin",
+    "system_end",
+    "token_length_normalized",
+    "unconditional_likelihood_normalized",
+    "user",
+    "user_begin",
+    "user_end",
+]
+
+_LAZY = {
+    "Engine": "runtime.engine.engine",
+    "Runtime": "sglc.backends",
+    "RuntimeEndpoint": "sglc.backends",
+    "Scripted": "runtime.backends.scripted",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'sglc' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_LAZY[name]), name)

@@ -1,0 +1,110 @@
+"""The backends that users name: a server, a server that is started, an engine in this process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.backends.base import ModelInfo
+
+
+class RuntimeEndpoint:
+    """A server at `base_url` as a backend. `chat_template_name` overrides what the server's model says.
+
+    Raises BackendError if no server answers, KeyError for an unknown template.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None = None,
+        verify: str | bool | None = None,
+        chat_template_name: str | None = None,
+    ) -> None:
+        import msgspec
+
+        from runtime.backends.http import HttpBackend
+        from sglc.lang.chat_template import get_chat_template
+
+        if chat_template_name is not None:
+            get_chat_template(chat_template_name)
+        self.endpoint = HttpBackend(base_url, api_key, verify)
+        self.endpoint.connect()
+        if chat_template_name is not None:
+            self.endpoint._model = msgspec.structs.replace(
+                self.endpoint.model, chat_template=chat_template_name
+            )
+
+    @property
+    def base_url(self) -> str:
+        return self.endpoint.url
+
+    @property
+    def model(self) -> ModelInfo:
+        return self.endpoint.model
+
+    def get_model_name(self) -> str:
+        return self.endpoint.model.model_path
+
+    def get_chat_template(self) -> Any:
+        from sglc.lang.chat_template import chat_template_for
+
+        return chat_template_for(self.endpoint.model)
+
+
+class Runtime:
+    """A server in a child process, as a backend. Options are those of `runtime serve`; without `model_path` it serves
+    the embedded model. Raises RuntimeError("Initialization failed ...") if it does not come up."""
+
+    def __init__(self, model_path: str | None = None, *, log_level: str = "error", **options: Any) -> None:
+        from runtime.server.launch import ServerProcess
+
+        self._server = ServerProcess(model_path=model_path, log_level=log_level, **options)
+        self.url = self._server.url
+        self.generate_url = self.url + "/generate"
+        self._front = RuntimeEndpoint(self.url, options.get("api_key"))
+        self.endpoint = self._front.endpoint
+
+    @property
+    def pid(self) -> int:
+        return self._server.pid
+
+    def shutdown(self) -> None:
+        """Stop the server."""
+        self._server.shutdown()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def cache_prefix(self, prefix: str) -> None:
+        """Compute a prefix and keep it."""
+        import asyncio
+
+        from runtime.api import TextSegment
+        from sglc.exec.loop import event_loop
+
+        asyncio.run_coroutine_threadsafe(self.endpoint.prefill((TextSegment(prefix),)), event_loop()).result()
+
+    def get_tokenizer(self) -> Any:
+        """The tokenizer of the served model."""
+        from runtime.tokenizer.tokenizer import Tokenizer
+
+        return Tokenizer(self.endpoint.model.model_path)
+
+    def generate(
+        self, prompt: str | list[str], sampling_params: dict[str, Any] | None = None, **fields: Any
+    ) -> str:
+        """What POST /generate answers, as JSON text."""
+        import json
+        import urllib.request
+
+        body = {"text": prompt, "sampling_params": sampling_params or {}, **fields}
+        request = urllib.request.Request(
+            self.generate_url,
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", **self.endpoint._headers},
+        )
+        with urllib.request.urlopen(request) as answer:
+            return answer.read().decode()

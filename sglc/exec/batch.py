@@ -1,0 +1,85 @@
+"""Many rows of one program: a bounded pool of threads runs the bodies, the engine sees all their calls together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from runtime.api import TextSegment
+from runtime.backends.base import Backend
+from sglc.config import global_config
+from sglc.exec.interpreter import interpret
+from sglc.exec.loop import event_loop
+from sglc.ir.specs import SamplingFields
+
+LEAST_PREFIX = 64  # characters; a shorter prefix is not worth a call of its own
+
+
+def warm_prefix(program: Any, backend: Backend, shared: dict[str, Any]) -> None:
+    """Compute the text that all rows begin with, if it is known without running a body that does more than build its state."""
+    from sglc.lang.chat_template import chat_template_for
+    from sglc.lang.trace import constant_prefix
+
+    if not backend.capabilities.prefill:
+        return
+    prefix = constant_prefix(program, chat_template_for(backend.model), shared)
+    if len(prefix) > LEAST_PREFIX:
+        asyncio.run_coroutine_threadsafe(backend.prefill((TextSegment(prefix),)), event_loop()).result()
+
+
+def interpret_batch(
+    program: Any,
+    rows: Sequence[dict[str, Any]],
+    backend: Backend,
+    sampling: SamplingFields,
+    *,
+    num_threads: int | str,
+    progress_bar: bool,
+    return_exceptions: bool,
+) -> list[Any]:
+    """Finished states in the rows' order; see `Program.run_batch`."""
+    threads = max(96, (os.cpu_count() or 1) * 16) if num_threads == "auto" else int(num_threads)
+    threads = min(threads, len(rows))
+    if len(rows) > 1 and global_config.enable_precache_with_tracing:
+        warm_prefix(program, backend, {})
+    bar = None
+    if progress_bar:
+        from tqdm import tqdm
+
+        bar = tqdm(total=len(rows), desc=program.__name__)
+
+    def one(arguments: dict[str, Any]) -> Any:
+        state = interpret(program, arguments, backend, sampling)
+        state.sync()
+        if bar is not None:
+            bar.update()
+        return state
+
+    results: list[Any] = []
+    try:
+        if threads == 1:
+            for row in rows:
+                results.append(_caught(one, row))
+        else:
+            with ThreadPoolExecutor(threads, thread_name_prefix="sglc-row") as pool:
+                jobs = [pool.submit(contextvars.copy_context().run, _caught, one, row) for row in rows]
+                results = [job.result() for job in jobs]
+    finally:
+        if bar is not None:
+            bar.close()
+    if not return_exceptions:
+        failed = next((r for r in results if isinstance(r, BaseException)), None)
+        if failed is not None:
+            raise failed
+    return results
+
+
+def _caught(one: Any, row: dict[str, Any]) -> Any:
+    try:
+        return one(row)
+    except Exception as error:
+        return error

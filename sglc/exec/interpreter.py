@@ -1,0 +1,75 @@
+"""Run the Python function directly: the meaning that every other way of execution is held to."""
+
+from __future__ import annotations
+
+import contextvars
+import logging
+import threading
+from typing import Any
+
+from runtime.backends.base import Backend
+from sglc.config import global_config
+from sglc.exec.live_state import LiveState
+from sglc.exec.session import Session
+from sglc.ir.specs import SamplingFields
+
+log = logging.getLogger("sglc")
+
+
+def live_state(
+    program: Any, backend: Backend, sampling: SamplingFields, *, stream: bool = False
+) -> LiveState:
+    """An empty state of a run on this backend."""
+    from sglc.lang.chat_template import chat_template_for
+    from sglc.lang.choices import decide
+
+    return LiveState(Session(backend, chat_template_for(backend.model), sampling, stream), decide)
+
+
+def interpret(
+    program: Any,
+    arguments: dict[str, Any],
+    backend: Backend,
+    sampling: SamplingFields,
+    *,
+    stream: bool = False,
+    raise_on_error: bool = False,
+    sink: LiveState | None = None,
+) -> Any:
+    """Run a program's body on a live state; the ProgramState, with what the body returned in `ret_value`."""
+    from sglc.lang.program import _CURRENT
+    from sglc.lang.state import ProgramState
+
+    sink = sink or live_state(program, backend, sampling, stream=stream)
+    state = ProgramState(sink)
+
+    def body() -> None:
+        token = _CURRENT.set(backend)
+        try:
+            state.ret_value = program.func(state, **arguments)
+        finally:
+            _CURRENT.reset(token)
+
+    if not stream:
+        try:
+            body()
+        finally:
+            sink.finish()
+        if raise_on_error and (error := state.error()) is not None:
+            raise error
+        if global_config.verbosity >= 2:
+            print(state.text())
+        return state
+
+    def threaded() -> None:
+        try:
+            body()
+        except BaseException as error:
+            sink.fail(error)
+        finally:
+            sink.finish()
+
+    threading.Thread(
+        target=contextvars.copy_context().run, args=(threaded,), name="sglc-body", daemon=True
+    ).start()
+    return state

@@ -1,0 +1,170 @@
+"""What the states of one run share: the backend, the defaults, and the door through which calls leave.
+
+Calls that become ready in the same turn of the event loop leave in one `generate`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from runtime.api import Delta, Generate, LogprobOptions, Message, Prompt, SamplingParams, Score, ScoreResult
+from runtime.backends.base import Backend, Capabilities
+from sglc.config import global_config
+from sglc.errors import RunError
+from sglc.exec.loop import event_loop
+from sglc.ir.specs import GenSpec, Location, SamplingFields
+
+
+class Template(Protocol):
+    """What execution needs of a chat template."""
+
+    name: str
+    default_system_prompt: str | None
+    image_token: str
+    stop_str: tuple[str, ...]
+
+    def get_prefix_and_suffix(self, role: str, hist_messages: Any) -> tuple[str, str]: ...
+
+
+Receive = Callable[[Delta | BaseException], None]
+
+
+@dataclass
+class Session:
+    """One run's surroundings. `stream`: somebody reads chunks, so calls must deliver them."""
+
+    backend: Backend
+    template: Template
+    defaults: SamplingFields
+    stream: bool = False
+    loop: asyncio.AbstractEventLoop = field(default_factory=event_loop)
+
+    def __post_init__(self) -> None:
+        self._ready: deque[tuple[Generate, Receive]] = deque()
+        self._scheduled = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.capabilities: Capabilities = self.backend.capabilities
+
+    # -- from what a program wrote to what a backend is sent ------------------------------------------------
+
+    def request(
+        self, spec: GenSpec, prompt: Prompt, messages: tuple[Message, ...] | None, at: Location | None
+    ) -> Generate:
+        """The call of a gen. Raises RunError for what the backend cannot do, before anything is sent."""
+        self._check(spec, at)
+        return build_request(spec, prompt, messages, self.defaults, self.template, stream=self.stream)
+
+    def _check(self, spec: GenSpec, at: Location | None) -> None:
+        able = self.capabilities
+        if spec.constraint is not None and spec.constraint.kind not in able.constraints:
+            what = f"dtype={spec.dtype}" if spec.dtype else spec.constraint.kind
+            enforced = ", ".join(sorted(able.constraints)) or "no constraints"
+            raise RunError(
+                f"gen({spec.name!r}, {what}): the backend ({able.name}) enforces {enforced}; nothing was sent. "
+                "Leave the constraint out, use select, or run on a backend that enforces it",
+                at,
+            )
+        if spec.sampling.return_logprob and not able.logprobs:
+            raise RunError(
+                f"gen({spec.name!r}, return_logprob=True): the backend ({able.name}) gives no log-probabilities",
+                at,
+            )
+
+    # -- calls ------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Generate, receive: Receive) -> None:
+        """Send a call; `receive` is called on the loop with its deltas, or with the error that ended it."""
+        self._ready.append((request, receive))
+        if not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon_threadsafe(self._flush)
+
+    def _flush(self) -> None:
+        self._scheduled = False
+        calls: list[tuple[Generate, Receive]] = []
+        while self._ready:
+            calls.append(self._ready.popleft())
+        if calls:
+            self._keep(self.loop.create_task(self._run(calls)))
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, calls: list[tuple[Generate, Receive]]) -> None:
+        import msgspec
+
+        requests = [msgspec.structs.replace(r, id=str(i)) for i, (r, _) in enumerate(calls)]
+        left = {str(i): r.sampling.n for i, r in enumerate(requests)}
+        try:
+            async for delta in self.backend.generate(requests):
+                if delta.finish is not None:
+                    left[delta.id] -= 1
+                calls[int(delta.id)][1](delta)
+            lost = [i for i, n in left.items() if n > 0]
+            error: BaseException | None = RunError("the backend ended without an answer") if lost else None
+        except BaseException as raised:
+            error = raised
+        if error is not None:
+            for i, n in left.items():
+                if n > 0:
+                    calls[int(i)][1](error)
+            if isinstance(error, asyncio.CancelledError):
+                raise error
+
+    def score(self, request: Score, receive: Callable[[ScoreResult | BaseException], None]) -> None:
+        """Ask for log-probabilities; the answer comes on the loop."""
+
+        async def run() -> None:
+            try:
+                receive(await self.backend.score(request))
+            except BaseException as error:
+                receive(error)
+
+        self.loop.call_soon_threadsafe(lambda: self._keep(self.loop.create_task(run())))
+
+
+def build_request(
+    spec: GenSpec,
+    prompt: Prompt,
+    messages: tuple[Message, ...] | None,
+    defaults: SamplingFields,
+    template: Template,
+    *,
+    stream: bool,
+) -> Generate:
+    """Resolve a gen's fields over the run's defaults. A gen's stop replaces the run's; the template's and the dtype's are added."""
+    f = spec.sampling.over(defaults)
+    stop = list(f.stop or ())
+    stop += [s for s in template.stop_str if s not in stop]
+    if spec.dtype in ("int", "float"):
+        stop += [s for s in (" ", "\n") if s not in stop]
+    params = SamplingParams(
+        max_new_tokens=f.max_tokens,
+        min_new_tokens=f.min_tokens or 0,
+        stop=tuple(stop),
+        stop_token_ids=f.stop_token_ids or (),
+        temperature=1.0 if f.temperature is None else f.temperature,
+        top_p=1.0 if f.top_p is None else f.top_p,
+        top_k=-1 if f.top_k is None else f.top_k,
+        min_p=f.min_p or 0.0,
+        frequency_penalty=f.frequency_penalty or 0.0,
+        presence_penalty=f.presence_penalty or 0.0,
+        ignore_eos=bool(f.ignore_eos),
+        skip_special_tokens=global_config.skip_special_tokens_in_output,
+        spaces_between_special_tokens=global_config.spaces_between_special_tokens_in_out,
+        seed=f.seed,
+        n=spec.n or 1,
+        constraint=spec.constraint,
+    )
+    logprobs = None
+    if f.return_logprob:
+        start = -1 if f.logprob_start_len is None else f.logprob_start_len
+        logprobs = LogprobOptions(
+            start=start, top=f.top_logprobs_num or 0, text=bool(f.return_text_in_logprobs)
+        )
+    return Generate(prompt=prompt, sampling=params, logprobs=logprobs, messages=messages, stream=stream)
