@@ -15,7 +15,10 @@ from typing import Any
 
 
 class ComputeError(ValueError):
-    """An operation that has no result for these operands, such as `int` of text that is not a number."""
+    """An operation that has no result for these operands, such as `int` of text that is not a number.
+
+    `__cause__` is what Python raises for the same operation.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ def _number(kind: Callable[[str], Any]) -> Callable[[Any], Any]:
         try:
             return kind(text)
         except (ValueError, OverflowError) as error:
-            raise ComputeError(f"{kind.__name__}({text!r}): {error}") from None
+            raise ComputeError(f"{kind.__name__}({text!r}): {error}") from error
 
     return convert
 
@@ -42,22 +45,23 @@ def _number(kind: Callable[[str], Any]) -> Callable[[Any], Any]:
 def _item(values: Any, index: Any) -> Any:
     try:
         return values[index]
-    except (IndexError, KeyError, TypeError):
+    except (IndexError, KeyError, TypeError) as error:
         size = f" of {len(values)}" if hasattr(values, "__len__") else ""
-        raise ComputeError(f"item {index!r}{size} does not exist in {values!r}") from None
+        raise ComputeError(f"item {index!r}{size} does not exist in {values!r}") from error
 
 
 def _split(text: str, separator: str | None, most: int) -> list[str]:
-    if separator == "":
-        raise ComputeError("split: the separator is empty")
-    return text.split(separator, most)
+    try:
+        return text.split(separator, most)
+    except ValueError as error:
+        raise ComputeError(f"split({separator!r}): {error}") from error
 
 
 def _json_get(text: Any, *path: Any) -> Any:
     try:
         value = json.loads(text) if isinstance(text, str) else text
     except json.JSONDecodeError as error:
-        raise ComputeError(f"json_get: {text!r} is not JSON: {error}") from None
+        raise ComputeError(f"json_get: {text!r} is not JSON: {error}") from error
     for key in path:
         value = _item(value, key)
     return value
@@ -69,7 +73,7 @@ def _format(value: Any, conversion: str, spec: str) -> str:
     try:
         return format(value, spec)
     except ValueError as error:
-        raise ComputeError(f"format({value!r}, {spec!r}): {error}") from None
+        raise ComputeError(f"format({value!r}, {spec!r}): {error}") from error
 
 
 def _pack(kind: str, keys: Any, *items: Any) -> Any:
@@ -128,7 +132,12 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
 
 def compute(name: str, operands: tuple[Any, ...]) -> Any:
     """The result of operation `name`. Raises ComputeError."""
-    return OPERATIONS[name].run(*operands)
+    try:
+        return OPERATIONS[name].run(*operands)
+    except (TypeError, ValueError, re.error) as error:
+        if isinstance(error, ComputeError):
+            raise
+        raise ComputeError(f"{name}: {error}") from error
 
 
 def pack(kind: str, keys: tuple[str, ...], items: tuple[Any, ...]) -> Any:

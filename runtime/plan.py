@@ -37,9 +37,10 @@ class Ref(msgspec.Struct, frozen=True, tag="ref"):
 
 
 class Output(msgspec.Struct, frozen=True, tag="out"):
-    """What a step wrote into its state: the tokens as they were generated (of the first sample)."""
+    """What a step wrote into its state: the tokens as they were generated (of the first sample), or only their text."""
 
     step: int
+    tokens: bool = True
 
 
 class ImagePart(msgspec.Struct, frozen=True, tag="image"):
@@ -161,6 +162,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     params    names of the run's arguments; all of them are strings
     text      the prefix that is the final text; `messages` the last message of the conversation
     result    what the body returned
+    reads     steps whose values the body needs while it runs: if one fails, the body fails
+    fatal     calls whose failure is the final state's failure
     template  name of the chat template whose text the role markers became
     """
 
@@ -173,6 +176,8 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
     text: int
     messages: int
     result: Variable
+    reads: tuple[int, ...] = ()
+    fatal: tuple[int, ...] = ()
     template: str = ""
     format: Literal["sglc-plan-1"] = "sglc-plan-1"
 

@@ -30,7 +30,9 @@ class TraceError(SglcError):
 
 
 class GraphBreak(TraceError):
-    pass
+    """`needs`: arguments that, if they were known, might let tracing go on; None if it is not a matter of arguments."""
+
+    needs: frozenset[str] | None = None
 
 
 class IRError(SglcError):

@@ -44,7 +44,15 @@ SGLC = [
 # Between packages: what each may import.
 PACKAGES = {
     "runtime": ["grammar", "stdlib.tiny"],
-    "sglc": ["grammar", "runtime.api", "runtime.plan", "runtime.compute", "runtime.errors", "runtime.backends", "runtime.config"],
+    "sglc": [
+        "grammar",
+        "runtime.api",
+        "runtime.plan",
+        "runtime.compute",
+        "runtime.errors",
+        "runtime.backends",
+        "runtime.config",
+    ],
     "stdlib": ["sglc", "runtime", "grammar"],
     "grammar": [],
 }

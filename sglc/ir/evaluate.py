@@ -79,10 +79,7 @@ def evaluate(
     values = {p: arguments[p.name] for p in module.graph.params}
     evaluator = _Evaluator(module, model, template)
     end, result = evaluator.graph(module.graph, values, sampling or SamplingFields())
-    messages = end.messages
-    if end.role is not None:
-        messages = (*messages, (end.role, end.text[end.opened :].lstrip()))
-    return Outcome(end.text, end.variables, messages, result)
+    return Outcome(end.text, end.variables, end.messages, result)
 
 
 @dataclass
@@ -158,7 +155,7 @@ class _Evaluator:
 
     def _role_begin(self, here: Situation, role: str) -> Situation:
         default = self.template.default_system_prompt
-        if not here.messages and role != "system" and default is not None:
+        if not here.messages and role != "system" and default:
             before, after = self.template.get_prefix_and_suffix("system", [])
             here = replace(here, text=here.text + before + default + after, messages=(("system", default),))
         prefix, _ = self.template.get_prefix_and_suffix(role, _history(here))

@@ -224,25 +224,28 @@ class Program:
 
     # -- compiling ----------------------------------------------------------------------------------------------
 
+    def defaults(self) -> dict[str, Any]:
+        """Values of the arguments that need not be given; bound ones are among them."""
+        found = {n: p.default for n, p in self._signature.parameters.items() if p.default is not p.empty}
+        return {**found, **self.bound}
+
     def trace(self, *, backend: Any = None, **kwargs: Any) -> Any:
-        """The program's IR, as a Module; arguments that are not given stay unknown strings."""
+        """The program's IR, as a Module (sglc/ir). What is given here, or bound, is a constant of it, and so is a
+        default that is not a string; other arguments stay unknown. Raises TraceError with file and line."""
         from sglc.lang.trace import trace
 
-        arguments = {
-            **{p.name: p.default for p in self._signature.parameters.values() if p.default is not p.empty},
-            **kwargs,
-            **self.bound,
-        }
-        unknown = frozenset(n for n in self.arg_names if n not in kwargs and n not in self.bound)
-        return trace(
-            self,
-            {n: v for n, v in arguments.items() if n not in unknown or n in arguments},
-            unknown | {n for n, v in kwargs.items() if type(v) is str},
-        )
+        known = {**self.defaults(), **kwargs}
+        fixed = {n for n in known if n in kwargs or n in self.bound or type(known[n]) is not str}
+        return trace(self, known, frozenset(self.arg_names) - fixed)
 
     def compile(self, *, backend: Any = None, passes: str | None = None, verify: bool = False) -> Any:
-        """The compiled program: the same `run` and `run_batch`, the same results."""
-        from sglc.exec.executor import CompiledProgram
+        """The compiled program: the same `run` and `run_batch`, the same results.
+
+        Arguments that are strings may differ from run to run; for other ones each new value is compiled anew. What
+        cannot be compiled runs interpreted, and `breaks` says why. `passes` is a pipeline such as
+        "canonicalize,hoist-prefix"; `verify` checks the IR around each pass.
+        """
+        from sglc.exec.compiled import CompiledProgram
 
         return CompiledProgram(self, backend=backend, passes=passes, verify=verify)
 

@@ -44,7 +44,7 @@ _METHODS = _words(  # of strings; of mappings and sequences, reading only; of st
     keys values items get copy union intersection difference
 
     fork join system user assistant system_begin system_end user_begin user_end assistant_begin
-    assistant_end var_scope get_var set_var text messages get_meta_info sync error run bind
+    assistant_end var_scope get_var set_var text messages get_meta_info sync error
     """
 )
 _MUTATORS = _words("append extend insert pop sort reverse clear remove add discard update setdefault popitem")

@@ -1,8 +1,9 @@
-"""The decorated function with its f-strings made traceable.
+"""The decorated function with its f-strings and its `.join(...)` made traceable.
 
 `f"{a} and {b:>5}"` asks each value for its characters, which a traced value does not have. Where the source can
-be read, each f-string becomes a call of `format_parts`, which gives the same string for ordinary
-values and a `concat` for traced ones. The rewritten function shares globals, defaults and closure.
+be read, each f-string becomes a call of `format_parts`, which gives the same string for ordinary values and a
+`concat` for traced ones; `separator.join(parts)` becomes a call of `join_parts` in the same way. The
+rewritten function shares globals, defaults and closure.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from typing import Any
 
 from sglc.lang.values import Traced, TracedStr
 
-_NAME = "__sglc_format_parts__"
+_FORMAT = "__sglc_format_parts__"
+_JOIN = "__sglc_join_parts__"
 
 
 def format_parts(*parts: Any) -> Any:
@@ -38,6 +40,19 @@ def format_parts(*parts: Any) -> Any:
     return found
 
 
+def join_parts(owner: Any, *args: Any, **kwargs: Any) -> Any:
+    """`owner.join(...)`, where `owner` may be a string and some of its parts traced."""
+    if not isinstance(owner, (str, TracedStr)) or len(args) != 1 or kwargs or isinstance(args[0], Traced):
+        return owner.join(*args, **kwargs)
+    parts = list(args[0])
+    if isinstance(owner, str) and not any(isinstance(p, Traced) for p in parts):
+        return owner.join(parts)
+    found: Any = ""
+    for number, part in enumerate(parts):
+        found = found + owner + part if number else found + part
+    return found
+
+
 class _FStrings(ast.NodeTransformer):
     def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:
         parts: list[ast.expr] = []
@@ -49,8 +64,20 @@ class _FStrings(ast.NodeTransformer):
                 parts.append(ast.Tuple([value, ast.Constant(conversion), spec], ast.Load()))
             else:
                 parts.append(piece)
-        made = ast.Call(ast.Name(_NAME, ast.Load()), parts, [])
+        made = ast.Call(ast.Name(_FORMAT, ast.Load()), parts, [])
         return ast.fix_missing_locations(ast.copy_location(made, node))
+
+    def visit_Call(self, node: ast.Call) -> Any:
+        self.generic_visit(node)
+        if not _is_join(node):
+            return node
+        assert isinstance(node.func, ast.Attribute)
+        made = ast.Call(ast.Name(_JOIN, ast.Load()), [node.func.value, *node.args], node.keywords)
+        return ast.fix_missing_locations(ast.copy_location(made, node))
+
+
+def _is_join(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "join"
 
 
 def source_of(function: Callable[..., Any]) -> ast.FunctionDef | None:
@@ -67,22 +94,23 @@ def source_of(function: Callable[..., Any]) -> ast.FunctionDef | None:
 
 
 def traceable(function: Any) -> Any:
-    """`function` with its f-strings rewritten; itself if it has none or its source cannot be read."""
+    """`function` with its f-strings and joins rewritten; itself if it has none or its source cannot be read."""
     tree = source_of(function)
-    if tree is None or not any(isinstance(n, ast.JoinedStr) for n in ast.walk(tree)):
+    if tree is None or not any(isinstance(n, ast.JoinedStr) or _is_join(n) for n in ast.walk(tree)):
         return function
     tree = _FStrings().visit(tree)
     tree.decorator_list = []
     # Free variables stay free when the function stands inside one that defines them; so does ours.
-    names = (*function.__code__.co_freevars, _NAME)
+    ours = {_FORMAT: format_parts, _JOIN: join_parts}
+    names = (*function.__code__.co_freevars, *ours)
     outer = ast.parse("def outer():\n    pass").body[0]
     assert isinstance(outer, ast.FunctionDef)
     binds: list[ast.stmt] = [ast.Assign([ast.Name(n, ast.Store())], ast.Constant(None)) for n in names]
     outer.body = [*binds, tree]
     module = ast.fix_missing_locations(ast.Module([outer], []))
     code = _code_named(compile(module, function.__code__.co_filename, "exec"), function.__name__)
-    cells = dict(zip(names, (*(function.__closure__ or ()), CellType(format_parts)), strict=True))
-    if code is None or set(code.co_freevars) != set(names):
+    cells = dict(zip(names, (*(function.__closure__ or ()), *map(CellType, ours.values())), strict=True))
+    if code is None or not set(function.__code__.co_freevars) <= set(code.co_freevars) <= set(names):
         return function
     closure = tuple(cells[name] for name in code.co_freevars)
     made = FunctionType(code, function.__globals__, function.__name__, function.__defaults__, closure)

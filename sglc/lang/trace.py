@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
-
-from sglc.lang.state import ProgramState
 
 from runtime.api import Constraint
 from runtime.compute import OPERATIONS
@@ -40,10 +38,11 @@ from sglc.ir.ops import (
     pure,
     type_of,
 )
-from sglc.ir.specs import GenSpec, ImageSpec, Location, SamplingFields, SelectSpec
+from sglc.ir.specs import RUN_DEFAULTS, GenSpec, ImageSpec, Location, SamplingFields, SelectSpec
 from sglc.lang.choices import METHODS
-from sglc.lang.purity import PLAIN, Unplain, freeze, purity
+from sglc.lang.purity import PLAIN, Purity, Unplain, freeze, purity
 from sglc.lang.rewrite import traceable
+from sglc.lang.state import ProgramState
 from sglc.lang.values import ACTIVE, Traced, TracedBool, TracedList, TracedStr
 
 MAX_GRAPHS = 256
@@ -51,7 +50,14 @@ _PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
 def trace(program: Any, arguments: Mapping[str, Any], symbolic: frozenset[str] | None = None) -> Module:
-    """The IR of one program.
+    """The IR of one program. See `traced`."""
+    return traced(program, arguments, symbolic)[0]
+
+
+def traced(
+    program: Any, arguments: Mapping[str, Any], symbolic: frozenset[str] | None = None
+) -> tuple[Module, list[Purity]]:
+    """The IR of one program, and what was read of the world outside to make it.
 
     arguments  values of its parameters, by name; a parameter in `symbolic` needs none
     symbolic   parameters that stay unknown; None: those whose argument is a string, as far as that can be
@@ -67,7 +73,7 @@ def trace(program: Any, arguments: Mapping[str, Any], symbolic: frozenset[str] |
     while True:
         try:
             main = tracing.graph(program, arguments, names)
-            return Module(tracing.graphs, main.name, tracing.constraints)
+            return Module(tracing.graphs, main.name, tracing.constraints), list(tracing.checked.values())
         except GraphBreak as error:
             known = _needs(error) & names & arguments.keys()
             if not known or symbolic is not None:
@@ -77,7 +83,7 @@ def trace(program: Any, arguments: Mapping[str, Any], symbolic: frozenset[str] |
 
 
 def _needs(error: GraphBreak) -> frozenset[str]:
-    return getattr(error, "needs", None) or frozenset()
+    return error.needs or frozenset()
 
 
 @dataclass
@@ -88,6 +94,7 @@ class Tracing:
     constraints: dict[str, Constraint] = field(default_factory=dict)
     made: dict[Any, Finished] = field(default_factory=dict)
     open: set[Any] = field(default_factory=set)
+    checked: dict[Any, Purity] = field(default_factory=dict)
 
     def graph(self, program: Any, arguments: Mapping[str, Any], symbolic: frozenset[str]) -> Graph:
         return self.finished(program, arguments, dict.fromkeys(sorted(symbolic), "str")).graph
@@ -114,7 +121,9 @@ class Tracing:
             raise GraphBreak(
                 f"more than {MAX_GRAPHS} programs are called, so {program.__name__} is not traced", at
             )
-        reasons = purity(function).breaks
+        if function not in self.checked:
+            self.checked[function] = purity(function)
+        reasons = self.checked[function].breaks
         if reasons:
             raise GraphBreak(f"{program.__name__} is not traced: {reasons[0].reason}", reasons[0].at)
         self.open.add(signature)
@@ -188,7 +197,10 @@ class Trace:
             raise
         except Exception as error:
             at = _raised_at(error) or self.where()
-            raise GraphBreak(f"the body raised {type(error).__name__}: {error}", at) from error
+            broken = GraphBreak(f"the body raised {type(error).__name__}: {error}", at)
+            # It may be that something was given a traced value that only knows strings.
+            broken.needs = frozenset(p.name for p in self.params)
+            raise broken from error
         finally:
             ACTIVE.reset(token)
         if freeze(dict(self.constants)) != before:
@@ -236,6 +248,8 @@ class Trace:
         for source in sources:
             needs = None if needs is None or source.needs is None else needs | source.needs
         label = f"{op} of {sources[0].label}" if sources else op
+        if result == "bool" and sources:
+            label = f"a test of {sources[0].label}"
         return self.wrap(value, label, needs)
 
     def check(self, sources: Sequence[Traced]) -> None:
@@ -312,13 +326,13 @@ class Trace:
                 unknown = [arguments[n] for n in needed if isinstance(arguments[n], Traced)]
                 if unknown:
                     needs = [v.needs for v in unknown]
-                    error.needs = None if None in needs else frozenset().union(*needs)  # type: ignore[attr-defined, arg-type]
+                    error.needs = None if None in needs else frozenset().union(*needs)  # type: ignore[arg-type]
                     raise
                 if not needed:
                     raise
                 symbolic = {n: t for n, t in symbolic.items() if n not in needed}
         given = tuple(self.operand(arguments[p.name], p.name, at) for p in made.graph.params)
-        return self._record_call(program, made, given, sampling or SamplingFields(), at)
+        return self._record_call(program, made, given, _beyond_defaults(sampling), at)
 
     def _record_call(
         self,
@@ -362,6 +376,15 @@ class Trace:
         item = self.compute("item", packed, key, type=_type_of(shape))
         assert isinstance(item.value, Value)
         return self._unpack(item.value, shape, f"{label}[{key!r}]")
+
+
+def _beyond_defaults(sampling: SamplingFields | None) -> SamplingFields:
+    """The fields in which a call's defaults differ from those of every run."""
+    if sampling is None:
+        return SamplingFields()
+    names = sampling.__dataclass_fields__
+    same = {n: None for n in names if getattr(sampling, n) == getattr(RUN_DEFAULTS, n)}
+    return replace(sampling, **same)
 
 
 def _type_of(shape: Any) -> str:
@@ -452,8 +475,8 @@ class TraceSink:
         self._check_name(spec.name, at)
         if self.over:
             self.trace.stop("a state that was joined or has ended is appended to", at)
-        text = self.trace.names.fresh("str" if spec.n is None else "list<str>")
         out = self.trace.names.fresh("state")
+        text = self.trace.names.fresh("str" if spec.n is None else "list<str>")
         symbol = self.trace.tracing.symbol(spec.constraint)
         self.trace.nodes.append(
             Gen(out, text, self.state, spec.name, spec.sampling, symbol, spec.dtype, spec.n, at=at)
@@ -473,8 +496,8 @@ class TraceSink:
         if self.over:
             self.trace.stop("a state that was joined or has ended is appended to", at)
         choices = tuple(self.trace.operand(c, "a choice", at) for c in spec.choices)
-        text = self.trace.names.fresh("str")
         out = self.trace.names.fresh("state")
+        text = self.trace.names.fresh("str")
         self.trace.nodes.append(Select(out, text, self.state, choices, spec.name, method, at=at))
         self.state = out
         self._define(spec.name, self.trace.wrap(text, f's["{spec.name}"]', None))
@@ -506,8 +529,8 @@ class TraceSink:
         if name not in self.scopes:
             self.trace.stop(f"the scope {name!r} ends that did not begin", at)
         self.scopes.remove(name)
-        text = self.trace.names.fresh("str")
         out = self.trace.names.fresh("state")
+        text = self.trace.names.fresh("str")
         self.trace.nodes.append(ScopeEnd(out, text, self.state, name, at=at))
         self.state = out
         self._define(name, self.trace.wrap(text, f's["{name}"]', None))

@@ -80,6 +80,8 @@ class _State:
     opened: int = -1  # the prefix before the open message's content
     scopes: dict[str, int] = field(default_factory=dict)
     forked: int = -1  # the prefix it was forked at
+    base: int = -1  # the prefix of its last fork, or of its own beginning
+    calls: list[int] = field(default_factory=list)  # those whose failure is its failure
 
     def copy(self) -> _State:
         return dataclasses.replace(
@@ -89,6 +91,8 @@ class _State:
             history=list(self.history),
             scopes=dict(self.scopes),
             forked=self.prefix,
+            base=self.prefix,
+            calls=[],
         )
 
 
@@ -107,14 +111,13 @@ class _Lowering:
         self.step_waves: list[int] = []
         self.conversation: list[PlanMessage] = []
         self.steps: list[Step] = []
+        self.reads: set[int] = set()
 
     def plan(self) -> Plan:
         graph = self.module.graph
         arguments: dict[Value, Variable] = {p: Argument(p.name) for p in graph.params}
         state, result = self._graph(graph, arguments, None, 0)
         self._flush(state)
-        if state.role is not None:
-            state.messages = self._close(state)
         uses = self._total_uses()
         self._prefill_shared(uses)
         return Plan(
@@ -129,6 +132,8 @@ class _Lowering:
             text=state.prefix,
             messages=state.messages,
             result=result,
+            reads=tuple(sorted(self.reads)),
+            fatal=tuple(sorted(state.calls)),
             template=self.template.name,
         )
 
@@ -245,10 +250,20 @@ class _Walk:
 
     def operand(self, operand: Operand) -> Variable:
         if isinstance(operand, Value):
-            return self.known[operand]
+            found = self.known[operand]
+            self._read(found)
+            return found
         if isinstance(operand, Symbol):
             raise PlanError(f"{operand} is not a value")
         return Const(operand)
+
+    def _read(self, value: Variable) -> None:
+        """The body read it: only through a variable can a value be used again."""
+        if isinstance(value, Gathered):
+            for item in value.items:
+                self._read(item)
+        elif isinstance(value, (Ref, Output)):
+            self.to.reads.add(value.step)
 
     def part(self, operand: Operand) -> Part:
         """An operand of a rope or of a computation; lists of variables become packed values."""
@@ -266,7 +281,7 @@ class _Walk:
             self.states[node.out] = _State()
         elif isinstance(node, Fork):
             state = self.states[node.state]
-            self.to._flush(state)
+            state.base = self.to._flush(state)
             for out in node.outs:
                 self.states[out] = state.copy()
         elif isinstance(node, (Pure, Pack)):
@@ -309,7 +324,7 @@ class _Walk:
 
     def _role_begin(self, state: _State, role: str) -> None:
         template = self.to.template
-        if not state.history and role != "system" and template.default_system_prompt is not None:
+        if not state.history and role != "system" and template.default_system_prompt:
             prefix, suffix = template.get_prefix_and_suffix("system", state.history)
             text = template.default_system_prompt
             state.pending.append(Const(prefix + text + suffix))
@@ -372,14 +387,19 @@ class _Walk:
 
     def _wrote(self, state: _State, node: Gen | Select, step: int) -> None:
         state.pending.append(Output(step))
+        state.calls.append(step)
         self.known[node.text] = Ref(step)
         _set(state, Named(node.name, Ref(step), step))
 
     def _join(self, state: _State, node: Join) -> None:
         branches = [self.states.pop(b) for b in node.branches]
+        for branch in branches:
+            state.calls.extend(branch.calls)
         if node.mode == "concate_and_append":
             for branch in branches:
-                state.pending.extend(self.to._since(branch, branch.forked))
+                parts = self.to._since(branch, branch.forked)
+                # Tokens go on as they are only where the branch goes on from where its parent stands.
+                state.pending.extend(parts if branch.base == state.base else map(_as_text, parts))
             return
         found: dict[str | None, list[Variable]] = {}
         for branch in branches:
@@ -399,6 +419,12 @@ class _Walk:
         for value, name in zip(values, node.variables, strict=True):
             self.known[value] = state.variables[name].value
         self.known[last] = result
+
+
+def _as_text(part: Part) -> Part:
+    if isinstance(part, Output):
+        return Output(part.step, tokens=False)
+    return Const(part.token) if isinstance(part, ImagePart) else part
 
 
 def _set(state: _State, named: Named) -> None:

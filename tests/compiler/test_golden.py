@@ -46,7 +46,11 @@ def program_of(path: Path) -> Program:
 
 def traced(program: Program) -> Any:
     defaults = program.defaults()
-    return trace(program, defaults, frozenset(program.parameter_names) - {n for n, v in defaults.items() if type(v) is not str})
+    return trace(
+        program,
+        defaults,
+        frozenset(program.parameter_names) - {n for n, v in defaults.items() if type(v) is not str},
+    )
 
 
 def run_case(path: Path, text: str) -> str:

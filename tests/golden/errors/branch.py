@@ -8,3 +8,5 @@ def reply(s, mail):
         s += "calm down"
 
 
+# -----
+# GraphBreak: errors/branch.py:7: the value of a test of s["mood"] is not known until the model has answered, and a condition needs it. Let the model choose between fixed texts, s += select("name", [...]), or let the program run interpreted

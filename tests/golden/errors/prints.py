@@ -7,3 +7,5 @@ def noisy(s, mail):
     s += mail + sgl.gen("answer")
 
 
+# -----
+# GraphBreak: errors/prints.py:6: noisy is not traced: print(...) is called, whose effect happens outside of the state

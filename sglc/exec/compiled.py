@@ -1,0 +1,283 @@
+"""A compiled program: traced, optimised and lowered once for each kind of arguments, then run from its plan.
+
+Strings among the arguments may differ from run to run. Other arguments, and the global values that the body
+reads, are constants of a plan: new ones make a new plan. Where the body does more than build its state, or
+cannot be traced, the Python function itself runs, and `breaks` says why; so compiling changes speed only.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sglc.errors import SglcError
+from sglc.exec.batch import interpret_batch, warm_prefix
+from sglc.exec.executor import Execution, Schedule
+from sglc.exec.interpreter import interpret
+from sglc.exec.plan_state import PlanState
+from sglc.exec.session import Session
+from sglc.ir.core import Module
+from sglc.ir.specs import SamplingFields
+from sglc.lang.chat_template import chat_template_for
+from sglc.lang.choices import METHODS, ChoicesDecision, decide
+from sglc.lang.program import Program, _with_sampling, resolve_backend
+from sglc.lang.purity import Break, Purity, Unplain, freeze
+from sglc.lang.state import ProgramState
+from sglc.lang.trace import traced
+from sglc.passes.pipeline import DEFAULT, Pipeline
+from sglc.plan.lower import lower
+
+MAX_PLANS = 128  # kept; the one used longest ago is dropped
+ROWS_IN_FLIGHT = 1024
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """What one kind of arguments became: a schedule, or nothing if it runs interpreted."""
+
+    schedule: Schedule | None
+    reads: tuple[Purity, ...] = ()
+    guards: tuple[Any, ...] = ()
+
+    def holds(self) -> bool:
+        """Whether the global values that it was made for are still the same."""
+        return self.guards == _guards(self.reads)
+
+
+def _guards(reads: Sequence[Purity]) -> tuple[Any, ...]:
+    try:
+        return tuple(p.guards() for p in reads)
+    except (Unplain, NameError):
+        return ("changed",)
+
+
+def _decide(method: str, choices: tuple[str, ...], result: Any) -> ChoicesDecision:
+    return decide(METHODS[method], choices, result)
+
+
+class CompiledProgram:
+    """What `program.compile()` returns: the same `run` and `run_batch`. `breaks` are the reasons for runs that were
+    interpreted; `modules()` the optimised IR of the others."""
+
+    def __init__(
+        self, program: Program, *, backend: Any = None, passes: str | None = None, verify: bool = False
+    ) -> None:
+        self.program = program
+        self.backend = backend
+        self.pipeline = Pipeline.parse(DEFAULT if passes is None else passes)
+        self.verify = verify
+        self.breaks: list[Break] = []
+        self.__name__ = program.__name__
+        self._plans: OrderedDict[Any, _Compiled] = OrderedDict()
+        self._modules: dict[Any, Module] = {}
+        self._constants: frozenset[str] = frozenset()  # strings that a plan had to know
+        self._lock = threading.Lock()
+
+    def modules(self) -> list[Module]:
+        """The optimised IR of every kind of arguments that was compiled so far."""
+        return list(self._modules.values())
+
+    # -- compiling ----------------------------------------------------------------------------------------------
+
+    def schedule(self, arguments: Mapping[str, Any], template: Any) -> Schedule | None:
+        """The plan for these arguments, compiled if there is none yet; None if they run interpreted."""
+        with self._lock:
+            while True:
+                known = self._constants
+                try:
+                    key = self._key(arguments, template)
+                except Unplain as error:
+                    self._note(Break(f"{self.__name__} has an argument that is {error}"))
+                    return None
+                found = self._plans.get(key)
+                if found is None or not found.holds():
+                    found = self._compile(arguments, template, key)
+                    if self._constants != known:
+                        continue
+                self._plans[key] = found
+                self._plans.move_to_end(key)
+                while len(self._plans) > MAX_PLANS:
+                    dropped, _ = self._plans.popitem(last=False)
+                    self._modules.pop(dropped, None)
+                return found.schedule
+
+    def _key(self, arguments: Mapping[str, Any], template: Any) -> Any:
+        shapes: list[Any] = [repr(template)]
+        for name, value in arguments.items():
+            unknown = type(value) is str and name not in self._constants
+            shapes.append((name, None) if unknown else (name, freeze(value)))
+        return tuple(shapes)
+
+    def _compile(self, arguments: Mapping[str, Any], template: Any, key: Any) -> _Compiled:
+        reads: list[Purity] = []
+        try:
+            module, reads = traced(self.program, arguments)
+            unknown = {p.name for p in module.graph.params}
+            named = {n for n, v in arguments.items() if type(v) is str and n not in unknown}
+            if not named <= self._constants:
+                self._constants |= named
+                return _Compiled(None)  # the key was wrong: these strings belong into it
+            module = self.pipeline.run(module, verify=self.verify)
+            plan = lower(module, template)
+        except SglcError as error:
+            self._note(Break(error.message, error.at))
+            return _Compiled(None, tuple(reads), _guards(reads))
+        self._modules[key] = module
+        return _Compiled(Schedule.of(plan), tuple(reads), _guards(reads))
+
+    def _note(self, found: Break) -> None:
+        if found not in self.breaks:
+            self.breaks.append(found)
+
+    # -- running ------------------------------------------------------------------------------------------------
+
+    @_with_sampling
+    def run(
+        self,
+        *args: Any,
+        sampling: SamplingFields,
+        stream: bool = False,
+        backend: Any = None,
+        raise_on_error: bool = False,
+        **kwargs: Any,
+    ) -> ProgramState:
+        """Like `Program.run`: returns when all that the body reads is there, while generation may still go on."""
+        arguments = self.program.bind_arguments(args, kwargs)
+        chosen = resolve_backend(backend or self.backend)
+        template = chat_template_for(chosen.model)
+        schedule = self.schedule(arguments, template)
+        if schedule is None:
+            return interpret(
+                self.program, arguments, chosen, sampling, stream=stream, raise_on_error=raise_on_error
+            )
+        execution = _execution(schedule, Session(chosen, template, sampling, stream), arguments)
+        state = ProgramState(PlanState(execution))
+        if stream:
+            execution.when_over(lambda: _returned(state, execution))
+            execution.start()
+            return state
+        execution.start()
+        execution.wait(lambda: execution.reads_done)
+        if execution.read_error is not None:
+            raise execution.read_error
+        _returned(state, execution)
+        if raise_on_error and (error := state.error()) is not None:
+            raise error
+        return state
+
+    @_with_sampling
+    def run_batch(
+        self,
+        batch_kwargs: Sequence[Any],
+        *,
+        sampling: SamplingFields,
+        backend: Any = None,
+        num_threads: int | str = "auto",
+        progress_bar: bool = False,
+        return_exceptions: bool = False,
+    ) -> list[Any]:
+        """Like `Program.run_batch`. Rows need no thread of their own; if one of them has to run interpreted, all do."""
+        rows = self.program.bind_rows(batch_kwargs)
+        if not rows:
+            return []
+        chosen = resolve_backend(backend or self.backend)
+        template = chat_template_for(chosen.model)
+        schedules = [self.schedule(row, template) for row in rows]
+        if any(s is None for s in schedules):
+            return interpret_batch(
+                self.program,
+                rows,
+                chosen,
+                sampling,
+                num_threads=num_threads,
+                progress_bar=progress_bar,
+                return_exceptions=return_exceptions,
+            )
+        if len(rows) > 1:
+            warm_prefix(self.program, chosen, {})
+        session = Session(chosen, template, sampling)
+        runs = [_execution(s, session, row) for s, row in zip(schedules, rows, strict=True) if s is not None]
+        limit = num_threads if isinstance(num_threads, int) else ROWS_IN_FLIGHT
+        _run_all(runs, max(limit, 1), progress_bar)
+        return _outcomes(runs, return_exceptions)
+
+    async def arun(self, *args: Any, **kwargs: Any) -> ProgramState:
+        """`run` for asyncio; the state is finished when it returns."""
+        import asyncio
+
+        state = await asyncio.to_thread(self.run, *args, **kwargs)
+        if not kwargs.get("stream"):
+            await asyncio.to_thread(state.sync)
+        return state
+
+    async def arun_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
+        """`run_batch` for asyncio."""
+        import asyncio
+
+        return await asyncio.to_thread(self.run_batch, batch_kwargs, **kwargs)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> ProgramState:
+        return self.run(*args, **kwargs)
+
+
+def _execution(schedule: Schedule, session: Session, arguments: Mapping[str, Any]) -> Execution:
+    given = {name: arguments[name] for name in schedule.plan.params}
+    return Execution(schedule, session, given, _decide)
+
+
+def _returned(state: ProgramState, execution: Execution) -> None:
+    if execution.read_error is None:
+        state.ret_value = execution.value_of(execution.plan.result)
+
+
+def _run_all(runs: Sequence[Execution], limit: int, progress_bar: bool) -> None:
+    """Run all, at most `limit` at a time, in order; each one that ends lets the next one begin."""
+    bar = None
+    if progress_bar:
+        from tqdm import tqdm
+
+        bar = tqdm(total=len(runs))
+    done = threading.Event()
+    waiting = iter(runs)
+    left = len(runs)
+
+    def begin() -> None:
+        run = next(waiting, None)
+        if run is not None:
+            run.when_over(ended)
+            run.start()
+
+    def ended() -> None:  # on the loop
+        nonlocal left
+        left -= 1
+        if bar is not None:
+            bar.update(1)
+        if left:
+            begin()
+        else:
+            done.set()
+
+    for _ in range(min(limit, len(runs))):
+        begin()
+    done.wait()
+    if bar is not None:
+        bar.close()
+
+
+def _outcomes(runs: Sequence[Execution], return_exceptions: bool) -> list[Any]:
+    found: list[Any] = []
+    for run in runs:
+        if run.read_error is not None:
+            found.append(run.read_error)
+            continue
+        state = ProgramState(PlanState(run))
+        _returned(state, run)
+        found.append(state)
+    if not return_exceptions:
+        for item in found:
+            if isinstance(item, BaseException):
+                raise item
+    return found

@@ -1,0 +1,204 @@
+"""The state of a compiled run, as its caller sees it: the same reading as from a live state.
+
+Nothing is kept twice: text, variables and messages are put together from the Execution when they are asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from typing import Any, NoReturn
+
+from runtime.plan import Choose, Decode, Named, Output, Part, Ref, Rope
+from sglc.errors import RunError
+from sglc.exec.executor import MISSING, Execution
+from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
+
+
+class PlanState:
+    """A `Sink` (lang/sink.py) that can be read; the body that would append to it has ended."""
+
+    def __init__(self, execution: Execution) -> None:
+        self._execution = execution
+        self._named: dict[str | None, Named] = {named.name: named for named in execution.plan.variables}
+        self._given: dict[Any, Any] = {}
+        self.error_seen = False
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def read(self, name: Any, at: Location | None) -> Any:
+        if name in self._given:
+            return self._given[name]
+        run = self._execution
+        named = self._named.get(name)
+
+        def ready() -> bool:
+            if named is None or run.over or self._error() is not None:
+                return True
+            return run.value_of(named.value) is not MISSING
+
+        run.wait(ready)
+        value = MISSING if named is None else run.value_of(named.value)
+        error = self._error() or (
+            run.error_of(named.value) if named is not None and value is MISSING else None
+        )
+        if error is not None:
+            self.error_seen = True
+            raise error
+        if value is MISSING:
+            raise KeyError(name)
+        return value
+
+    def _error(self) -> RunError | None:
+        run = self._execution
+        return run.state_error or (run.read_error if run.session.stream else None)
+
+    def has(self, name: Any) -> bool:
+        if name in self._given:
+            return True
+        named = self._named.get(name)
+        return named is not None and self._execution.value_of(named.value) is not MISSING
+
+    def assign(self, name: Any, value: Any) -> None:
+        self._given[name] = value
+
+    def meta(self, name: Any) -> dict[str, Any] | None:
+        named = self._named.get(name)
+        if named is None or named.step < 0:
+            return None
+        self.read(name, None)
+        return self._execution.answers[named.step].meta
+
+    def variables(self) -> dict[Any, Any]:
+        """All variables that have a value."""
+        self.sync()
+        run = self._execution
+        found = {name: run.value_of(named.value) for name, named in self._named.items()}
+        return {**{name: value for name, value in found.items() if value is not MISSING}, **self._given}
+
+    def sync(self) -> None:
+        run = self._execution
+        run.wait(lambda: run.over)
+
+    finish = sync
+
+    def error(self) -> BaseException | None:
+        self.sync()
+        self.error_seen = True
+        return self._error()
+
+    def messages(self) -> list[dict[str, Any]]:
+        self.sync()
+        return self._execution.messages_to(self._execution.plan.messages)
+
+    def full_text(self) -> str:
+        self.sync()
+        found: list[str] = []
+        for part in self._parts():
+            if self._execution.value_of(part) is MISSING:
+                break
+            found.append(self._execution.text_of(part))
+        return "".join(found)
+
+    def _parts(self) -> Rope:
+        plan = self._execution.plan
+        chain: list[Rope] = []
+        prefix = plan.text
+        while prefix >= 0:
+            chain.append(plan.prefixes[prefix].parts)
+            prefix = plan.prefixes[prefix].parent
+        return tuple(part for parts in reversed(chain) for part in parts)
+
+    # -- streams ------------------------------------------------------------------------------------------------
+
+    def chunks(self, name: str | None) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        run = self._execution
+        if not run.session.stream:
+            yield (self.full_text() if name is None else self.read(name, None)), self.meta(name)
+            return
+        if name is None:
+            for part in self._parts():
+                yield from self._chunks_of(part)
+            self.sync()
+        else:
+            named = self._named.get(name)
+            if named is not None and named.step >= 0:
+                yield from self._chunks_of(Output(named.step))
+            elif named is not None:
+                yield self.read(name, None), None
+        error = self._error()
+        if error is not None:
+            self.error_seen = True
+            raise error
+
+    def _chunks_of(self, part: Part) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        run = self._execution
+        if not isinstance(part, (Output, Ref)) or not isinstance(run.plan.steps[part.step], (Decode, Choose)):
+            run.wait(lambda: run.over or run.value_of(part) is not MISSING)
+            if run.value_of(part) is not MISSING and (text := run.text_of(part)):
+                yield text, None
+            return
+        if isinstance(part, Ref):
+            run.wait(lambda: run.over or run.value_of(part) is not MISSING)
+            if run.value_of(part) is not MISSING:
+                yield run.text_of(part), None
+            return
+        step, seen = part.step, 0
+
+        def more() -> bool:
+            answer = run.answers.get(step)
+            return run.over or (answer is not None and (answer.over or len(answer.chunks) > seen))
+
+        while True:
+            run.wait(more)
+            answer = run.answers.get(step)
+            found = answer.chunks[seen:] if answer is not None else []
+            seen += len(found)
+            yield from found
+            if not found and (answer is None or answer.over or run.over):
+                return
+
+    async def chunks_async(self, name: str | None) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
+        chunks = self.chunks(name)
+        while True:
+            item = await asyncio.to_thread(next, chunks, None)
+            if item is None:
+                return
+            yield item
+
+    # -- appending: the body is over ------------------------------------------------------------------------------
+
+    def _over(self, what: str, at: Location | None) -> NoReturn:
+        raise RunError(
+            f"{what}: this is the state of a compiled run that has ended; append in the program itself", at
+        )
+
+    def text(self, value: Any, at: Location | None) -> None:
+        self._over("text is appended", at)
+
+    def gen(self, spec: GenSpec, at: Location | None) -> None:
+        self._over("a gen is appended", at)
+
+    def select(self, spec: SelectSpec, at: Location | None) -> None:
+        self._over("a select is appended", at)
+
+    def image(self, spec: ImageSpec, at: Location | None) -> None:
+        self._over("an image is appended", at)
+
+    def role_begin(self, role: str, at: Location | None) -> None:
+        self._over(f"a {role} message begins", at)
+
+    def role_end(self, role: str, at: Location | None) -> None:
+        self._over(f"a {role} message ends", at)
+
+    def scope_begin(self, name: str, at: Location | None) -> None:
+        self._over(f"the scope {name!r} begins", at)
+
+    def scope_end(self, name: str, at: Location | None) -> None:
+        self._over(f"the scope {name!r} ends", at)
+
+    def fork(self, size: int, at: Location | None) -> Sequence[Any]:
+        self._over("it is forked", at)
+
+    def join(self, children: Sequence[Any], mode: str, at: Location | None) -> None:
+        self._over("branches are joined", at)
