@@ -7,6 +7,7 @@ iterator early ends its requests.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import itertools
 import secrets
 import threading
@@ -77,6 +78,7 @@ class AsyncEngine:
         with self._lock:
             if not self.info:
                 self.info = self.transport.start(self._receive).info
+                atexit.register(self.shutdown)  # a model thread must not outlive the interpreter
 
     async def open(self) -> None:
         """`start`, without blocking the event loop."""
@@ -279,6 +281,7 @@ class AsyncEngine:
         if self._closed:
             return
         self._closed = True
+        atexit.unregister(self.shutdown)
         self._fail(EngineError("the engine was closed"))
         self.transport.close()
 

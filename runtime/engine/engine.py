@@ -6,9 +6,7 @@ Answers have the shape of the native HTTP API: `{"text", "meta_info", "index"}`.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import threading
-import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
@@ -36,8 +34,6 @@ class Engine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-calls", daemon=True)
         self._thread.start()
-        reference = weakref.ref(self)
-        atexit.register(lambda: (engine := reference()) is not None and engine.shutdown())
 
     @property
     def endpoint(self) -> AsyncEngine:

@@ -2,7 +2,8 @@
 
 Everything asked here is held out: phrasings and leads that the topics name as held out, and operand pairs that
 `arithmetic.held_out` keeps back. An answer counts only if it is the whole expected text, so a right word
-in a wrong sentence is a miss. The model is seen through `Complete` alone; `transformers_complete` is one.
+in a wrong sentence is a miss; a fact may also be given bare, as one word. The model is seen through `Complete`
+alone: our own engine, or transformers as the reference.
 """
 
 from __future__ import annotations
@@ -65,19 +66,19 @@ def _open(document: Document) -> str:
     return text_of(document[:last])
 
 
-def _says(expected: str) -> Callable[[str], bool]:
-    """The first line is the expected text."""
-    return lambda text: text.split(CLOSE)[0].strip().split("\n")[0].strip() == expected
+def _says(*expected: str) -> Callable[[str], bool]:
+    """The first line is one of the expected texts."""
+    return lambda text: text.split(CLOSE)[0].strip().split("\n")[0].strip() in expected
 
 
 def _forms(
-    rng: Random, question: str, answer: str, before: list[tuple[str, str]] | None = None
+    rng: Random, question: str, answer: str, before: list[tuple[str, str]] | None = None, bare: str = ""
 ) -> Iterator[Case]:
-    """The question in a conversation and, if nothing went before, as `Q: A:`."""
+    """The question in a conversation and, if nothing went before, as `Q: A:`, where the fact alone will do."""
     system = rng.choice(SYSTEMS) if rng.random() < 0.5 else None
     yield Case(_open(chat([*(before or []), (question, answer)], system)), _says(answer))
     if before is None:
-        yield Case(_open(plain([(question, answer)])), _says(answer))
+        yield Case(_open(plain([(question, answer)])), _says(answer, bare) if bare else _says(answer))
 
 
 def facts(*names: str) -> Callable[[Random], Iterator[Case]]:
@@ -87,7 +88,8 @@ def facts(*names: str) -> Callable[[Random], Iterator[Case]]:
         for r in (geography.BY_NAME[name] for name in names):
             for phrasing in r.held_out:
                 for c in COUNTRIES:
-                    yield from _forms(rng, geography.fill(phrasing, c), r.answer(c))
+                    bare = "" if r.name == "sights" else r.key(c)
+                    yield from _forms(rng, geography.fill(phrasing, c), r.answer(c), bare=bare)
 
     return cases
 
@@ -202,6 +204,18 @@ CATEGORIES = (
 )
 
 
+def engine_complete(folder: Path) -> Complete:
+    """Greedy answers from our own engine."""
+    import sglc as sgl
+
+    engine = sgl.Engine(str(folder))
+
+    def complete(prompts: list[str], max_tokens: int) -> list[str]:
+        return [r["text"] for r in engine.generate(prompts, {"temperature": 0, "max_new_tokens": max_tokens})]
+
+    return complete
+
+
 def transformers_complete(folder: Path, batch: int = 64) -> Complete:
     """Greedy answers from the weights, rounded to bfloat16 as they are stored and run in float32."""
     import torch
@@ -244,12 +258,16 @@ def main(
     weights: Annotated[Path | None, typer.Option(help="Folder of the weights [the package's own].")] = None,
     count: Annotated[int, typer.Option(help="Most prompts of a category.")] = 300,
     seed: Annotated[int, typer.Option(help="Which prompts are drawn.")] = 0,
+    reference: Annotated[
+        bool, typer.Option("--reference", help="Run on transformers instead of our engine.")
+    ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     misses: Annotated[int, typer.Option(help="Show so many wrong answers of each category.")] = 0,
 ) -> None:
     """Measure the embedded model on phrasings and operands that it was not trained on."""
-    scores = measure(transformers_complete(weights or path()), count, seed)
+    complete = transformers_complete if reference else engine_complete
+    scores = measure(complete(weights or path()), count, seed)
     if as_json:
         print(
             json.dumps(

@@ -1,0 +1,96 @@
+"""Every example runs on the embedded model, and says what it should; run in one process to load the model once."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import sglc as sgl
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[sgl.Engine]:
+    with sgl.Engine() as engine:
+        yield engine
+
+
+def test_quick_start(engine: sgl.Engine) -> None:
+    program = load("quick_start").multi_turn_question
+    state = program.run(backend=engine)
+    assert [m["content"] for m in state.messages()[1:]] == [
+        "What is the capital of France?",
+        "The capital of France is Paris.",
+        "List two sights there.",
+        "Two sights in Paris are the Eiffel Tower and the Louvre.",
+    ]
+    assert "Tokyo" in program.run(country="Japan", backend=engine)["sights"]
+
+
+def test_tool_use(engine: sgl.Engine) -> None:
+    program = load("tool_use").tool_use
+    state = program.run(backend=engine)
+    assert (state["tool"], state["expression"]) == ("calculator", " 12 + 35")
+    state = program.run("What is the capital of Italy?", backend=engine)
+    assert (state["tool"], state["word"]) == ("search engine", " capital of Italy")
+
+
+def test_tips(engine: sgl.Engine) -> None:
+    state = load("tips").tip_suggestion.run(backend=engine)
+    assert "Tip 1:A balanced diet" in state.text() and "Tip 2:Regular exercise" in state.text()
+    assert state["summary"]
+
+
+def test_batch(engine: sgl.Engine) -> None:
+    module = load("batch")
+    states = module.text_qa.run_batch([{"question": q} for q in module.QUESTIONS], backend=engine)
+    answers = [s["answer"].strip() for s in states]
+    assert answers == [
+        "The capital of the United Kingdom is London.",
+        "The capital of Spain is Madrid.",
+        "The capital of Japan is Tokyo.",
+        "The currency of Japan is the yen.",
+        "21 + 34 = 55",
+    ]
+
+
+def test_streaming(engine: sgl.Engine) -> None:
+    state = load("streaming").capital.run(backend=engine, stream=True)
+    chunks = list(state.text_iter("answer"))
+    assert len(chunks) > 3
+    assert "".join(chunks) == state["answer"] == "The capital of Germany is Berlin."
+
+
+def test_roles_are_all_the_same(engine: sgl.Engine) -> None:
+    module = load("roles")
+    programs = (module.with_functions, module.with_methods, module.with_blocks, module.with_markers)
+    states = [p.run(backend=engine) for p in programs]
+    assert {s["answer"] for s in states} == {"The currency of Japan is the yen."}
+    assert len({s.text() for s in states}) == 1
+    assert all(s.messages() == states[0].messages() for s in states)
+
+
+def test_choices(engine: sgl.Engine) -> None:
+    module = load("choices")
+    for country, capital in (("France", " Paris"), ("Italy", " Rome"), ("Japan", " Tokyo")):
+        assert module.pick_capital.run(country, backend=engine)["capital"] == capital
+        assert module.pick_capital_greedily.run(country, backend=engine)["capital"] == capital
+
+
+def test_json_record(engine: sgl.Engine) -> None:
+    state = load("json_record").city_record.run(backend=engine)
+    assert json.loads(state["record"]) == {"name": "Paris", "country": "France", "language": "French"}
