@@ -17,7 +17,17 @@ import numpy as np
 from grammar import codepoints as cp
 from grammar.constraint_errors import TooLarge
 from grammar.minimise import minimise
-from grammar.terms import DEFAULT_LIMITS, EPSILON, Automaton, Explored, Limits, Terms, explore, mask_bytes
+from grammar.terms import (
+    CONTINUATION,
+    DEFAULT_LIMITS,
+    EPSILON,
+    Automaton,
+    Explored,
+    Limits,
+    Terms,
+    explore,
+    mask_bytes,
+)
 
 DEAD = -1
 
@@ -63,8 +73,11 @@ class Fsm:
         columns, back = np.unique(table, axis=1, return_inverse=True)
         return Fsm(np.ascontiguousarray(columns), back.reshape(-1)[class_of].astype(np.uint8), accepting)
 
-    def automaton(self, spelled: dict[int, bytes] | None = None) -> Automaton:
-        """For use inside of terms; `spelled` bytes are written as other text there (escapes)."""
+    def automaton(self, spelled: dict[int, bytes] | None = None, low: int = 0, high: int = -1) -> Automaton:
+        """For use inside of terms: texts of `low` to `high` (-1: any number of) characters.
+
+        `spelled` bytes are written as other text there (escapes).
+        """
         class_masks = [0] * self.classes
         for byte in range(256):
             class_masks[self.class_of[byte]] |= 1 << byte
@@ -75,7 +88,36 @@ class Fsm:
                 if goal >= 0:
                     goals[goal] = goals.get(goal, 0) | class_masks[c]
             rows.append(tuple((mask, goal) for goal, mask in goals.items()))
-        return Automaton(tuple(rows), tuple(self.accepting.tolist()), spelled or {})
+        fewest, most = self._characters(rows) if low > 0 or high >= 0 else ((), ())
+        return Automaton(tuple(rows), tuple(self.accepting.tolist()), spelled or {}, low, high, fewest, most)
+
+    def _characters(self, rows: list[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The fewest and the most (-1: no bound) characters from each state to acceptance."""
+        edges = [
+            (state, goal, 0 if mask & CONTINUATION == mask else 1)
+            for state, row in enumerate(rows)
+            for mask, goal in row
+        ]
+        table = np.array(edges, np.int64).reshape(-1, 3)
+        far = np.iinfo(np.int64).max // 2
+        fewest = np.where(self.accepting, 0, far)
+        while True:
+            near = fewest.copy()
+            np.minimum.at(near, table[:, 0], fewest[table[:, 1]] + table[:, 2])
+            if (near == fewest).all():
+                break
+            fewest = near
+        most = np.where(self.accepting, 0, -1)
+        for _ in range(self.states + 1):
+            far_off = most.copy()
+            np.maximum.at(
+                far_off, table[:, 0], np.where(most[table[:, 1]] >= 0, most[table[:, 1]] + table[:, 2], -1)
+            )
+            if (far_off == most).all():
+                return tuple(fewest.tolist()), tuple(most.tolist())
+            most = far_off
+        endless = most > self.states
+        return tuple(fewest.tolist()), tuple(np.where(endless, -1, most).tolist())
 
     @property
     def states(self) -> int:

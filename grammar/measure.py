@@ -9,7 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from grammar.terms import ALT, BODY, CALL, CAT, EMPTY, EPSILON, LITERAL, REPEAT, SET, STATE, STRING, Terms
+from grammar.terms import (
+    ALT, BODY, CALL, CAT, CONTINUATION, EMPTY, EPSILON, LITERAL, REPEAT, SET, STATE, STRING, Automaton, Terms,
+)  # fmt: skip
 
 INFINITE = 1 << 40
 
@@ -20,7 +22,7 @@ class Measure:
     def __init__(self, terms: Terms, rules: int) -> None:
         self.terms = terms
         self._known: dict[int, int] = {}
-        self._automata: dict[int, np.ndarray] = {}
+        self._automata: dict[int, _Distances] = {}
         self.rules = [INFINITE] * rules
         changed = True
         while changed:
@@ -77,31 +79,12 @@ class Measure:
         if kind == BODY:
             return data[1] + 1
         assert kind == STATE
-        return int(self._distances(data[1])[data[2]])
+        return self._automaton(data[1]).shortest(data[2], data[3])
 
-    def _distances(self, index: int) -> np.ndarray:
-        """Bytes to acceptance of each state of an embedded automaton, spellings counted."""
+    def _automaton(self, index: int) -> _Distances:
         found = self._automata.get(index)
         if found is None:
-            automaton = self.terms.automaton_of(index)
-            special = sum(1 << b for b in automaton.spelled)
-            distance = np.where(automaton.accepting, 0, INFINITE)
-            edges = []
-            for state, row in enumerate(automaton.rows):
-                for mask, goal in row:
-                    if mask & ~special:
-                        edges.append((state, goal, 1))
-                    else:
-                        lengths = [len(t) for b, t in automaton.spelled.items() if mask >> b & 1]
-                        edges.append((state, goal, min(lengths)))
-            table = np.array(edges, np.int64).reshape(-1, 3)
-            while True:
-                near = distance.copy()
-                np.minimum.at(near, table[:, 0], distance[table[:, 1]] + table[:, 2])
-                if (near == distance).all():
-                    break
-                distance = near
-            found = self._automata[index] = distance
+            found = self._automata[index] = _Distances(self.terms.automaton_of(index))
         return found
 
     def longest(self, term: int) -> int | None:
@@ -112,6 +95,67 @@ class Measure:
     def endless_rules(self) -> list[int]:
         """Rules that no finite text matches."""
         return [rule for rule, shortest in enumerate(self.rules) if shortest >= INFINITE]
+
+
+class _Distances:
+    """Bytes to acceptance in an embedded automaton, from each state and each count of characters.
+
+    Counts far from both bounds are alike, so few rows are computed however large the bounds are.
+    """
+
+    def __init__(self, automaton: Automaton) -> None:
+        self.automaton = automaton
+        special = sum(1 << b for b in automaton.spelled)
+        edges: list[tuple[int, int, int, bool]] = []
+        for state, row in enumerate(automaton.rows):
+            for mask, goal in row:
+                for part, begins in ((mask & CONTINUATION, False), (mask & ~CONTINUATION, True)):
+                    if part & ~special:
+                        edges.append((state, goal, 1, begins))
+                    elif part:
+                        length = min(len(t) for b, t in automaton.spelled.items() if part >> b & 1)
+                        edges.append((state, goal, length, begins))
+        self._edges = np.array(edges, np.int64).reshape(-1, 4)
+        self._rows: dict[int, np.ndarray] = {}
+        self._usual = self._row(None, True)
+        if automaton.fewest:
+            self._fill()
+
+    def shortest(self, state: int, count: int) -> int:
+        row = self._rows.get(count)
+        return int((self._usual if row is None else row)[state])
+
+    def _row(self, after: np.ndarray | None, may_end: bool) -> np.ndarray:
+        """Distances where the next character leads to the distances `after` (None: to these ones)."""
+        source, goal, weight, begins = self._edges.T
+        distance = np.where(np.array(self.automaton.accepting) & may_end, 0, INFINITE)
+        while True:
+            beyond = distance if after is None else after
+            near = distance.copy()
+            np.minimum.at(near, source, weight + np.where(begins == 1, beyond[goal], distance[goal]))
+            near = np.minimum(near, INFINITE)
+            if (near == distance).all():
+                return distance
+            distance = near
+
+    def _fill(self) -> None:
+        low, high = self.automaton.low, self.automaton.high
+        after = self._usual
+        count = low - 1
+        if high >= 0:
+            after = np.full(len(self.automaton.accepting), INFINITE)
+            count = high
+            while count >= low:
+                row = self._row(after, True)
+                if count < high and (row == after).all():
+                    self._usual = row
+                    break
+                self._rows[count] = after = row
+                count -= 1
+            count = low - 1
+        while count >= 0:
+            self._rows[count] = after = self._row(after, False)
+            count -= 1
 
 
 class _Longest:
@@ -151,7 +195,10 @@ class _Longest:
         if kind == STRING:
             high = self.terms.data(data[1])[2]
             return None if high < 0 else 12 * high + 2  # a character is at most two \\u escapes
-        if kind == STATE and data[2] == 0:
+        if kind == STATE and data[2] == 0 and data[3] == 0:
+            automaton = self.terms.automaton_of(data[1])
+            if automaton.high >= 0:
+                return automaton.high * max(4, *(len(t) for t in automaton.spelled.values()), 1)
             return self._automaton(data[1])
         return None
 

@@ -37,6 +37,7 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+CONTINUATION = ((1 << 0x40) - 1) << 0x80  # bytes that begin no character
 
 
 def byte_mask(low: int, high: int) -> int:
@@ -55,11 +56,27 @@ def mask_bytes(mask: int) -> list[int]:
 
 @dataclass(frozen=True, slots=True)
 class Automaton:
-    """A finite automaton as a term: `rows[state]` are (mask, state); bytes in `spelled` are written otherwise."""
+    """A finite automaton as a term: `rows[state]` are (mask, state); bytes in `spelled` are written otherwise.
+
+    Texts have `low` to `high` (-1: any number of) characters, counted beside the state; then `fewest` and
+    `most` (-1: no bound) are characters from each state to acceptance.
+    """
 
     rows: tuple[tuple[tuple[int, int], ...], ...]
     accepting: tuple[bool, ...]
     spelled: dict[int, bytes]
+    low: int = 0
+    high: int = -1
+    fewest: tuple[int, ...] = ()
+    most: tuple[int, ...] = ()
+
+    def live(self, state: int, count: int) -> bool:
+        """Can a text with `count` characters so far still be finished from here?"""
+        if not self.fewest:
+            return True
+        if self.high >= 0 and count + self.fewest[state] > self.high:
+            return False
+        return self.most[state] < 0 or count + self.most[state] >= self.low
 
 
 class Terms:
@@ -300,25 +317,32 @@ class Terms:
 
     def automaton(self, automaton: Automaton) -> int:
         """The language of a finite automaton, entered at state 0."""
-        if not any(automaton.accepting):
+        if not any(automaton.accepting) or not automaton.live(0, 0):
             return EMPTY
         self._automata.append(automaton)
-        return self._state(len(self._automata) - 1, 0)
+        return self._state(len(self._automata) - 1, 0, 0)
 
-    def _state(self, index: int, state: int) -> int:
-        return self._new((STATE, index, state), self._automata[index].accepting[state])
+    def _state(self, index: int, state: int, count: int) -> int:
+        automaton = self._automata[index]
+        return self._new((STATE, index, state, count), automaton.accepting[state] and count >= automaton.low)
 
-    def _state_arcs(self, index: int, state: int) -> list[Arc]:
+    def _state_arcs(self, index: int, state: int, count: int) -> list[Arc]:
         automaton = self._automata[index]
         special = sum(1 << b for b in automaton.spelled)
         arcs: list[Arc] = []
         for mask, goal in automaton.rows[state]:
-            target = self._state(index, goal)
-            if mask & ~special:
-                arcs.append((mask & ~special, (), target))
-            for byte in mask_bytes(mask & special):
-                text = automaton.spelled[byte]
-                arcs.append((1 << text[0], (), self.cat(self.literal(text[1:]), target)))
+            for part, more in ((mask & CONTINUATION, 0), (mask & ~CONTINUATION, 1)):
+                after = count
+                if automaton.fewest:
+                    after = count + more if automaton.high >= 0 else min(count + more, automaton.low)
+                if not part or not automaton.live(goal, after):
+                    continue
+                target = self._state(index, goal, after)
+                if part & ~special:
+                    arcs.append((part & ~special, (), target))
+                for byte in mask_bytes(part & special):
+                    text = automaton.spelled[byte]
+                    arcs.append((1 << text[0], (), self.cat(self.literal(text[1:]), target)))
         return arcs
 
     # exploring
@@ -391,7 +415,7 @@ class Terms:
         if kind == BODY:
             return self._arcs_then(self.expanded(term), tail)
         if kind == STATE:
-            return [(m, p, self.cat(u, tail)) for m, p, u in self._state_arcs(data[1], data[2])]
+            return [(m, p, self.cat(u, tail)) for m, p, u in self._state_arcs(data[1], data[2], data[3])]
         return []
 
     def _merge(self, arcs: list[Arc]) -> list[Arc]:

@@ -8,7 +8,8 @@ is compiled again without it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any
 
@@ -49,9 +50,12 @@ def compile_schema(
 ) -> CompiledSchema:
     """Raises SchemaError, TooLarge or Unsatisfiable; never leaves a keyword out."""
     impossible: set[RuleKey] = set()
+    made: dict[str, dict[str, Any]] = {}
     strings = StringRules(ignore_unknown_formats)
+    deadline = time.monotonic() + limits.seconds
     while True:
-        compiler = SchemaCompiler(document, strings, separators, impossible, limits)
+        left = replace(limits, seconds=deadline - time.monotonic())
+        compiler = SchemaCompiler(document, strings, separators, impossible, made, left)
         start = compiler.value([Place(document.root, "#")])
         compiler.drain()
         measure = Measure(compiler.terms, compiler.rules)
@@ -71,13 +75,14 @@ class SchemaCompiler:
         strings: StringRules,
         separators: Separators,
         impossible: set[RuleKey],
+        made: dict[str, dict[str, Any]],
         limits: Limits,
     ) -> None:
         self.terms = Terms(limits)
         self.text = JsonText(self.terms, separators)
         self.strings = strings
         self.validator = Validator(document, strings)
-        self.expander = Expander(document, lambda places: self.value(places) != EMPTY)
+        self.expander = Expander(document, lambda places: self.value(places) != EMPTY, made)
         self.rule_keys: dict[int, RuleKey] = {}
         self.rules = 0
         self._impossible = impossible
@@ -205,8 +210,8 @@ class SchemaCompiler:
         parts = self.strings.parts(relevant)
         if not parts:
             return self.text.string(low, high)
-        language = self.strings.within(parts, low, high, relevant[0].pointer)
-        return EMPTY if language.is_empty else self.text.string_of(language)
+        language = self.strings.within(parts, 0, -1, relevant[0].pointer)
+        return EMPTY if language.is_empty else self.text.string_of(language, low, high)
 
     def _number(self, plains: Conjunction, whole: bool) -> int:
         bounds = _bounds(plains, whole, self.strings.ignore_unknown_formats)

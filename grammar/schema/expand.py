@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from grammar.constraint_errors import SchemaError, TooLarge
-from grammar.schema.document import Document, Place, Schema
+from grammar.schema.document import Document, Place
 from grammar.schema.keywords import ANNOTATIONS, BY_TYPE, COMBINING, REFUSED, TYPES
 from grammar.schema.strings import NOT_PATTERN, NOT_VALUES, NOT_WHOLE
 
@@ -26,12 +26,17 @@ _DEPENDENCIES = ("dependencies", "dependentRequired", "dependentSchemas")
 
 
 class Expander:
-    """`possible` tells whether a conjunction has any value; used to see that branches exclude each other."""
+    """
+    possible   tells whether a conjunction has any value; used to see that branches exclude each other
+    made       schemas that negation and the like made, by their text; kept from one run to the next
+    """
 
-    def __init__(self, document: Document, possible: Callable[[list[Place]], bool]) -> None:
+    def __init__(
+        self, document: Document, possible: Callable[[list[Place]], bool], made: dict[str, dict[str, Any]]
+    ) -> None:
         self.document = document
         self.possible = possible
-        self._made: dict[str, Schema] = {}
+        self._made = made
         self._negated: dict[int, tuple[Place, list[list[Place]]]] = {}
 
     def expand(self, places: Iterable[Place]) -> list[Conjunction]:
@@ -125,7 +130,8 @@ class Expander:
         if "anyOf" in schema:
             found.append([[p] for p in self._list(place, "anyOf")])
         if "oneOf" in schema:
-            found.append(self._one_of(self._list(place, "oneOf"), f"{place.pointer}/oneOf"))
+            beside = self.make({k: v for k, v in schema.items() if k in _PLAIN}, place.pointer)
+            found.append(self._one_of(self._list(place, "oneOf"), beside, f"{place.pointer}/oneOf"))
         if "not" in schema:
             found.append(self.negate(Place(schema["not"], f"{place.pointer}/not")))
         if "if" in schema and ("then" in schema or "else" in schema):
@@ -150,11 +156,12 @@ class Expander:
         key = json.dumps(schema, sort_keys=False)
         return Place(self._made.setdefault(key, schema), pointer)
 
-    def _one_of(self, branches: list[Place], pointer: str) -> list[list[Place]]:
+    def _one_of(self, branches: list[Place], beside: Place, pointer: str) -> list[list[Place]]:
+        """Exactly one branch; `beside` is what the same schema says otherwise."""
         overlaps: dict[int, list[int]] = {i: [] for i in range(len(branches))}
         for i, one in enumerate(branches):
             for j in range(i):
-                if self.possible([one, branches[j]]):
+                if self.possible([one, branches[j], beside]):
                     overlaps[i].append(j)
                     overlaps[j].append(i)
         options: list[list[Place]] = []

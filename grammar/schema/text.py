@@ -81,9 +81,9 @@ class JsonText:
         body = self.terms.repeat(self.char, low, high)
         return self.terms.string(low, high, self.terms.sequence(self.quote, body, self.quote))
 
-    def string_of(self, language: Fsm) -> int:
-        """A string whose decoded content is in `language`."""
-        inside = self.terms.automaton(language.automaton(SPELLED))
+    def string_of(self, language: Fsm, low: int = 0, high: int = -1) -> int:
+        """A string whose decoded content is in `language` and has `low` to `high` (-1: any number of) characters."""
+        inside = self.terms.automaton(language.automaton(SPELLED, low, high))
         return self.terms.sequence(self.quote, inside, self.quote)
 
     def name_except(self, names: Iterable[str]) -> int:
