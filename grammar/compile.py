@@ -44,10 +44,12 @@ MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
 class Options:
     """
     whitespace              "compact": none; "spaced": one blank after commas and colons, as json.dumps
+    any_order               properties in any order, not only as declared; makes larger machines and forces less
     ignore_unknown_formats  take a `format` that is not known for an annotation instead of refusing it
     """
 
     whitespace: Whitespace = "compact"
+    any_order: bool = False
     ignore_unknown_formats: bool = False
 
 
@@ -237,6 +239,7 @@ def _compile_schema(source: Any, vocabulary: Vocabulary | None, options: Options
         document,
         separators=COMPACT if options.whitespace == "compact" else SPACED,
         ignore_unknown_formats=options.ignore_unknown_formats,
+        any_order=options.any_order,
         limits=MACHINE_LIMITS,
     )
     machine = TokenPushdown(

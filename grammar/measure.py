@@ -10,7 +10,21 @@ from functools import cached_property
 import numpy as np
 
 from grammar.terms import (
-    ALT, BODY, CALL, CAT, CONTINUATION, EMPTY, EPSILON, LITERAL, REPEAT, SET, STATE, STRING, Automaton, Terms,
+    ALT,
+    BODY,
+    CALL,
+    CAT,
+    CONTINUATION,
+    EMPTY,
+    EPSILON,
+    LITERAL,
+    MEMBERS,
+    REPEAT,
+    SET,
+    STATE,
+    STRING,
+    Automaton,
+    Terms,
 )  # fmt: skip
 
 INFINITE = 1 << 40
@@ -47,7 +61,7 @@ class Measure:
             if top in self._known:
                 todo.pop()
                 continue
-            missing = [p for p in _parts(self.terms.data(top)) if p not in self._known]
+            missing = [p for p in _parts(self.terms, top) if p not in self._known]
             if missing:
                 todo.extend(missing)
                 continue
@@ -78,8 +92,26 @@ class Measure:
             return self._known[data[1]] + 1
         if kind == BODY:
             return data[1] + 1
+        if kind == MEMBERS:
+            return self._members(data[1], data[2], data[3])
         assert kind == STATE
         return self._automaton(data[1]).shortest(data[2], data[3])
+
+    def _members(self, index: int, left: int, count: int) -> int:
+        """The required members, as many others as the least number asks for, commas, and the end."""
+        order = self.terms.order_of(index)
+        comma = self._known[order.comma]
+        required: list[int] = []
+        optional: list[int] = []
+        for i, (member, needed) in enumerate(order.members):
+            if left >> i & 1:
+                (required if needed else optional).append(self._known[member])
+        more = max(order.low - count - len(required), 0)
+        if more and self._known[order.other] < INFINITE:
+            optional += [self._known[order.other]] * more
+        chosen = required + sorted(optional)[:more]
+        commas = max(len(chosen) - (0 if count else 1), 0) * comma
+        return sum(chosen) + commas + self._known[order.end]
 
     def _automaton(self, index: int) -> _Distances:
         found = self._automata.get(index)
@@ -192,6 +224,13 @@ class _Longest:
             return None if inner is None or data[3] < 0 else inner * data[3]
         if kind == CALL:
             return self.of(self.terms.rule_body(data[1]), depth)
+        if kind == MEMBERS:
+            order = self.terms.order_of(data[1])
+            lengths = [self.of(member, depth) for member, _ in order.members]
+            known = [n for n in lengths if n is not None]
+            if order.other != EMPTY or len(known) < len(lengths):
+                return None
+            return sum(known) + len(known) * (self.of(order.comma) or 0) + (self.of(order.end) or 0)
         if kind == STRING:
             high = self.terms.data(data[1])[2]
             return None if high < 0 else 12 * high + 2  # a character is at most two \\u escapes
@@ -221,7 +260,8 @@ class _Longest:
         return length[0] if len(order) == len(degree) else None
 
 
-def _parts(data: tuple) -> tuple[int, ...]:
+def _parts(terms: Terms, term: int) -> tuple[int, ...]:
+    data = terms.data(term)
     kind = data[0]
     if kind == CAT:
         return (data[1], data[2])
@@ -229,4 +269,7 @@ def _parts(data: tuple) -> tuple[int, ...]:
         return tuple(data[1])
     if kind in (REPEAT, STRING):
         return (data[1],)
+    if kind == MEMBERS:
+        order = terms.order_of(data[1])
+        return (*(member for member, _ in order.members), order.other, order.comma, order.end)
     return ()

@@ -24,7 +24,7 @@ Arc = tuple[int, tuple[int, ...], int]  # bytes as a 256-bit mask, terms pushed,
 EMPTY = 0  # matches nothing
 EPSILON = 1  # matches the empty string
 
-SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE = range(2, 11)  # kinds of terms
+SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS = range(2, 12)  # kinds of terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,36 @@ class Automaton:
         return self.most[state] < 0 or count + self.most[state] >= self.low
 
 
+@dataclass(frozen=True, slots=True)
+class AnyOrder:
+    """Members in any order, each at most once, with `comma` between them and `end` after them.
+
+    `other` may stand any number of times; `low` to `high` (-1: any number of) members in all.
+    """
+
+    members: tuple[tuple[int, bool], ...]  # (term, required)
+    other: int
+    comma: int
+    end: int
+    low: int = 0
+    high: int = -1
+
+    @property
+    def cap(self) -> int:
+        """Counts from here on are alike."""
+        return self.high if self.high >= 0 else max(self.low, 1)
+
+    def required(self, left: int) -> int:
+        """How many of the members in the mask `left` must come."""
+        return sum(1 for i, (_, needed) in enumerate(self.members) if needed and left >> i & 1)
+
+    def may_come(self, left: int, after: int) -> bool:
+        """Can it still end with the members in `left` if there are `after` members then?"""
+        if self.high >= 0 and after + self.required(left) > self.high:
+            return False
+        return self.other != EMPTY or after + left.bit_count() >= self.low
+
+
 class Terms:
     """An arena of terms. Not thread safe; one compilation owns it."""
 
@@ -94,6 +124,7 @@ class Terms:
         self._charsets: dict[cp.Ranges, int] = {}
         self._rules: list[int] = []
         self._automata: list[Automaton] = []
+        self._orders: list[AnyOrder] = []
 
     # building
 
@@ -345,6 +376,36 @@ class Terms:
                     arcs.append((1 << text[0], (), self.cat(self.literal(text[1:]), target)))
         return arcs
 
+    def any_order(self, order: AnyOrder) -> int:
+        every = (1 << len(order.members)) - 1
+        if not order.may_come(every, 0):
+            return EMPTY
+        self._orders.append(order)
+        return self._members(len(self._orders) - 1, every, 0)
+
+    def order_of(self, index: int) -> AnyOrder:
+        return self._orders[index]
+
+    def _members(self, index: int, left: int, count: int) -> int:
+        return self._new((MEMBERS, index, left, min(count, self._orders[index].cap)), False, True)
+
+    def _next_member(self, index: int, left: int, count: int) -> int:
+        """What can follow when the members in `left` have not come."""
+        order = self._orders[index]
+        after = count + 1
+        options = []
+        for i, (member, _) in enumerate(order.members):
+            rest = left & ~(1 << i)
+            if left >> i & 1 and order.may_come(rest, after):
+                options.append(self.cat(member, self._members(index, rest, after)))
+        if order.other != EMPTY and order.may_come(left, after):
+            options.append(self.cat(order.other, self._members(index, left, after)))
+        if count:
+            options = [self.cat(order.comma, self.alt(options))]
+        if not order.required(left) and count >= order.low:
+            options.append(order.end)
+        return self.alt(options)
+
     # exploring
 
     def leading_literal(self, term: int) -> tuple[bytes, int] | None:
@@ -414,6 +475,8 @@ class Terms:
             return arcs + self._arcs_then(term, tail)
         if kind == BODY:
             return self._arcs_then(self.expanded(term), tail)
+        if kind == MEMBERS:
+            return self._arcs_then(self._next_member(data[1], data[2], data[3]), tail)
         if kind == STATE:
             return [(m, p, self.cat(u, tail)) for m, p, u in self._state_arcs(data[1], data[2], data[3])]
         return []

@@ -53,8 +53,8 @@ class SglcMatcher(Matcher):
 class Sglc(Adapter):
     separators = (",", ":")
 
-    def __init__(self, formats: str = "refuse", store: str = "") -> None:
-        self.options = Options(ignore_unknown_formats=formats == "ignore")
+    def __init__(self, formats: str = "refuse", order: str = "declared", store: str = "") -> None:
+        self.options = Options(any_order=order == "any", ignore_unknown_formats=formats == "ignore")
         self.store = ConstraintStore(store) if store else None
 
     def setup(self, vocab: Any) -> None:

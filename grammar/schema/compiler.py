@@ -46,6 +46,7 @@ def compile_schema(
     *,
     separators: Separators = COMPACT,
     ignore_unknown_formats: bool = False,
+    any_order: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> CompiledSchema:
     """Raises SchemaError, TooLarge or Unsatisfiable; never leaves a keyword out."""
@@ -55,7 +56,7 @@ def compile_schema(
     deadline = time.monotonic() + limits.seconds
     while True:
         left = replace(limits, seconds=deadline - time.monotonic())
-        compiler = SchemaCompiler(document, strings, separators, impossible, made, left)
+        compiler = SchemaCompiler(document, strings, separators, any_order, impossible, made, left)
         start = compiler.value([Place(document.root, "#")])
         compiler.drain()
         measure = Measure(compiler.terms, compiler.rules)
@@ -74,6 +75,7 @@ class SchemaCompiler:
         document: Document,
         strings: StringRules,
         separators: Separators,
+        any_order: bool,
         impossible: set[RuleKey],
         made: dict[str, dict[str, Any]],
         limits: Limits,
@@ -81,6 +83,7 @@ class SchemaCompiler:
         self.terms = Terms(limits)
         self.text = JsonText(self.terms, separators)
         self.strings = strings
+        self.any_order = any_order
         self.validator = Validator(document, strings)
         self.expander = Expander(document, lambda places: self.value(places) != EMPTY, made)
         self.rule_keys: dict[int, RuleKey] = {}

@@ -1,8 +1,8 @@
 """Objects: declared properties in their order, then the others.
 
 The order is that in which properties are declared (those that are only required come after them), and
-properties that are not declared follow. Which of them are present, and their values, is free where the
-schema leaves it free.
+properties that are not declared follow; or any order, if that was asked for. Which of them are present,
+and their values, is free where the schema leaves it free.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from grammar.fsm import Fsm, any_text, of_texts
 from grammar.schema.document import Place
 from grammar.schema.expand import Conjunction
 from grammar.schema.strings import NOT_VALUES, count_of
-from grammar.terms import EMPTY
+from grammar.terms import EMPTY, AnyOrder
 
 if TYPE_CHECKING:
     from grammar.schema.compiler import SchemaCompiler
@@ -106,11 +106,16 @@ class _Writer:
         self.comma = compiler.text.comma
         self.end = self.terms.literal(b"}")
         self.members = members
+        self.any_order = compiler.any_order
         self.other = other
         self.low, self.high = low, high
         self.cap = high if high >= 0 else max(low, 1)  # counts above it are alike
 
     def term(self) -> int:
+        if self.any_order and len(self.members) > (0 if self.other != EMPTY else 1):
+            members = tuple((m.term, m.required) for m in self.members)
+            order = AnyOrder(members, self.other, self.comma, self.end, self.low, self.high)
+            return self.terms.cat(self.terms.literal(b"{"), self.terms.any_order(order))
         tails = [self._others(count) for count in range(self.cap + 1)]
         for member in reversed(self.members):
             tails = [self._member(member, count, tails) for count in range(self.cap + 1)]

@@ -278,6 +278,36 @@ def test_without_a_valid_value_is_an_error_at_compile_time(schema: Any) -> None:
         compiled(schema)
 
 
+@settings(max_examples=150, deadline=None)
+@given(SCHEMAS, st.lists(VALUES, max_size=8))
+def test_in_any_order_exactly_the_valid_values(schema: Any, values: list[Any]) -> None:
+    try:
+        constraint = compiled(schema, any_order=True)
+    except ConstraintError:
+        return
+    for value in values:
+        for one in orders(value)[:6]:
+            if not any_float_is_whole(one):
+                assert constraint.accepts(text(one)) == valid(schema, one), (schema, one)
+
+
+def any_float_is_whole(value: Any) -> bool:
+    """Is there a number that only another spelling of the same value could pass for an integer?"""
+    if isinstance(value, dict | list):
+        return any(map(any_float_is_whole, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, float) and value.is_integer()
+
+
+def test_in_any_order_all_members_come_once() -> None:
+    schema = {"type": "object", "properties": {k: {"type": "integer"} for k in "abcdefgh"}, "required": ["b", "g"], "additionalProperties": False}  # fmt: skip
+    constraint = compiled(schema, any_order=True)
+    assert constraint.accepts('{"g":1,"a":2,"b":3}') and constraint.accepts('{"b":3,"g":1}')
+    assert not constraint.accepts('{"g":1,"g":2,"b":3}') and not constraint.accepts('{"g":1,"a":2}')
+    assert constraint.report().min_tokens == 11 and constraint.witness == '{"b":0,"g":0}'
+    bounded = compiled({**schema, "maxProperties": 2}, any_order=True)
+    assert bounded.accepts('{"g":1,"b":3}') and not bounded.begins('{"a":1,')
+
+
 def test_unknown_formats_are_annotations_only_if_asked() -> None:
     assert compiled({"type": "string", "format": "phone"}, ignore_unknown_formats=True).accepts('"x"')
 
