@@ -114,11 +114,8 @@ class Engine:
         one = isinstance(prompt, str) or (
             input_ids is not None and (not input_ids or isinstance(input_ids[0], int))
         )
-        inputs: list[Input] = (
-            [prompt or input_ids] if one else list(prompt if prompt is not None else input_ids)
-        )  # type: ignore[list-item]
-        if isinstance(prompt, str):
-            inputs = [prompt]
+        source: Any = input_ids if prompt is None else prompt
+        inputs: list[Input] = [source] if one else list(source)
         fields = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling or {}] * len(inputs)
         if len(fields) != len(inputs):
             raise InvalidRequest(

@@ -144,8 +144,8 @@ def main(folder: str, parent: int) -> None:
         loop = EngineLoop(config)
     except Exception as error:
         code = error.code if isinstance(error, EngineError) else "internal_error"
-        message = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
-        outbox.send(_ENCODER.encode([Failed(code, message)]))
+        reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        outbox.send(_ENCODER.encode([Failed(code, reason)]))
         outbox.close()
         context.term()
         sys.exit(1)

@@ -52,13 +52,14 @@ class Decoder(nn.Module):
         self.dtype = dtype
         self.embedding = nn.Embedding(spec.vocabulary, spec.hidden, dtype=dtype)
         ropes: dict[RopeSpec, Rope] = {}
-        layers = []
+        layers: list[Layer] = []
         for i, layer in enumerate(spec.layers):
             rope_spec = layer.attention.rope
             if rope_spec is not None and rope_spec not in ropes:
                 ropes[rope_spec] = Rope(rope_spec, spec.context)
             rope = ropes[rope_spec] if rope_spec is not None else None
             layers.append(Layer(spec.hidden, layer, rope, i, dtype))
+        self._layers = layers  # the same modules, with their type
         self.layers = nn.ModuleList(layers)
         self.norm = Norm(spec.hidden, spec.norm, dtype)
         self.head = None if spec.tied else Linear(spec.hidden, spec.vocabulary, dtype)
@@ -68,7 +69,7 @@ class Decoder(nn.Module):
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
         turns: dict[int, tuple[Tensor, Tensor]] = {}
-        for layer in self.layers:
+        for layer in self._layers:
             rope = layer.attention.rope
             if rope is not None and id(rope) not in turns:
                 turns[id(rope)] = rope.at(positions)

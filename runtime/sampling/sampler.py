@@ -86,12 +86,13 @@ def _cut_and_pick(p: Tensor, fields: list[SamplingParams], u: Tensor) -> Tensor:
     ordered, ids = p.sort(dim=-1, descending=True, stable=True)
     ordered = ordered.double()
     before = ordered.cumsum(dim=-1) - ordered
-    column = {"device": p.device}
-    top_p = torch.tensor([f.top_p for f in fields], dtype=torch.float64, **column)[:, None]
-    top_k = torch.tensor([f.top_k if f.top_k > 0 else vocabulary for f in fields], **column)[:, None]
-    min_p = torch.tensor([f.min_p for f in fields], dtype=torch.float64, **column)[:, None]
+    top_p = torch.tensor([f.top_p for f in fields], dtype=torch.float64, device=p.device)[:, None]
+    top_k = torch.tensor([f.top_k if f.top_k > 0 else vocabulary for f in fields], device=p.device)[:, None]
+    min_p = torch.tensor([f.min_p for f in fields], dtype=torch.float64, device=p.device)[:, None]
     keep = (
-        (before <= top_p) & (torch.arange(vocabulary, **column) < top_k) & (ordered >= min_p * ordered[:, :1])
+        (before <= top_p)
+        & (torch.arange(vocabulary, device=p.device) < top_k)
+        & (ordered >= min_p * ordered[:, :1])
     )
     keep[:, 0] = True
     picked = _pick(torch.where(keep, ordered, 0.0), u)

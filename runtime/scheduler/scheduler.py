@@ -406,14 +406,14 @@ class Scheduler:
             return Event(request, [], [logprob] if logprob else [], scores, finish)
         request.tokens.append(token)
         request.outputs_here += 1
-        finish = None
+        ending: Finish | None = None
         if request.outputs >= request.max_new:
-            finish = Finish(type="length", length=request.outputs)
+            ending = Finish(type="length", length=request.outputs)
         elif token in request.ends:
-            finish = Finish(type="stop", matched=token)
-        if finish is not None:
+            ending = Finish(type="stop", matched=token)
+        if ending is not None:
             self._finish(request)
-        return Event(request, [token], [logprob] if logprob else [], scores, finish)
+        return Event(request, [token], [logprob] if logprob else [], scores, ending)
 
     def _finish(self, request: Request) -> None:
         self._by_id.pop(request.id, None)

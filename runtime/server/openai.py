@@ -153,7 +153,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     ]
     tokens = [context.engine.tokens_of(c) for c in calls]
     echoes = [context.engine.tokenizer.decode(t) if body.echo else "" for t in tokens]
-    head = {
+    head: dict[str, Any] = {
         "id": f"cmpl-{uuid.uuid4().hex}",
         "object": "text_completion",
         "created": int(time.time()),
@@ -285,7 +285,11 @@ async def chat(request: web.Request) -> web.StreamResponse:
         prompt=(TextSegment(text),), sampling=sampling, id="0", logprobs=logprobs, stream=body.stream
     )
     prompts = {"0": len(context.engine.tokens_of(call))}
-    head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": context.model_name}
+    head: dict[str, Any] = {
+        "id": f"chatcmpl-{uuid.uuid4().hex}",
+        "created": int(time.time()),
+        "model": context.model_name,
+    }
     with context.admitted([call]):
         deltas = context.run([call], [head["id"]])
         if not body.stream:

@@ -436,7 +436,7 @@ class LiveState:
                 self._log.append((_END, text, None))
         self._pump()
 
-    def join(self, children: Sequence[LiveState], mode: str, at: Location | None) -> None:  # type: ignore[override]
+    def join(self, children: Sequence[Any], mode: str, at: Location | None) -> None:
         if mode not in ("gather_variable", "concate_and_append"):
             raise ValueError(f"{at}: join(mode={mode!r}): choose gather_variable or concate_and_append")
         self._settle()

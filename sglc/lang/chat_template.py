@@ -45,7 +45,8 @@ class ChatTemplate:
 
     def get_prompt(self, messages: Sequence[dict[str, Any]]) -> str:
         """The text of a conversation; a system message without content takes the default prompt, or is left out."""
-        text, history = "", []
+        text = ""
+        history: list[dict[str, Any]] = []
         for message in messages:
             role, content = message["role"], message["content"]
             if role == "system" and content is None:
