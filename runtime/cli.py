@@ -19,7 +19,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-ALIASES = {"tokenizer_path": "--tokenizer", "chunked_prefill_size": "--chunk"}
 
 
 def _with_options(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -75,8 +74,9 @@ def info(**options: Any) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from runtime.config import find_folder
     from runtime.kv.store import bytes_per_token
-    from runtime.models.load import find_folder, read_spec, resolve_dtype
+    from runtime.models.load import read_spec, resolve_dtype
 
     config = EngineConfig(**options)
     folder = find_folder(config.folder)

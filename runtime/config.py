@@ -33,6 +33,27 @@ def embedded_model_path() -> Path:
     )
 
 
+def find_folder(model_path: str | Path) -> Path:
+    """The folder, or ModelError with a near miss if there is none."""
+    folder = Path(model_path).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ModelError(f"model path {str(model_path)!r} is a file; name the folder that holds config.json")
+    parent = folder.parent if folder.parent.is_dir() else None
+    near = (
+        difflib.get_close_matches(folder.name, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
+        if parent
+        else []
+    )
+    hint = (
+        f"; did you mean {str(folder.parent / near[0])!r}?"
+        if near
+        else "; name a local Hugging Face model folder"
+    )
+    raise ModelError(f"model folder {str(model_path)!r} does not exist{hint}")
+
+
 @dataclass(frozen=True)
 class EngineConfig:
     """Options of an engine. `resolve` fills in what depends on the machine and the model."""

@@ -33,7 +33,7 @@ from runtime.api import (
     render,
 )
 from runtime.backends.base import Capabilities, ModelInfo
-from runtime.config import EngineConfig
+from runtime.config import EngineConfig, find_folder
 from runtime.engine.messages import Add, Ask, End, Failed, In, Out, Output, Refused
 from runtime.engine.messages import Answer as Reply
 from runtime.engine.text import Answer
@@ -58,6 +58,7 @@ class AsyncEngine:
 
     def __init__(self, config: EngineConfig, transport: Transport | None = None) -> None:
         self.config = config
+        find_folder(config.folder)
         self.tokenizer = Tokenizer(config.tokenizer_path or config.folder)
         if transport is None:
             from runtime.engine.transport import ThreadTransport

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
+from runtime.config import find_folder
 from runtime.errors import ModelError
 from runtime.models.decoder import Decoder
 from runtime.models.families import FAMILIES
@@ -25,27 +25,6 @@ DTYPES = {
     "float": torch.float32,
     "float32": torch.float32,
 }
-
-
-def find_folder(model_path: str | Path) -> Path:
-    """The folder, or ModelError with a near miss if there is none."""
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise ModelError(f"model path {str(model_path)!r} is a file; name the folder that holds config.json")
-    parent = folder.parent if folder.parent.is_dir() else None
-    near = (
-        difflib.get_close_matches(folder.name, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
-        if parent
-        else []
-    )
-    hint = (
-        f"; did you mean {str(folder.parent / near[0])!r}?"
-        if near
-        else "; name a local Hugging Face model folder"
-    )
-    raise ModelError(f"model folder {str(model_path)!r} does not exist{hint}")
 
 
 def read_spec(folder: Path, overrides: dict[str, Any] | None = None) -> tuple[ArchSpec, Family, HFConfig]:

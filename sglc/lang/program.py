@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from sglc.config import global_config
-from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
+from sglc.ir.specs import RUN_DEFAULTS, SamplingFields
 from sglc.lang.state import ProgramState
 from sglc.lang.values import ACTIVE
 
@@ -92,9 +92,8 @@ class Program:
         self.__name__ = func.__name__
         parameters = list(inspect.signature(func).parameters.values())
         if not parameters or parameters[0].name != "s":
-            at = Location(func.__code__.co_filename, func.__code__.co_firstlineno)
             raise AssertionError(
-                f"{at}: the first argument of a program must be `s`: write def {func.__name__}(s, ...) instead of "
+                f"the first argument of a program must be `s`: write def {func.__name__}(s, ...) instead of "
                 f"def {func.__name__}({', '.join(p.name for p in parameters)})"
             )
         self._signature = inspect.Signature(parameters[1:])
