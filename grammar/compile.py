@@ -37,6 +37,7 @@ Whitespace = Literal["compact", "spaced"]
 
 TABLE_LIMITS = Limits(states=20_000, seconds=5.0)
 """Up to here a regular constraint becomes one table."""
+_AHEAD_STATES, _AHEAD_SECONDS = 2_000, 0.008  # of a machine, built before it is first asked
 MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
 
 
@@ -245,6 +246,7 @@ def _compile_schema(source: Any, vocabulary: Vocabulary | None, options: Options
     machine = TokenPushdown(
         compiled.terms, compiled.start, compiled.measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS
     )
+    machine.explore(_AHEAD_STATES, _AHEAD_SECONDS)
     bounds = (compiled.measure.shortest(compiled.start), compiled.measure.longest(compiled.start))
     return CompiledConstraint("json_schema", text, digest, None, machine, bounds)
 

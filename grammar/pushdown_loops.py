@@ -13,7 +13,11 @@ from numba import njit
 OK, DEAD, UNBUILT, FULL = 1, 0, -1, -2
 
 # columns of the state table
-FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE = range(8)  # first arc, arcs (-1: not built), ...
+# first arc, arcs (-1: not built), ...; of an ordinary state LOW is, where a character beyond ASCII begins a
+# free string whatever it is, the state inside of that string (else 0) and HIGH the state pushed (0: none)
+FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE, DENSE = range(
+    9
+)  # DENSE: row of the dense table, 0: none
 # columns of the arc table
 ARC_LOW, ARC_HIGH, ARC_TARGET, ARC_PUSH, ARC_PUSHES = range(5)
 # columns of the stack table
@@ -47,7 +51,20 @@ def push(stack, slots, used, states, state, parent):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def step(states, arcs, pushes, runs, inside, stack, slots, used, state, place, count, top, byte):  # type: ignore[no-untyped-def]
+def find_arc(states, arcs, dense, state, byte):  # type: ignore[no-untyped-def]
+    """The arc of an ordinary state that `byte` takes, -1 for none."""
+    row = states[state, DENSE]
+    if row > 0:
+        return dense[row, byte]
+    first = states[state, FIRST]
+    for a in range(first, first + states[state, COUNT]):
+        if arcs[a, ARC_LOW] <= byte <= arcs[a, ARC_HIGH]:
+            return a
+    return -1
+
+
+@njit(cache=True)
+def step(states, arcs, dense, pushes, runs, inside, stack, slots, used, state, place, count, top, byte):  # type: ignore[no-untyped-def]
     """(status, state, place, count, stack) after one byte; with UNBUILT, `state` is the one to build."""
     while True:
         kind = states[state, KIND]
@@ -86,18 +103,17 @@ def step(states, arcs, pushes, runs, inside, stack, slots, used, state, place, c
                 state = stack[top, RETURN]
                 top = stack[top, PARENT]
             return OK, state, states[state, BASE], 0, top
-        first = states[state, FIRST]
-        for a in range(first, first + arcs_here):
-            if arcs[a, ARC_LOW] <= byte <= arcs[a, ARC_HIGH]:
-                for k in range(arcs[a, ARC_PUSH] + arcs[a, ARC_PUSHES] - 1, arcs[a, ARC_PUSH] - 1, -1):
-                    top = push(stack, slots, used, states, pushes[k], top)
-                    if top < 0:
-                        return FULL, state, place, count, top
-                state = arcs[a, ARC_TARGET]
-                while state == 0 and top != 0:
-                    state = stack[top, RETURN]
-                    top = stack[top, PARENT]
-                return OK, state, states[state, BASE], 0, top
+        a = find_arc(states, arcs, dense, state, byte)
+        if a >= 0:
+            for k in range(arcs[a, ARC_PUSH] + arcs[a, ARC_PUSHES] - 1, arcs[a, ARC_PUSH] - 1, -1):
+                top = push(stack, slots, used, states, pushes[k], top)
+                if top < 0:
+                    return FULL, state, place, count, top
+            state = arcs[a, ARC_TARGET]
+            while state == 0 and top != 0:
+                state = stack[top, RETURN]
+                top = stack[top, PARENT]
+            return OK, state, states[state, BASE], 0, top
         if states[state, FINAL] and top != 0:
             state = stack[top, RETURN]
             top = stack[top, PARENT]
@@ -121,7 +137,7 @@ def need(states, inside_need, stack, state, place, count, top):  # type: ignore[
 
 @njit(cache=True)
 def walk(  # type: ignore[no-untyped-def]
-    byte, depth, skip, unique, states, arcs, pushes, runs, inside, inside_need, stack, slots, used,
+    byte, depth, skip, unique, states, arcs, dense, pushes, runs, inside, inside_need, stack, slots, used,
     path, at, origin, budget, offsets, ids, clean, next_exit, out, progress,
 ):  # fmt: skip
     """Tokens that can follow, of the subtrees listed in `at`, as ids in `out`.
@@ -162,12 +178,28 @@ def walk(  # type: ignore[no-untyped-def]
             state = path[d - 1, 0]
             quick = False
             if states[state, KIND] == OPEN and states[state, COUNT] >= 0:
-                first = states[state, FIRST]
-                hit = -1
-                for a in range(first, first + states[state, COUNT]):
-                    if arcs[a, ARC_LOW] <= byte[i] <= arcs[a, ARC_HIGH]:
-                        hit = a
-                        break
+                if states[state, LOW] > 0 and byte[i] >= 0x80 and len(clean) and free_end == 0:
+                    if not clean[i]:
+                        i = np.int64(skip[i])
+                        continue
+                    top = path[d - 1, 3]
+                    if states[state, HIGH] > 0:
+                        top = push(stack, slots, used, states, states[state, HIGH], top)
+                        if top < 0:
+                            progress[0], progress[1], progress[2], progress[3] = part, i, found, most
+                            progress[4], progress[5], progress[6], progress[7] = (
+                                free_end,
+                                inner_end,
+                                free_state,
+                                free_top,
+                            )
+                            return FULL, state
+                    free_end = np.int64(skip[i])
+                    inner_end = i
+                    free_state = np.int64(states[state, LOW])
+                    free_top = top
+                    continue
+                hit = find_arc(states, arcs, dense, state, byte[i])
                 if hit >= 0 and arcs[hit, ARC_PUSHES] == 0 and arcs[hit, ARC_TARGET] != 0:
                     s = np.int64(arcs[hit, ARC_TARGET])
                     p = np.int64(states[s, BASE])
@@ -179,7 +211,7 @@ def walk(  # type: ignore[no-untyped-def]
                     continue
             if not quick:
                 status, s, p, n, t = step(
-                    states, arcs, pushes, runs, inside, stack, slots, used,
+                    states, arcs, dense, pushes, runs, inside, stack, slots, used,
                     state, path[d - 1, 1], path[d - 1, 2], path[d - 1, 3], byte[i],
                 )  # fmt: skip
                 if status < 0:
@@ -223,12 +255,13 @@ def walk(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def run(states, arcs, pushes, runs, inside, stack, slots, used, data, config):  # type: ignore[no-untyped-def]
+def run(states, arcs, dense, pushes, runs, inside, stack, slots, used, data, config):  # type: ignore[no-untyped-def]
     """Advance `config` (int64 [5]: state, place, count, stack, bytes done) over `data`, in place."""
     for i in range(config[4], len(data)):
         status, s, p, n, t = step(
             states,
             arcs,
+            dense,
             pushes,
             runs,
             inside,

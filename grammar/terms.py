@@ -120,6 +120,9 @@ class Terms:
         self._nullable: list[bool] = [False, True]
         self._head_call: list[bool] = [False, False]
         self._free: set[int] = set()
+        self.beyond_ascii = (
+            EMPTY  # a character beyond ASCII and the rest of a free string, where there are any
+        )
         self._arcs: dict[int, tuple[Arc, ...]] = {EMPTY: (), EPSILON: ()}
         self._charsets: dict[cp.Ranges, int] = {}
         self._rules: list[int] = []

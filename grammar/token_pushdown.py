@@ -9,7 +9,9 @@ has begun can be finished, provided that the vocabulary has a token for each sin
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
+from functools import lru_cache
 
 import numpy as np
 
@@ -23,6 +25,7 @@ from grammar.vocabulary import Vocabulary
 
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NO_BUDGET = 1 << 60
+_MANY_ARCS = 5
 
 Config = tuple[int, int, int, int]
 
@@ -57,8 +60,10 @@ class TokenPushdown:
         self._inside = inside()
         self._index: dict[int, int] = {}
         self._term: list[int] = []
-        self._states = np.zeros((256, 8), np.int32)
+        self._states = np.zeros((256, 9), np.int32)
         self._arcs = np.zeros((1024, 5), np.int32)
+        self._dense = np.full((16, 256), -1, np.int32)
+        self._used_dense = 1
         self._pushes = np.zeros(256, np.int32)
         self._runs = np.zeros(1024, np.uint8)
         self._used_arcs = self._used_pushes = self._used_runs = 0
@@ -102,7 +107,7 @@ class TokenPushdown:
             kind = CLOSED if term == EPSILON else STRING if bounds else OPEN
             if kind == OPEN and self.terms.leading_literal(term):
                 kind = RUN
-            row[:] = (0, -1, kind, self.terms.nullable(term), low, high, self.measure.shortest(term), base)
+            row[:] = (0, -1, kind, self.terms.nullable(term), low, high, self.measure.shortest(term), base, 0)
             if kind in (CLOSED, STRING):
                 row[loops.COUNT] = 0
         return found
@@ -112,24 +117,50 @@ class TokenPushdown:
         if self._states[state, loops.KIND] == RUN:
             self._build_run(state)
             return
-        arcs = self.terms.arcs(self._term[state])
-        first = self._used_arcs
-        ranges = sum(1 for mask, _, _ in arcs for _ in _byte_ranges(mask))
-        while first + ranges > len(self._arcs):
-            self._arcs = np.vstack([self._arcs, np.zeros_like(self._arcs)])
-        for mask, pushed, target in arcs:
+        rows: list[tuple[int, int, int, int, int]] = []
+        for mask, pushed, target in self.terms.arcs(self._term[state]):
             frames = [self._state(p) for p in pushed if p != EPSILON]
             goal = self._state(target)
             while self._used_pushes + len(frames) > len(self._pushes):
                 self._pushes = np.concatenate([self._pushes, np.zeros_like(self._pushes)])
             at = self._used_pushes
-            self._pushes[at : at + len(frames)] = frames
-            self._used_pushes += len(frames)
-            for low, high in _byte_ranges(mask):
-                self._arcs[self._used_arcs] = (low, high, goal, at, len(frames))
-                self._used_arcs += 1
+            if frames:
+                self._pushes[at : at + len(frames)] = frames
+                self._used_pushes += len(frames)
+            rows += [(low, high, goal, at, len(frames)) for low, high in byte_ranges(mask)]
+        first = self._used_arcs
+        while first + len(rows) > len(self._arcs):
+            self._arcs = np.vstack([self._arcs, np.zeros_like(self._arcs)])
+        if rows:
+            self._arcs[first : first + len(rows)] = rows
+            self._used_arcs += len(rows)
+        if len(rows) > _MANY_ARCS:
+            self._make_dense(state, rows)
+        if self.terms.is_free(self._term[state]):
+            self._note_free(state)
         self._states[state, loops.FIRST] = first
         self._states[state, loops.COUNT] = self._used_arcs - first
+
+    def _make_dense(self, state: int, rows: list[tuple[int, int, int, int, int]]) -> None:
+        """Look the arcs of a wide state up by byte."""
+        if self._used_dense == len(self._dense):
+            self._dense = np.vstack([self._dense, np.full_like(self._dense, -1)])
+        for i, (low, high, *_) in enumerate(rows):
+            self._dense[self._used_dense, low : high + 1] = self._used_arcs - len(rows) + i
+        self._states[state, loops.DENSE] = self._used_dense
+        self._used_dense += 1
+
+    def _note_free(self, state: int) -> None:
+        """Note where every character beyond ASCII begins a free string, so that no walk need look at them."""
+        arcs = self.terms.arcs(self._term[state])
+        entered = {(p, t) for _, p, t in arcs if self.terms.string_bounds(t) is not None and len(p) == 1}
+        if len(entered) != 1:
+            return
+        (tail,), body = entered.pop()
+        beyond = {(m, self.terms.cat(t, tail)) for m, _, t in self.terms.arcs(self.terms.beyond_ascii)}
+        if {(m, t) for m, _, t in arcs if m >> 0x80} == beyond:
+            self._states[state, loops.LOW] = self._state(body)
+            self._states[state, loops.HIGH] = self._state(tail)
 
     def _build_run(self, state: int) -> None:
         text, after = self.terms.leading_literal(self._term[state]) or (b"", EPSILON)
@@ -163,12 +194,15 @@ class TokenPushdown:
         elif status == FULL:
             self._grow_stack()
 
-    def explore(self, states: int) -> None:
-        """Build up to `states` states ahead of use."""
+    def explore(self, states: int, seconds: float) -> None:
+        """Build up to `states` states ahead of use, for at most `seconds`."""
+        end = time.perf_counter() + seconds
         done = 0
         while done < min(len(self._term), states):
             if self._states[done, loops.COUNT] < 0:
                 self._build(done)
+                if not done & 15 and time.perf_counter() > end:
+                    return
             done += 1
 
     # asking
@@ -182,8 +216,9 @@ class TokenPushdown:
     def nbytes(self) -> int:
         """Bytes of the tables in use (masks kept for reuse not counted)."""
         return (
-            len(self._term) * self._states.itemsize * 8
+            len(self._term) * self._states.itemsize * 9
             + self._used_arcs * self._arcs.itemsize * 5
+            + self._used_dense * 1024
             + self._used_pushes * 4
             + int(self._used[0]) * (4 * 8 + 8)
         )
@@ -214,7 +249,7 @@ class TokenPushdown:
         text = np.frombuffer(data, np.uint8)
         while True:
             status, at = loops.run(
-                self._states, self._arcs, self._pushes, self._runs, self._inside.table, self._stack, self._slots, self._used,
+                self._states, self._arcs, self._dense, self._pushes, self._runs, self._inside.table, self._stack, self._slots, self._used,
                 text, config,
             )  # fmt: skip
             if status == OK:
@@ -309,7 +344,7 @@ class TokenPushdown:
         clean, next_exit = self._strings.free[1:] if free else self._no_clean
         while True:
             status, state = loops.walk(
-                trie.byte, trie.depth, trie.skip, trie.unique, self._states, self._arcs, self._pushes, self._runs,
+                trie.byte, trie.depth, trie.skip, trie.unique, self._states, self._arcs, self._dense, self._pushes, self._runs,
                 self._inside.table, self._inside.need, self._stack, self._slots, self._used,
                 self._path, at, config, budget, trie.offsets, trie.ids, clean, next_exit, self._out, self._progress,
             )  # fmt: skip
@@ -378,7 +413,7 @@ class TokenPushdown:
     def _after(self, config: Config, byte: int) -> Config | None:
         while True:
             status, at, place, count, top = loops.step(
-                self._states, self._arcs, self._pushes, self._runs, self._inside.table, self._stack, self._slots, self._used,
+                self._states, self._arcs, self._dense, self._pushes, self._runs, self._inside.table, self._stack, self._slots, self._used,
                 *config, byte,
             )  # fmt: skip
             if status == OK:
@@ -416,7 +451,9 @@ class TokenPushdown:
         return None
 
 
-def _byte_ranges(mask: int) -> list[tuple[int, int]]:
+@lru_cache(maxsize=1 << 14)
+def byte_ranges(mask: int) -> tuple[tuple[int, int], ...]:
+    """A mask of bytes as inclusive ranges, ascending."""
     ranges = []
     while mask:
         low = (mask & -mask).bit_length() - 1
@@ -424,7 +461,7 @@ def _byte_ranges(mask: int) -> list[tuple[int, int]]:
         length = (~shifted & (shifted + 1)).bit_length() - 1
         ranges.append((low, low + length - 1))
         mask &= ~(((1 << length) - 1) << low)
-    return ranges
+    return tuple(ranges)
 
 
 def spell(text: bytes, vocabulary: Vocabulary) -> tuple[int, ...]:

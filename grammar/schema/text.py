@@ -46,7 +46,7 @@ class JsonText:
         self.char = self._char()
         self.spelled_char = terms.alt([terms.chars(PLAIN), *(terms.literal(t) for t in SPELLED.values())])
         self._spelled = terms.sequence(self.quote, terms.repeat(self.spelled_char, 0, -1), self.quote)
-        self._beyond_ascii = terms.chars_then(_BEYOND, self._enter)
+        self._beyond_ascii = terms.beyond_ascii = terms.chars_then(_BEYOND, self._enter)
         self._any_rule: int | None = None
         self._names: dict[tuple[str, ...], int] = {}
         digits = terms.byte_set(byte_mask(0x30, 0x39))
@@ -132,7 +132,10 @@ class JsonText:
         other = self._beyond_ascii
         if beyond:
             other = terms.chars_then(cp.subtract(_BEYOND, cp.normalise(beyond)), self._enter)
-        escapes = [terms.cat(terms.literal(s[:-1]), self._enter(1 << s[-1])) for s in spelled.values()]
+        last: dict[bytes, int] = {}
+        for escape in spelled.values():
+            last[escape[:-1]] = last.get(escape[:-1], 0) | 1 << escape[-1]
+        escapes = [terms.cat(terms.literal(lead), self._enter(mask)) for lead, mask in last.items()]
         return terms.alt([self._enter(ascii_mask), other, *escapes])
 
     def literal_inside(self, text: str) -> int:
