@@ -67,9 +67,12 @@ def _json_get(text: Any, *path: Any) -> Any:
     return value
 
 
+_CONVERSIONS: Mapping[str, Callable[[Any], str]] = MappingProxyType({"s": str, "r": repr, "a": ascii})
+
+
 def _format(value: Any, conversion: str, spec: str) -> str:
     if conversion:
-        value = {"s": str, "r": repr, "a": ascii}[conversion](value)
+        value = _CONVERSIONS[conversion](value)
     try:
         return format(value, spec)
     except ValueError as error:

@@ -278,8 +278,18 @@ def _load(file: Path) -> Any:
     except SyntaxError as error:
         raise Mistake(f"{error.filename}:{error.lineno}: {error.msg}") from None
     except Exception as error:
-        raise Mistake(f"{_place_in(error, file)}: {type(error).__name__}: {error}") from error
+        place = _place_in(error, file)
+        told = str(error) if _is_ours(error) else f"{type(error).__name__}: {error}"
+        raise Mistake(told if told.startswith(place) else f"{place}: {told}") from error
     return module
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether sglc itself refused what the file does; then the message says it all."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return step is not None and step.tb_frame.f_code.co_filename.startswith(str(Path(__file__).parent))
 
 
 def _place_in(error: BaseException, file: Path) -> str:
@@ -392,10 +402,14 @@ def _use_backend(backend: str | None, model: str | None) -> Any:
 
     if backend is not None and model is not None:
         raise Mistake("--backend and --model name two places to run; give one")
-    if backend is None:
-        made: Any = sglc.Engine() if model is None else sglc.Engine(model_path=model)
-    elif backend.startswith(("http://", "https://")):
-        made = sglc.RuntimeEndpoint(backend)
+    made: Any
+    if backend is None or backend.startswith(("http://", "https://")):
+        from runtime.errors import EngineError
+
+        try:
+            made = sglc.RuntimeEndpoint(backend) if backend else sglc.Engine(model_path=model)
+        except EngineError as error:
+            raise Mistake(error.message) from error
     elif backend == "scripted":
         from runtime.backends.scripted import Scripted
 

@@ -34,6 +34,7 @@ RUNTIME = [
 ]
 SGLC = [
     ["sglc.cli"],
+    ["sglc.backends"],
     ["sglc.exec"],
     ["sglc.plan"],
     ["sglc.passes"],
@@ -52,12 +53,16 @@ PACKAGES = {
         "runtime.errors",
         "runtime.backends",
         "runtime.config",
+        "runtime.engine.native",  # names of fields, plain Python
+        "runtime.tokenizer.chat",  # Jinja templates, plain Python
     ],
     "stdlib": ["sglc", "runtime", "grammar"],
     "grammar": [],
 }
 # (file, what it imports inside a function): a default that is opened only when nothing else was named.
 LATE = {
+    ("sglc.backends", "runtime.server.launch"),
+    ("sglc.backends", "runtime.tokenizer"),
     ("sglc.lang.program", "sglc.exec"),
     ("sglc.lang.program", "sglc.plan"),
     ("sglc.lang.program", "sglc.passes"),

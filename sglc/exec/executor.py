@@ -229,14 +229,17 @@ class Execution:
 
     def _extend(self, number: int) -> bool:
         prefix = self.plan.prefixes[number]
-        found: list[Segment] = list(self._segments[prefix.parent] or ()) if prefix.parent >= 0 else []
+        added: list[Segment] = []
         try:
             for part in prefix.parts:
-                found.extend(self.segments_of(part))
+                added.extend(self.segments_of(part))
         except RunError as error:
             self._poison(number, error)
             return False
-        self._segments[number] = merge_text(found)
+        before = self._segments[prefix.parent] if prefix.parent >= 0 else ()
+        assert before is not None, "a prefix is known before what goes on from it"
+        # What came before is merged already; only its end can run together with what is new.
+        self._segments[number] = (*before[:-1], *merge_text((*before[-1:], *added)))
         return True
 
     def _do(self, number: int) -> bool:

@@ -22,10 +22,17 @@ from sglc.ir.specs import GenSpec, Location, SamplingFields
 class Template(Protocol):
     """What execution needs of a chat template."""
 
-    name: str
-    default_system_prompt: str | None
-    image_token: str
-    stop_str: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def default_system_prompt(self) -> str | None: ...
+
+    @property
+    def image_token(self) -> str: ...
+
+    @property
+    def stop_str(self) -> tuple[str, ...]: ...
 
     def get_prefix_and_suffix(self, role: str, hist_messages: Any) -> tuple[str, str]: ...
 

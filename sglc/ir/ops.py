@@ -320,7 +320,8 @@ OPS: Mapping[str, type[Node]] = MappingProxyType(
 
 def pure(name: str, out: Value, args: tuple[Operand, ...], at: Any = None) -> Pure:
     """A node of one of the string and scalar ops."""
-    made = PURE_OPS[name](out, args, at=at)  # type: ignore[call-arg]
+    make: Any = PURE_OPS[name]
+    made = make(out, args, at=at)
     assert isinstance(made, Pure)
     return made
 

@@ -157,9 +157,11 @@ class _Body:
         self.tree = tree
         self.file = inspect.getsourcefile(function) or function.__code__.co_filename
         self.locals = set(function.__code__.co_varnames) | set(function.__code__.co_cellvars)
-        for part in ast.walk(tree):  # names of comprehensions are in code objects of their own
+        for part in ast.walk(tree):  # names of comprehensions and lambdas are in code objects of their own
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 self.locals.add(part.id)
+            elif isinstance(part, ast.arg):
+                self.locals.add(part.arg)
         self.fresh = self._fresh_names()
 
     def stop(self, node: ast.AST, reason: str) -> None:

@@ -11,12 +11,13 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
-from collections.abc import Callable
-from types import CellType, CodeType, FunctionType
+from collections.abc import Callable, Mapping
+from types import CellType, CodeType, FunctionType, MappingProxyType
 from typing import Any
 
 from sglc.lang.values import Traced, TracedStr
 
+_CONVERSIONS: Mapping[str, Callable[[Any], str]] = MappingProxyType({"s": str, "r": repr, "a": ascii})
 _FORMAT = "__sglc_format_parts__"
 _JOIN = "__sglc_join_parts__"
 
@@ -34,9 +35,7 @@ def format_parts(*parts: Any) -> Any:
         elif isinstance(value, Traced):
             found = found + value.recorder.compute("format", value, conversion, spec)
         else:
-            if conversion:
-                value = {"s": str, "r": repr, "a": ascii}[conversion](value)
-            found = found + format(value, spec)
+            found = found + format(_CONVERSIONS[conversion](value) if conversion else value, spec)
     return found
 
 

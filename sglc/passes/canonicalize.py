@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from runtime.compute import OPERATIONS, ComputeError
 from sglc.ir.core import Graph, Names, Node, Operand, Value
-from sglc.ir.ops import PURE_OPS, Fork, Gen, Pack, Pure, Text
+from sglc.ir.ops import Fork, Gen, Pack, Pure, Text, pure
 from sglc.passes.base import Pass, Report
 
 _FOLDED = (str, int, float, bool, type(None))
@@ -147,9 +148,7 @@ def _concat(node: Pure, parts: dict[Value, tuple[Operand, ...]]) -> Pure:
     merged = _merged(tuple(found)) or ("",)
     if merged == node.args:
         return node
-    made = PURE_OPS["concat"](node.out, merged, at=node.at)  # type: ignore[call-arg]
-    assert isinstance(made, Pure)
-    return made
+    return pure("concat", node.out, merged, node.at)
 
 
 def _merged(parts: tuple[Operand, ...]) -> tuple[Operand, ...]:
@@ -185,7 +184,7 @@ def renumbered(graph: Graph) -> Graph:
 
 
 def _renamed(node: Node, to: dict[Value, Value]) -> Node:
-    changed: dict[str, object] = {}
+    changed: dict[str, Any] = {}
     for name, _ in node.layout.defs:
         old = getattr(node, name)
         changed[name] = tuple(to.get(v, v) for v in old) if isinstance(old, tuple) else to.get(old, old)

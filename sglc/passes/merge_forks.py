@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from sglc.ir.core import Graph, Value
+from sglc.ir.core import Graph, Node, Value
 from sglc.ir.ops import Fork
 from sglc.passes.base import Pass, Report
 
@@ -43,7 +43,7 @@ class MergeForks(Pass, name="merge-forks"):
         if not gone:
             return graph
         spent = {fork.state for fork in gone} - needed  # copies that were only there to be copied
-        merged = {
+        merged: dict[Node, list[Node]] = {
             fork: [dataclasses.replace(fork, outs=tuple(out for out in found if out not in spent))]
             for fork, found in outs.items()
         }

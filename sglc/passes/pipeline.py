@@ -80,4 +80,6 @@ def _value(tree: Any) -> Any:
     if tree.data in ("true", "false"):
         return tree.data == "true"
     text = str(tree.children[0])
-    return {"int": int, "float": float, "string": lambda t: t[1:-1]}[tree.data](text)
+    if tree.data == "string":
+        return text[1:-1]
+    return int(text) if tree.data == "int" else float(text)

@@ -60,9 +60,14 @@ MAX_DEPTH = 64
 class Template(Protocol):
     """What lowering needs of a chat template."""
 
-    name: str
-    default_system_prompt: str | None
-    image_token: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def default_system_prompt(self) -> str | None: ...
+
+    @property
+    def image_token(self) -> str: ...
 
     def get_prefix_and_suffix(self, role: str, hist_messages: Any) -> tuple[str, str]: ...
 

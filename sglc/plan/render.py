@@ -106,10 +106,10 @@ def _call(number: int, step: Decode | Choose) -> str:
     if isinstance(step, Choose):
         attrs = {"name": step.name, "method": step.method}
         return f"{number}: choose p{step.prefix}, {', '.join(part(c) for c in step.choices)}{_attrs(attrs)}"
-    attrs = {"name": step.name, "dtype": step.dtype, "n": step.n, **step.sampling}
+    fields: dict[str, Any] = {"name": step.name, "dtype": step.dtype, "n": step.n, **step.sampling}
     if step.constraint is not None:
-        attrs[step.constraint.kind] = step.constraint.source
-    return f"{number}: decode p{step.prefix}{_attrs(attrs)}"
+        fields[step.constraint.kind] = step.constraint.source
+    return f"{number}: decode p{step.prefix}{_attrs(fields)}"
 
 
 def _compute(number: int, step: Compute) -> str:

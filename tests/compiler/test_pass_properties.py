@@ -207,6 +207,11 @@ class Maker:
         children = [Branch(out, branch.role) for out in outs]
         shared = self.rng.choice(TEXTS)
         before = list(self.strings)
+        if self.rng.random() < 0.25:  # branches that ask the same
+            for child in children:
+                out, text = self.names.fresh("state"), self.names.fresh("str")
+                self.nodes.append(Gen(out, text, child.state, "x", SamplingFields(temperature=0.7)))
+                child.state = out
         for child in children:
             if self.rng.random() < 0.7:
                 self.append(child, Text, (shared,))

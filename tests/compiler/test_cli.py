@@ -1,0 +1,123 @@
+"""The command line: what it prints, and one line with exit code 2 for what the user got wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sglc.ir.json import from_json
+from sglc.ir.parser import parse_module
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import sglc as sgl
+
+
+@sgl.function
+def ask(s, question, times=1):
+    s += sgl.user(question)
+    for _ in range(times):
+        s += sgl.assistant(sgl.gen("answer", max_tokens=8, temperature=0))
+"""
+
+
+def sglc(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sglc.cli", *words],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "ask.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+def test_compile_emits_every_form(file: Path) -> None:
+    raw = sglc("compile", str(file), "--emit", "raw", "-D", "times=2", "--verify").stdout
+    assert 'graph @ask(%question: str) {times="2"}' in raw
+    assert str(parse_module(raw)) == raw
+    assert raw.count(" gen ") == 2
+    data = sglc("compile", f"{file}:ask", "--emit", "json").stdout
+    assert from_json(data).main == "ask"
+    assert "decode p" in sglc("compile", str(file), "--emit", "plan", "--template", "llama-3-instruct").stdout
+    assert sglc("compile", str(file), "--emit", "dot").stdout.startswith("digraph")
+    shown = sglc(
+        "compile", str(file), "--print-after-all", "--passes", "canonicalize,hoist-prefix{min-chars=4}"
+    )
+    assert "// after canonicalize" in shown.stderr and "// after hoist-prefix{min-chars=4}" in shown.stderr
+    assert f'loc("{file}":7:0)' in sglc("compile", str(file), "--locations").stdout
+
+
+def test_run_with_arguments(file: Path) -> None:
+    done = sglc("run", str(file), "--question", "Why?", "--backend", "scripted", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["messages"][0] == {"role": "user", "content": "Why?"}
+    for flag in ("--interpret", "--stream"):
+        other = sglc(
+            "run", str(file), "--question=Why?", "-D", "times=1", "--backend", "scripted", "--json", flag
+        )
+        assert json.loads(other.stdout) == found
+    plain = sglc("run", str(file), "--question", "Why?", "--backend", "scripted").stdout
+    assert plain.startswith("user: Why?\nassistant: ")
+
+
+def test_passes_are_listed() -> None:
+    shown = sglc("passes").stdout
+    assert "hoist-prefix" in shown and "min-chars=1" in shown
+
+
+def test_help_is_short_of_nothing() -> None:
+    for words in ((), ("compile",), ("run",), ("passes",)):
+        done = sglc(*words, "--help")
+        assert done.returncode == 0 and "Usage" in done.stdout
+
+
+MISTAKES = {
+    "no file": (("compile", "{folder}/aks.py"), "there is no file {folder}/aks.py; did you mean 'ask.py'?"),
+    "no program of that name": (("compile", "{file}:akk"), "{file} has no program 'akk'; it has ask; did you mean 'ask'?"),
+    "unknown pass": (("compile", "{file}", "--passes", "hoist"), "there is no pass 'hoist'"),
+    "bad option": (("compile", "{file}", "--passes", "hoist-prefix{{min-char=1}}"), "did you mean 'min-chars'?"),
+    "bad pipeline": (("compile", "{file}", "--passes", "a,,b"), "'a,,b' is not a pipeline"),
+    "unknown form": (("compile", "{file}", "--emit", "plam"), "did you mean 'plan'?"),
+    "missing argument": (("run", "{file}", "--backend", "scripted"), "ask needs a value for 'question'"),
+    "unknown argument": (("run", "{file}", "--questoin", "x"), "ask has no argument 'questoin'; it takes question, times; did you mean 'question'?"),
+    "wrong type": (("run", "{file}", "--question", "x", "--times", "many"), "times='many' is not a int"),
+    "bad backend": (("run", "{file}", "--question", "x", "--backend", "sglang"), "--backend sglang"),
+    "no server": (("run", "{file}", "--question", "x", "--backend", "http://127.0.0.1:9"), "127.0.0.1:9"),
+    "no s": (("run", "{folder}/no_s.py"), "sglc: {folder}/no_s.py:4: the first argument of a program must be `s`"),
+    "syntax": (("run", "{folder}/syntax.py"), "{folder}/syntax.py:2: "),
+    "raises": (("run", "{folder}/raises.py"), "{folder}/raises.py:3: ZeroDivisionError"),
+    "no program": (("run", "{folder}/plain.py"), "has no program; write @sgl.function above `def ask(s, ...)`"),
+    "branches": (("compile", "{folder}/branches.py"), "{folder}/branches.py:8: "),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_told_in_one_line(name: str, file: Path) -> None:
+    folder = file.parent
+    (folder / "no_s.py").write_text("import sglc as sgl\n\n\n@sgl.function\ndef ask(question):\n    pass\n")
+    (folder / "syntax.py").write_text("import sglc\ndef (\n")
+    (folder / "raises.py").write_text("import sglc\n\n1 / 0\n")
+    (folder / "plain.py").write_text("def ask(s, q):\n    s += q\n")
+    (folder / "branches.py").write_text(
+        PROGRAM.replace("sgl.user(question)", "sgl.gen('x')\n    if s['x']:\n        s += 'y'")
+    )
+    words, wanted = MISTAKES[name]
+    places = {"file": str(file), "folder": str(folder)}
+    done = sglc(*(w.format(**places) for w in words))
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("sglc: ") and done.stderr.count("\n") == 1, done.stderr
+    assert wanted.format(**places) in done.stderr

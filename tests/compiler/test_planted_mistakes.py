@@ -1,0 +1,173 @@
+"""Rewrites that look right and are not: the random graphs and the oracle must catch every one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from sglc.ir.core import Graph, Module, Node, Operand, Value
+from sglc.ir.ops import Fork, Gen, Join, Pure, ScopeBegin, ScopeEnd, SetVar, Text, pure
+from sglc.passes import hoist_prefix
+from sglc.passes.base import Report
+from sglc.passes.canonicalize import Canonicalize
+from sglc.passes.hoist_prefix import HoistPrefix
+
+
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).with_name(f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"planted_{name}", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+graphs: Any = _load("test_pass_properties")
+Rewrite = Callable[[Graph], Graph]
+
+
+def each(kind: type[Node], change: Callable[[Any], Node]) -> Rewrite:
+    return lambda graph: graph.with_nodes([change(n) if isinstance(n, kind) else n for n in graph.nodes])
+
+
+def share_sampled_gens(graph: Graph) -> Graph:
+    """Equal gens on one state become one, whatever their temperature."""
+    seen: dict[Any, Gen] = {}
+    parents = {out: n.state for n in graph.nodes if isinstance(n, Fork) for out in n.outs}
+    same: dict[Value, Operand] = {}
+    nodes: list[Node] = []
+    for old in graph.nodes:
+        node = old.remap(same)
+        if isinstance(node, Gen):
+            key = (parents.get(node.state, node.state), node.sampling, node.n, node.constraint, node.name)
+            if key in seen and node.state in parents:
+                fork = Fork((node.out,), seen[key].out)
+                same[node.text] = seen[key].text
+                nodes.append(fork)
+                continue
+            seen[key] = node
+        nodes.append(node)
+    return graph.with_nodes(nodes)
+
+
+def drop_unread_gens(graph: Graph) -> Graph:
+    """A gen without a name whose text nobody reads is dropped."""
+    used = {v for n in graph.nodes for v in n.uses}
+    same: dict[Value, Operand] = {}
+    nodes: list[Node] = []
+    for old in graph.nodes:
+        node = old.remap(same)
+        if isinstance(node, Gen) and node.name is None and node.text not in used:
+            same[node.out] = node.state
+        else:
+            nodes.append(node)
+    return graph.with_nodes(nodes)
+
+
+def hoist_without_copy(graph: Graph) -> Graph:
+    """The state that goes on beside its branches sees what moved."""
+
+    class Work(hoist_prefix._Work):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self.uses = dict.fromkeys(self.uses, 1)
+
+    original = hoist_prefix._Work
+    hoist_prefix._Work = Work  # type: ignore[misc]
+    try:
+        changed = HoistPrefix().run(graph, Report())
+    finally:
+        hoist_prefix._Work = original  # type: ignore[misc]
+    # What went on from the forked state now goes on from the hoisted text.
+    moved = {n.state: n.out for n in changed.nodes if isinstance(n, Text) and n not in graph.nodes}
+    nodes: list[Node] = []
+    for node in changed.nodes:
+        known = isinstance(node, Text) and node not in graph.nodes
+        nodes.append(
+            node if known else node.remap({k: v for k, v in moved.items() if not isinstance(node, Fork)})
+        )
+    return changed.with_nodes(nodes)
+
+
+def hoist_concatenated(graph: Graph) -> Graph:
+    """Text that a join concatenates is moved before the fork."""
+
+    class Work(hoist_prefix._Work):
+        def is_concatenated(self, state: Value) -> bool:
+            return False
+
+    original = hoist_prefix._Work
+    hoist_prefix._Work = Work  # type: ignore[misc]
+    try:
+        return HoistPrefix().run(graph, Report())
+    finally:
+        hoist_prefix._Work = original  # type: ignore[misc]
+
+
+def fuse_over_scopes(graph: Graph) -> Graph:
+    """A scope begins one text too late."""
+    nodes = list(graph.nodes)
+    for k in range(len(nodes) - 1):
+        a, b = nodes[k], nodes[k + 1]
+        if isinstance(a, ScopeBegin) and isinstance(b, Text) and b.state == a.out:
+            nodes[k : k + 2] = [
+                dataclasses.replace(b, state=a.state),
+                dataclasses.replace(a, state=b.out, out=a.out),
+            ]
+            same = {b.out: a.out}
+            rest = nodes[k + 2 :]
+            nodes[k + 2 :] = [n.remap(same) for n in rest]
+    return graph.with_nodes(nodes)
+
+
+def set_after(graph: Graph) -> Graph:
+    return each(SetVar, lambda n: dataclasses.replace(n, value=""))(graph)
+
+
+MISTAKES: dict[str, Rewrite] = {
+    "share sampled gens": share_sampled_gens,
+    "drop unread gens": drop_unread_gens,
+    "hoist without a copy": hoist_without_copy,
+    "hoist what is concatenated": hoist_concatenated,
+    "scope begins late": fuse_over_scopes,
+    "parts in the wrong order": each(Text, lambda n: dataclasses.replace(n, parts=n.parts[::-1])),
+    "one branch less": each(Join, lambda n: dataclasses.replace(n, branches=n.branches[:1])),
+    "joined in the wrong order": each(Join, lambda n: dataclasses.replace(n, branches=n.branches[::-1])),
+    "stripped on one side": each(Pure, lambda n: pure("lstrip", n.out, n.args) if n.op == "strip" else n),
+    "sampling lost": each(
+        Gen, lambda n: dataclasses.replace(n, sampling=dataclasses.replace(n.sampling, stop=None))
+    ),
+    "constraint lost": each(Gen, lambda n: dataclasses.replace(n, constraint=None)),
+    "scope lost": each(ScopeEnd, lambda n: dataclasses.replace(n, name=n.name + "_")),
+    "assignment lost": set_after,
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_caught(name: str) -> None:
+    tried = 0
+    for seed in range(1500):
+        module: Module = graphs.random_module(seed)
+        plain = module.map(lambda g: Canonicalize().run(g, Report()))
+        for start in (module, plain):
+            try:
+                wrong = start.map(MISTAKES[name])
+            except ValueError:
+                continue
+            if str(wrong) == str(start):
+                continue
+            tried += 1
+            try:
+                if graphs.outcome(wrong) != graphs.outcome(start):
+                    return
+            except KeyError:  # it no longer even defines what it uses
+                return
+    pytest.fail(f"{tried} graphs were rewritten by the mistake {name!r}, and none of them showed it")
