@@ -18,6 +18,7 @@ class Admission(msgspec.Struct, frozen=True):
     tokens  all ids known now: the caller's prompt, then outputs kept over a retraction
     prompt  how many of them are the caller's prompt
     pages   pages of the cached prefix, shared with the cache, in order; the row starts with them
+    max_new outputs at most, kept ones included
     seed    of the request's random stream; token k of the output is drawn from (seed, k) alone
     """
 
@@ -28,6 +29,7 @@ class Admission(msgspec.Struct, frozen=True):
     sampling: SamplingParams
     seed: int
     logprobs: LogprobOptions | None = None
+    max_new: int = 0
 
 
 class Slice(msgspec.Struct, frozen=True):

@@ -42,6 +42,7 @@ class HttpBackend:
             tokens=True,
             samples=True,
             logprobs=True,
+            constraints=frozenset({"regex", "json_schema"}),
             context=self._info.get("context_length"),
         )
 

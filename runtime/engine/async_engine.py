@@ -34,11 +34,12 @@ from runtime.api import (
 )
 from runtime.backends.base import Capabilities, ModelInfo
 from runtime.config import EngineConfig, find_folder
+from runtime.constrain.compiler import KINDS, ConstraintCompiler
 from runtime.engine.messages import Add, Ask, End, Failed, In, Out, Output, Refused
 from runtime.engine.messages import Answer as Reply
 from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
-from runtime.errors import EngineError, InvalidRequest, Unsupported
+from runtime.errors import EngineError, InvalidRequest
 from runtime.sampling.random import child_seed
 from runtime.tokenizer.tokenizer import Tokenizer
 
@@ -65,6 +66,11 @@ class AsyncEngine:
 
             transport = ThreadTransport(config)
         self.transport = transport
+        self._constraints = ConstraintCompiler(
+            config.tokenizer_path or config.folder,
+            self.tokenizer.ends,
+            whitespace=config.constrained_json_whitespace,
+        )
         self.info: dict[str, Any] = {}
         self.failure: EngineError | None = None
         self._calls: dict[str, _Call] = {}
@@ -97,6 +103,7 @@ class AsyncEngine:
             tokens=True,
             samples=True,
             logprobs=True,
+            constraints=frozenset(KINDS),
             context=self.info.get("context_length"),
         )
 
@@ -110,11 +117,6 @@ class AsyncEngine:
     def tokens_of(self, request: Generate) -> list[int]:
         """The prompt's ids. Raises InvalidRequest for what can be seen to be wrong without running it."""
         request.sampling.check()
-        if request.sampling.constraint is not None:
-            kind = request.sampling.constraint.kind
-            raise Unsupported(
-                f"this engine does not enforce constraints ({kind}) yet; leave it out", param=kind
-            )
         tokens = self.tokenizer.encode_prompt(request.prompt)
         context = self.info["context_length"]
         if not tokens:
@@ -122,6 +124,12 @@ class AsyncEngine:
         if len(tokens) >= context:
             return self._too_long(len(tokens), context)
         return tokens
+
+    async def check_constraint(self, request: Generate) -> None:
+        """Raises InvalidRequest if the constraint cannot be enforced exactly, or not within max_new_tokens."""
+        s = request.sampling
+        if s.constraint is not None:
+            await asyncio.to_thread(self._constraints.check, s.constraint, s.max_new_tokens)
 
     @staticmethod
     def _too_long(tokens: int, context: int) -> list[int]:
@@ -140,6 +148,7 @@ class AsyncEngine:
         for request in requests:
             try:
                 tokens = self.tokens_of(request)
+                await self.check_constraint(request)
             except EngineError as error:
                 call.queue.put_nowait(self._refusal(request, error))
                 call.answers[f"refused {len(call.answers)}"] = _DONE

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from runtime.api import Finish
-from runtime.attention.plain import PlainAttention
 from runtime.config import EngineConfig
+from runtime.constrain.compiler import ConstraintCompiler
 from runtime.engine.memory import plan_pages
 from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
 from runtime.engine.runner import ModelRunner
 from runtime.errors import EngineError, InvalidRequest
+from runtime.kernels.cpu.path import choose
 from runtime.kv.store import KVStore, bytes_per_token
 from runtime.models.load import load_model
 from runtime.request import Request
@@ -57,7 +60,13 @@ class EngineLoop:
             max_total_tokens=config.max_total_tokens,
         )
         store = KVStore(spec, pages, config.page_size, self.model.dtype, device)
-        self.runner = ModelRunner(self.model, store, PlainAttention(store), ends)
+        model, attention = choose(self.model, store)
+        self.constraints = ConstraintCompiler(
+            config.tokenizer_path or config.folder, ends, whitespace=config.constrained_json_whitespace
+        )
+        self.runner = ModelRunner(model, store, attention, ends, self.constraints)
+        self._compilers = ThreadPoolExecutor(1, thread_name_prefix="constraints")
+        self._compiling: list[tuple[Add, Future[Any]]] = []
         self.ends = ends
         self.scheduler = Scheduler(
             pages=pages,
@@ -93,13 +102,18 @@ class EngineLoop:
 
     @property
     def busy(self) -> bool:
-        return not self.scheduler.idle
+        return bool(self._compiling) or not self.scheduler.idle
 
     def handle(self, message: In) -> list[Out]:
         """Take one message."""
+        if isinstance(message, Add) and message.sampling.constraint is not None:
+            job = self._compilers.submit(self.constraints.get, message.sampling.constraint)
+            self._compiling.append((message, job))
+            return []
         if isinstance(message, Add):
             return self._add(message)
         if isinstance(message, End):
+            self._compiling = [c for c in self._compiling if c[0].id != message.id]
             event = self.scheduler.abort(message.id)
             return [self._output(event)] if event else []
         if isinstance(message, Ask):
@@ -168,24 +182,43 @@ class EngineLoop:
 
     def step(self) -> list[Out]:
         """Run one batch. An error of the model ends the requests of that batch, not the loop."""
+        out = self._add_compiled() if self._compiling else []
         batch = self.scheduler.next_batch()
         if batch is None:
-            return []
+            if self._compiling:  # nothing else to do: leave the core to the compiler
+                time.sleep(0.001)
+            return out
         try:
             sampled = self.runner.run(batch)
         except Exception as error:
             log.exception("a step failed; its requests end with an error")
             message = f"the model failed on this batch: {type(error).__name__}: {error}"
-            return [
-                self._output(e) for e in self.scheduler.fail(batch, Finish(type="error", message=message))
-            ]
+            lost = self.scheduler.fail(batch, Finish(type="error", message=message))
+            return out + [self._output(e) for e in lost]
         events: list[Event] = []
         for seat in sampled.failed:
-            finish = Finish(type="error", message="the model's logits were not finite (NaN or infinity)")
+            finish = Finish(
+                type="error",
+                message="the model's logits were not finite, or no token was left that the constraint allows",
+            )
             if event := self.scheduler.end(self.scheduler.running[seat].id, finish):
                 events.append(event)
         events += self.scheduler.commit(sampled)
-        return [self._output(e) for e in events]
+        return out + [self._output(e) for e in events]
+
+    def _add_compiled(self) -> list[Out]:
+        """Queue the requests whose constraint is ready; compiling happens beside the loop, so nobody waits for it."""
+        out: list[Out] = []
+        ready = [c for c in self._compiling if c[1].done()]
+        self._compiling = [c for c in self._compiling if not c[1].done()]
+        for message, job in ready:
+            error = job.exception()
+            if error is None:
+                out += self._add(message)
+            else:
+                code = error.code if isinstance(error, EngineError) else "internal_error"
+                out.append(Refused(message.id, code, str(error)))
+        return out
 
     def _output(self, e: Event) -> Output:
         return Output(e.request.id, e.tokens, e.logprobs, e.prompt_scores, e.finish, max(e.request.cached, 0))

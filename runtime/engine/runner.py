@@ -8,7 +8,10 @@ from torch import Tensor
 from runtime.api import TokenLogprob
 from runtime.attention.base import AttentionImpl
 from runtime.batch import Admission, Batch, Sampled, Slice
+from runtime.constrain.compiler import ConstraintCompiler
+from runtime.constrain.masks import ConstrainedSeats
 from runtime.engine.inputs import ForwardInputs, PageRows
+from runtime.kernels.cpu.path import FastDecoder
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.sampling.penalties import Penalties
@@ -24,7 +27,12 @@ class ModelRunner:
     """
 
     def __init__(
-        self, model: Decoder, store: KVStore, attention: AttentionImpl, ends: tuple[int, ...] = ()
+        self,
+        model: Decoder | FastDecoder,
+        store: KVStore,
+        attention: AttentionImpl,
+        ends: tuple[int, ...] = (),
+        constraints: ConstraintCompiler | None = None,
     ) -> None:
         self.model = model
         self.attention = attention
@@ -32,6 +40,9 @@ class ModelRunner:
         self.ends = ends
         self._rows = PageRows(store.page_size)
         self._states: dict[int, SamplingState] = {}
+        self._constrained = (
+            ConstrainedSeats(constraints, model.spec.vocabulary, self.device) if constraints else None
+        )
         self._tokens: dict[int, list[int]] = {}
         self._newest = torch.zeros(8, dtype=torch.long, device=self.device)
 
@@ -59,9 +70,13 @@ class ModelRunner:
         for seat in batch.released:
             self._states.pop(seat, None)
             self._tokens.pop(seat, None)
+            if self._constrained is not None:
+                self._constrained.release(seat)
         for a in batch.admitted:
             self._rows.seat(a.seat, a.pages)
             self._states[a.seat] = self._state(a)
+            if self._constrained is not None:
+                self._constrained.seat(a)
             if a.logprobs is not None and a.logprobs.start >= 0:
                 self._tokens[a.seat] = a.tokens
             if a.seat >= len(self._newest):
@@ -86,6 +101,9 @@ class ModelRunner:
         scored = [i for i, state in enumerate(states) if state.logprobs is not None]
         raw = logits[scored].clone() if scored else None
         broken = (~torch.isfinite(logits).all(dim=-1)).tolist()
+        if self._constrained is not None:
+            for piece, state in zip(slices, states, strict=True):
+                state.allowed = self._constrained.allowed(piece.seat)
         tokens = sample(logits, states, [s.output for s in slices])
         self._newest[torch.tensor([s.seat for s in slices], device=self.device)] = tokens
         logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None] = []
@@ -95,7 +113,12 @@ class ModelRunner:
             for i, value in zip(scored, logprobs_of(raw, tokens[scored], tops), strict=True):
                 logprobs[i] = value
         failed = [s.seat for s, b in zip(slices, broken, strict=True) if b]
-        return Sampled(step, tokens.tolist(), logprobs, prompt, failed)
+        drawn = tokens.tolist()
+        if self._constrained is not None:
+            for piece, token in zip(slices, drawn, strict=True):
+                if not self._constrained.advance(piece.seat, token):
+                    failed.append(piece.seat)
+        return Sampled(step, drawn, logprobs, prompt, failed)
 
     def _prompt_scores(
         self, batch: Batch, hidden: Tensor

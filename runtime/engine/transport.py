@@ -10,10 +10,31 @@ from typing import Protocol
 
 from runtime.config import EngineConfig
 from runtime.engine.messages import Failed, In, Out, Ready, Stop
-from runtime.errors import EngineError, InvalidRequest, ModelError, TooLong
+from runtime.errors import (
+    Aborted,
+    BackendError,
+    EngineError,
+    InvalidRequest,
+    ModelError,
+    NotFound,
+    Overloaded,
+    TooLong,
+    Unsupported,
+)
 
 log = logging.getLogger("runtime.engine")
-ERRORS: dict[str, type[EngineError]] = {c.code: c for c in (EngineError, InvalidRequest, ModelError, TooLong)}
+_KINDS = (
+    EngineError,
+    InvalidRequest,
+    TooLong,
+    Unsupported,
+    NotFound,
+    Overloaded,
+    Aborted,
+    ModelError,
+    BackendError,
+)
+ERRORS: dict[str, type[EngineError]] = {c.code: c for c in _KINDS}
 
 
 def error_of(code: str, message: str) -> EngineError:

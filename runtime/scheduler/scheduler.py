@@ -310,6 +310,7 @@ class Scheduler:
                     request.sampling,
                     request.seed,
                     request.logprobs,
+                    request.max_new,
                 )
             )
             started.add(id(request))

@@ -63,6 +63,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     calls, many = requests_of(body)
     for call in calls:
         context.engine.tokens_of(call)
+        await context.engine.check_constraint(call)
     rids = body.rid if isinstance(body.rid, list) else [body.rid] if body.rid else []
     names = [rids[i] if i < len(rids) else uuid.uuid4().hex for i in range(len(calls))]
     firsts = [sum(c.sampling.n for c in calls[:i]) for i in range(len(calls))]

@@ -6,6 +6,7 @@ import time
 import uuid
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from runtime.api import (
@@ -152,6 +153,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         for i, segment in enumerate(_prompts(body.prompt))
     ]
     tokens = [context.engine.tokens_of(c) for c in calls]
+    await context.engine.check_constraint(calls[0])
     echoes = [context.engine.tokenizer.decode(t) if body.echo else "" for t in tokens]
     head: dict[str, Any] = {
         "id": f"cmpl-{uuid.uuid4().hex}",
@@ -241,8 +243,15 @@ def _chat_constraint(body: bodies.ChatBody) -> Constraint | None:
     form = body.response_format
     if form is None or form.type == "text":
         return None
-    raise Unsupported(
-        f"response_format {form.type!r} is not enforced by this engine yet, so it is refused",
+    if form.type == "json_object":
+        return Constraint("json_schema", '{"type": "object"}')
+    if form.type == "json_schema":
+        schema = (form.json_schema or {}).get("schema")
+        if schema is None:
+            raise InvalidRequest("response_format has no json_schema.schema", param="response_format")
+        return Constraint("json_schema", msgspec.json.encode(schema).decode())
+    raise InvalidRequest(
+        f"response_format {form.type!r} is not known; use text, json_object or json_schema",
         param="response_format",
     )
 
@@ -285,6 +294,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         prompt=(TextSegment(text),), sampling=sampling, id="0", logprobs=logprobs, stream=body.stream
     )
     prompts = {"0": len(context.engine.tokens_of(call))}
+    await context.engine.check_constraint(call)
     head: dict[str, Any] = {
         "id": f"chatcmpl-{uuid.uuid4().hex}",
         "created": int(time.time()),

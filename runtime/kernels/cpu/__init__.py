@@ -1,0 +1,1 @@
+"""Compiled code for models on a CPU."""

@@ -1,0 +1,102 @@
+"""Constraints in the engine: every answer is one of the language's texts, at any budget, in any batch."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import jsonschema
+import pytest
+
+import sglc as sgl
+from runtime.errors import InvalidRequest
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 24},
+        "age": {"type": "integer", "minimum": 18, "maximum": 80},
+        "city": {"enum": ["Paris", "Rome", "Tokyo"]},
+        "tags": {"type": "array", "items": {"type": "boolean"}, "maxItems": 3},
+    },
+    "required": ["name", "age", "city"],
+    "additionalProperties": False,
+}
+PATTERNS = [r"[0-9]{3}-[0-9]{4}", r"(yes|no|maybe)( \w{1,5}){0,3}", r"[A-Z][a-z]+ is \d+", r"(é|ü|日本){2,4}"]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[sgl.Engine]:
+    with sgl.Engine(constrained_json_whitespace="spaced") as engine:
+        yield engine
+
+
+def test_regexes_hold_greedy_and_random_in_one_batch(engine: sgl.Engine) -> None:
+    prompts = [f"Q: {i}?\nA:" for i in range(len(PATTERNS) * 4)]
+    params = [
+        {"regex": PATTERNS[i % len(PATTERNS)], "temperature": float(i % 3), "seed": i, "max_new_tokens": 40}
+        for i in range(len(prompts))
+    ]
+    for answer, p in zip(engine.generate(prompts, params), params, strict=True):
+        assert re.fullmatch(p["regex"], answer["text"], re.ASCII), (p["regex"], answer["text"])
+
+
+def test_json_is_complete_and_valid_at_every_budget(engine: sgl.Engine) -> None:
+    least = None
+    for budget in range(1, 80, 3):
+        params = {
+            "json_schema": json.dumps(SCHEMA),
+            "max_new_tokens": budget,
+            "temperature": 1.0,
+            "seed": budget,
+        }
+        try:
+            answer = engine.generate("Fill in a JSON record about the person Anna Carter.\n", params)
+        except InvalidRequest as error:
+            assert least is None and "the shortest text of the constraint takes" in str(error)
+            continue
+        least = least or budget
+        jsonschema.validate(json.loads(answer["text"]), SCHEMA)
+    assert least is not None and least < 40
+
+
+def test_a_constrained_answer_does_not_depend_on_the_batch(engine: sgl.Engine) -> None:
+    params = {"json_schema": json.dumps(SCHEMA), "max_new_tokens": 60, "temperature": 0}
+    prompt = "Fill in a JSON record about the person Anna Carter.\n"
+    alone = engine.generate(prompt, params)["text"]
+    together = engine.generate([prompt] * 3 + ["x"] * 3, [params] * 3 + [{"max_new_tokens": 20}] * 3)
+    assert {a["text"] for a in together[:3]} == {alone}
+
+
+@pytest.mark.parametrize(
+    ("params", "reason"),
+    [
+        ({"regex": "(?=a)b"}, "lookahead"),
+        ({"regex": "["}, "regex"),
+        ({"json_schema": "{"}, "json_schema"),
+        ({"regex": "a", "json_schema": "{}"}, "cannot be given together"),
+        ({"ebnf": "root ::= 'a'"}, "not enforced"),
+        ({"regex": "a{30}", "max_new_tokens": 2}, "shortest text of the constraint"),
+    ],
+)
+def test_what_cannot_be_enforced_is_refused(
+    engine: sgl.Engine, params: dict[str, object], reason: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=reason):
+        engine.generate("x", params)
+    assert (
+        engine.generate("The capital of France is", {"temperature": 0, "max_new_tokens": 2})["text"]
+        == " Paris."
+    )
+
+
+def test_programs_can_constrain(engine: sgl.Engine) -> None:
+    @sgl.function
+    def program(s):
+        s += "12 + 35 =" + sgl.gen("n", regex=r" [0-9]{2}", temperature=0)
+        s += "\n9 + 3 = " + sgl.gen("i", dtype=int, temperature=0, max_tokens=6)
+
+    state = program.run(backend=engine)
+    assert state["n"] == " 47"
+    assert re.fullmatch(r"[-+]?[0-9]+[ \n]*", state["i"])
