@@ -13,8 +13,7 @@ from numba import njit
 OK, DEAD, UNBUILT, FULL = 1, 0, -1, -2
 
 # columns of the state table
-# first arc, arcs (-1: not built), ...; of an ordinary state LOW is, where a character beyond ASCII begins a
-# free string whatever it is, the state inside of that string (else 0) and HIGH the state pushed (0: none)
+# first arc, arcs (-1: not built), ...
 FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE, DENSE = range(
     9
 )  # DENSE: row of the dense table, 0: none
@@ -110,6 +109,8 @@ def step(states, arcs, dense, pushes, runs, inside, stack, slots, used, state, p
                 if top < 0:
                     return FULL, state, place, count, top
             state = arcs[a, ARC_TARGET]
+            if states[state, KIND] == STRING and byte != 0x22:
+                return OK, state, np.int64(inside[states[state, BASE], byte]), 0, top
             while state == 0 and top != 0:
                 state = stack[top, RETURN]
                 top = stack[top, PARENT]
@@ -178,29 +179,12 @@ def walk(  # type: ignore[no-untyped-def]
             state = path[d - 1, 0]
             quick = False
             if states[state, KIND] == OPEN and states[state, COUNT] >= 0:
-                if states[state, LOW] > 0 and byte[i] >= 0x80 and len(clean) and free_end == 0:
-                    if not clean[i]:
-                        i = np.int64(skip[i])
-                        continue
-                    top = path[d - 1, 3]
-                    if states[state, HIGH] > 0:
-                        top = push(stack, slots, used, states, states[state, HIGH], top)
-                        if top < 0:
-                            progress[0], progress[1], progress[2], progress[3] = part, i, found, most
-                            progress[4], progress[5], progress[6], progress[7] = (
-                                free_end,
-                                inner_end,
-                                free_state,
-                                free_top,
-                            )
-                            return FULL, state
-                    free_end = np.int64(skip[i])
-                    inner_end = i
-                    free_state = np.int64(states[state, LOW])
-                    free_top = top
-                    continue
                 hit = find_arc(states, arcs, dense, state, byte[i])
-                if hit >= 0 and arcs[hit, ARC_PUSHES] == 0 and arcs[hit, ARC_TARGET] != 0:
+                if (
+                    hit >= 0
+                    and arcs[hit, ARC_PUSHES] == 0
+                    and states[arcs[hit, ARC_TARGET], KIND] in (OPEN, RUN)
+                ):
                     s = np.int64(arcs[hit, ARC_TARGET])
                     p = np.int64(states[s, BASE])
                     n = np.int64(0)
@@ -240,7 +224,7 @@ def walk(  # type: ignore[no-untyped-def]
                         found += 1
             if (
                 len(clean) and clean[i] and free_end == 0 and states[s, KIND] == STRING
-                and states[s, HIGH] < 0 and states[s, LOW] == 0 and p == states[s, BASE] and p != 0
+                and states[s, HIGH] < 0 and states[s, LOW] == 0 and states[s, BASE] != 0
             ):  # fmt: skip
                 most = max(most, need(states, inside_need, stack, s, p, n, t) + 8)
                 free_end = np.int64(skip[i])
@@ -324,6 +308,15 @@ def string_walk(byte, depth, skip, unique, uniques, inside, start, base, max_dep
             starts[unique[i]] = begun[d]
         i += 1
     return starts, exits[:n_exits].copy(), stays
+
+
+@njit(cache=True)
+def string_row(fits, offsets, ids, row):  # type: ignore[no-untyped-def]
+    """Set the bits of the tokens of the byte strings that fit."""
+    for u in range(len(fits)):
+        if fits[u]:
+            for k in range(offsets[u], offsets[u + 1]):
+                row[ids[k] >> 5] |= np.uint32(1) << np.uint32(ids[k] & 31)
 
 
 @njit(cache=True)

@@ -109,9 +109,8 @@ class StringTables:
             closing = exits[good, 0]
             ends = trie.unique[closing]
             fits[ends[ends >= 0]] = True
-            bits = np.zeros(self.vocabulary.words * 32, np.bool_)
-            bits[trie.ids] = np.repeat(fits, np.diff(trie.offsets))
-            row = np.packbits(bits, bitorder="little").view(np.uint32)
+            row = np.zeros(self.vocabulary.words, np.uint32)
+            loops.string_row(fits, trie.offsets, trie.ids, row)
             row.setflags(write=False)
             deeper = closing[trie.skip[closing] > closing + 1]
             subtrees = np.stack([deeper + 1, trie.skip[deeper], trie.depth[deeper]], axis=1).astype(np.int32)

@@ -331,7 +331,7 @@ class Terms:
         return self._new((STRING, self._new((BODY, low, high, expansion, 0), False), 1 << 0x22), False, True)
 
     def enter(self, mask: int, expansion: int) -> int:
-        """One byte out of `mask`, then the rest of a JSON string in its one spelling, to the closing quote.
+        """The inside of a JSON string in its one spelling and the closing quote, beginning with a byte of `mask`.
 
         `expansion` is any quoted string in its one spelling.
         """
@@ -343,6 +343,10 @@ class Terms:
         """(low, high, spelling) if `term` is the inside of a string, counted from its first character."""
         data = self._data[term]
         return (data[1], data[2], data[4]) if data[0] == BODY else None
+
+    def expanded_rest(self, quoted: int) -> int:
+        """What follows the opening quote of a quoted string that is spelled out."""
+        return self.arcs(quoted)[0][2]
 
     def expanded(self, term: int) -> int:
         """`term`, or what follows the opening quote of its expansion if it is the inside of a string."""
@@ -506,11 +510,28 @@ class Terms:
             if rest:
                 split.append((rest, goals))
             cells = split
-        return [(mask, *self._choose(goals)) for mask, goals in cells]
+        chosen: list[Arc] = []
+        for mask, goals in cells:
+            goals = list(dict.fromkeys(goals))
+            if len(goals) > 1 and any(self._is_entered(t) for _, t in goals):
+                chosen += self._merge([arc for p, t in goals for arc in self._spelled_out(mask, p, t)])
+            else:
+                chosen.append((mask, *self._choose(goals)))
+        return chosen
+
+    def _is_entered(self, term: int) -> bool:
+        data = self._data[term]
+        return bool(data[0] == BODY and data[4] == 1)
+
+    def _spelled_out(self, mask: int, pushes: tuple[int, ...], target: int) -> list[Arc]:
+        """An arc; one that enters a string as the arcs of that string's expansion."""
+        if not self._is_entered(target):
+            return [(mask, pushes, target)]
+        inside = self.arcs(self.expanded(target))
+        return [(m & mask, (), self.sequence(t, *pushes)) for m, _, t in inside if m & mask]
 
     def _choose(self, goals: list[tuple[tuple[int, ...], int]]) -> tuple[tuple[int, ...], int]:
         """One goal for several: alternatives on an equal stack, or spelled out without the stack."""
-        goals = list(dict.fromkeys(goals))
         pushes = goals[0][0]
         if len(goals) == 1:
             return goals[0]

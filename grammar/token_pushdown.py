@@ -136,8 +136,6 @@ class TokenPushdown:
             self._used_arcs += len(rows)
         if len(rows) > _MANY_ARCS:
             self._make_dense(state, rows)
-        if self.terms.is_free(self._term[state]):
-            self._note_free(state)
         self._states[state, loops.FIRST] = first
         self._states[state, loops.COUNT] = self._used_arcs - first
 
@@ -149,18 +147,6 @@ class TokenPushdown:
             self._dense[self._used_dense, low : high + 1] = self._used_arcs - len(rows) + i
         self._states[state, loops.DENSE] = self._used_dense
         self._used_dense += 1
-
-    def _note_free(self, state: int) -> None:
-        """Note where every character beyond ASCII begins a free string, so that no walk need look at them."""
-        arcs = self.terms.arcs(self._term[state])
-        entered = {(p, t) for _, p, t in arcs if self.terms.string_bounds(t) is not None and len(p) == 1}
-        if len(entered) != 1:
-            return
-        (tail,), body = entered.pop()
-        beyond = {(m, self.terms.cat(t, tail)) for m, _, t in self.terms.arcs(self.terms.beyond_ascii)}
-        if {(m, t) for m, _, t in arcs if m >> 0x80} == beyond:
-            self._states[state, loops.LOW] = self._state(body)
-            self._states[state, loops.HIGH] = self._state(tail)
 
     def _build_run(self, state: int) -> None:
         text, after = self.terms.leading_literal(self._term[state]) or (b"", EPSILON)

@@ -20,6 +20,7 @@ SPELLED: dict[int, bytes] = {
 }
 PLAIN: cp.Ranges = cp.invert(((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
 _BEYOND = cp.subtract(PLAIN, ((0, 0x7F),))
+_LEADS = byte_mask(0xC2, 0xF4)
 _ASCII_PLAIN = byte_mask(0x20, 0x7F) & ~(1 << 0x22 | 1 << 0x5C)
 
 
@@ -46,7 +47,6 @@ class JsonText:
         self.char = self._char()
         self.spelled_char = terms.alt([terms.chars(PLAIN), *(terms.literal(t) for t in SPELLED.values())])
         self._spelled = terms.sequence(self.quote, terms.repeat(self.spelled_char, 0, -1), self.quote)
-        self._beyond_ascii = terms.beyond_ascii = terms.chars_then(_BEYOND, self._enter)
         self._any_rule: int | None = None
         self._names: dict[tuple[str, ...], int] = {}
         digits = terms.byte_set(byte_mask(0x30, 0x39))
@@ -113,30 +113,36 @@ class JsonText:
             options.append(self.quote)
         return terms.mark_free(terms.alt(options))
 
-    def _enter(self, mask: int) -> int:
-        return self.terms.enter(mask, self._spelled)
-
     def _diverge(self, chars: Iterable[str]) -> int:
         """One character that is none of `chars`, and the rest of the string, in one spelling."""
         terms = self.terms
-        ascii_mask, beyond = _ASCII_PLAIN, []
-        spelled = dict(SPELLED)
+        mask, beyond, spelled = _ASCII_PLAIN, [], dict(SPELLED)
         for char in chars:
             point = ord(char)
             if point in spelled:
                 del spelled[point]
             elif point < 0x80:
-                ascii_mask &= ~(1 << point)
+                mask &= ~(1 << point)
             else:
                 beyond.append((point, point))
-        other = self._beyond_ascii
-        if beyond:
-            other = terms.chars_then(cp.subtract(_BEYOND, cp.normalise(beyond)), self._enter)
-        last: dict[bytes, int] = {}
-        for escape in spelled.values():
-            last[escape[:-1]] = last.get(escape[:-1], 0) | 1 << escape[-1]
-        escapes = [terms.cat(terms.literal(lead), self._enter(mask)) for lead, mask in last.items()]
-        return terms.alt([self._enter(ascii_mask), other, *escapes])
+        others = []
+        if not beyond:
+            mask |= _LEADS
+        else:
+            others.append(terms.chars_then(cp.subtract(_BEYOND, cp.normalise(beyond)), self._ended))
+        if len(spelled) == len(SPELLED):
+            mask |= 1 << 0x5C
+        else:
+            last: dict[bytes, int] = {}
+            for escape in spelled.values():
+                last[escape[:-1]] = last.get(escape[:-1], 0) | 1 << escape[-1]
+            others += [terms.cat(terms.literal(lead), self._ended(end)) for lead, end in last.items()]
+        return terms.alt([terms.enter(mask, self._spelled), *others])
+
+    def _ended(self, mask: int) -> int:
+        """The last byte of a character, and the rest of the string in its one spelling."""
+        rest = self.terms.expanded_rest(self._spelled)
+        return self.terms.cat(self.terms.byte_set(mask), rest)
 
     def literal_inside(self, text: str) -> int:
         """`text` as it stands between quotes."""
