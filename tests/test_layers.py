@@ -23,7 +23,7 @@ RUNTIME = [
     ["runtime.backends"],
     ["runtime.engine", "runtime.parallel.ranks"],
     ["runtime.scheduler"],
-    ["runtime.models", "runtime.sampling", "runtime.constrain"],
+    ["runtime.models", "runtime.sampling", "runtime.constrain", "runtime.kernels.cpu.path"],
     ["runtime.layers", "runtime.tokenizer"],
     ["runtime.attention"],
     ["runtime.kernels", "runtime.kv", "runtime.parallel"],

@@ -463,8 +463,7 @@ class Execution:
             found = [self.value_of(item) for item in part.items]
             return MISSING if any(v is MISSING for v in found) else found
         if isinstance(part, Output):
-            answer = self.answers.get(part.step)
-            return answer.text if answer is not None and answer.over else MISSING
+            return MISSING if self.values[part.step] is MISSING else self.answers[part.step].text
         return part.token
 
     def error_of(self, part: Variable) -> RunError | None:

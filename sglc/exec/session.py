@@ -9,6 +9,8 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import count
 from typing import Any, Protocol
 
 from runtime.api import Delta, Generate, LogprobOptions, Message, Prompt, SamplingParams, Score, ScoreResult
@@ -52,6 +54,7 @@ class Session:
 
     def __post_init__(self) -> None:
         self._ready: deque[tuple[Generate, Receive]] = deque()
+        self._ids = count()
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.capabilities: Capabilities = self.backend.capabilities
@@ -63,7 +66,22 @@ class Session:
     ) -> Generate:
         """The call of a gen. Raises RunError for what the backend cannot do, before anything is sent."""
         self._check(spec, at)
-        return build_request(spec, prompt, messages, self.defaults, self.template, stream=self.stream)
+        config = global_config
+        sampling, logprobs = resolve(
+            spec,
+            self.defaults,
+            self.template.stop_str,
+            config.skip_special_tokens_in_output,
+            config.spaces_between_special_tokens_in_out,
+        )
+        return Generate(
+            prompt=prompt,
+            sampling=sampling,
+            id=str(next(self._ids)),
+            logprobs=logprobs,
+            messages=messages,
+            stream=self.stream,
+        )
 
     def _check(self, spec: GenSpec, at: Location | None) -> None:
         able = self.capabilities
@@ -103,23 +121,22 @@ class Session:
         task.add_done_callback(self._tasks.discard)
 
     async def _run(self, calls: list[tuple[Generate, Receive]]) -> None:
-        import msgspec
-
-        requests = [msgspec.structs.replace(r, id=str(i)) for i, (r, _) in enumerate(calls)]
-        left = {str(i): r.sampling.n for i, r in enumerate(requests)}
+        waiting = {r.id: [receive, r.sampling.n] for r, receive in calls}
         try:
-            async for delta in self.backend.generate(requests):
+            async for delta in self.backend.generate([r for r, _ in calls]):
+                entry = waiting[delta.id]
                 if delta.finish is not None:
-                    left[delta.id] -= 1
-                calls[int(delta.id)][1](delta)
-            lost = [i for i, n in left.items() if n > 0]
-            error: BaseException | None = RunError("the backend ended without an answer") if lost else None
+                    entry[1] -= 1  # type: ignore[operator]
+                entry[0](delta)  # type: ignore[operator]
+            error: BaseException | None = None
+            if any(n for _, n in waiting.values()):
+                error = RunError("the backend ended without an answer")
         except BaseException as raised:
             error = raised
         if error is not None:
-            for i, n in left.items():
-                if n > 0:
-                    calls[int(i)][1](error)
+            for receive, left in waiting.values():
+                if left:
+                    receive(error)  # type: ignore[operator]
             if isinstance(error, asyncio.CancelledError):
                 raise error
 
@@ -135,19 +152,17 @@ class Session:
         self.loop.call_soon_threadsafe(lambda: self._keep(self.loop.create_task(run())))
 
 
-def build_request(
-    spec: GenSpec,
-    prompt: Prompt,
-    messages: tuple[Message, ...] | None,
-    defaults: SamplingFields,
-    template: Template,
-    *,
-    stream: bool,
-) -> Generate:
-    """Resolve a gen's fields over the run's defaults. A gen's stop replaces the run's; the template's and the dtype's are added."""
+@lru_cache(maxsize=4096)
+def resolve(
+    spec: GenSpec, defaults: SamplingFields, template_stop: tuple[str, ...], skip_special: bool, spaces: bool
+) -> tuple[SamplingParams, LogprobOptions | None]:
+    """A gen's fields over the run's defaults. A gen's stop replaces the run's; the template's and the dtype's are added.
+
+    Raises InvalidRequest for values out of range.
+    """
     f = spec.sampling.over(defaults)
     stop = list(f.stop or ())
-    stop += [s for s in template.stop_str if s not in stop]
+    stop += [s for s in template_stop if s not in stop]
     if spec.dtype in ("int", "float"):
         stop += [s for s in (" ", "\n") if s not in stop]
     params = SamplingParams(
@@ -162,16 +177,17 @@ def build_request(
         frequency_penalty=f.frequency_penalty or 0.0,
         presence_penalty=f.presence_penalty or 0.0,
         ignore_eos=bool(f.ignore_eos),
-        skip_special_tokens=global_config.skip_special_tokens_in_output,
-        spaces_between_special_tokens=global_config.spaces_between_special_tokens_in_out,
+        skip_special_tokens=skip_special,
+        spaces_between_special_tokens=spaces,
         seed=f.seed,
         n=spec.n or 1,
         constraint=spec.constraint,
     )
+    params.check()
     logprobs = None
     if f.return_logprob:
         start = -1 if f.logprob_start_len is None else f.logprob_start_len
         logprobs = LogprobOptions(
             start=start, top=f.top_logprobs_num or 0, text=bool(f.return_text_in_logprobs)
         )
-    return Generate(prompt=prompt, sampling=params, logprobs=logprobs, messages=messages, stream=stream)
+    return params, logprobs

@@ -22,6 +22,7 @@ from sglc.ir.ops import (
     Join,
     Pack,
     Pure,
+    Read,
     Return,
     RoleBegin,
     RoleEnd,
@@ -106,6 +107,8 @@ class _Evaluator:
                 known.update(dict.fromkeys(node.outs, replace(here, forked=len(here.text))))
             elif isinstance(node, (Pure, Pack)):
                 known[node.out] = node.compute(tuple(operand(v) for v in node.operands))
+            elif isinstance(node, Read):
+                continue
             elif isinstance(node, Call):
                 self._call(node, known, operand)
             elif isinstance(node, (Gen, Select)):

@@ -118,6 +118,13 @@ class SetVar(Node, op="set_var"):
 
 
 @node
+class Read(Node, op="read"):
+    """The body reads a value and makes nothing of it: if the value never comes, the run fails there."""
+
+    value: Arg
+
+
+@node
 class Gen(Node, op="gen"):
     """Let the model continue the state; `text` is what it wrote (with `n`, the list of what it wrote)."""
 
@@ -309,7 +316,7 @@ OPS: Mapping[str, type[Node]] = MappingProxyType(
         **{
             cls.op: cls
             for cls in (
-                Begin, Text, Image, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVar, Gen, Select, Fork, Join,
+                Begin, Text, Image, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVar, Read, Gen, Select, Fork, Join,
                 Call, Pack, Return,
             )
         },

@@ -27,6 +27,7 @@ from sglc.ir.ops import (
     Image,
     Join,
     Pack,
+    Read,
     Return,
     RoleBegin,
     RoleEnd,
@@ -179,6 +180,8 @@ class Trace:
         self.constants = constants
         self.params = tuple(Value(name, type_) for name, type_ in symbolic.items())
         self.nodes: list[Node] = []
+        self.reads: dict[Value, Location | None] = {}
+        self.samples: dict[Value, Value] = {}  # one sample of a gen -> the list of them
         self.names = Names(())
 
     def run(self) -> Finished:
@@ -205,12 +208,26 @@ class Trace:
             ACTIVE.reset(token)
         if freeze(dict(self.constants)) != before:
             raise GraphBreak(f"{self.program.__name__} changes one of its arguments", self.where())
-        self.nodes.append(Return(sink.end(), self.operand(returned, "the result")))
+        result = self.operand(returned, "the result")
+        self._keep_reads(result)
+        self.nodes.append(Return(sink.end(), result))
         name = self.tracing.name_for(self.program.__name__)
         shown = tuple((n, repr(v)) for n, v in self.constants.items())
         graph = Graph(name, self.params, tuple(self.nodes), shown)
         self.tracing.graphs[name] = graph
         return Finished(graph, dict(sink.env), returned)
+
+    def _keep_reads(self, result: Operand) -> None:
+        """Record what the body read without making anything of it."""
+        used = {v for n in self.nodes for v in n.uses} | {result}
+        self.nodes.extend(Read(value, at=at) for value, at in self.reads.items() if value not in used)
+
+    def note_read(self, value: Any, at: Location | None) -> None:
+        if isinstance(value, list):
+            for item in value:
+                self.note_read(item, at)
+        elif isinstance(value, Traced) and isinstance(value.value, Value):
+            self.reads.setdefault(self.samples.get(value.value, value.value), at)
 
     # Recording.
 
@@ -445,6 +462,8 @@ class TraceSink:
         self.role: str | None = parent.role if parent else None
         self.scopes: list[str] = list(parent.scopes) if parent else []
         self.over = False
+        self.last: Value | None = None  # what the model wrote last
+        self.joined: list[Value] = list(parent.joined) if parent else []
 
     def end(self) -> Value:
         self.over = True
@@ -481,11 +500,12 @@ class TraceSink:
         self.trace.nodes.append(
             Gen(out, text, self.state, spec.name, spec.sampling, symbol, spec.dtype, spec.n, at=at)
         )
-        self.state = out
+        self.state, self.last = out, text
         label = f's["{spec.name}"]'
         value: Any = self.trace.wrap(text, label, None)
         if spec.n is not None:
             value = [self.trace.compute("item", value, k) for k in range(spec.n)]
+            self.trace.samples.update((v.value, text) for v in value)
         self._define(spec.name, value)
 
     def select(self, spec: SelectSpec, at: Location | None) -> None:
@@ -499,7 +519,7 @@ class TraceSink:
         out = self.trace.names.fresh("state")
         text = self.trace.names.fresh("str")
         self.trace.nodes.append(Select(out, text, self.state, choices, spec.name, method, at=at))
-        self.state = out
+        self.state, self.last = out, text
         self._define(spec.name, self.trace.wrap(text, f's["{spec.name}"]', None))
 
     def _check_name(self, name: Any, at: Location | None) -> None:
@@ -549,6 +569,10 @@ class TraceSink:
         for child in children:
             if child.parent is not self or child.over:
                 self.trace.stop("a branch is joined that is not an open branch of this state", at)
+        for child in children:
+            self.joined.extend(child.joined)
+            if child.last is not None:
+                self.joined.append(child.last)
         before = set(self.env)
         gathered: dict[Any, list[Any]] = {}
         if mode == "gather_variable":
@@ -567,6 +591,10 @@ class TraceSink:
         if name in self.scopes:
             self.trace.stop(f"the scope {name!r} is read while it is open", at)
         value = self.env[name]
+        self.trace.note_read(value, at)
+        for written in self.joined:  # a branch that failed fails the state that it was joined to
+            self.trace.reads.setdefault(written, at)
+        self.joined.clear()
         return list(value) if isinstance(value, list) else value
 
     def has(self, name: Any) -> bool:

@@ -43,6 +43,7 @@ from sglc.ir.ops import (
     Join,
     Pack,
     Pure,
+    Read,
     Return,
     RoleBegin,
     RoleEnd,
@@ -145,8 +146,9 @@ class _Lowering:
     def _prefill_shared(self, uses: Sequence[int]) -> None:
         """Say which prefixes several ropes of calls go on from."""
         ways = list(self.uses)
-        for number, (parent, _) in enumerate(self.prefixes):
-            if parent >= 0 and uses[number]:
+        for number, (parent, parts) in enumerate(self.prefixes):
+            goes_on = bool(parts) and isinstance(parts[0], Output)  # after a call on the parent: the same way
+            if parent >= 0 and uses[number] and not goes_on:
                 ways[parent] += 1
         for number, count in enumerate(ways):
             if count > 1 and uses[number] > 1 and self._has_text(number):
@@ -294,6 +296,8 @@ class _Walk:
             keys, kind = (node.keys, node.kind) if isinstance(node, Pack) else ((), "")
             step = Compute(op=node.op, operands=operands, kind=kind, keys=keys, at=at)
             self.known[node.out] = Ref(self.to._step(step, self.to._wave(operands)))
+        elif isinstance(node, Read):
+            self.operand(node.value)
         elif isinstance(node, Call):
             self._call(node, at)
         else:

@@ -13,7 +13,6 @@ from runtime.plan import (
     Const,
     Decode,
     Gathered,
-    ImagePart,
     Output,
     Part,
     Plan,
@@ -146,7 +145,3 @@ def _step_lines(number: int, step: Step) -> list[str]:
     label = f"{kind} {step.name or number}"
     lines = [f"  s{number} [shape=box, label={quote(label)}];", f"  p{step.prefix} -> s{number};"]
     return lines + (_edges(step.choices, f"s{number}") if isinstance(step, Choose) else [])
-
-
-def has_images(plan: Plan) -> bool:
-    return any(isinstance(p, ImagePart) for prefix in plan.prefixes for p in prefix.parts)

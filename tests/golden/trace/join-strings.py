@@ -5,6 +5,7 @@ import sglc as sgl
 def joined(s, first, second):
     s += ", ".join([first, second]) + sgl.gen("answer")
 
+
 # -----
 # graph @joined(%first: str, %second: str) {
 #   %0 = begin
