@@ -271,11 +271,16 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
     def segments(self) -> Prompt:
         """What a prompt that goes on after this answer holds: the intact ids, then the rest as text."""
-        if not self.ids:
-            return (TextSegment(self.text),) if self.text else ()
-        intact = TokenSegment(self.ids, self.text[: self.ids_text])
-        rest = self.text[self.ids_text :]
-        return (intact, TextSegment(rest)) if rest else (intact,)
+        return answer_segments(self.text, self.ids, self.ids_text)
+
+
+def answer_segments(text: str, ids: tuple[int, ...], ids_text: int) -> Prompt:
+    """An answer as part of a prompt: the intact ids, which stand for `text[:ids_text]`, then the rest as text."""
+    if not ids:
+        return (TextSegment(text),) if text else ()
+    intact = TokenSegment(ids, text[:ids_text])
+    rest = text[ids_text:]
+    return (intact, TextSegment(rest)) if rest else (intact,)
 
 
 def collect(deltas: Sequence[Delta]) -> Result:

@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
+import msgspec
+
 from runtime.api import (
     Delta,
     ImageSegment,
@@ -21,6 +23,7 @@ from runtime.api import (
     ScoreResult,
     Segment,
     TextSegment,
+    answer_segments,
     collect,
     merge_text,
 )
@@ -55,7 +58,7 @@ class LiveState:
         self._fork_at = 0
         self._length = 0
         self._variables: dict[Any, Any] = {}
-        self._meta: dict[Any, dict[str, Any]] = {}
+        self._meta: dict[Any, dict[str, Any] | Delta] = {}
         self._messages: list[dict[str, Any]] = []
         self._role: str | None = None
         self._role_at = 0
@@ -155,7 +158,7 @@ class LiveState:
             if self._error is None:
                 self._pending[name] = self._pending.get(name, 0) + 1
 
-    def _defined(self, name: Any, value: Any, meta: dict[str, Any] | None) -> None:
+    def _defined(self, name: Any, value: Any, meta: dict[str, Any] | Delta | None) -> None:
         with self._lock:
             self._variables[name] = value
             if meta is not None:
@@ -165,7 +168,8 @@ class LiveState:
                 self._pending[name] = left
             else:
                 self._pending.pop(name, None)
-            self._log.append((name, "", meta))
+            if self._session.stream:
+                self._log.append((name, "", None))
             self._notify()
 
     # -- the text ---------------------------------------------------------------------------------------------
@@ -237,7 +241,6 @@ class LiveState:
         def step() -> bool:
             try:
                 request = self._session.request(spec, self._prompt(), self._conversation(), at)
-                request.sampling.check()
             except BaseException as error:
                 self._fail(error, at)
                 return False
@@ -260,20 +263,21 @@ class LiveState:
                 if delta.index == 0:
                     self._grow(spec.name, delta, deltas[0])
                 return
-            results = {i: collect(d) for i, d in deltas.items()}
-            first = results[0]
             whole = _whole(deltas[0])
             streamed = self._session.stream and (len(deltas[0]) > 1 or delta.index != 0)
             if streamed and delta.index == 0:
                 self._grow(spec.name, delta, deltas[0])
+            text = whole.text
             with self._lock:
-                self._parts.append(first.text)
-                self._length += len(first.text)
-                self._extend(first.segments())
-                if self._session.stream and not streamed and first.text:
-                    self._log.append((spec.name, first.text, meta_info(whole, whole.id)))
-            value: Any = first.text if spec.n is None else [results[i].text for i in sorted(results)]
-            self._defined(spec.name, value, meta_info(whole, whole.id))
+                self._parts.append(text)
+                self._length += len(text)
+                self._extend(answer_segments(text, whole.ids, whole.ids_text))
+                if self._session.stream and not streamed and text:
+                    self._log.append((spec.name, text, meta_info(whole, whole.id)))
+            value: Any = text
+            if spec.n is not None:
+                value = ["".join(d.text for d in deltas[i]) for i in sorted(deltas)]
+            self._defined(spec.name, value, whole)
             self._pump()
 
         self._do(step)
@@ -488,7 +492,14 @@ class LiveState:
     def meta(self, name: Any) -> dict[str, Any] | None:
         self._wait(lambda: self._error is not None or name not in self._pending)
         self._raise()
-        return self._meta.get(name)
+        return self._meta_of(name)
+
+    def _meta_of(self, name: Any) -> dict[str, Any] | None:
+        """The meta info of a variable; it is made when somebody asks for it."""
+        found = self._meta.get(name)
+        if isinstance(found, Delta):
+            found = self._meta[name] = meta_info(found, found.id)
+        return found
 
     def full_text(self) -> str:
         self._settle()
@@ -526,7 +537,7 @@ class LiveState:
 
     def chunks(self, name: str | None) -> Iterator[tuple[str, dict[str, Any] | None]]:
         if not self._session.stream:
-            yield (self.full_text() if name is None else self.read(name, None)), self._meta.get(name)
+            yield (self.full_text() if name is None else self.read(name, None)), self._meta_of(name)
             return
         at = 0
         while True:
@@ -578,13 +589,14 @@ def _writer(state: LiveState, text: str, segments: tuple[Segment, ...]) -> Calla
 
 
 def _whole(deltas: list[Delta]) -> Delta:
-    """The deltas of a sample as one, for its meta info."""
-    import msgspec
-
+    """The deltas of a sample as one."""
+    if len(deltas) == 1:
+        return deltas[0]
     result, last = collect(deltas), deltas[-1]
     return msgspec.structs.replace(
         last,
         text=result.text,
+        ids=result.ids,
         output_logprobs=result.output_logprobs,
         output_top_logprobs=result.output_top_logprobs,
         input_logprobs=result.input_logprobs,
