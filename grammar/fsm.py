@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -88,8 +88,28 @@ class Fsm:
                 if goal >= 0:
                     goals[goal] = goals.get(goal, 0) | class_masks[c]
             rows.append(tuple((mask, goal) for goal, mask in goals.items()))
-        fewest, most = self._characters(rows) if low > 0 or high >= 0 else ((), ())
-        return Automaton(tuple(rows), tuple(self.accepting.tolist()), spelled or {}, low, high, fewest, most)
+        counted = low > 0 or high >= 0
+        fewest, most = self._characters(rows) if counted else ((), ())
+        free = () if counted else tuple(self._free().tolist())
+        longest = max(map(len, spelled.values())) if spelled else 1
+        return Automaton(
+            tuple(rows), tuple(self.accepting.tolist()), spelled or {}, low, high, fewest, most,
+            free if any(free) else (), (int(self.distance.max()) + 1) * longest,
+        )  # fmt: skip
+
+    def _free(self) -> np.ndarray:
+        """bool [states]: from here on every text is the beginning of an accepted one."""
+        every = any_text()
+        pairs = np.unique(self.class_of.astype(np.int64) * every.classes + every.class_of)
+        here = self.table[:, pairs // every.classes]
+        there = every.table[:, pairs % every.classes]
+        good = np.ones((self.states, every.states), np.bool_)
+        while True:
+            after = (here[:, None, :] >= 0) & good[here[:, None, :], there[None, :, :]]
+            better = good & (after | (there[None, :, :] < 0)).all(axis=2)
+            if (better == good).all():
+                return good[:, 0]
+            good = better
 
     def _characters(self, rows: list[tuple[tuple[int, int], ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The fewest and the most (-1: no bound) characters from each state to acceptance."""
@@ -338,6 +358,7 @@ def _product(a: Fsm, b: Fsm, accept: Callable[[np.ndarray, np.ndarray], np.ndarr
     )
 
 
+@cache
 def any_text() -> Fsm:
     """Every UTF-8 text."""
     terms = Terms()

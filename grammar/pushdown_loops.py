@@ -147,14 +147,12 @@ def walk(  # type: ignore[no-untyped-def]
     at        int32 [subtrees, 3]: first node, end, depth of the node they hang from
     origin    the configuration behind the node that each subtree hangs from
     budget    only tokens after which so many bytes can complete the text
-    clean, next_exit   where not empty: tokens that stay inside of a string are left out where the walk is
-              in a free string behind a clean node; only the nodes that close the string are looked at
-    progress  subtree, node, ids so far, the largest need met, end of a free string, end of the part of it
-              that is walked, its state and stack: where to go on after UNBUILT or FULL
+    clean, next_exit   where not empty: tokens that stay inside of a string are left out; only nodes that
+              close the string, or that lead to one that does, are looked at
+    progress  subtree, node, ids so far, the largest need met: where to go on after UNBUILT or FULL
     """
     found = progress[2]
     most = progress[3]
-    free_end, inner_end, free_state, free_top = progress[4], progress[5], progress[6], progress[7]
     for part in range(progress[0], len(at)):
         for c in range(4):
             path[at[part, 2], c] = origin[c]
@@ -163,18 +161,9 @@ def walk(  # type: ignore[no-untyped-def]
             i = progress[1]
         end = at[part, 1]
         while i < end:
-            if free_end > 0 and i >= inner_end:
-                i = min(np.int64(next_exit[i]), free_end) if i < free_end else i
-                if i >= free_end:
-                    i = free_end
-                    free_end = 0
-                    continue
-                d = depth[i]
-                path[d - 1, 0] = free_state
-                path[d - 1, 1] = states[free_state, BASE]
-                path[d - 1, 2] = 0
-                path[d - 1, 3] = free_top
-                inner_end = np.int64(skip[i])
+            if len(clean) and clean[i] and next_exit[i] >= skip[i]:
+                i = np.int64(skip[i])
+                continue
             d = depth[i]
             state = path[d - 1, 0]
             quick = False
@@ -200,12 +189,6 @@ def walk(  # type: ignore[no-untyped-def]
                 )  # fmt: skip
                 if status < 0:
                     progress[0], progress[1], progress[2], progress[3] = part, i, found, most
-                    progress[4], progress[5], progress[6], progress[7] = (
-                        free_end,
-                        inner_end,
-                        free_state,
-                        free_top,
-                    )
                     return status, s
                 if status == DEAD:
                     i = np.int64(skip[i])
@@ -222,17 +205,7 @@ def walk(  # type: ignore[no-untyped-def]
                     for k in range(offsets[u], offsets[u + 1]):
                         out[found] = ids[k]
                         found += 1
-            if (
-                len(clean) and clean[i] and free_end == 0 and states[s, KIND] == STRING
-                and states[s, HIGH] < 0 and states[s, LOW] == 0 and states[s, BASE] != 0
-            ):  # fmt: skip
-                most = max(most, need(states, inside_need, stack, s, p, n, t) + 8)
-                free_end = np.int64(skip[i])
-                inner_end = i + 1
-                free_state = s
-                free_top = t
             i += 1
-        free_end = np.int64(0)
     progress[2] = found
     progress[3] = most
     return OK, 0

@@ -59,7 +59,8 @@ class Automaton:
     """A finite automaton as a term: `rows[state]` are (mask, state); bytes in `spelled` are written otherwise.
 
     Texts have `low` to `high` (-1: any number of) characters, counted beside the state; then `fewest` and
-    `most` (-1: no bound) are characters from each state to acceptance.
+    `most` (-1: no bound) are characters from each state to acceptance. `free` states take any text; after
+    one, `free_need` bytes are enough to be accepted.
     """
 
     rows: tuple[tuple[tuple[int, int], ...], ...]
@@ -69,6 +70,8 @@ class Automaton:
     high: int = -1
     fewest: tuple[int, ...] = ()
     most: tuple[int, ...] = ()
+    free: tuple[bool, ...] = ()
+    free_need: int = 0
 
     def live(self, state: int, count: int) -> bool:
         """Can a text with `count` characters so far still be finished from here?"""
@@ -120,6 +123,7 @@ class Terms:
         self._nullable: list[bool] = [False, True]
         self._head_call: list[bool] = [False, False]
         self._free: set[int] = set()
+        self._free_needs: dict[int, int] = {}
         self.beyond_ascii = (
             EMPTY  # a character beyond ASCII and the rest of a free string, where there are any
         )
@@ -148,10 +152,17 @@ class Terms:
                 self._free.add(found)
         return found
 
-    def mark_free(self, term: int) -> int:
-        """Say that any text in a string's one spelling begins a text of `term`; also of what is built on it."""
+    def mark_free(self, term: int, need: int) -> int:
+        """Say that any text in a string's one spelling begins a text of `term`; also of what is built on it.
+
+        `need` bytes always complete a text of `term` that has such a text behind it.
+        """
         self._free.add(term)
+        self._free_needs[term] = need
         return term
+
+    def free_need(self, term: int) -> int | None:
+        return self._free_needs.get(term)
 
     def is_free(self, term: int) -> bool:
         return term in self._free
@@ -362,7 +373,10 @@ class Terms:
 
     def _state(self, index: int, state: int, count: int) -> int:
         automaton = self._automata[index]
-        return self._new((STATE, index, state, count), automaton.accepting[state] and count >= automaton.low)
+        term = self._new((STATE, index, state, count), automaton.accepting[state] and count >= automaton.low)
+        if automaton.free and automaton.free[state]:
+            self.mark_free(term, automaton.free_need)
+        return term
 
     def _state_arcs(self, index: int, state: int, count: int) -> list[Arc]:
         automaton = self._automata[index]

@@ -20,7 +20,7 @@ from grammar.constraint_errors import TooLarge, Unsatisfiable, VocabularyError
 from grammar.measure import INFINITE, Measure
 from grammar.pushdown_loops import CLOSED, DEAD, FULL, OK, OPEN, RUN, STRING, UNBUILT
 from grammar.string_tables import inside
-from grammar.terms import EMPTY, EPSILON, Limits, Terms, mask_bytes
+from grammar.terms import CAT, EMPTY, EPSILON, Limits, Terms, mask_bytes
 from grammar.vocabulary import Vocabulary
 
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
@@ -74,7 +74,7 @@ class TokenPushdown:
         trie = vocabulary.trie
         self._path = np.zeros((trie.max_depth + 1, 4), np.int64)
         self._out = np.empty(len(vocabulary), np.int32)
-        self._progress = np.zeros(8, np.int64)
+        self._progress = np.zeros(4, np.int64)
         self._no_clean = (np.zeros(0, np.bool_), np.zeros(0, np.int32))
         self._whole = np.array([[0, len(trie.byte), 0]], np.int32)
         self._configs: list[Config] = []
@@ -302,7 +302,9 @@ class TokenPushdown:
             row = self._strings.free[0].copy() if free else np.zeros(self.vocabulary.words, np.uint32)
             found, most = self._tokens(config, self._whole, _NO_BUDGET, free)
             loops.set_bits(row, self._out, found)
-            return row, most
+            return row, max(
+                most, self._free_need(self._term[at]) + int(self._stack[top, loops.NEED])
+            ) if free else most
         low, high = int(self._states[at, loops.LOW]), int(self._states[at, loops.HIGH])
         room = high - count if high >= 0 else -1
         if place != self._states[at, loops.BASE]:
@@ -316,6 +318,16 @@ class TokenPushdown:
             most = max(most, far)
         return row, most
 
+    def _free_need(self, term: int) -> int:
+        """Bytes that complete a free term after any text inside of its string."""
+        own = self.terms.free_need(term)
+        if own is not None:
+            return own
+        data = self.terms.data(term)
+        if data[0] == CAT:
+            return self._free_need(data[1]) + self.measure.shortest(data[2])
+        return min(self._free_need(part) for part in data[1] if self.terms.is_free(part))
+
     def _after_string(self, top: int) -> Config:
         """The configuration behind the closing quote of a string on the stack `top`."""
         state = 0
@@ -326,7 +338,7 @@ class TokenPushdown:
     def _tokens(self, config: Config, at: np.ndarray, budget: int, free: bool = False) -> tuple[int, int]:
         """Write the tokens that can follow `config` to `_out`; how many, and the most bytes one leaves to close."""
         trie = self.vocabulary.trie
-        self._progress[:] = (0, -1, 0, 0, 0, 0, 0, 0)
+        self._progress[:] = (0, -1, 0, 0)
         clean, next_exit = self._strings.free[1:] if free else self._no_clean
         while True:
             status, state = loops.walk(

@@ -20,6 +20,7 @@ SPELLED: dict[int, bytes] = {
 }
 PLAIN: cp.Ranges = cp.invert(((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
 _BEYOND = cp.subtract(PLAIN, ((0, 0x7F),))
+_CHARACTER = 6  # bytes of the longest spelling of a character
 _LEADS = byte_mask(0xC2, 0xF4)
 _ASCII_PLAIN = byte_mask(0x20, 0x7F) & ~(1 << 0x22 | 1 << 0x5C)
 
@@ -111,7 +112,7 @@ class JsonText:
             options.append(terms.cat(self.literal_inside(char), self._except(group, depth + 1)))
         if not ends:
             options.append(self.quote)
-        return terms.mark_free(terms.alt(options))
+        return terms.mark_free(terms.alt(options), _CHARACTER + 2)
 
     def _diverge(self, chars: Iterable[str]) -> int:
         """One character that is none of `chars`, and the rest of the string, in one spelling."""
