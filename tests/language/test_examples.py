@@ -94,3 +94,47 @@ def test_choices(engine: sgl.Engine) -> None:
 def test_json_record(engine: sgl.Engine) -> None:
     state = load("json_record").city_record.run(backend=engine)
     assert json.loads(state["record"]) == {"name": "Paris", "country": "France", "language": "French"}
+
+
+PROGRAMS = [
+    ("quick_start", "multi_turn_question", {"country": "Peru"}),
+    ("tool_use", "tool_use", {"question": "What is 48 + 27?"}),
+    ("tips", "tip_suggestion", {"topic": "learning a language"}),
+    ("batch", "text_qa", {"question": "What is the currency of Mexico?"}),
+    ("streaming", "capital", {"country": "Kenya"}),
+    ("roles", "with_functions", {}),
+    ("roles", "with_methods", {}),
+    ("roles", "with_blocks", {}),
+    ("roles", "with_markers", {}),
+    ("choices", "pick_capital", {"country": "Spain"}),
+    ("choices", "pick_capital_greedily", {"country": "Spain"}),
+    ("json_record", "city_record", {"city": "Lima"}),
+]
+
+
+@pytest.mark.parametrize(("file", "name", "arguments"), PROGRAMS, ids=[n for _, n, _ in PROGRAMS])
+def test_compiled_equals_interpreted(
+    engine: sgl.Engine, file: str, name: str, arguments: dict[str, str]
+) -> None:
+    program = getattr(load(file), name)
+    interpreted, compiled = (
+        program.run(backend=engine, **arguments),
+        program.compile().run(backend=engine, **arguments),
+    )
+    assert compiled.text() == interpreted.text()
+    assert compiled.messages() == interpreted.messages()
+    assert compiled.error() is None and interpreted.error() is None
+    names = [
+        n
+        for n in ("capital", "sights", "tool", "expression", "summary", "answer", "record")
+        if n in interpreted
+    ]
+    assert names and all(compiled[n] == interpreted[n] for n in names)
+
+
+def test_compiled_batches_equal_interpreted_ones(engine: sgl.Engine) -> None:
+    module = load("batch")
+    rows = [{"question": q} for q in module.QUESTIONS]
+    interpreted = module.text_qa.run_batch(rows, backend=engine)
+    compiled = module.text_qa.compile().run_batch(rows, backend=engine)
+    assert [s.text() for s in compiled] == [s.text() for s in interpreted]
