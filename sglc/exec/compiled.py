@@ -11,6 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sglc.errors import SglcError
@@ -244,11 +245,10 @@ def _run_all(runs: Sequence[Execution], limit: int, progress_bar: bool) -> None:
     waiting = iter(runs)
     left = len(runs)
 
-    def begin() -> None:
-        run = next(waiting, None)
-        if run is not None:
+    def begin(count: int) -> None:  # on the loop; rows that begin together share requests
+        for run in islice(waiting, count):
             run.when_over(ended)
-            run.start()
+            run.begin()
 
     def ended() -> None:  # on the loop
         nonlocal left
@@ -256,12 +256,11 @@ def _run_all(runs: Sequence[Execution], limit: int, progress_bar: bool) -> None:
         if bar is not None:
             bar.update(1)
         if left:
-            begin()
+            begin(1)
         else:
             done.set()
 
-    for _ in range(min(limit, len(runs))):
-        begin()
+    runs[0].session.loop.call_soon_threadsafe(begin, limit)
     done.wait()
     if bar is not None:
         bar.close()

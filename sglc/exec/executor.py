@@ -93,10 +93,16 @@ class Schedule:
 
 
 def _spec(step: Decode) -> GenSpec:
-    sampling = SamplingFields(**step.sampling)
+    sampling = _fields(step.sampling)
     if step.defaults is not None:
-        sampling = sampling.over(SamplingFields(**step.defaults).over(RUN_DEFAULTS))
+        sampling = sampling.over(_fields(step.defaults).over(RUN_DEFAULTS))
     return GenSpec(step.name, sampling, step.constraint, step.dtype, step.n)
+
+
+def _fields(given: Mapping[str, Any]) -> SamplingFields:
+    """Sampling fields of a plan, which JSON may have made lists of."""
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+    return SamplingFields(**values)
 
 
 def location(at: str) -> Location | None:
@@ -112,7 +118,7 @@ class Answer:
     chunks: list[tuple[str, dict[str, Any] | None]] = field(default_factory=list)
     segments: Prompt = ()
     text: str = ""
-    meta: dict[str, Any] | None = None
+    meta: dict[str, Any] | Delta | None = None  # a Delta becomes meta info when it is asked for
     over: bool = False
 
 
@@ -142,7 +148,7 @@ class Execution:
         self._hints: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        self.session.loop.call_soon_threadsafe(self._begin)
+        self.session.loop.call_soon_threadsafe(self.begin)
 
     def stop(self) -> None:
         """Start no more calls."""
@@ -167,15 +173,8 @@ class Execution:
                 self._changed.notify_all()
 
     def when_over(self, call: Callable[[], None]) -> None:
-        """Call on the loop when nothing runs any more."""
-
-        def add() -> None:
-            if self.over:
-                call()
-            else:
-                self._when_over.append(call)
-
-        self.session.loop.call_soon_threadsafe(add)
+        """Call on the loop when nothing runs any more. To be said before it starts."""
+        self._when_over.append(call)
 
     @property
     def reads_done(self) -> bool:
@@ -194,7 +193,8 @@ class Execution:
 
     # -- walking ----------------------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
+        """`start`, on the loop itself."""
         self._go([number for number, count in enumerate(self._needs) if not count])
         self._settle()
 
@@ -299,8 +299,8 @@ class Execution:
     def _decode(self, number: int, step: Decode, at: Location | None) -> None:
         spec = self.schedule.specs[number]
         request = self.session.request(spec, self._prompt(step.prefix), self._conversation(step), at)
-        request = msgspec.structs.replace(request, uses=self.plan.prefixes[step.prefix].uses)
-        request.sampling.check()
+        if (uses := self.plan.prefixes[step.prefix].uses) > 1:
+            request = msgspec.structs.replace(request, uses=uses)
         answer = self.answers[number] = Answer()
         self._running += 1
 
@@ -341,7 +341,7 @@ class Execution:
             input_logprobs=first.input_logprobs,
             input_top_logprobs=first.input_top_logprobs,
         )
-        answer.meta = meta_info(whole, whole.id)
+        answer.meta = whole
         answer.text, answer.segments = first.text, first.segments()
         answer.deltas.clear()
         return first.text if spec.n is None else [results[i].text for i in sorted(results)]
@@ -366,8 +366,9 @@ class Execution:
                 self._ended(number, answer, error, at)
                 return
             text = decision.decision
-            answer.text, answer.segments, answer.meta = text, (TextSegment(text),), decision.meta_info or {}
-            answer.chunks.append((text, answer.meta))
+            meta = decision.meta_info or {}
+            answer.text, answer.segments, answer.meta = text, (TextSegment(text),), meta
+            answer.chunks.append((text, meta))
             self._ended(number, answer, None, at, text)
 
         without = step.method == "unconditional_likelihood_normalized"
@@ -431,6 +432,13 @@ class Execution:
                 if other not in seen:
                     seen.add(other)
                     queue.append(other)
+
+    def meta_of(self, number: int) -> dict[str, Any] | None:
+        """Meta info of a call that has ended."""
+        answer = self.answers[number]
+        if isinstance(answer.meta, Delta):
+            answer.meta = meta_info(answer.meta, answer.meta.id)
+        return answer.meta
 
     # -- what is known ----------------------------------------------------------------------------------------
 

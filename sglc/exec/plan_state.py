@@ -67,7 +67,7 @@ class PlanState:
         if named is None or named.step < 0:
             return None
         self.read(name, None)
-        return self._execution.answers[named.step].meta
+        return self._execution.meta_of(named.step)
 
     def variables(self) -> dict[Any, Any]:
         """All variables that have a value."""

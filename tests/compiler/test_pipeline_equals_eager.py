@@ -8,6 +8,7 @@ import random
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,13 +18,16 @@ import pytest
 
 import sglc as sgl
 from runtime.api import Constraint, Generate, Score, TextSegment, render
-from sglc.exec.session import build_request
+from sglc.errors import RunError
+from sglc.exec.session import Session
+from sglc.ir.core import Graph
 from sglc.ir.evaluate import ModelCall, evaluate
-from sglc.ir.ops import Gen
+from sglc.ir.ops import Gen, Join, RoleBegin, RoleEnd, Select, Text
 from sglc.ir.parser import parse_module
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec
 from sglc.lang.chat_template import get_chat_template
 from sglc.lang.choices import METHODS, decide
+from sglc.passes.base import Pass, Report, passes
 from sglc.passes.pipeline import Pipeline
 
 PROGRAMS = 1000
@@ -299,7 +303,7 @@ def test_the_traced_graph_means_the_same(first: int, tmp_path: Path) -> None:
                 return decide(METHODS[call.node.method], call.choices, scores).decision
             constraint = Constraint("regex", "x") if call.node.constraint else None
             spec = GenSpec(None, call.sampling, constraint, call.node.dtype, call.node.n)
-            request = build_request(spec, prompt, None, RUN_DEFAULTS, template, stream=False)
+            request = Session(backend, template, RUN_DEFAULTS).request(spec, prompt, None, None)
             texts = [backend.answer(request, k)[0] for k in range(call.node.n or 1)]
             return texts[0] if call.node.n is None else texts
 
@@ -346,12 +350,85 @@ def test_streams_give_the_same_text(tmp_path: Path) -> None:
 
 
 def test_every_pass_alone(tmp_path: Path) -> None:
-    from sglc.passes.base import passes
-
     for name in passes():
-        Pipeline.parse(name)
         for seed, program in programs(tmp_path, 7000, 25):
             one, two = scripted(seed), scripted(seed)
             expected = seen(program.run("argument", backend=one))
             found = seen(program.compile(passes=name, verify=True).run("argument", backend=two))
             assert (found, calls(two)) == (expected, calls(one)), name
+
+
+class Stripping(Pass, name="stripping"):
+    """Wrong: drops blanks at the end of text."""
+
+    def run(self, graph: Graph, report: Report) -> Graph:
+        def change(part: Any) -> Any:
+            return part.rstrip(" ") if isinstance(part, str) else part
+
+        return graph.with_nodes(
+            [replace(n, parts=tuple(map(change, n.parts))) if isinstance(n, Text) else n for n in graph.nodes]
+        )
+
+
+class Unscoped(Pass, name="unscoped"):
+    """Wrong: gives a gen the name of its neighbour."""
+
+    def run(self, graph: Graph, report: Report) -> Graph:
+        return graph.with_nodes([replace(n, name="v1") if isinstance(n, Gen) else n for n in graph.nodes])
+
+
+class Sorted(Pass, name="sorted"):
+    """Wrong: joins branches in another order."""
+
+    def run(self, graph: Graph, report: Report) -> Graph:
+        return graph.with_nodes(
+            [replace(n, branches=n.branches[::-1]) if isinstance(n, Join) else n for n in graph.nodes]
+        )
+
+
+class Greedy(Pass, name="greedy"):
+    """Wrong: forgets the temperature of a gen."""
+
+    def run(self, graph: Graph, report: Report) -> Graph:
+        return graph.with_nodes(
+            [
+                replace(n, sampling=replace(n.sampling, temperature=None)) if isinstance(n, Gen) else n
+                for n in graph.nodes
+            ]
+        )
+
+
+class Roleless(Pass, name="roleless"):
+    """Wrong: every message is the user's."""
+
+    def run(self, graph: Graph, report: Report) -> Graph:
+        return graph.with_nodes(
+            [replace(n, role="user") if isinstance(n, (RoleBegin, RoleEnd)) else n for n in graph.nodes]
+        )
+
+
+class Lonely(Pass, name="lonely"):
+    """Wrong: a choice less."""
+
+    def run(self, graph: Graph, report: Report) -> Graph:
+        return graph.with_nodes(
+            [replace(n, choices=n.choices[:1]) if isinstance(n, Select) else n for n in graph.nodes]
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong", [Stripping, Unscoped, Sorted, Greedy, Roleless, Lonely], ids=lambda w: w.name
+)
+def test_wrong_passes_are_caught(wrong: type[Pass], tmp_path: Path) -> None:
+    for seed, program in programs(tmp_path, 8000, 40):
+        one, two = scripted(seed), scripted(seed)
+        expected = seen(program.run("argument", backend=one))
+        compiled = program.compile()
+        compiled.pipeline = Pipeline((wrong(),))
+        try:
+            found = seen(compiled.run("argument", backend=two))
+        except (RunError, KeyError, IndexError):
+            return
+        if found != expected or calls(one) != calls(two):
+            return
+    pytest.fail(f"no program shows that {wrong.name} is wrong")

@@ -160,6 +160,7 @@ def test_analysis_of_a_graph() -> None:
 
 def test_what_a_caller_may_do_with_a_finished_state() -> None:
     state = tips.compile().run("tea", backend=sgl.Scripted())
+    state.sync()
     assert "end" in state and "nothing" not in state
     with pytest.raises(KeyError):
         _ = state["nothing"]
