@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from cdbench.adapters import Adapter, Matcher
 
+from grammar.automaton import TokenAutomaton
 from grammar.compile import CompiledConstraint, Options, compile_constraint
 from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
-from runtime.constrain.matcher import Matcher as Place
+from runtime.constrain.jump import JumpForward
 
 
 class SglcMatcher(Matcher):
@@ -46,8 +47,7 @@ class SglcMatcher(Matcher):
         return self.state >= 0
 
     def forced_tokens(self) -> list[int]:
-        place = Place(self.automaton, state=self.state, used=len(self.path))
-        return place.forced_tokens(self.adapter.vocab.encode, self.path)
+        return list(self.adapter.jump(self.automaton).tokens(self.state, self.path))
 
 
 class Sglc(Adapter):
@@ -62,6 +62,7 @@ class Sglc(Adapter):
         self.vocabulary = Vocabulary.of(vocab.tokens, [vocab.eos], vocab.specials)
         warm_up(self.vocabulary)
         self.row = np.zeros(self.vocabulary.words, np.uint32)
+        self._jump: JumpForward | None = None
 
     def version(self) -> str:
         return "in the tree"
@@ -78,6 +79,11 @@ class Sglc(Adapter):
 
     def matcher(self, compiled: CompiledConstraint) -> SglcMatcher:
         return SglcMatcher(self, compiled)
+
+    def jump(self, automaton: TokenAutomaton) -> JumpForward:
+        if self._jump is None or self._jump.automaton is not automaton:
+            self._jump = JumpForward(automaton, self.vocab.encode)
+        return self._jump
 
     def allowed(self, token: int) -> bool:
         return bool(int(self.row[token >> 5]) >> (token & 31) & 1)

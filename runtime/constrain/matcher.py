@@ -7,16 +7,14 @@ several requests share one compiled constraint, and forks cost nothing. No torch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from grammar.automaton import TokenAutomaton
+from runtime.constrain.jump import JumpForward
 from runtime.errors import InvalidRequest
-
-_CONTEXT = 8  # tokens before a forced run that are tokenised again with it
-_LONGER = 256  # tokens looked at to see whether one could take the end of a run and more
 
 
 @dataclass(slots=True)
@@ -124,67 +122,13 @@ class Matcher:
         """May nothing but the end follow?"""
         return self.ended or self.automaton.must_end(self.state)
 
-    def forced_tokens(self, encode: Callable[[str], Sequence[int]], before: Sequence[int] = ()) -> list[int]:
-        """Tokens that can be appended without asking the model, as the tokenizer itself would write them.
+    def forced_tokens(self, jump: JumpForward, before: Sequence[int] = ()) -> list[int]:
+        """Tokens that can be appended without asking the model, within the budget; `advance` over them.
 
-        encode   text to token ids, nothing added at its ends
+        jump     of this matcher's automaton
         before   the tokens of the constrained text so far
-
-        A token at the end of the run is held back while a longer one could still take its place. Nothing is
-        forced where the text may end. `advance` over them afterwards.
         """
         if self.ended:
             return []
-        vocabulary = self.automaton.vocabulary
-        run = self.automaton.forced(self.state)
-        if not run:
-            return []
-        context = list(before[-_CONTEXT:])
-        prefix = b"".join(vocabulary.tokens[t] for t in context)
-        text, cut = _whole_characters(prefix + run)
-        if text is None or cut <= len(prefix):
-            return []
-        ids = list(encode(text))
-        if ids[: len(context)] == context:
-            ids = ids[len(context) :]
-        elif not prefix or _whole_characters(run)[0] is None:
-            return []
-        else:
-            text, cut = _whole_characters(run)
-            ids = list(encode(text or ""))
-            prefix = b""
-        return self._safe(ids, (text or "").encode()[len(prefix) :])
-
-    def _safe(self, ids: list[int], run: bytes) -> list[int]:
-        """The first of `ids` (which spell `run`) that no other tokenisation of a longer text could change."""
-        vocabulary = self.automaton.vocabulary
-        if b"".join(vocabulary.tokens[t] for t in ids) != run:
-            return []
-        goal = self.automaton.advance_bytes(self.state, run)
-        kept: list[int] = []
-        at = 0
-        for token in ids:
-            if self.left is not None and len(kept) >= self.left:
-                break
-            if self._may_grow(run[at:], goal):
-                break
-            kept.append(token)
-            at += len(vocabulary.tokens[token])
-        return kept
-
-    def _may_grow(self, rest: bytes, goal: int) -> bool:
-        """Could one token take `rest`, to the end of the run, and more?"""
-        for longer in self.automaton.vocabulary.longer_than(rest, _LONGER):
-            if self.automaton.advance_bytes(goal, longer[len(rest) :]) >= 0:
-                return True
-        return False
-
-
-def _whole_characters(data: bytes) -> tuple[str | None, int]:
-    """The text of `data` without a character that is cut at its end; None if it begins inside of one."""
-    for cut in range(len(data), max(len(data) - 4, -1), -1):
-        try:
-            return data[:cut].decode(), cut
-        except UnicodeDecodeError:
-            continue
-    return None, 0
+        found = jump.tokens(self.state, before)
+        return list(found if self.left is None else found[: self.left])

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from grammar.compile import compile_constraint
 from grammar.vocabulary import Vocabulary
+from runtime.constrain.jump import JumpForward
 from runtime.constrain.matcher import Matcher
 from runtime.errors import InvalidRequest
 
@@ -68,8 +69,9 @@ def test_complete_at_every_budget(
     assert compiled.automaton is not None
     place = Matcher(compiled.automaton, compiled.automaton.min_tokens + extra)
     taken: list[int] = []
+    ahead = JumpForward(compiled.automaton, encode)
     while not place.ended and place.left:
-        forced = place.forced_tokens(encode, taken) if jump else []
+        forced = place.forced_tokens(ahead, taken) if jump else []
         for token in forced:
             assert place.allows(token)
             place.advance(token)
@@ -91,8 +93,9 @@ def test_forced_tokens_are_the_tokenizers_own(constraint: tuple[str, Any], rng: 
     """Wherever the model took canonical tokens, what is forced continues the canonical tokenisation."""
     place = matcher(*constraint, max_tokens=40)
     taken: list[int] = []
+    jump = JumpForward(place.automaton, encode)
     while not place.ended and place.left:
-        forced = place.forced_tokens(encode, taken)
+        forced = place.forced_tokens(jump, taken)
         for token in forced:
             place.advance(token)
         taken += forced
@@ -117,10 +120,12 @@ def test_forced_tokens_are_the_tokenizers_own(constraint: tuple[str, Any], rng: 
 
 def test_a_run_is_held_back_where_a_longer_token_fits() -> None:
     place = matcher("json_schema", {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"], "additionalProperties": False})  # fmt: skip
-    spelled = [VOCABULARY.tokens[t] for t in place.forced_tokens(encode)]
+    spelled = [VOCABULARY.tokens[t] for t in place.forced_tokens(JumpForward(place.automaton, encode))]
     assert b"".join(spelled) == b'{"name":"' and spelled[0] == b'{"name'
     shorter = matcher("regex", "xab(c|d)")
-    assert [VOCABULARY.tokens[t] for t in shorter.forced_tokens(encode)] == [b"x"]  # "ab" could become "abc"
+    assert [VOCABULARY.tokens[t] for t in JumpForward(shorter.automaton, encode).tokens(0)] == [
+        b"x"
+    ]  # "ab" could become "abc"
 
 
 def test_the_end_is_taken_only_when_complete() -> None:
@@ -131,7 +136,7 @@ def test_the_end_is_taken_only_when_complete() -> None:
         place.advance(ord("x"))
     place.advance(ord("a"))
     assert place.allows(EOS) and place.allows(ord("b")) and place.can_end and not place.must_end
-    assert place.forced_tokens(encode) == []
+    assert place.forced_tokens(JumpForward(place.automaton, encode)) == []
     place.advance(EOS)
     assert place.ended and np.flatnonzero(place.mask_bool()).tolist() == [EOS]
     with pytest.raises(ValueError, match="after the end"):
