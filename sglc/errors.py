@@ -48,4 +48,6 @@ class PlanError(SglcError):
 
 
 class RunError(SglcError):
-    """`__cause__` is what the backend or the program raised."""
+    """`__cause__` is what the backend or the program raised; `seen`: somebody was told."""
+
+    seen = False

@@ -12,7 +12,7 @@ from typing import Any
 from runtime.api import TextSegment
 from runtime.backends.base import Backend
 from sglc.config import global_config
-from sglc.exec.interpreter import interpret
+from sglc.exec.interpreter import interpret, session_for
 from sglc.exec.loop import event_loop
 from sglc.ir.specs import SamplingFields
 
@@ -46,6 +46,7 @@ def interpret_batch(
     threads = min(threads, len(rows))
     if len(rows) > 1 and global_config.enable_precache_with_tracing:
         warm_prefix(program, backend, {})
+    session = session_for(backend, sampling)
     bar = None
     if progress_bar:
         from tqdm import tqdm
@@ -53,7 +54,7 @@ def interpret_batch(
         bar = tqdm(total=len(rows), desc=program.__name__)
 
     def one(arguments: dict[str, Any]) -> Any:
-        state = interpret(program, arguments, backend, sampling)
+        state = interpret(program, arguments, backend, sampling, session=session)
         state.sync()
         if bar is not None:
             bar.update()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 from typing import Any
 
@@ -13,17 +12,12 @@ from sglc.exec.live_state import LiveState
 from sglc.exec.session import Session
 from sglc.ir.specs import SamplingFields
 
-log = logging.getLogger("sglc")
 
-
-def live_state(
-    program: Any, backend: Backend, sampling: SamplingFields, *, stream: bool = False
-) -> LiveState:
-    """An empty state of a run on this backend."""
+def session_for(backend: Backend, sampling: SamplingFields, *, stream: bool = False) -> Session:
+    """What the states of a run on this backend share; the rows of a batch share one."""
     from sglc.lang.chat_template import chat_template_for
-    from sglc.lang.choices import decide
 
-    return LiveState(Session(backend, chat_template_for(backend.model), sampling, stream), decide)
+    return Session(backend, chat_template_for(backend.model), sampling, stream)
 
 
 def interpret(
@@ -34,13 +28,14 @@ def interpret(
     *,
     stream: bool = False,
     raise_on_error: bool = False,
-    sink: LiveState | None = None,
+    session: Session | None = None,
 ) -> Any:
     """Run a program's body on a live state; the ProgramState, with what the body returned in `ret_value`."""
+    from sglc.lang.choices import decide
     from sglc.lang.program import _CURRENT
     from sglc.lang.state import ProgramState
 
-    sink = sink or live_state(program, backend, sampling, stream=stream)
+    sink = LiveState(session or session_for(backend, sampling, stream=stream), decide)
     state = ProgramState(sink)
 
     def body() -> None:

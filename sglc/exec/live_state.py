@@ -7,6 +7,7 @@ of the caller. `_lock` guards all fields; no callback of another state is called
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
 
 Decide = Callable[[Any, tuple[str, ...], ScoreResult], Any]
 _END = object()
+log = logging.getLogger("sglc")
 
 
 class LiveState:
@@ -65,7 +67,6 @@ class LiveState:
         self._images: list[ImageSpec] = []
         self._scopes: dict[str, int] = {}
         self._error: BaseException | None = None
-        self.error_seen = False
         self._log: list[tuple[Any, str, dict[str, Any] | None]] = []
         self._owner = threading.get_ident()
 
@@ -466,9 +467,20 @@ class LiveState:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _seen(error: BaseException) -> None:
+        if isinstance(error, RunError):
+            error.seen = True
+
+    def __del__(self) -> None:
+        error = getattr(self, "_error", None)
+        if isinstance(error, RunError) and not error.seen:
+            error.seen = True
+            log.error("a run failed and nobody looked at its error: %s", error)
+
     def _raise(self) -> None:
         if self._error is not None:
-            self.error_seen = True
+            self._seen(self._error)
             raise self._error
 
     def _settle(self) -> None:
@@ -512,7 +524,8 @@ class LiveState:
 
     def error(self) -> BaseException | None:
         self._settle()
-        self.error_seen = True
+        if self._error is not None:
+            self._seen(self._error)
         return self._error
 
     def sync(self) -> None:

@@ -491,3 +491,23 @@ def test_bad_arguments_of_gen_are_refused_where_they_are_written() -> None:
     with pytest.raises(ValueError, match="n=0"):
         sgl.gen("x", n=0)
     assert sgl.gen("x", choices=[]).spec.name == "x"
+
+
+def test_an_error_that_nobody_looked_at_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    import gc
+
+    @sgl.function
+    def program(s):
+        s += "bad" + sgl.gen("a")
+
+    state = program.run(backend=scripted(fail_on="bad"))
+    state.sync()
+    del state
+    gc.collect()
+    assert "nobody looked at its error" in caplog.text and "the script fails on 'bad'" in caplog.text
+    caplog.clear()
+    state = program.run(backend=scripted(fail_on="bad"))
+    assert state.error() is not None
+    del state
+    gc.collect()
+    assert "nobody" not in caplog.text
