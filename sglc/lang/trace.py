@@ -10,7 +10,7 @@ lang/purity.py found harmless are run here, so tracing leaves no mark.
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -22,28 +22,21 @@ from sglc.ir.core import Graph, Module, Names, Node, Operand, Symbol, Value
 from sglc.ir.ops import (
     Begin,
     Call,
-    Fork,
-    Gen,
-    Image,
-    Join,
     Pack,
+    Pure,
     Read,
     Return,
     RoleBegin,
     RoleEnd,
-    ScopeBegin,
-    ScopeEnd,
-    Select,
-    SetVar,
     Text,
     pure,
     type_of,
 )
-from sglc.ir.specs import RUN_DEFAULTS, GenSpec, ImageSpec, Location, SamplingFields, SelectSpec
-from sglc.lang.choices import METHODS
+from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
 from sglc.lang.purity import PLAIN, Purity, Unplain, freeze, purity
 from sglc.lang.rewrite import traceable
 from sglc.lang.state import ProgramState
+from sglc.lang.trace_sink import CallSink, TraceSink, type_of_shape
 from sglc.lang.values import ACTIVE, Traced, TracedBool, TracedList, TracedStr
 
 MAX_GRAPHS = 256
@@ -361,8 +354,8 @@ class Trace:
     ) -> ProgramState:
         names = tuple(n for n in made.variables if isinstance(n, str))
         text = self.names.fresh("str")
-        values = tuple(self.names.fresh(_type_of(made.variables[n])) for n in names)
-        result = self.names.fresh(_type_of(made.returned))
+        values = tuple(self.names.fresh(type_of_shape(made.variables[n])) for n in names)
+        result = self.names.fresh(type_of_shape(made.returned))
         self.nodes.append(
             Call(text, (*values, result), Symbol(made.graph.name), args, names, sampling, at=at)
         )
@@ -390,7 +383,7 @@ class Trace:
         if type(shape) in PLAIN:
             return shape
         packed = Traced(self, owner, label, None)
-        item = self.compute("item", packed, key, type=_type_of(shape))
+        item = self.compute("item", packed, key, type=type_of_shape(shape))
         assert isinstance(item.value, Value)
         return self._unpack(item.value, shape, f"{label}[{key!r}]")
 
@@ -404,14 +397,6 @@ def _beyond_defaults(sampling: SamplingFields | None) -> SamplingFields:
     return replace(sampling, **same)
 
 
-def _type_of(shape: Any) -> str:
-    if isinstance(shape, Traced):
-        return shape.value.type if isinstance(shape.value, Value) else type_of(shape.value)
-    if isinstance(shape, list) and shape and all(_type_of(v) == "str" for v in shape):
-        return "list<str>"
-    return type_of(shape)
-
-
 def _raised_at(error: BaseException) -> Location | None:
     found, step = None, error.__traceback__
     while step is not None:
@@ -422,241 +407,52 @@ def _raised_at(error: BaseException) -> Location | None:
     return found
 
 
-class CallSink:
-    """The finished state of a program that was called: its variables and text can be read."""
-
-    def __init__(self, trace: Trace, env: dict[Any, Any], text: Traced) -> None:
-        self.trace = trace
-        self.env = env
-        self._text = text
-
-    def read(self, name: Any, at: Location | None = None) -> Any:
-        return self.env[name]
-
-    def has(self, name: Any) -> bool:
-        return name in self.env
-
-    def full_text(self) -> Any:
-        return self._text
-
-    def sync(self) -> None:
-        """A call is over when it returns."""
-
-    finish = sync
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return lambda *args, **kwargs: self.trace.stop(f"{name} of the state of a program that was called")
-
-
-class TraceSink:
-    """One state while it is traced. `env` maps variables to what user code reads; `settled` are those that need no wait."""
-
-    def __init__(self, trace: Trace, state: Value, parent: TraceSink | None = None) -> None:
-        self.trace = trace
-        self.state = state
-        self.parent = parent
-        self.env: dict[Any, Any] = dict(parent.env) if parent else {}
-        self.settled: set[Any] = set(parent.settled) if parent else set()
-        self.role: str | None = parent.role if parent else None
-        self.scopes: list[str] = list(parent.scopes) if parent else []
-        self.over = False
-        self.last: Value | None = None  # what the model wrote last
-        self.joined: list[Value] = list(parent.joined) if parent else []
-
-    def end(self) -> Value:
-        self.over = True
-        return self.state
-
-    def _append(self, op: Any, at: Location | None, *operands: Any, **attrs: Any) -> None:
-        if self.over:
-            self.trace.stop("a state that was joined or has ended is appended to", at)
-        self.state = self.trace.emit_state(op, at, self.state, *operands, **attrs)
-
-    def _define(self, name: Any, value: Any) -> None:
-        self.env[name] = value
-        self.settled.discard(name)
-
-    def text(self, value: Any, at: Location | None) -> None:
-        if not isinstance(value, (str, TracedStr)) and not (
-            isinstance(value, Traced) and _type_of(value) == "any"
-        ):
-            self.trace.stop(f"a {_type_of(value)} is appended, which is not text", at)
-        self._append(Text, at, (self.trace.operand(value, "the text", at),))
-
-    def image(self, spec: ImageSpec, at: Location | None) -> None:
-        if spec.meta:
-            self.trace.stop(f"an image with {', '.join(spec.meta)} is appended", at)
-        self._append(Image, at, spec.data, spec.kind)
-
-    def gen(self, spec: GenSpec, at: Location | None) -> None:
-        self._check_name(spec.name, at)
-        if self.over:
-            self.trace.stop("a state that was joined or has ended is appended to", at)
-        out = self.trace.names.fresh("state")
-        text = self.trace.names.fresh("str" if spec.n is None else "list<str>")
-        symbol = self.trace.tracing.symbol(spec.constraint)
-        self.trace.nodes.append(
-            Gen(out, text, self.state, spec.name, spec.sampling, symbol, spec.dtype, spec.n, at=at)
-        )
-        self.state, self.last = out, text
-        label = f's["{spec.name}"]'
-        value: Any = self.trace.wrap(text, label, None)
-        if spec.n is not None:
-            value = [self.trace.compute("item", value, k) for k in range(spec.n)]
-            self.trace.samples.update((v.value, text) for v in value)
-        self._define(spec.name, value)
-
-    def select(self, spec: SelectSpec, at: Location | None) -> None:
-        self._check_name(spec.name, at)
-        method = next((n for n, m in METHODS.items() if m is spec.method or n == spec.method), None)
-        if method is None:
-            self.trace.stop("a choices method of the user's own decides, which is Python", at)
-        if self.over:
-            self.trace.stop("a state that was joined or has ended is appended to", at)
-        choices = tuple(self.trace.operand(c, "a choice", at) for c in spec.choices)
-        out = self.trace.names.fresh("state")
-        text = self.trace.names.fresh("str")
-        self.trace.nodes.append(Select(out, text, self.state, choices, spec.name, method, at=at))
-        self.state, self.last = out, text
-        self._define(spec.name, self.trace.wrap(text, f's["{spec.name}"]', None))
-
-    def _check_name(self, name: Any, at: Location | None) -> None:
-        if name is not None and type(name) is not str:
-            self.trace.stop(f"the name of a variable is {name!r}, which is not a string", at)
-
-    def role_begin(self, role: str, at: Location | None) -> None:
-        if self.role is not None:
-            self.trace.stop(f"a {role} message begins inside a {self.role} message", at)
-        self.role = role
-        self._append(RoleBegin, at, role)
-
-    def role_end(self, role: str, at: Location | None) -> None:
-        if self.role != role:
-            self.trace.stop(f"a {role} message ends that did not begin", at)
-        self.role = None
-        self._append(RoleEnd, at, role)
-
-    def scope_begin(self, name: str, at: Location | None) -> None:
-        self._check_name(name, at)
-        if name in self.scopes:
-            self.trace.stop(f"the scope {name!r} is open already", at)
-        self.scopes.append(name)
-        self._append(ScopeBegin, at, name)
-
-    def scope_end(self, name: str, at: Location | None) -> None:
-        if name not in self.scopes:
-            self.trace.stop(f"the scope {name!r} ends that did not begin", at)
-        self.scopes.remove(name)
-        out = self.trace.names.fresh("state")
-        text = self.trace.names.fresh("str")
-        self.trace.nodes.append(ScopeEnd(out, text, self.state, name, at=at))
-        self.state = out
-        self._define(name, self.trace.wrap(text, f's["{name}"]', None))
-
-    def fork(self, size: int, at: Location | None) -> Sequence[Any]:
-        if self.over:
-            self.trace.stop("a state that was joined or has ended is forked", at)
-        if self.scopes:
-            self.trace.stop(f"a fork inside the scope {self.scopes[-1]!r}", at)
-        outs = tuple(self.trace.names.fresh("state") for _ in range(size))
-        if outs:
-            self.trace.nodes.append(Fork(outs, self.state, at=at))
-        return [TraceSink(self.trace, out, self) for out in outs]
-
-    def join(self, children: Sequence[Any], mode: str, at: Location | None) -> None:
-        for child in children:
-            if child.parent is not self or child.over:
-                self.trace.stop("a branch is joined that is not an open branch of this state", at)
-        for child in children:
-            self.joined.extend(child.joined)
-            if child.last is not None:
-                self.joined.append(child.last)
-        before = set(self.env)
-        gathered: dict[Any, list[Any]] = {}
-        if mode == "gather_variable":
-            for child in children:
-                for name, value in child.env.items():
-                    if name not in before:
-                        gathered.setdefault(name, []).append(value)
-        self._append(Join, at, tuple(child.end() for child in children), mode)
-        for name, values in gathered.items():
-            self._define(name, values)
-            self.settled.add(name)
-
-    def read(self, name: Any, at: Location | None) -> Any:
-        if isinstance(name, Traced):
-            name.stop("the name of a variable", "Read the variable by a fixed name")
-        if name in self.scopes:
-            self.trace.stop(f"the scope {name!r} is read while it is open", at)
-        value = self.env[name]
-        self.trace.note_read(value, at)
-        for written in self.joined:  # a branch that failed fails the state that it was joined to
-            self.trace.reads.setdefault(written, at)
-        self.joined.clear()
-        return list(value) if isinstance(value, list) else value
-
-    def has(self, name: Any) -> bool:
-        if name in self.scopes or (name in self.env and name not in self.settled):
-            self.trace.stop(f"`in` asks whether {name!r} is there yet, which depends on time")
-        return name in self.env
-
-    def assign(self, name: Any, value: Any) -> None:
-        self._check_name(name, None)
-        at = self.trace.where()
-        self._append(SetVar, at, self.trace.operand(value, f"the value of {name!r}", at), name)
-        self.env[name] = value
-        self.settled.add(name)
-
-    def sync(self) -> None:
-        """Nothing runs while a program is traced."""
-
-    finish = sync
-
-    def meta(self, name: Any) -> dict[str, Any] | None:
-        self.trace.stop("get_meta_info() tells what happened in a run")
-
-    def full_text(self) -> str:
-        self.trace.stop("text() is read while the program is still writing it")
-
-    def messages(self) -> list[dict[str, Any]]:
-        self.trace.stop("messages() is read while the program is still writing them")
-
-    def error(self) -> BaseException | None:
-        self.trace.stop("error() tells what happened in a run")
-
-    def chunks(self, name: str | None) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        self.trace.stop("a stream of chunks is read")
-
-    def chunks_async(self, name: str | None) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
-        self.trace.stop("a stream of chunks is read")
-
-
 def constant_prefix(program: Any, template: Any = None, arguments: Mapping[str, Any] | None = None) -> str:
     """The text that every run begins with, whatever its arguments are; "" if that cannot be known safely.
 
+    `template` is the chat template that role markers become; without one the text ends at the first marker.
     `arguments` are values that all runs share. Never runs a body that does more than build its state.
     """
     known = dict(arguments or {})
     try:
-        unknown = frozenset(program.parameter_names) - known.keys()
-        graph = trace(
-            program, known, unknown | {n for n, v in known.items() if type(v) is str and n in unknown}
-        ).graph
+        graph = trace(program, known, frozenset(program.parameter_names) - known.keys()).graph
     except Exception:  # whatever keeps a program from being traced, it can still run
         return ""
     found: list[str] = []
+    history: list[dict[str, Any]] = []
+    joined: dict[Value, list[Operand]] = {}  # the parts of concatenations
     state: Value | None = None
     for node in graph.nodes:
         if isinstance(node, Begin):
             state = node.out
+        elif isinstance(node, Pure) and node.op == "concat":
+            joined[node.out] = [
+                p for a in node.args for p in (joined.get(a, [a]) if isinstance(a, Value) else [a])
+            ]
         elif isinstance(node, Text) and node.state == state:
-            for part in node.parts:
-                if not isinstance(part, str):
-                    return "".join(found)
-                found.append(part)
+            for operand in node.parts:
+                for part in joined.get(operand, [operand]) if isinstance(operand, Value) else [operand]:
+                    if not isinstance(part, str):
+                        return "".join(found)
+                    found.append(part)
+            state = node.out
+        elif isinstance(node, (RoleBegin, RoleEnd)) and node.state == state and template is not None:
+            found.append(_marker(node, template, history))
             state = node.out
         elif state in node.uses:
             break
     return "".join(found)
+
+
+def _marker(node: RoleBegin | RoleEnd, template: Any, history: list[dict[str, Any]]) -> str:
+    """The text of a role marker after the messages in `history`, which is kept up to date."""
+    text = ""
+    if isinstance(node, RoleBegin):
+        default = template.default_system_prompt
+        if not history and node.role != "system" and default:
+            text = default.join(template.get_prefix_and_suffix("system", history))
+            history.append({"role": "system", "content": default})
+        return text + template.get_prefix_and_suffix(node.role, history)[0]
+    text = template.get_prefix_and_suffix(node.role, history)[1]
+    history.append({"role": node.role, "content": ""})
+    return text

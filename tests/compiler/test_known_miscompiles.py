@@ -11,6 +11,8 @@ import pytest
 import sglc as sgl
 from runtime.api import Generate, render
 from sglc.errors import GraphBreak, RunError
+from sglc.lang.chat_template import get_chat_template
+from sglc.lang.trace import constant_prefix
 
 HERE = __file__
 noise: list[str] = []
@@ -261,3 +263,20 @@ def test_tracing_leaves_nothing_behind() -> None:
     again = compiled.run("a", backend=backend())
     assert type(again["x"]) is list and all(type(v) is str for v in again["x"])
     assert not {m for m in set(sys.modules) - before if m.startswith("tests")}
+
+
+@sgl.function
+def few_shot(s, question):
+    s += sgl.system("Be brief.")
+    s += sgl.user("One example." + question)
+
+
+def test_the_constant_prefix_of_all_runs() -> None:
+    chatml = get_chat_template("chatml")
+    wanted = "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nOne example."
+    assert constant_prefix(few_shot, chatml) == wanted
+    assert constant_prefix(few_shot) == ""
+    assert constant_prefix(few_shot, chatml, {"question": "Why?"}) == wanted + "Why?<|im_end|>\n"
+    noise.clear()
+    assert constant_prefix(noisy) == "" and noise == []
+    assert constant_prefix(looked_up) == ""
