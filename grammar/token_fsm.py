@@ -37,7 +37,7 @@ class TokenFsm:
     class_of: np.ndarray
     distance: np.ndarray
     longest: int | None
-    row_bytes: int = 16 << 20  # masks kept for reuse
+    row_bytes: int = 8 << 20  # masks kept for reuse
     _rows: list[np.ndarray | None] = field(init=False, repr=False)
     _kept: deque[int] = field(init=False, repr=False)
 

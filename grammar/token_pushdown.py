@@ -26,6 +26,7 @@ from grammar.vocabulary import Vocabulary
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NO_BUDGET = 1 << 60
 _MANY_ARCS = 5
+_MAX_STEPS = 1 << 17  # steps and ways to the end that are remembered
 
 Config = tuple[int, int, int, int]
 
@@ -42,7 +43,7 @@ class TokenPushdown:
         measure: Measure,
         vocabulary: Vocabulary,
         limits: Limits,
-        row_bytes: int = 8 << 20,
+        row_bytes: int = 4 << 20,
     ) -> None:
         if start == EMPTY or measure.shortest(start) >= INFINITE:
             raise Unsatisfiable("no text matches the constraint")
@@ -227,6 +228,8 @@ class TokenPushdown:
         found = self._next.get((state, token))
         if found is None:
             data = self.vocabulary.tokens[token]
+            if len(self._next) >= _MAX_STEPS:
+                self._next.clear()
             found = self._next[state, token] = self.advance_bytes(state, data) if data else -1
         return found
 
@@ -359,6 +362,8 @@ class TokenPushdown:
     def _way_to_end(self, state: int) -> tuple[int, ...]:
         found = self._closing.get(state)
         if found is None:
+            if len(self._closing) >= _MAX_STEPS:
+                self._closing.clear()
             found = self._closing[state] = spell(self.closing_text(state), self.vocabulary)
         return found
 

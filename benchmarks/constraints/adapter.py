@@ -31,6 +31,8 @@ class SglcMatcher(Matcher):
 
     def fill_mask(self) -> None:
         self.adapter.row = self.allowed(self.state)
+        if self.adapter.copy:
+            self.adapter.mask[0] = self.adapter.row.view(np.int32)
 
     def advance(self, token: int) -> bool:
         if token in self.adapter.vocabulary.eos:
@@ -53,8 +55,11 @@ class SglcMatcher(Matcher):
 class Sglc(Adapter):
     separators = (",", ":")
 
-    def __init__(self, formats: str = "refuse", order: str = "declared", store: str = "") -> None:
+    def __init__(
+        self, formats: str = "refuse", order: str = "declared", copy: str = "0", store: str = ""
+    ) -> None:
         self.options = Options(any_order=order == "any", ignore_unknown_formats=formats == "ignore")
+        self.copy = copy == "1"  # also write the harness's own bit row: for its cross-check
         self.store = ConstraintStore(store) if store else None
 
     def setup(self, vocab: Any) -> None:

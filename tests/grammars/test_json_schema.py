@@ -199,6 +199,32 @@ def test_masks_are_brute_force(schema: Any, values: list[Any]) -> None:
                 break
 
 
+@settings(max_examples=100, deadline=None)
+@given(SCHEMAS, st.lists(VALUES, min_size=1, max_size=2))
+def test_a_budget_is_kept_after_every_token(schema: Any, values: list[Any]) -> None:
+    """What is allowed within n tokens leaves a way to the end within n - 1; all that is left out may not."""
+    try:
+        machine = compiled(schema).automaton
+    except ConstraintError:
+        return
+    assert isinstance(machine, TokenPushdown)
+    for value in values:
+        state = 0
+        for byte in text(value).encode():
+            least = machine.tokens_to_end(state)
+            for budget in (least, least + 1, least + 4, least + 9, least + 30):
+                row = machine.allowed_within(state, budget)
+                for token in [t for t in range(256 + len(PIECES)) if row[t >> 5] >> (t & 31) & 1]:
+                    assert machine.tokens_to_end(machine.step(state, token)) <= budget - 1, (
+                        schema,
+                        value,
+                        token,
+                    )
+            state = machine.advance_bytes(state, bytes([byte]))
+            if state < 0:
+                break
+
+
 # examples that each show one rule
 
 EXACT: list[tuple[Any, list[Any], list[Any]]] = [
