@@ -36,7 +36,7 @@ class Variant:
             f"{llvmlite.binding.get_host_cpu_name()} {llvmlite.binding.get_host_cpu_features().flatten()}"
         )
         name = hashlib.sha256(facts.encode()).hexdigest()[:16]
-        self.mark = Path(decode.run_layers.stats.cache_path) / f"cpu-{name}.built"
+        self.mark = Path(str(decode.run_layers.stats.cache_path)) / f"cpu-{name}.built"
 
     @property
     def built(self) -> bool:
@@ -71,9 +71,9 @@ class Variant:
             store,
             store,
             lanes,
-            True,
+            2,
         )
-        decode.run_head(hidden, np.zeros((1, dim), kind), True)
+        decode.run_head(hidden, np.zeros((1, dim), kind), 2)
 
     def build(self) -> None:
         """Compile to disk, unless somebody else has done or is doing it; then wait for them."""

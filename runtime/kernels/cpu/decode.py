@@ -5,6 +5,9 @@ Python; weights are read as the upper halves of float32 numbers where that loses
 Everything that numba compiles is in this file, because its cache looks at one file only.
 """
 
+# mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
+# numba reads these functions, and it is numba that infers their types
+
 from __future__ import annotations
 
 from typing import Any
@@ -17,7 +20,8 @@ from numba.extending import intrinsic
 TILE = 64  # keys that attention looks at together
 BLOCK = 16  # tokens whose attention shares the reading of keys
 LOWEST = np.float32(-1e30)
-ROWS = 32  # outputs of a linear layer computed by one thread at a time
+ROWS = 32  # outputs of a linear layer computed before the next
+TOKEN = 1000  # work of a token beside attention, in keys that it could see for the same
 MATH = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity keep their meaning
 
 
@@ -46,7 +50,7 @@ def _float_of_bits(typing: Any, bits: Any) -> Any:
 
 
 @njit(fastmath=MATH, nogil=True, inline="always")
-def _exp(x):  # type: ignore[no-untyped-def]
+def _exp(x):
     """e ** x in float32 for vectors: 2 ** n times a polynomial of the rest; x is cut to [-87, 88]."""
     x = min(max(x, np.float32(-87.0)), np.float32(88.0))
     n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
@@ -62,7 +66,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=MATH, nogil=True)
-def _rows(x, w, y, low, high, add):  # type: ignore[no-untyped-def]
+def _rows(x, w, y, low, high, add):
     """y[:, low:high] = (y +) x w[low:high]^T. A row of w is read once for four tokens."""
     tokens, k = x.shape
     zero = np.float32(0)
@@ -103,25 +107,18 @@ def _rows(x, w, y, low, high, add):  # type: ignore[no-untyped-def]
         t += 1
 
 
-@njit(fastmath=MATH, nogil=True, parallel=True)
-def _linear_wide(x, w, y, add):  # type: ignore[no-untyped-def]
+@njit(fastmath=MATH, nogil=True)
+def _linear(x, w, y, add):
+    """y = (y +) x w^T, rows of w by the block, so that they stay near while all tokens pass."""
     n = w.shape[0]
-    for block in prange((n + ROWS - 1) // ROWS):
-        _rows(x, w, y, block * ROWS, min(n, block * ROWS + ROWS), add)
+    for low in range(0, n, ROWS):
+        _rows(x, w, y, low, min(n, low + ROWS), add)
 
 
 @njit(fastmath=MATH, nogil=True)
-def _linear(x, w, y, add, wide):  # type: ignore[no-untyped-def]
-    if wide:
-        _linear_wide(x, w, y, add)
-    else:
-        _rows(x, w, y, 0, w.shape[0], add)
-
-
-@njit(fastmath=MATH, nogil=True)
-def _norm(x, weight, eps, y, low, high):  # type: ignore[no-untyped-def]
-    n = x.shape[1]
-    for t in range(low, high):
+def _norm(x, weight, eps, y):
+    tokens, n = x.shape
+    for t in range(tokens):
         row, out = x[t], y[t]
         total = np.float32(0)
         for i in range(n):
@@ -132,11 +129,11 @@ def _norm(x, weight, eps, y, low, high):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=MATH, nogil=True)
-def _turn_and_store(qkv, positions, slots, cos, sin, k, v, heads, low, high):  # type: ignore[no-untyped-def]
+def _turn_and_store(qkv, positions, slots, cos, sin, k, v, heads):
     """Rotate q in place; rotate k and put it and v into the store."""
     kv_heads, dim = k.shape[1], k.shape[2]
     half = dim // 2
-    for t in range(low, high):
+    for t in range(qkv.shape[0]):
         c, s, row, slot = cos[positions[t]], sin[positions[t]], qkv[t], slots[t]
         for h in range(heads):
             at = h * dim
@@ -156,7 +153,7 @@ def _turn_and_store(qkv, positions, slots, cos, sin, k, v, heads, low, high):  #
 
 
 @njit(fastmath=MATH | {"nnan"}, nogil=True)
-def _highest(scores):  # type: ignore[no-untyped-def]
+def _highest(scores):
     top = scores[0]
     for j in range(TILE):
         top = max(top, scores[j])
@@ -164,7 +161,7 @@ def _highest(scores):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=MATH, nogil=True)
-def _load(k, v, places, head, keys, values, lanes):  # type: ignore[no-untyped-def]
+def _load(k, v, places, head, keys, values, lanes):
     """Up to TILE slots of one kv head: keys [head_dim, TILE] and values [TILE, head_dim], both flat."""
     dim = len(lanes)
     n = len(places)
@@ -180,7 +177,7 @@ def _load(k, v, places, head, keys, values, lanes):  # type: ignore[no-untyped-d
 
 
 @njit(fastmath={"contract"}, nogil=True)
-def _mix(weights, values, n, out, lanes):  # type: ignore[no-untyped-def]
+def _mix(weights, values, n, out, lanes):
     """out += weights[:n] values. Sums stay in the order written: `out` enters each of them once, at the end."""
     dim = len(lanes)
     for j in range(0, n, 8):
@@ -196,7 +193,7 @@ def _mix(weights, values, n, out, lanes):  # type: ignore[no-untyped-def]
 
 
 @njit(fastmath=MATH, nogil=True)
-def _fold(q, keys, values, n, scale, scores, top, total, out, lanes):  # type: ignore[no-untyped-def]
+def _fold(q, keys, values, n, scale, scores, top, total, out, lanes):
     """Fold the first n keys of a tile into the running softmax of one query: its new maximum and sum."""
     dim = len(lanes)
     for j in range(TILE):
@@ -229,7 +226,7 @@ def _fold(q, keys, values, n, scale, scores, top, total, out, lanes):  # type: i
 
 
 @njit(fastmath=MATH, nogil=True)
-def _attend(q, k, v, context, first, positions, low, high, shared, head, group, scale, out, lanes):  # type: ignore[no-untyped-def]
+def _attend(q, k, v, context, first, positions, low, high, shared, head, group, scale, out, lanes):
     """One kv head of the tokens low .. high - 1, which have the first `shared` slots in common."""
     dim = len(lanes)
     keys, values = np.empty(dim * TILE, np.float32), np.empty(dim * TILE, np.float32)
@@ -285,7 +282,7 @@ def _attend(q, k, v, context, first, positions, low, high, shared, head, group, 
 
 
 @njit(nogil=True)
-def _blocks(context, first, positions):  # type: ignore[no-untyped-def]
+def _blocks(context, first, positions):
     """Neighbouring tokens that begin with the same slots: the first token of each block (and the end), and how many
     slots its tokens share. In a block either all tokens have the same row, or each has its own."""
     tokens = len(first)
@@ -313,90 +310,136 @@ def _blocks(context, first, positions):  # type: ignore[no-untyped-def]
     return starts[: count + 1], shared[:count]
 
 
-@njit(fastmath=MATH, nogil=True, parallel=True)
-def _attention_wide(q, k, v, context, first, positions, starts, shared, scale, out, lanes):  # type: ignore[no-untyped-def]
-    kv_heads = k.shape[1]
-    group = out.shape[1] // (kv_heads * len(lanes))
-    for item in prange(len(shared) * kv_heads):
-        b, h = item // kv_heads, item % kv_heads
-        _attend(
-            q,
-            k,
-            v,
-            context,
-            first,
-            positions,
-            starts[b],
-            starts[b + 1],
-            shared[b],
-            h,
-            group,
-            scale,
-            out,
-            lanes,
-        )
-
-
 @njit(fastmath=MATH, nogil=True)
-def _attention(q, k, v, context, first, positions, starts, shared, scale, out, lanes, wide):  # type: ignore[no-untyped-def]
-    if wide:
-        _attention_wide(q, k, v, context, first, positions, starts, shared, scale, out, lanes)
-        return
+def _attention(q, k, v, context, first, positions, scale, out, lanes):
+    starts, shared = _blocks(context, first, positions)
     group = out.shape[1] // (k.shape[1] * len(lanes))
     for b in range(len(shared)):
+        low, high = starts[b], starts[b + 1]
         for h in range(k.shape[1]):
-            _attend(
-                q,
-                k,
-                v,
-                context,
-                first,
-                positions,
-                starts[b],
-                starts[b + 1],
-                shared[b],
-                h,
-                group,
-                scale,
-                out,
-                lanes,
-            )
+            _attend(q, k, v, context, first, positions, low, high, shared[b], h, group, scale, out, lanes)
 
 
 @njit(fastmath=MATH, nogil=True)
-def _gate(both, out, low, high):  # type: ignore[no-untyped-def]
+def _gate(both, out):
     """silu(gate) * up of rows [gate, up]."""
     n = out.shape[1]
-    for t in range(low, high):
+    for t in range(out.shape[0]):
         row, o = both[t], out[t]
         for i in range(n):
             g = row[i]
             o[i] = g / (np.float32(1) + _exp(-g)) * row[n + i]
 
 
-@njit(fastmath=MATH, nogil=True, parallel=True)
-def _norm_wide(x, weight, eps, y):  # type: ignore[no-untyped-def]
-    for t in prange(x.shape[0]):
-        _norm(x, weight, eps, y, t, t + 1)
+@njit(fastmath=MATH, nogil=True)
+def _before(x, positions, slots, qkv, norm, eps, cos, sin, k, v, q):
+    """First part of a layer, up to where tokens see each other: q into rows [q, k, v], k and v into the store."""
+    h = np.empty(x.shape, np.float32)
+    _norm(x, norm, eps, h)
+    _linear(h, qkv, q, False)
+    heads = q.shape[1] // k.shape[2] - 2 * k.shape[1]
+    _turn_and_store(q, positions, slots, cos, sin, k, v, heads)
+
+
+@njit(fastmath=MATH, nogil=True)
+def _after(x, q, context, first, positions, out, up, down, norm, eps, scale, k, v, lanes):
+    """The rest of the layer, added to x in place."""
+    tokens = len(x)
+    attended = np.empty((tokens, out.shape[1]), np.float32)
+    _attention(q, k, v, context, first, positions, scale, attended, lanes)
+    _linear(attended, out, x, True)
+    h = np.empty(x.shape, np.float32)
+    _norm(x, norm, eps, h)
+    both, inner = np.empty((tokens, up.shape[0]), np.float32), np.empty((tokens, down.shape[1]), np.float32)
+    _linear(h, up, both, False)
+    _gate(both, inner)
+    _linear(inner, down, x, True)
+
+
+@njit(fastmath=MATH, nogil=True)
+def _alone(
+    x, positions, slots, context, first,
+    qkv, out, up, down, attn_norms, mlp_norms, eps, cos, sin, scale, k, v, lanes,
+):  # fmt: skip
+    """All layers of tokens that see no other new tokens than these."""
+    q = np.empty((len(x), qkv.shape[1]), np.float32)
+    for i in range(len(qkv)):
+        _before(x, positions, slots, qkv[i], attn_norms[i], eps, cos, sin, k[i], v[i], q)
+        _after(
+            x,
+            q,
+            context,
+            first,
+            positions,
+            out[i],
+            up[i],
+            down[i],
+            mlp_norms[i],
+            eps,
+            scale,
+            k[i],
+            v[i],
+            lanes,
+        )
+
+
+@njit(nogil=True)
+def _share(first, positions, parts):
+    """Where to cut the tokens into `parts` of about the same work, and whether no row of slots is cut."""
+    tokens = len(first)
+    work = np.cumsum(positions + TOKEN)
+    cuts = np.zeros(parts + 1, np.int64)
+    whole = True
+    for p in range(1, parts):
+        even = np.searchsorted(work, work[-1] * p // parts)
+        low = high = even
+        while low > 0 and first[low] == first[low - 1]:
+            low -= 1
+        while 0 < high < tokens and first[high] == first[high - 1]:
+            high += 1
+        near = low if even - low <= high - even else high
+        if abs(near - even) * 8 * parts > tokens:
+            near, whole = even, False
+        cuts[p] = max(near, cuts[p - 1])
+    cuts[parts] = tokens
+    return cuts, whole
 
 
 @njit(fastmath=MATH, nogil=True, parallel=True)
-def _turn_and_store_wide(qkv, positions, slots, cos, sin, k, v, heads):  # type: ignore[no-untyped-def]
-    for t in prange(qkv.shape[0]):
-        _turn_and_store(qkv, positions, slots, cos, sin, k, v, heads, t, t + 1)
-
-
-@njit(fastmath=MATH, nogil=True, parallel=True)
-def _gate_wide(both, out):  # type: ignore[no-untyped-def]
-    for t in prange(out.shape[0]):
-        _gate(both, out, t, t + 1)
+def _together(
+    x, positions, slots, context, first, cuts, whole,
+    qkv, out, up, down, attn_norms, mlp_norms, eps, cos, sin, scale, k, v, lanes,
+):  # fmt: skip
+    """All layers, by several threads. They need not wait for each other if each has whole rows."""
+    parts = len(cuts) - 1
+    if whole:
+        for p in prange(parts):
+            a, b = cuts[p], cuts[p + 1]
+            _alone(
+                x[a:b], positions[a:b], slots[a:b], context, first[a:b],
+                qkv, out, up, down, attn_norms, mlp_norms, eps, cos, sin, scale, k, v, lanes,
+            )  # fmt: skip
+        return
+    q = np.empty((len(x), qkv.shape[1]), np.float32)
+    for i in range(len(qkv)):
+        for p in prange(parts):
+            a, b = cuts[p], cuts[p + 1]
+            _before(
+                x[a:b], positions[a:b], slots[a:b], qkv[i], attn_norms[i], eps, cos, sin, k[i], v[i], q[a:b]
+            )
+        for p in prange(parts):
+            a, b = cuts[p], cuts[p + 1]
+            _after(
+                x[a:b], q[a:b], context, first[a:b], positions[a:b],
+                out[i], up[i], down[i], mlp_norms[i], eps, scale, k[i], v[i], lanes,
+            )  # fmt: skip
 
 
 @njit(fastmath=MATH, nogil=True, cache=True)
-def run_layers(  # type: ignore[no-untyped-def]
+def run_layers(
     ids, positions, slots, context, first,
     embedding, qkv, out, up, down, attn_norms, mlp_norms, norm, eps, cos, sin, scale,
-    k, v, lanes, wide,
+    k, v, lanes, threads,
 ):  # fmt: skip
     """Hidden states float32 [tokens, hidden] of one batch, its keys and values stored.
 
@@ -406,65 +449,44 @@ def run_layers(  # type: ignore[no-untyped-def]
     cos, sin               float32 [positions, head_dim / 2]
     k, v                   float32 [layers, slots, kv_heads, head_dim]
     lanes                  a tuple of head_dim elements: its length is a constant of the compiled code
-    wide                   share the work between threads
     """
     tokens, hidden = len(ids), embedding.shape[1]
-    width = out.shape[2]
-    heads = width // len(lanes)
-    starts, shared = _blocks(context, first, positions)
     x = np.empty((tokens, hidden), np.float32)
     for t in range(tokens):
         row, word = x[t], embedding[ids[t]]
         for i in range(hidden):
             row[i] = _wide(word[i])
+    if threads == 1:
+        _alone(
+            x, positions, slots, context, first,
+            qkv, out, up, down, attn_norms, mlp_norms, eps, cos, sin, scale, k, v, lanes,
+        )  # fmt: skip
+    else:
+        cuts, whole = _share(first, positions, min(threads, tokens))
+        _together(
+            x, positions, slots, context, first, cuts, whole,
+            qkv, out, up, down, attn_norms, mlp_norms, eps, cos, sin, scale, k, v, lanes,
+        )  # fmt: skip
     h = np.empty((tokens, hidden), np.float32)
-    projected = np.empty((tokens, qkv.shape[1]), np.float32)
-    attended = np.empty((tokens, width), np.float32)
-    both = np.empty((tokens, up.shape[1]), np.float32)
-    inner = np.empty((tokens, down.shape[2]), np.float32)
-    apart = wide and tokens >= BLOCK  # what is done token by token is worth sharing too
-    for layer in range(len(qkv)):
-        if apart:
-            _norm_wide(x, attn_norms[layer], eps, h)
-        else:
-            _norm(x, attn_norms[layer], eps, h, 0, tokens)
-        _linear(h, qkv[layer], projected, False, wide)
-        if apart:
-            _turn_and_store_wide(projected, positions, slots, cos, sin, k[layer], v[layer], heads)
-        else:
-            _turn_and_store(projected, positions, slots, cos, sin, k[layer], v[layer], heads, 0, tokens)
-        _attention(
-            projected,
-            k[layer],
-            v[layer],
-            context,
-            first,
-            positions,
-            starts,
-            shared,
-            scale,
-            attended,
-            lanes,
-            wide,
-        )
-        _linear(attended, out[layer], x, True, wide)
-        if apart:
-            _norm_wide(x, mlp_norms[layer], eps, h)
-        else:
-            _norm(x, mlp_norms[layer], eps, h, 0, tokens)
-        _linear(h, up[layer], both, False, wide)
-        if apart:
-            _gate_wide(both, inner)
-        else:
-            _gate(both, inner, 0, tokens)
-        _linear(inner, down[layer], x, True, wide)
-    _norm(x, norm, eps, h, 0, tokens)
+    _norm(x, norm, eps, h)
     return h
 
 
+@njit(fastmath=MATH, nogil=True, parallel=True)
+def _head_together(x, w, y, threads):
+    n = w.shape[0]
+    size = (n // ROWS // threads + 1) * ROWS
+    for p in prange(threads):
+        for low in range(p * size, min(n, (p + 1) * size), ROWS):
+            _rows(x, w, y, low, min(n, low + ROWS), False)
+
+
 @njit(fastmath=MATH, nogil=True, cache=True)
-def run_head(x, w, wide):  # type: ignore[no-untyped-def]
+def run_head(x, w, threads):
     """x w^T, float32 [rows, vocabulary]."""
     y = np.empty((x.shape[0], w.shape[0]), np.float32)
-    _linear(x, w, y, False, wide)
+    if threads == 1:
+        _linear(x, w, y, False)
+    else:
+        _head_together(x, w, y, threads)
     return y

@@ -141,7 +141,7 @@ class FastAttention:
         self.k, self.v = store.k.numpy(), store.v.numpy()
         self.lanes = (0,) * store.k.shape[-1]
         self.slots = self.context = self.first = self.positions = np.empty(0, np.int64)
-        self.wide = False
+        self.threads = 1
 
     def load(self) -> None:
         """Take the built kernels from disk."""
@@ -177,10 +177,10 @@ class FastAttention:
         if not self.ready:
             self.plain.plan(inputs)
             return
-        threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS)
-        set_num_threads(threads)  # of this thread
         spans = inputs.spans
-        self.wide = threads > 1 and (len(inputs.slots) > 1 or spans[0].start >= LONG)
+        many = len(inputs.slots) > 1 or spans[0].start >= LONG
+        self.threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS) if many else 1  # type: ignore[attr-defined]
+        set_num_threads(self.threads)  # for calls from this thread
         self.slots = inputs.slots.numpy()
         if len(spans) == 1 and spans[0].count == 1:
             self.context, self.first = spans[0].slots.numpy(), np.zeros(1, np.int64)
@@ -212,7 +212,7 @@ class FastDecoder:
             return self.model(ids, positions, impl)
         from runtime.kernels.cpu.decode import run_layers
 
-        hidden = run_layers(
+        hidden = run_layers(  # type: ignore[call-arg]
             ids.numpy(),
             a.positions,
             a.slots,
@@ -222,7 +222,7 @@ class FastDecoder:
             a.k,
             a.v,
             a.lanes,
-            a.wide,
+            a.threads,
         )
         return torch.from_numpy(hidden)
 
@@ -232,4 +232,6 @@ class FastDecoder:
             return self.model.logits(hidden)
         from runtime.kernels.cpu.decode import run_head
 
-        return torch.from_numpy(run_head(hidden.contiguous().numpy(), self.weights.head, self.attention.wide))
+        return torch.from_numpy(
+            run_head(hidden.contiguous().numpy(), self.weights.head, self.attention.threads)
+        )
