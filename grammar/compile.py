@@ -123,6 +123,7 @@ class CompiledConstraint:
 
     def report(self) -> ConstraintReport:
         automaton, fsm = self.automaton, self.fsm
+        shortest, longest = _lengths(fsm) if fsm is not None else self._bounds
         table = automaton if isinstance(automaton, TokenFsm) else None
         real = automaton is not None and automaton.vocabulary.digest != _byte_vocabulary().digest
         forced = (
@@ -137,8 +138,8 @@ class CompiledConstraint:
             states=states,
             classes=table.classes if table is not None else fsm.classes if fsm is not None else None,
             bytes=size,
-            min_bytes=self._bounds[0],
-            max_bytes=self._bounds[1],
+            min_bytes=shortest,
+            max_bytes=longest,
             min_tokens=automaton.min_tokens if automaton is not None and real else None,
             max_tokens=automaton.max_tokens if automaton is not None and real else None,
             witness=self.witness,
@@ -174,7 +175,7 @@ def compile_constraint(
     if store is not None and vocabulary is not None:
         table = _from_store(store.load(key), vocabulary)
         if table is not None:
-            return CompiledConstraint(kind, text, digest, table.fsm, table, _lengths(table.fsm))
+            return CompiledConstraint(kind, text, digest, table.fsm, table)
     if kind == "choices":
         fsm: Fsm | None = choices_fsm(json.loads(text))
     else:
@@ -189,7 +190,7 @@ def compile_constraint(
     assert fsm is not None
     if vocabulary is None:
         _refuse_empty(fsm)
-        return CompiledConstraint(kind, text, digest, fsm, None, _lengths(fsm))
+        return CompiledConstraint(kind, text, digest, fsm, None)
     try:
         table = TokenFsm.of(fsm, vocabulary)
     except TooLarge:
@@ -197,7 +198,7 @@ def compile_constraint(
         return replace(_compile_large(kind, text, digest, pattern, vocabulary), fsm=fsm)
     if store is not None:
         store.save(key, _arrays(table))
-    return CompiledConstraint(kind, text, digest, fsm, table, _lengths(fsm))
+    return CompiledConstraint(kind, text, digest, fsm, table)
 
 
 def _text_of(kind: str, source: Any) -> str:

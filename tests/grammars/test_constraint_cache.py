@@ -1,0 +1,63 @@
+"""The engine's compiled constraints: kept, bounded, refused as the caller's error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from grammar.vocabulary import Vocabulary
+from runtime.api import Constraint
+from runtime.constrain import cache as cache_module
+from runtime.constrain.cache import ConstraintCache
+from runtime.errors import InvalidRequest
+
+VOCABULARY = Vocabulary.of([*(bytes([b]) for b in range(256)), b"</s>"], eos=[256])
+
+
+def test_compiled_once_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    compile_one = cache_module.compile_constraint
+
+    def counted(kind: Any, source: Any, *args: Any, **options: Any) -> Any:
+        made.append(source)
+        return compile_one(kind, source, *args, **options)
+
+    monkeypatch.setattr(cache_module, "compile_constraint", counted)
+    cache = ConstraintCache(VOCABULARY, capacity=2, encode=lambda text: list(text.encode()))
+    a, b, c = (Constraint("regex", x) for x in "abc")
+    assert cache.get(a) is cache.get(a)
+    cache.get(b)
+    cache.get(a)
+    assert cache.jump(b) is cache.jump(b)
+    cache.get(a)
+    cache.get(c)  # b was used longest ago
+    assert len(cache) == 2 and made == ["a", "b", "c"]
+    cache.get(a)
+    cache.get(b)
+    assert made == ["a", "b", "c", "b"]
+
+
+def test_refusals_are_the_callers_and_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = ConstraintCache(VOCABULARY)
+    bad = Constraint("json_schema", '{"properties": {"a": {"format": "phone"}}}')
+    for _ in range(2):
+        with pytest.raises(
+            InvalidRequest, match=r"json_schema is refused: #/properties/a/format: the format 'phone'"
+        ) as caught:
+            cache.get(bad)
+        monkeypatch.setattr(cache_module, "compile_constraint", None)
+    assert caught.value.param == "json_schema" and caught.value.status == 400
+    with pytest.raises(InvalidRequest, match="EBNF grammars are not enforced"):
+        cache.get(Constraint("ebnf", "root ::= x"))
+
+
+def test_matchers_share_what_was_compiled() -> None:
+    cache = ConstraintCache(VOCABULARY)
+    constraint = Constraint("regex", "ab*")
+    one, two = cache.matcher(constraint, 5), cache.matcher(constraint)
+    assert one.automaton is two.automaton
+    one.advance(ord("a"))
+    assert (one.used, two.used) == (1, 0) and cache.jump(constraint) is None
+    with pytest.raises(InvalidRequest, match="the shortest text of the constraint takes 1 tokens"):
+        cache.matcher(constraint, 0)
