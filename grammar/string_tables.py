@@ -7,7 +7,7 @@ the few tokens that hold the closing quote depend on what comes after the string
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 
@@ -66,6 +66,7 @@ class StringTables:
         self._walks: list[tuple[np.ndarray, np.ndarray, np.ndarray] | None] = [None] * places
         self._rows: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
         self._most: dict[int, int] = {}
+        self._free: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def _walk(self, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = self._walks[place]
@@ -119,14 +120,16 @@ class StringTables:
             found = self._rows[place, room, missing] = (row, subtrees)
         return found
 
-    @cached_property
-    def free(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For strings in their one spelling: the row of tokens that stay inside, whether the string goes on
-        at each node of the tree, and the next node from each on that closes it."""
-        base = inside().bases[1]
-        row, _ = self.row(base, -1, NEVER)
-        _, exits, stays = self._walk(base)
-        nodes = len(stays)
-        where = np.append(exits[:, 0], nodes)
-        next_exit = where[np.searchsorted(where, np.arange(nodes + 1))].astype(np.int32)
-        return row, stays, next_exit
+    def free(self, spelling: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """For strings in any spelling (0) or their one spelling (1): the row of tokens that stay inside,
+        whether the string goes on at each node of the tree, and the next node from each on that closes it."""
+        found = self._free.get(spelling)
+        if found is None:
+            base = inside().bases[spelling]
+            row, _ = self.row(base, -1, NEVER)
+            _, exits, stays = self._walk(base)
+            nodes = len(stays)
+            where = np.append(exits[:, 0], nodes)
+            next_exit = where[np.searchsorted(where, np.arange(nodes + 1))].astype(np.int32)
+            found = self._free[spelling] = (row, stays, next_exit)
+        return found

@@ -122,7 +122,7 @@ class Terms:
         self._data: list[tuple] = [(0,), (1,)]
         self._nullable: list[bool] = [False, True]
         self._head_call: list[bool] = [False, False]
-        self._free: set[int] = set()
+        self._free: dict[int, int] = {}
         self._free_needs: dict[int, int] = {}
         self.beyond_ascii = (
             EMPTY  # a character beyond ASCII and the rest of a free string, where there are any
@@ -146,26 +146,30 @@ class Terms:
             self._data.append(key)
             self._nullable.append(nullable)
             self._head_call.append(head_call)
-            if (key[0] == CAT and key[1] in self._free) or (
-                key[0] == ALT and not self._free.isdisjoint(key[1])
-            ):
-                self._free.add(found)
+            if key[0] == CAT and key[1] in self._free:
+                self._free[found] = self._free[key[1]]
+            elif key[0] == ALT:
+                spellings = [self._free[part] for part in key[1] if part in self._free]
+                if spellings:
+                    self._free[found] = min(spellings)
         return found
 
-    def mark_free(self, term: int, need: int) -> int:
-        """Say that any text in a string's one spelling begins a text of `term`; also of what is built on it.
+    def mark_free(self, term: int, need: int, spelling: int = 1) -> int:
+        """Say that any text inside of a string begins a text of `term`; also of what is built on it.
 
-        `need` bytes always complete a text of `term` that has such a text behind it.
+        `need` bytes always complete a text of `term` that has such a text behind it. `spelling`: 0 if a
+        character may be written in any way, 1 if only in its one way.
         """
-        self._free.add(term)
+        self._free[term] = spelling
         self._free_needs[term] = need
         return term
 
+    def free_spelling(self, term: int) -> int | None:
+        """How free a term is (see `mark_free`), None if it is not."""
+        return self._free.get(term)
+
     def free_need(self, term: int) -> int | None:
         return self._free_needs.get(term)
-
-    def is_free(self, term: int) -> bool:
-        return term in self._free
 
     def check_time(self) -> None:
         if time.monotonic() > self.deadline:

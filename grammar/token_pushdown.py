@@ -25,7 +25,9 @@ from grammar.vocabulary import Vocabulary
 
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NO_BUDGET = 1 << 60
+_BEGIN = np.array([0, -1, 0, 0])
 _MANY_ARCS = 5
+_FEW = 1024  # tokens of its own for which a row is remembered by what it is made of
 _MAX_STEPS = 1 << 17  # steps and ways to the end that are remembered
 
 Config = tuple[int, int, int, int]
@@ -84,6 +86,7 @@ class TokenPushdown:
         self._rows: list[np.ndarray | None] = []
         self._needs: list[int] = []
         self._kept: deque[int] = deque()
+        self._recipes: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
         self._closing: dict[int, tuple[int, ...]] = {}
         self._state(EPSILON)
         first = self._state(start)
@@ -283,7 +286,13 @@ class TokenPushdown:
         return row
 
     def _keep(self, state: int) -> np.ndarray:
-        row, self._needs[state] = self._row(state)
+        recipe = self._recipes.get(state)
+        if recipe is None:
+            row, self._needs[state] = self._row(state)
+        else:
+            shared, ids = recipe
+            row = np.zeros(self.vocabulary.words, np.uint32) if shared is None else shared.copy()
+            loops.set_bits(row, ids, len(ids))
         self._add_ends(row, state)
         row.setflags(write=False)
         self._rows[state] = row
@@ -291,6 +300,13 @@ class TokenPushdown:
         if len(self._kept) * row.nbytes > self.row_bytes:
             self._rows[self._kept.popleft()] = None
         return row
+
+    def _note(self, state: int, shared: np.ndarray | None, found: int) -> None:
+        """Remember what a row is made of: a row that constraints share, and a few tokens of its own."""
+        if found <= _FEW:
+            if len(self._recipes) >= _MAX_STEPS:
+                self._recipes.clear()
+            self._recipes[state] = (shared, self._out[:found].copy())
 
     def _add_ends(self, row: np.ndarray, state: int) -> None:
         if self.can_end(state):
@@ -301,13 +317,15 @@ class TokenPushdown:
         config = self._configs[state]
         at, place, count, top = config
         if self._states[at, loops.KIND] != STRING:
-            free = self.terms.is_free(self._term[at]) and place == 0
-            row = self._strings.free[0].copy() if free else np.zeros(self.vocabulary.words, np.uint32)
+            free = self.terms.free_spelling(self._term[at]) if place == 0 else None
+            shared = None if free is None else self._strings.free(free)[0]
+            row = np.zeros(self.vocabulary.words, np.uint32) if shared is None else shared.copy()
             found, most = self._tokens(config, self._whole, _NO_BUDGET, free)
             loops.set_bits(row, self._out, found)
-            return row, max(
-                most, self._free_need(self._term[at]) + int(self._stack[top, loops.NEED])
-            ) if free else most
+            self._note(state, shared, found)
+            if free is not None:
+                most = max(most, self._free_need(self._term[at]) + int(self._stack[top, loops.NEED]))
+            return row, most
         low, high = int(self._states[at, loops.LOW]), int(self._states[at, loops.HIGH])
         room = high - count if high >= 0 else -1
         if place != self._states[at, loops.BASE]:
@@ -315,10 +333,12 @@ class TokenPushdown:
         shared, subtrees = self._strings.row(place, room, low - count)
         row = shared.copy()
         most = 16 + int(self._states[at, loops.DISTANCE]) + int(self._stack[top, loops.NEED])
+        found = 0
         if len(subtrees):
             found, far = self._tokens(self._after_string(top), subtrees, _NO_BUDGET)
             loops.set_bits(row, self._out, found)
             most = max(most, far)
+        self._note(state, shared, found)
         return row, most
 
     def _free_need(self, term: int) -> int:
@@ -329,7 +349,8 @@ class TokenPushdown:
         data = self.terms.data(term)
         if data[0] == CAT:
             return self._free_need(data[1]) + self.measure.shortest(data[2])
-        return min(self._free_need(part) for part in data[1] if self.terms.is_free(part))
+        spelling = self.terms.free_spelling(term)
+        return min(self._free_need(p) for p in data[1] if self.terms.free_spelling(p) == spelling)
 
     def _after_string(self, top: int) -> Config:
         """The configuration behind the closing quote of a string on the stack `top`."""
@@ -338,11 +359,13 @@ class TokenPushdown:
             state, top = int(self._stack[top, loops.RETURN]), int(self._stack[top, loops.PARENT])
         return state, int(self._states[state, loops.BASE]), 0, top
 
-    def _tokens(self, config: Config, at: np.ndarray, budget: int, free: bool = False) -> tuple[int, int]:
+    def _tokens(
+        self, config: Config, at: np.ndarray, budget: int, free: int | None = None
+    ) -> tuple[int, int]:
         """Write the tokens that can follow `config` to `_out`; how many, and the most bytes one leaves to close."""
         trie = self.vocabulary.trie
-        self._progress[:] = (0, -1, 0, 0)
-        clean, next_exit = self._strings.free[1:] if free else self._no_clean
+        self._progress[:] = _BEGIN
+        clean, next_exit = self._no_clean if free is None else self._strings.free(free)[1:]
         while True:
             status, state = loops.walk(
                 trie.byte, trie.depth, trie.skip, trie.unique, self._states, self._arcs, self._dense, self._pushes, self._runs,

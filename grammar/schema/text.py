@@ -79,8 +79,10 @@ class JsonText:
 
     def string(self, low: int = 0, high: int = -1) -> int:
         """Any string of `low` to `high` characters (-1: no bound), quotes included."""
-        body = self.terms.repeat(self.char, low, high)
-        return self.terms.string(low, high, self.terms.sequence(self.quote, body, self.quote))
+        rest = self.terms.cat(self.terms.repeat(self.char, low, high), self.quote)
+        if low == 0 and high < 0:
+            self.terms.mark_free(rest, 2 * _CHARACTER + 1, 0)
+        return self.terms.string(low, high, self.terms.cat(self.quote, rest))
 
     def string_of(self, language: Fsm, low: int = 0, high: int = -1) -> int:
         """A string whose decoded content is in `language` and has `low` to `high` (-1: any number of) characters."""
