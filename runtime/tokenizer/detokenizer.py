@@ -78,10 +78,10 @@ class TextStream:
             self._text += self._decode_window()
         else:
             data = self._bytes[id] if id < len(self._bytes) else b""
-            if data is None:  # special
-                self._text += self._utf8.decode(b"", True)
-                self._utf8.reset()
+            if data is None:  # special; one that is hidden may even stand within a character
                 if not self._skip:
+                    self._text += self._utf8.decode(b"", True)
+                    self._utf8.reset()
                     self._text += self._tokenizer.token_text(id)
             else:
                 self._text += self._utf8.decode(data)
@@ -93,7 +93,9 @@ class TextStream:
         both = self._tokenizer.decode(self._ids[self._window :], skip_special_tokens=self._skip)
         if both.endswith("�") or len(both) < len(before):
             return ""
-        self._window, self._read = self._read, len(self._ids)
+        if len(both) > len(before):  # a window that is hidden tokens alone would lose the next word's blank
+            self._window = self._read
+        self._read = len(self._ids)
         return both[len(before) :]
 
     def _pending_bytes(self) -> bool:

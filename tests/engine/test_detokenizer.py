@@ -50,13 +50,19 @@ def stream(tokenizer: Tokenizer, ids: list[int], sampling: SamplingParams, cuts:
     return out
 
 
-def expected(whole: str, stops: tuple[str, ...]) -> str:
-    found = [whole.find(s) for s in stops if s in whole]
-    return whole[: min(found)] if found else whole
+def expected(tokenizer: Tokenizer, ids: list[int], stops: tuple[str, ...], skip: bool = True) -> str:
+    """The text up to the stop string that is complete first; of several, the one that begins first."""
+    for count in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:count], skip_special_tokens=skip)
+        if found := [text.find(s) for s in stops if s in text]:
+            return text[: min(found)]
+    return tokenizer.decode(ids, skip_special_tokens=skip)
 
 
 ids_lists = st.lists(
-    st.integers(3, 400) | st.sampled_from(BYTES.encode("日本é ü😀 the end", first=False)),
+    st.integers(0, 400)
+    | st.sampled_from(sorted(BYTES.special_ids))
+    | st.sampled_from(BYTES.encode("日本é ü😀 the end", first=False)),
     min_size=2,
     max_size=30,
 )
@@ -67,18 +73,19 @@ ids_lists = st.lists(
     ids=ids_lists,
     stops=st.lists(st.text("the ndab.\n日", min_size=1, max_size=4), max_size=3),
     cuts=st.lists(st.integers(0, 29), max_size=10),
+    skip=st.booleans(),
 )
 def test_pieces_add_up_to_the_text_before_the_first_stop(
-    ids: list[int], stops: list[str], cuts: list[int]
+    ids: list[int], stops: list[str], cuts: list[int], skip: bool
 ) -> None:
     ids = [*ids, BYTES.encode("#", first=False)[0]]  # so that no stop is completed by the last token
-    found = stream(BYTES, ids, SamplingParams(stop=tuple(stops)), cuts)
+    found = stream(BYTES, ids, SamplingParams(stop=tuple(stops), skip_special_tokens=skip), cuts)
     text = "".join(p.text for p in found)
-    assert text == expected(BYTES.decode(ids), tuple(stops))
+    assert text == expected(BYTES, ids, tuple(stops), skip)
     assert found[-1].finish is not None
     kept = tuple(i for p in found for i in p.ids)
     assert kept == tuple(ids[: len(kept)])
-    assert BYTES.decode(kept) == text[: found[-1].ids_text]
+    assert BYTES.decode(kept, skip_special_tokens=skip) == text[: found[-1].ids_text]
     segments = answer_segments(text, kept, found[-1].ids_text)
     assert "".join(s.text for s in segments) == text
     assert all(isinstance(s, TextSegment | TokenSegment) for s in segments)
@@ -93,6 +100,48 @@ def test_byte_fallback_tokenizers(pieces_tokenizer: Tokenizer, text: str, cuts: 
     found = stream(pieces_tokenizer, ids, SamplingParams(), cuts)
     assert "".join(p.text for p in found) == pieces_tokenizer.decode(ids)
     assert all("\ufffd" not in p.text for p in found)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    parts=st.lists(
+        st.sampled_from(["</s>", "▁the", "▁cat", "s", "at", "▁", "é"]) | st.sampled_from("ü😀ß語"),
+        min_size=1,
+        max_size=15,
+    ),
+    stops=st.lists(st.text("the cas ü語", min_size=1, max_size=4), max_size=2),
+    cuts=st.lists(st.integers(0, 60), max_size=8),
+    skip=st.booleans(),
+)
+def test_any_ids_of_byte_fallback_tokenizers(
+    pieces_tokenizer: Tokenizer, parts: list[str], stops: list[str], cuts: list[int], skip: bool
+) -> None:
+    ids: list[int] = []
+    for part in [*parts, "e"]:
+        id = pieces_tokenizer.token_id(part)
+        names = [part] if id is not None else [f"<0x{b:02X}>" for b in part.encode()]
+        ids += [i for name in names if (i := pieces_tokenizer.token_id(name)) is not None]
+    sampling = SamplingParams(stop=tuple(stops), skip_special_tokens=skip)
+    if any("e" in s for s in stops):
+        ids += pieces_tokenizer.encode("at", first=False)  # so that no stop is completed by the last token
+    found = stream(pieces_tokenizer, ids, sampling, cuts)
+    text = "".join(p.text for p in found)
+    if found[-1].finish == Finish(type="length", length=len(ids)):
+        assert text == pieces_tokenizer.decode(ids, skip_special_tokens=skip)
+    else:
+        assert text == expected(pieces_tokenizer, ids, tuple(stops), skip)
+    kept = tuple(i for p in found for i in p.ids)
+    assert kept == tuple(ids[: len(kept)])
+    assert pieces_tokenizer.decode(kept, skip_special_tokens=skip) == text[: found[-1].ids_text]
+    assert all("\ufffd" not in p.text for p in found)
+
+
+def test_a_hidden_token_takes_no_blank_with_it(pieces_tokenizer: Tokenizer) -> None:
+    the, end, cat = (pieces_tokenizer.token_id(t) or 0 for t in ("▁the", "</s>", "▁cat"))
+    text = TextStream(pieces_tokenizer, SamplingParams())
+    for id in (the, end, end, cat):
+        text.push([id])
+    assert text.text == "the cat" == pieces_tokenizer.decode([the, end, end, cat])
 
 
 def test_never_half_a_character() -> None:
