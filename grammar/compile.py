@@ -165,6 +165,15 @@ def compile_constraint(
 
     Raises ConstraintError (its tree is in `grammar.constraint_errors`) if it cannot be enforced exactly.
     """
+    try:
+        return _compile(kind, source, vocabulary, options, store)
+    except RecursionError:
+        raise TooLarge("the constraint is nested too deeply, or has a name that is too long") from None
+
+
+def _compile(
+    kind: Kind, source: Any, vocabulary: Vocabulary | None, options: Options, store: ConstraintStore | None
+) -> CompiledConstraint:
     if kind == "json_schema":
         return _compile_schema(source, vocabulary, options)
     if kind not in ("regex", "choices", "dtype"):

@@ -27,6 +27,8 @@ _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NO_BUDGET = 1 << 60
 _BEGIN = np.array([0, -1, 0, 0])
 _MANY_ARCS = 5
+_LONGEST = 10_000_000  # bytes that the shortest text may have
+_FARTHEST = (1 << 31) - 1
 _FEW = 1024  # tokens of its own for which a row is remembered by what it is made of
 _MAX_STEPS = 1 << 17  # steps and ways to the end that are remembered
 
@@ -49,6 +51,8 @@ class TokenPushdown:
     ) -> None:
         if start == EMPTY or measure.shortest(start) >= INFINITE:
             raise Unsatisfiable("no text matches the constraint")
+        if measure.shortest(start) > _LONGEST:
+            raise TooLarge(f"the shortest text that matches has more than {_LONGEST:,} bytes")
         missing = sorted(b for b in _UTF8_BYTES if bytes([b]) not in vocabulary.ids_of)
         if missing:
             raise VocabularyError(
@@ -111,7 +115,17 @@ class TokenPushdown:
             kind = CLOSED if term == EPSILON else STRING if bounds else OPEN
             if kind == OPEN and self.terms.leading_literal(term):
                 kind = RUN
-            row[:] = (0, -1, kind, self.terms.nullable(term), low, high, self.measure.shortest(term), base, 0)
+            row[:] = (
+                0,
+                -1,
+                kind,
+                self.terms.nullable(term),
+                low,
+                high,
+                min(self.measure.shortest(term), _FARTHEST),
+                base,
+                0,
+            )
             if kind in (CLOSED, STRING):
                 row[loops.COUNT] = 0
         return found

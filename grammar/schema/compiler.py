@@ -85,7 +85,9 @@ class SchemaCompiler:
         self.strings = strings
         self.any_order = any_order
         self.validator = Validator(document, strings)
-        self.expander = Expander(document, lambda places: self.value(places) != EMPTY, made)
+        self.expander = Expander(
+            document, lambda places: self.value(places) != EMPTY, self.terms.check_time, made
+        )
         self.rule_keys: dict[int, RuleKey] = {}
         self.rules = 0
         self._impossible = impossible

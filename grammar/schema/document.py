@@ -25,6 +25,11 @@ class Place:
     schema: Schema
     pointer: str
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.schema, dict | bool):
+            shown = json.dumps(self.schema)[:40]
+            raise SchemaError(f"a schema is an object, true or false, not {shown}", self.pointer)
+
     @property
     def key(self) -> int:
         return id(self.schema) if isinstance(self.schema, dict) else int(self.schema)

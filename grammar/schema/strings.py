@@ -16,6 +16,7 @@ from grammar.terms import Limits, Terms
 # keywords that negation makes; no document has them
 NOT_PATTERN, NOT_VALUES, NOT_WHOLE = "\0not-pattern", "\0not-values", "\0not-whole"
 
+_ENDLESS = 1 << 28
 _LIMITS = Limits(states=20_000, seconds=5.0)
 
 
@@ -117,5 +118,11 @@ def count_of(place: Place, keyword: str, default: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or (value < 0 and keyword in place.schema):
         raise SchemaError(
             f"{keyword} is a whole number, at least 0, not {value!r}", f"{place.pointer}/{keyword}"
+        )
+    if keyword.startswith("max") and value >= _ENDLESS:
+        return -1  # longer than any text that can be generated
+    if value >= _ENDLESS:
+        raise TooLarge(
+            f"{place.pointer}/{keyword}: no text has {value} parts", where=f"{place.pointer}/{keyword}"
         )
     return value

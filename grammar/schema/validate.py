@@ -13,6 +13,7 @@ from typing import Any
 from grammar.constraint_errors import SchemaError
 from grammar.fsm import Fsm
 from grammar.schema.document import Document, Place
+from grammar.schema.shapes import check_shapes
 from grammar.schema.strings import NOT_VALUES, NOT_WHOLE, StringRules
 
 _DEPTH = 60
@@ -23,12 +24,16 @@ class Validator:
         self.document = document
         self.strings = strings
         self._automata: dict[int, tuple[Place, Fsm]] = {}
+        self._checked: dict[int, Place] = {}
         self._enums: dict[int, tuple[Place, frozenset[Hashable]]] = {}
 
     def valid(self, value: Any, place: Place, depth: int = 0) -> bool:
         schema = place.schema
         if isinstance(schema, bool):
             return schema
+        if place.key not in self._checked:
+            check_shapes(place)
+            self._checked[place.key] = place
         if depth > _DEPTH:
             raise SchemaError("references lead back here without taking any part of the value", place.pointer)
         at = place.pointer

@@ -287,6 +287,48 @@ def test_refused_with_the_pointer(schema: Any, pointer: str, message: str) -> No
     assert message in str(caught.value)
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | st.floats(allow_nan=False, allow_infinity=False) | st.text("a#/$(", max_size=3),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(
+            ["type", "properties", "required", "items", "prefixItems", "enum", "const", "pattern", "format", "minimum", "maxLength", "minItems", "not", "if", "then", "allOf", "anyOf", "oneOf", "additionalProperties", "patternProperties", "propertyNames", "dependencies", "$ref", "uniqueItems", "contains", "multipleOf", "minProperties", "exclusiveMinimum", "$defs", "$id"]
+        ),
+        inner,
+        max_size=4,
+    ),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(JSON)
+def test_any_json_compiles_or_is_refused(schema: Any) -> None:
+    """A client's nonsense is the client's error, whatever it is."""
+    try:
+        compiled(schema).report()
+    except ConstraintError as error:
+        assert str(error)
+
+
+@pytest.mark.parametrize("nonsense", [
+    {"oneOf": [None, None]}, {"minItems": None, "enum": [[]]}, {"if": {"enum": None}, "then": {}}, {"maxLength": 1e300},
+    {"type": [[]]}, {"properties": {"a": 1}}, {"required": [1]}, {"$ref": 5}, {"items": "x"}, None, 3, [], {"minLength": 1 << 40},
+    {"type": "array", "minItems": 1 << 20, "items": {"type": "array", "minItems": 1 << 20}},
+])  # fmt: skip
+def test_nonsense_is_refused_or_means_nothing(nonsense: Any) -> None:
+    if nonsense == {"maxLength": 1e300}:
+        assert compiled(nonsense).accepts('"a"')  # no text is that long
+        return
+    with pytest.raises(ConstraintError):
+        compiled(nonsense)
+
+
+def test_a_very_long_name_is_answered() -> None:
+    with pytest.raises(TooLarge, match="a name that is too long"):
+        compiled({"type": "object", "properties": {"x" * 50_000: {}}})
+
+
 @pytest.mark.parametrize(
     "schema",
     [

@@ -1,0 +1,47 @@
+"""Is the value of every keyword of its kind? Asked of each subschema before anything else reads it."""
+
+from __future__ import annotations
+
+import json
+
+from grammar.constraint_errors import SchemaError
+from grammar.schema.document import Place
+
+SHAPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
+    "an object": (
+        "properties patternProperties dependencies dependentRequired dependentSchemas", dict,
+    ),
+    "a list": ("allOf anyOf oneOf enum required prefixItems", list),
+    "a string": ("pattern format $ref", str),
+    "a number": (
+        "minimum maximum multipleOf minLength maxLength minItems maxItems minProperties maxProperties "
+        "minContains maxContains",
+        (int, float),
+    ),
+    "a number or a boolean": ("exclusiveMinimum exclusiveMaximum", (int, float, bool)),
+    "true or false": ("uniqueItems", bool),
+    "a schema": (
+        "not if then else contains propertyNames additionalProperties unevaluatedProperties", (dict, bool),
+    ),
+    "a schema or a list of schemas": ("items additionalItems", (dict, bool, list)),
+}  # fmt: skip
+"""What the value of a keyword is: the name of the kind, the keywords, the types."""
+
+
+def check_shapes(place: Place) -> None:
+    """Refuse a keyword whose value is not of its kind."""
+    schema = place.schema
+    assert isinstance(schema, dict)
+    for kind, (keywords, types) in SHAPES.items():
+        for keyword in keywords.split():
+            if keyword not in schema:
+                continue
+            value = schema[keyword]
+            wrong = not isinstance(value, types) or (kind == "a number" and isinstance(value, bool))
+            if not wrong and keyword == "required":
+                wrong = not all(isinstance(name, str) for name in value)
+            if not wrong and kind == "an object":
+                wrong = not all(isinstance(v, dict | bool | list) for v in value.values())
+            if wrong:
+                shown = json.dumps(value)[:40]
+                raise SchemaError(f"{keyword} is {kind}, not {shown}", f"{place.pointer}/{keyword}")
