@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
-from runtime.api import Finish, SamplingParams, TextSegment, TokenSegment, answer_segments
+from runtime.api import Finish, SamplingParams, TextSegment, TokenSegment, answer_segments, render
 from runtime.config import embedded_model_path
 from runtime.tokenizer.detokenizer import Piece, TextStream
 from runtime.tokenizer.tokenizer import Tokenizer
@@ -87,7 +87,8 @@ def test_pieces_add_up_to_the_text_before_the_first_stop(
     assert kept == tuple(ids[: len(kept)])
     assert BYTES.decode(kept, skip_special_tokens=skip) == text[: found[-1].ids_text]
     segments = answer_segments(text, kept, found[-1].ids_text)
-    assert "".join(s.text for s in segments) == text
+    assert render(segments) == text
+    assert render(segments) == text
     assert all(isinstance(s, TextSegment | TokenSegment) for s in segments)
 
 

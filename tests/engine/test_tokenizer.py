@@ -64,7 +64,9 @@ def test_a_begin_token_is_there_once_and_only_at_the_beginning(tmp_path: Path) -
 @settings(max_examples=100, deadline=None)
 @given(parts=st.lists(st.tuples(st.booleans(), st.text("the 12+日\n", max_size=8)), max_size=6))
 def test_runs_of_text_are_encoded_whole_and_ids_are_left_alone(parts: list[tuple[bool, str]]) -> None:
-    prompt, wanted, run = [], [], ""
+    prompt: list[TextSegment | TokenSegment] = []
+    wanted: list[int] = []
+    run = ""
     for as_ids, text in parts:
         if as_ids and text:
             ids = tuple(
