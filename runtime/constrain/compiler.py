@@ -1,80 +1,59 @@
-"""Constraints of requests to automata over this model's tokens, compiled once and kept while they are used.
+"""The constraints of one engine: compiled for its tokenizer when they are first met, checked against a request's budget.
 
-Used on the text side to refuse what cannot be enforced, and beside the runner to enforce it.
+The text side uses one to refuse what cannot be enforced, the loop another to enforce it: what a compiled
+constraint works out while it is used belongs to one thread.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 from grammar.automaton import TokenAutomaton
-from grammar.compile import Kind, Options, compile_constraint
-from grammar.constraint_errors import ConstraintError
+from grammar.compile import Options
 from grammar.vocabulary import Vocabulary
 from runtime.api import Constraint
-from runtime.errors import InvalidRequest, Unsupported
+from runtime.constrain.cache import ConstraintCache
+from runtime.constrain.matcher import Matcher
+from runtime.errors import InvalidRequest
 
 KINDS = ("regex", "json_schema")
 
 
 class ConstraintCompiler:
-    """A bounded cache of compiled constraints; safe to use from several threads.
+    """A ConstraintCache whose vocabulary is read when it is first needed; one call at a time.
 
-    folder  of the tokenizer
-    ends    ids that end an answer
+    folder      of the tokenizer
+    ends        ids that end an answer
     whitespace  in JSON: compact or spaced
-    keep    constraints kept; the least recently used are dropped
     """
 
-    def __init__(
-        self, folder: str | Path, ends: Iterable[int], *, whitespace: str = "compact", keep: int = 256
-    ) -> None:
+    def __init__(self, folder: str | Path, ends: Iterable[int], *, whitespace: str = "compact") -> None:
         if whitespace not in ("compact", "spaced"):
             raise InvalidRequest(f"constrained_json_whitespace is {whitespace!r}; choose compact or spaced")
         self.options = Options(whitespace="compact" if whitespace == "compact" else "spaced")
         self.folder = Path(folder)
         self.ends = tuple(ends)
-        self.keep = keep
-        self._vocabulary: Vocabulary | None = None
-        self._compiled: OrderedDict[Constraint, TokenAutomaton] = OrderedDict()
         self._lock = threading.Lock()
+
+    @cached_property
+    def _cache(self) -> ConstraintCache:
+        vocabulary = Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", self.ends)
+        return ConstraintCache(vocabulary, options=self.options)
 
     def get(self, constraint: Constraint) -> TokenAutomaton:
         """The automaton of a constraint. Raises InvalidRequest, which says where and why, if it cannot be enforced exactly."""
-        if constraint.kind not in KINDS:
-            kinds = " and ".join(KINDS)
-            raise Unsupported(
-                f"constraints of kind {constraint.kind} are not enforced; {kinds} are", param=constraint.kind
-            )
         with self._lock:
-            if constraint in self._compiled:
-                self._compiled.move_to_end(constraint)
-                return self._compiled[constraint]
-            if self._vocabulary is None:
-                self._vocabulary = Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", self.ends)
-        kind: Kind = "regex" if constraint.kind == "regex" else "json_schema"
-        try:
-            automaton = compile_constraint(
-                kind, constraint.source, self._vocabulary, options=self.options
-            ).automaton
-        except ConstraintError as error:
-            raise InvalidRequest(f"{constraint.kind}: {error}", param=constraint.kind) from None
+            automaton = self._cache.get(constraint).automaton
         assert automaton is not None
-        with self._lock:
-            self._compiled[constraint] = automaton
-            while len(self._compiled) > self.keep:
-                self._compiled.popitem(last=False)
         return automaton
 
+    def matcher(self, constraint: Constraint, max_tokens: int | None) -> Matcher:
+        """A request's place in its constraint. Raises InvalidRequest also if the budget is too small."""
+        return Matcher(self.get(constraint), max_tokens)
+
     def check(self, constraint: Constraint, max_tokens: int | None) -> None:
-        """Raise InvalidRequest if the constraint cannot be enforced, or not within the budget."""
-        least = self.get(constraint).min_tokens
-        if max_tokens is not None and 0 < max_tokens < least:
-            raise InvalidRequest(
-                f"max_tokens is {max_tokens} but the shortest text of the constraint takes {least} tokens; "
-                f"raise max_tokens to at least {least}",
-                param="max_tokens",
-            )
+        """Raise InvalidRequest if the constraint cannot be enforced, or not within the budget (0 asks for nothing)."""
+        self.matcher(constraint, max_tokens or None)

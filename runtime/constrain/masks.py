@@ -28,7 +28,7 @@ class ConstrainedSeats:
         self._matchers.pop(a.seat, None)
         if a.sampling.constraint is None:
             return
-        matcher = Matcher(self._compiler.get(a.sampling.constraint), a.max_new)
+        matcher = self._compiler.matcher(a.sampling.constraint, a.max_new)
         for token in a.tokens[a.prompt :]:
             matcher.advance(token)
         self._matchers[a.seat] = matcher
