@@ -124,6 +124,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             ("min_new_tokens", self.min_new_tokens >= 0, "at least 0"),
             ("n", 1 <= self.n <= 128, "between 1 and 128"),
             ("stop", all(self.stop), "strings that are not empty"),
+            ("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite numbers"),
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "a 64-bit integer, or null"),
         ]
         for name, good, allowed in rules:
@@ -145,6 +146,15 @@ class LogprobOptions(msgspec.Struct, frozen=True):
     start: int = -1
     top: int = 0
     text: bool = False
+
+    def check(self) -> None:
+        """Raise InvalidRequest, naming the field and its value, if a value is out of range."""
+        if self.top < 0:
+            raise InvalidRequest(f"top log-probabilities: {self.top} were asked for; ask for 0 or more")
+        if self.start < -1:
+            raise InvalidRequest(
+                f"log-probabilities start at position {self.start}; give -1 (none of the prompt) or at least 0"
+            )
 
 
 class Message(msgspec.Struct, frozen=True):

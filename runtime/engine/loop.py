@@ -121,6 +121,11 @@ class EngineLoop:
         return []
 
     def _add(self, m: Add) -> list[Out]:
+        if m.logprobs is not None:
+            try:
+                m.logprobs.check()
+            except EngineError as error:
+                return [Refused(m.id, error.code, error.message)]
         outside = next((t for t in m.tokens if not 0 <= t < self.model.spec.vocabulary), None)
         outside = next(
             (

@@ -31,7 +31,7 @@ def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
     if constraints:
         given["constraint"] = constraints[0]
     try:
-        params = msgspec.convert(given, SamplingParams, strict=True)
+        params = msgspec.convert(given, SamplingParams, strict=True, str_keys=True)
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"sampling parameters: {error}", param="sampling_params") from None
     params.check()
@@ -39,7 +39,12 @@ def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
 
 
 def logprob_options(wanted: bool, start: int | None, top: int | None, text: bool) -> LogprobOptions | None:
-    return LogprobOptions(start=-1 if start is None else start, top=top or 0, text=text) if wanted else None
+    """LogprobOptions from a caller's fields, None if none are wanted. Raises InvalidRequest for bad values."""
+    if not wanted:
+        return None
+    options = LogprobOptions(start=-1 if start is None else start, top=top or 0, text=text)
+    options.check()
+    return options
 
 
 def _triples(tokens: tuple[TokenLogprob, ...] | None) -> list[list[Any]]:

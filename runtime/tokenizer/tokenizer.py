@@ -88,7 +88,14 @@ class Tokenizer:
         not added again.
         """
         special = first and not (self.bos and text.startswith(self.bos))
-        return self._hf.encode(text, add_special_tokens=special).ids
+        try:
+            return self._hf.encode(text, add_special_tokens=special).ids
+        except TypeError:  # the only strings it cannot take
+            at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
+            raise InvalidRequest(
+                f"the text holds half of a surrogate pair at character {at}, which is not valid Unicode",
+                param="prompt",
+            ) from None
 
     def encode_prompt(self, prompt: Sequence[Segment]) -> list[int]:
         """Ids of a prompt: each run of text as a whole, generated ids as they are."""

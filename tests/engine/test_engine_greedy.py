@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from runtime.api import Generate, SamplingParams, TextSegment, TokenSegment
+from runtime.api import Generate, LogprobOptions, SamplingParams, TextSegment, TokenSegment
 from runtime.config import EngineConfig, embedded_model_path
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.engine import Engine
@@ -45,7 +45,7 @@ def expected() -> list[str]:
                 do_sample=False,
                 eos_token_id=None,
             )
-        texts.append(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True))
+        texts.append(str(tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)))
     return texts
 
 
@@ -134,8 +134,10 @@ async def test_streams_of_many_callers_do_not_mix(engine: AsyncEngine) -> None:
 async def test_errors_belong_to_their_request(engine: AsyncEngine) -> None:
     bad = Generate(prompt=(TokenSegment((10**8,), ""),), id="bad")
     long = Generate(prompt=(TextSegment("a " * 5000),), id="long")
+    scores = Generate(prompt=(TextSegment("a"),), id="scores", logprobs=LogprobOptions(start=0, top=-1))
     good = call("12 + 35 =", max_new_tokens=6, temperature=0, stop=("\n",))
-    found = {d.id: d async for d in engine.generate([bad, good, long]) if d.finish is not None}
+    found = {d.id: d async for d in engine.generate([bad, good, scores, long]) if d.finish is not None}
+    assert "-1 were asked for" in str(found["scores"].finish.message)  # type: ignore[union-attr]
     assert found["bad"].finish.type == found["long"].finish.type == "error"  # type: ignore[union-attr]
     assert "outside the vocabulary" in str(found["bad"].finish.message)  # type: ignore[union-attr]
     assert found[good.id].finish.type == "stop"  # type: ignore[union-attr]
@@ -149,6 +151,14 @@ def test_options_and_fields_are_checked() -> None:
             engine.generate("x", {"temprature": 1})
         with pytest.raises(InvalidRequest, match="Either text or input_ids"):
             engine.generate()
+        with pytest.raises(InvalidRequest, match="-1 were asked for"):
+            engine.generate("x", return_logprob=True, top_logprobs_num=-1)
+        with pytest.raises(InvalidRequest, match="start at position -2"):
+            engine.generate("x", return_logprob=True, logprob_start_len=-2)
+        with pytest.raises(InvalidRequest, match="logit_bias"):
+            engine.generate("x", {"logit_bias": {"a": 1.0}})
+        biased = {"logit_bias": {"77": 100.0}, "max_new_tokens": 2}  # as JSON has it: keys are strings
+        assert engine.generate("x", biased)["text"] == engine.get_tokenizer().decode([77, 77])
         ids = engine.get_tokenizer().encode("12 + 35 =")
         params = {"temperature": 0, "stop": "\n", "max_new_tokens": 5}
         assert engine.generate(input_ids=ids, sampling_params=params)["text"] == " 47"

@@ -81,6 +81,11 @@ def test_runs_of_text_are_encoded_whole_and_ids_are_left_alone(parts: list[tuple
     assert EMBEDDED.encode_prompt(prompt) == wanted + EMBEDDED.encode(run)
 
 
+def test_half_a_surrogate_pair_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="half of a surrogate pair at character 2"):
+        EMBEDDED.encode("ab\ud800")
+
+
 def test_images_are_refused_by_a_text_model() -> None:
     with pytest.raises(InvalidRequest, match="holds an image"):
         EMBEDDED.encode_prompt((TextSegment("a"), ImageSegment(b"x")))
