@@ -86,7 +86,7 @@ def test_greedy_rows_in_a_mixed_batch() -> None:
 
 def test_penalties_bias_and_minimum() -> None:
     tokens, prompt = [5, 6, 7, 7, 8], 2
-    params = {
+    params: dict[str, Any] = {
         "frequency_penalty": 0.5,
         "presence_penalty": 0.25,
         "repetition_penalty": 2.0,
