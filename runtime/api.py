@@ -149,8 +149,8 @@ class LogprobOptions(msgspec.Struct, frozen=True):
 
     def check(self) -> None:
         """Raise InvalidRequest, naming the field and its value, if a value is out of range."""
-        if self.top < 0:
-            raise InvalidRequest(f"top log-probabilities: {self.top} were asked for; ask for 0 or more")
+        if not 0 <= self.top <= 1024:
+            raise InvalidRequest(f"top log-probabilities: {self.top} were asked for; ask for 0 to 1024")
         if self.start < -1:
             raise InvalidRequest(
                 f"log-probabilities start at position {self.start}; give -1 (none of the prompt) or at least 0"
