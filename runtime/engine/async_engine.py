@@ -51,6 +51,9 @@ class _Call:
         self.loop = loop
         self.queue: asyncio.Queue[Delta | EngineError] = asyncio.Queue()
         self.answers: dict[str, Answer] = {}
+        self.held: list[
+            tuple[_Call, Output | Refused]
+        ] = []  # not delivered yet; the transport's thread alone uses it
 
 
 class AsyncEngine:
@@ -302,8 +305,13 @@ class AsyncEngine:
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Call, Output | Refused]]] = {}
         for m in messages:
             if isinstance(m, Output | Refused):
-                if (call := self._calls.get(m.id)) is not None:
-                    by_loop.setdefault(call.loop, []).append((call, m))
+                if (call := self._calls.get(m.id)) is None:
+                    continue
+                call.held.append((call, m))
+                if isinstance(m, Output) and m.finish is None and not call.answers[m.id].eager:
+                    continue  # nobody would hear of it before the end; waking the caller's loop costs a token's time
+                by_loop.setdefault(call.loop, []).extend(call.held)
+                call.held = []
             elif isinstance(m, Reply):
                 if (future := self._asked.pop(m.ticket, None)) is not None:
                     future.set_result(m.value)

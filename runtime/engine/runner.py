@@ -100,7 +100,7 @@ class ModelRunner:
         states = [self._states[s.seat] for s in slices]
         scored = [i for i, state in enumerate(states) if state.logprobs is not None]
         raw = logits[scored].clone() if scored else None
-        broken = (~torch.isfinite(logits).all(dim=-1)).tolist()
+        broken = (~torch.isfinite(logits.sum(dim=-1))).tolist()  # one that is not makes the sum so
         if self._constrained is not None:
             for piece, state in zip(slices, states, strict=True):
                 state.allowed = self._constrained.allowed(piece.seat)

@@ -22,6 +22,7 @@ class Answer:
         self.prompt = prompt
         self.stream = TextStream(tokenizer, request.sampling)
         self.done = False
+        self.eager = request.stream or bool(request.sampling.stop)  # each token can have a consequence
         self._tokenizer = tokenizer
         self._text: list[str] = []
         self._ids: list[int] = []

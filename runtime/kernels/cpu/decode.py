@@ -176,41 +176,25 @@ def _load(k, v, places, head, keys, values, lanes):
             values[j * dim + i] = 0
 
 
-@njit(fastmath={"contract"}, nogil=True)
-def _mix(weights, values, n, out, lanes):
-    """out += weights[:n] values. Sums stay in the order written: `out` enters each of them once, at the end."""
-    dim = len(lanes)
-    for j in range(0, n, 8):
-        a, b, c, d = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
-        e, f, g, h = weights[j + 4], weights[j + 5], weights[j + 6], weights[j + 7]
-        tile = values[j * dim : (j + 8) * dim]
-        for i in range(dim):
-            left = a * tile[i] + b * tile[dim + i] + c * tile[2 * dim + i] + d * tile[3 * dim + i]
-            right = (
-                e * tile[4 * dim + i] + f * tile[5 * dim + i] + g * tile[6 * dim + i] + h * tile[7 * dim + i]
-            )
-            out[i] += left + right
+@njit(fastmath=MATH, nogil=True)
+def _score(q, r, keys, scale, a, b, lanes):
+    """Scores of two queries against a tile of keys. A key is read once for both."""
+    for j in range(TILE):
+        a[j] = 0
+        b[j] = 0
+    for i in range(0, len(lanes), 4):
+        q0, q1, q2, q3 = q[i] * scale, q[i + 1] * scale, q[i + 2] * scale, q[i + 3] * scale
+        r0, r1, r2, r3 = r[i] * scale, r[i + 1] * scale, r[i + 2] * scale, r[i + 3] * scale
+        tile = keys[i * TILE : (i + 4) * TILE]
+        for j in range(TILE):
+            k0, k1, k2, k3 = tile[j], tile[TILE + j], tile[2 * TILE + j], tile[3 * TILE + j]
+            a[j] += q0 * k0 + q1 * k1 + q2 * k2 + q3 * k3
+            b[j] += r0 * k0 + r1 * k1 + r2 * k2 + r3 * k3
 
 
 @njit(fastmath=MATH, nogil=True)
-def _fold(q, keys, values, n, scale, scores, top, total, out, lanes):
-    """Fold the first n keys of a tile into the running softmax of one query: its new maximum and sum."""
-    dim = len(lanes)
-    for j in range(TILE):
-        scores[j] = 0
-    for i in range(0, dim, 8):
-        a, b, c, d = q[i] * scale, q[i + 1] * scale, q[i + 2] * scale, q[i + 3] * scale
-        e, f, g, h = q[i + 4] * scale, q[i + 5] * scale, q[i + 6] * scale, q[i + 7] * scale
-        tile = keys[i * TILE : (i + 8) * TILE]
-        for j in range(TILE):
-            scores[j] += (
-                a * tile[j] + b * tile[TILE + j] + c * tile[2 * TILE + j] + d * tile[3 * TILE + j]
-            ) + (
-                e * tile[4 * TILE + j]
-                + f * tile[5 * TILE + j]
-                + g * tile[6 * TILE + j]
-                + h * tile[7 * TILE + j]
-            )
+def _soften(scores, n, top, total, out):
+    """Scores to weights under the running softmax of one query: its new maximum and sum; `out` is scaled to fit."""
     for j in range(n, TILE):
         scores[j] = LOWEST
     higher = max(top, _highest(scores))
@@ -218,67 +202,103 @@ def _fold(q, keys, values, n, scale, scores, top, total, out, lanes):
     for j in range(TILE):
         scores[j] = _exp(scores[j] - higher)
         new += scores[j]
+    if higher == top:
+        return top, total + new
     keep = _exp(top - higher)
-    for i in range(dim):
+    for i in range(len(out)):
         out[i] *= keep
-    _mix(scores, values, n, out, lanes)
     return higher, total * keep + new
+
+
+@njit(fastmath={"contract"}, nogil=True)
+def _mix(a, b, values, n, out, two, lanes):
+    """out += a[:n] values, two += b[:n] values. Sums stay in the order written: `out` enters each once, at the end."""
+    dim = len(lanes)
+    for j in range(0, n, 4):
+        a0, a1, a2, a3 = a[j], a[j + 1], a[j + 2], a[j + 3]
+        b0, b1, b2, b3 = b[j], b[j + 1], b[j + 2], b[j + 3]
+        tile = values[j * dim : (j + 4) * dim]
+        for i in range(dim):
+            v0, v1, v2, v3 = tile[i], tile[dim + i], tile[2 * dim + i], tile[3 * dim + i]
+            x = (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
+            y = (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
+            out[i] += x
+            two[i] += y
+
+
+@njit(fastmath=MATH, nogil=True)
+def _fold(q, keys, values, n, scale, weights, tops, totals, out, group, lanes):
+    """Fold the first n keys of a tile into the running softmax of the queries of one token, two by two."""
+    dim = len(lanes)
+    a, b = weights[:TILE], weights[TILE : 2 * TILE]
+    spare = weights[2 * TILE :]
+    for g in range(0, group, 2):
+        i = g * dim
+        if g + 1 < group:
+            e = i + dim
+            _score(q[i : i + dim], q[e : e + dim], keys, scale, a, b, lanes)
+            tops[g], totals[g] = _soften(a, n, tops[g], totals[g], out[i : i + dim])
+            tops[g + 1], totals[g + 1] = _soften(b, n, tops[g + 1], totals[g + 1], out[e : e + dim])
+            _mix(a, b, values, n, out[i : i + dim], out[e : e + dim], lanes)
+        else:
+            _score(q[i : i + dim], q[i : i + dim], keys, scale, a, b, lanes)
+            tops[g], totals[g] = _soften(a, n, tops[g], totals[g], out[i : i + dim])
+            _mix(a, b, values, n, out[i : i + dim], spare, lanes)
 
 
 @njit(fastmath=MATH, nogil=True)
 def _attend(q, k, v, context, first, positions, low, high, shared, head, group, scale, out, lanes):
     """One kv head of the tokens low .. high - 1, which have the first `shared` slots in common."""
     dim = len(lanes)
-    keys, values = np.empty(dim * TILE, np.float32), np.empty(dim * TILE, np.float32)
-    scores = np.empty(TILE, np.float32)
-    tops = np.full((high - low) * group, LOWEST)
-    totals = np.zeros((high - low) * group, np.float32)
     width = group * dim
+    one, end = head * width, (head + 1) * width
+    keys, values = np.empty(dim * TILE, np.float32), np.empty(dim * TILE, np.float32)
+    weights = np.zeros(2 * TILE + dim, np.float32)
+    tops = np.full((high - low, group), LOWEST)
+    totals = np.zeros((high - low, group), np.float32)
     for t in range(low, high):
-        out[t, head * width : (head + 1) * width] = 0
+        out[t, one:end] = 0
     for at in range(0, shared, TILE):
-        start = first[low] + at
-        _load(k, v, context[start : start + min(TILE, shared - at)], head, keys, values, lanes)
+        start, count = first[low] + at, min(TILE, shared - at)
+        _load(k, v, context[start : start + count], head, keys, values, lanes)
         for t in range(low, high):
-            n = min(min(TILE, shared - at), positions[t] + 1 - at)
+            n, c = min(count, positions[t] + 1 - at), t - low
             if n > 0:
-                for g in range(group):
-                    c, i = (t - low) * group + g, (head * group + g) * dim
-                    tops[c], totals[c] = _fold(
-                        q[t, i : i + dim],
-                        keys,
-                        values,
-                        n,
-                        scale,
-                        scores,
-                        tops[c],
-                        totals[c],
-                        out[t, i : i + dim],
-                        lanes,
-                    )
-    for t in range(low, high):
-        for at in range(shared, positions[t] + 1, TILE):
-            start, n = first[t] + at, min(TILE, positions[t] + 1 - at)
-            _load(k, v, context[start : start + n], head, keys, values, lanes)
-            for g in range(group):
-                c, i = (t - low) * group + g, (head * group + g) * dim
-                tops[c], totals[c] = _fold(
-                    q[t, i : i + dim],
+                _fold(
+                    q[t, one:end],
                     keys,
                     values,
                     n,
                     scale,
-                    scores,
+                    weights,
                     tops[c],
                     totals[c],
-                    out[t, i : i + dim],
+                    out[t, one:end],
+                    group,
                     lanes,
                 )
+    for t in range(low, high):
+        c = t - low
+        for at in range(shared, positions[t] + 1, TILE):
+            start, n = first[t] + at, min(TILE, positions[t] + 1 - at)
+            _load(k, v, context[start : start + n], head, keys, values, lanes)
+            _fold(
+                q[t, one:end],
+                keys,
+                values,
+                n,
+                scale,
+                weights,
+                tops[c],
+                totals[c],
+                out[t, one:end],
+                group,
+                lanes,
+            )
         for g in range(group):
-            i = (head * group + g) * dim
-            inverse = np.float32(1) / totals[(t - low) * group + g]
-            for e in range(i, i + dim):
-                out[t, e] *= inverse
+            inverse = np.float32(1) / totals[c, g]
+            for i in range(one + g * dim, one + (g + 1) * dim):
+                out[t, i] *= inverse
 
 
 @njit(nogil=True)
