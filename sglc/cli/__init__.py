@@ -1,0 +1,58 @@
+"""`sglc compile`, `sglc run`, `sglc passes`: the commands, one file each.
+
+What the user got wrong (a missing file, a syntax error in it, a wrong argument) is told in one line with the
+place, and the exit code is 2; a run that fails exits with 1. Heavy imports wait until a command needs
+them, so `sglc --help` is quick.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from sglc.cli.common import Mistake
+from sglc.cli.compile import compile_command
+from sglc.cli.passes import passes
+from sglc.cli.run import run
+
+app = typer.Typer(
+    name="sglc",
+    help="Compile and run LLM programs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("compile")(compile_command)
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
+app.command()(passes)
+
+
+def main() -> None:
+    """The console script."""
+    from runtime.errors import EngineError
+    from sglc.errors import RunError, SglcError
+
+    try:
+        app(standalone_mode=False)
+    except (Mistake, SglcError) as error:
+        _die(str(error), 1 if isinstance(error, RunError) else 2)
+    except EngineError as error:
+        _die(error.message, 2 if error.status in (400, 404) or error.code == "model_error" else 1)
+    except typer.Exit as error:
+        sys.exit(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
+        _die("interrupted", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:  # of click: usage errors carry their own message
+        if hasattr(error, "format_message"):
+            _die(error.format_message(), 2)
+        raise
+
+
+def _die(message: str, code: int) -> NoReturn:
+    print(f"sglc: {message}", file=sys.stderr)
+    sys.exit(code)

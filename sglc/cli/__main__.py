@@ -1,0 +1,5 @@
+"""`python -m sglc.cli`."""
+
+from sglc.cli import main
+
+main()

@@ -1,0 +1,197 @@
+"""What every command needs: files, programs and arguments, and how a user's mistake is told."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Target = Annotated[
+    str, typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which program of it.")
+]
+Define = Annotated[
+    list[str] | None, typer.Option("-D", "--define", metavar="NAME=VALUE", help="An argument of the program.")
+]
+
+
+class Mistake(Exception):
+    """Something that the user can put right."""
+
+
+def near(word: str, known: Any) -> str:
+    import difflib
+
+    found = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def split(target: str) -> tuple[Path, str | None]:
+    file, colon, name = target.rpartition(":")
+    if not colon or "/" in name or name.endswith(".py"):
+        return Path(target), None
+    return Path(file), name
+
+
+def load(file: Path) -> Any:
+    import importlib.util
+
+    if not file.is_file():
+        folder = file.parent if file.parent.is_dir() else Path()
+        hint = near(file.name, (p.name for p in folder.glob("*.py")))
+        raise Mistake(f"there is no file {file}{hint}")
+    name = "".join(c if c.isalnum() else "_" for c in file.stem)
+    spec = importlib.util.spec_from_file_location(f"sglc_file_{name}", file)
+    if spec is None or spec.loader is None:
+        raise Mistake(f"{file} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.resolve().parent))
+    sys.modules[module.__name__] = module
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise Mistake(f"{error.filename}:{error.lineno}: {error.msg}") from None
+    except Exception as error:
+        place = _place_in(error, file)
+        told = str(error) if _is_ours(error) else f"{type(error).__name__}: {error}"
+        raise Mistake(told if told.startswith(place) else f"{place}: {told}") from error
+    return module
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether sglc itself refused what the file does; then the message says it all."""
+    step = error.__traceback__
+    while step is not None and step.tb_next is not None:
+        step = step.tb_next
+    return step is not None and step.tb_frame.f_code.co_filename.startswith(str(Path(__file__).parent.parent))
+
+
+def _place_in(error: BaseException, file: Path) -> str:
+    """The line of the user's file from which the error came."""
+    found, step = str(file), error.__traceback__
+    while step is not None:
+        if Path(
+            step.tb_frame.f_code.co_filename
+        ) == file.resolve() or step.tb_frame.f_code.co_filename == str(file):
+            found = f"{file}:{step.tb_lineno}"
+        step = step.tb_next
+    return found
+
+
+def _programs(module: Any) -> dict[str, Any]:
+    from sglc.lang.program import Program
+
+    return {name: value for name, value in vars(module).items() if isinstance(value, Program)}
+
+
+def named(module: Any, name: str, file: Path) -> Any:
+    found = _programs(module)
+    if name not in found:
+        raise Mistake(
+            f"{file} has no program {name!r}; it has {', '.join(found) or 'none'}{near(name, found)}"
+        )
+    return found[name]
+
+
+def top_programs(module: Any, file: Path) -> list[Any]:
+    found = {n: p for n, p in _programs(module).items() if p.func.__module__ == module.__name__}
+    if not found:
+        plain = [
+            n
+            for n, v in vars(module).items()
+            if callable(v) and getattr(v, "__module__", "") == module.__name__
+        ]
+        hint = f"; write @sgl.function above `def {plain[0]}(s, ...)`" if plain else ""
+        raise Mistake(f"{file} has no program{hint}")
+    called = {n for p in found.values() for n in p.func.__code__.co_names if found.get(n) is not p}
+    return [p for n, p in found.items() if n not in called] or list(found.values())
+
+
+def one_program(target: str) -> Any:
+    file, name = split(target)
+    module = load(file)
+    if name is not None:
+        return named(module, name, file)
+    found = top_programs(module, file)
+    if len(found) > 1:
+        names = ", ".join(p.__name__ for p in found)
+        raise Mistake(f"{file} has several programs ({names}); name one: {file}:{found[0].__name__}")
+    return found[0]
+
+
+def pairs(words: list[str]) -> list[str]:
+    """`--name value` and `--name=value` as NAME=VALUE."""
+    found: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise Mistake(f"{word!r} is not an option; give arguments of the program as --name value")
+        name, equals, value = word[2:].partition("=")
+        if not equals:
+            if not rest:
+                raise Mistake(f"--{name} has no value")
+            value = rest.pop(0)
+        found.append(f"{name.replace('-', '_')}={value}")
+    return found
+
+
+def defined(program: Any, pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE as arguments. Where the default is not a string, the value is read as Python's literals are."""
+    import ast
+
+    defaults = program.defaults()
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise Mistake(f"-D {pair}: write it as NAME=VALUE")
+        if name not in program.parameter_names:
+            names = ", ".join(program.parameter_names) or "no arguments"
+            raise Mistake(
+                f"{program.__name__} has no argument {name!r}; it takes {names}{near(name, program.parameter_names)}"
+            )
+        value: Any = text
+        if name in defaults and defaults[name] is not None and type(defaults[name]) is not str:
+            try:
+                value = ast.literal_eval(text)
+            except (ValueError, SyntaxError):
+                raise Mistake(f"{name}={text!r} is not a {type(defaults[name]).__name__}") from None
+        found[name] = value
+    return found
+
+
+def arguments(program: Any, pairs: list[str], file: Path) -> dict[str, Any]:
+    found = defined(program, pairs)
+    missing = [n for n in program.parameter_names if n not in found and n not in program.defaults()]
+    if missing:
+        raise Mistake(
+            f"{program.__name__} needs a value for {missing[0]!r}: sglc run {file} --{missing[0]} ..."
+        )
+    return found
+
+
+def use_backend(backend: str | None, model: str | None) -> Any:
+    import sglc
+
+    if backend is not None and model is not None:
+        raise Mistake("--backend and --model name two places to run; give one")
+    made: Any
+    if backend is None or backend.startswith(("http://", "https://")):
+        from runtime.errors import EngineError
+
+        try:
+            made = sglc.RuntimeEndpoint(backend) if backend else sglc.Engine(model_path=model)
+        except EngineError as error:
+            raise Mistake(error.message) from error
+    elif backend == "scripted":
+        from runtime.backends.scripted import Scripted
+
+        made = Scripted()
+    else:
+        raise Mistake(
+            f"--backend {backend}: give http://..., `scripted`, or nothing for the model that comes with sglc"
+        )
+    sglc.set_default_backend(made)
+    return made
