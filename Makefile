@@ -9,13 +9,19 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 WORKERS ?= 2
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint compiled format clean
 
 demo: $(VENV)/.installed
 	$(BIN)/sglc run examples/quick_start.py
 
-test: lint
+test: lint compiled
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Loops that numba compiles on first use: once and ahead, so that no test waits for them while others take the cores.
+compiled: $(VENV)/.installed-dev
+	$(BIN)/python -m runtime.kernels.cpu.build uint16 32
+	$(BIN)/python -m runtime.kernels.cpu.build float32 32
+	$(BIN)/python -m grammar.warm
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

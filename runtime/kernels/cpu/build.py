@@ -40,7 +40,7 @@ class Variant:
 
     @property
     def built(self) -> bool:
-        return self.mark.exists()
+        return self.mark.exists() and any(self.mark.parent.glob("decode.run_head-*.nbc"))
 
     def load(self) -> None:
         """Make the kernels ready in this process; compiles what the disk does not have. They run once, on zeros."""
@@ -78,7 +78,8 @@ class Variant:
     def build(self) -> None:
         """Compile to disk, unless somebody else has done or is doing it; then wait for them."""
         self.mark.parent.mkdir(parents=True, exist_ok=True)
-        with self.mark.with_suffix(".lock").open("w") as lock:
+        # One lock for all variants: they share an index file, and the last to write it would drop the others.
+        with (self.mark.parent / "cpu.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.built:
                 self.load()
