@@ -1,7 +1,7 @@
 """Machine code of the kernels, kept on disk. Compiling takes about fifteen seconds, loading a fraction of one.
 
 A mark beside numba's cache says that a variant is complete, so that an engine can tell without compiling; it names
-all that numba's own index looks at. `python -m runtime.kernels.cpu.build uint16 32` builds one.
+all that numba's own index looks at, and vectors.py, which that does not see. `python -m runtime.kernels.cpu.build uint16 32` builds one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import llvmlite.binding
 import numba
 import numpy as np
 
-from runtime.kernels.cpu import decode
+from runtime.kernels.cpu import decode, vectors
 
 log = logging.getLogger("runtime.kernels")
 WEIGHTS = {"uint16": np.uint16, "float32": np.float32}  # bfloat16 bits, or whole
@@ -30,17 +30,23 @@ class Variant:
     def __init__(self, weights: str, head_dim: int) -> None:
         self.weights = weights
         self.head_dim = head_dim
-        source = Path(decode.__file__).stat()
+        sources = [Path(str(module.__file__)).stat() for module in (decode, vectors)]
         facts = (
-            f"{source.st_mtime_ns} {source.st_size} {numba.__version__} {weights} {head_dim} "
+            f"{[(s.st_mtime_ns, s.st_size) for s in sources]} {numba.__version__} "
             f"{llvmlite.binding.get_host_cpu_name()} {llvmlite.binding.get_host_cpu_features().flatten()}"
         )
-        name = hashlib.sha256(facts.encode()).hexdigest()[:16]
-        self.mark = Path(str(decode.run_layers.stats.cache_path)) / f"cpu-{name}.built"
+        self.code = hashlib.sha256(facts.encode()).hexdigest()[:16]
+        self.mark = (
+            Path(str(decode.run_layers.stats.cache_path)) / f"cpu-{self.code}-{weights}-{head_dim}.built"
+        )
 
     @property
     def built(self) -> bool:
         return self.mark.exists() and any(self.mark.parent.glob("decode.run_head-*.nbc"))
+
+    def _complete(self) -> list[Path]:
+        """Marks of variants made from the same sources."""
+        return list(self.mark.parent.glob(f"cpu-{self.code}-*.built"))
 
     def load(self) -> None:
         """Make the kernels ready in this process; compiles what the disk does not have. They run once, on zeros."""
@@ -82,6 +88,12 @@ class Variant:
         with (self.mark.parent / "cpu.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.built:
+                if not self._complete():  # then what is there may come from an older vectors.py
+                    for old in [
+                        *self.mark.parent.glob("decode.run_*"),
+                        *self.mark.parent.glob("cpu-*.built"),
+                    ]:
+                        old.unlink(missing_ok=True)
                 self.load()
                 self.mark.touch()
 

@@ -2,7 +2,7 @@
 
 On small models a decoder spends its time between operations, not in them. Here all layers run in one call without
 Python; weights are read as the upper halves of float32 numbers where that loses nothing; sums run in float32.
-Everything that numba compiles is in this file, because its cache looks at one file only.
+Everything that numba compiles is here and in vectors.py: its cache looks at this file only, build.py at both.
 """
 
 # mypy: disable-error-code="no-untyped-def, call-arg, var-annotated"
@@ -10,43 +10,27 @@ Everything that numba compiles is in this file, because its cache looks at one f
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from llvmlite import ir
-from numba import njit, prange, types
-from numba.extending import intrinsic
+from numba import njit, prange
 
-TILE = 64  # keys that attention looks at together
-BLOCK = 16  # tokens whose attention shares the reading of keys
-LOWEST = np.float32(-1e30)
+from runtime.kernels.cpu.vectors import (
+    LOWEST,
+    QUERIES,
+    TILE,
+    WIDTH,
+    float_of_bits,
+    mix,
+    score,
+    soften,
+    turn_keys,
+    wide,
+)
+
+BLOCK = 32  # tokens whose attention shares the reading of keys
+LOG2_E = np.float32(1.4426950408889634)
 ROWS = 32  # outputs of a linear layer computed before the next
 TOKEN = 1000  # work of a token beside attention, in keys that it could see for the same
 MATH = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity keep their meaning
-
-
-@intrinsic
-def _wide(typing: Any, bits: Any) -> Any:
-    """float32 of a weight: itself, or its upper half as uint16 (bfloat16)."""
-    if bits == types.float32:
-        return types.float32(types.float32), lambda context, builder, signature, args: args[0]
-
-    def widen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        word = ir.IntType(32)
-        shifted = builder.shl(builder.zext(args[0], word), ir.Constant(word, 16))
-        return builder.bitcast(shifted, ir.FloatType())
-
-    return types.float32(types.uint16), widen
-
-
-@intrinsic
-def _float_of_bits(typing: Any, bits: Any) -> Any:
-    """The float32 with these int32 bits."""
-
-    def cast(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], ir.FloatType())
-
-    return types.float32(types.int32), cast
 
 
 @njit(fastmath=MATH, nogil=True, inline="always")
@@ -62,7 +46,7 @@ def _exp(x):
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1.0)
-    return p * _float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
+    return p * float_of_bits((np.int32(n) + np.int32(127)) << np.int32(23))
 
 
 @njit(fastmath=MATH, nogil=True)
@@ -77,7 +61,7 @@ def _rows(x, w, y, low, high, add):
             row = w[o]
             a = b = c = d = zero
             for i in range(k):
-                v = _wide(row[i])
+                v = wide(row[i])
                 a += v * x0[i]
                 b += v * x1[i]
                 c += v * x2[i]
@@ -99,7 +83,7 @@ def _rows(x, w, y, low, high, add):
             row = w[o]
             a = zero
             for i in range(k):
-                a += _wide(row[i]) * x0[i]
+                a += wide(row[i]) * x0[i]
             if add:
                 y[t, o] += a
             else:
@@ -152,153 +136,80 @@ def _turn_and_store(qkv, positions, slots, cos, sin, k, v, heads):
                 v[slot, h, i] = row[value + i]
 
 
-@njit(fastmath=MATH | {"nnan"}, nogil=True)
-def _highest(scores):
-    top = scores[0]
-    for j in range(TILE):
-        top = max(top, scores[j])
-    return top
-
-
 @njit(fastmath=MATH, nogil=True)
-def _load(k, v, places, head, keys, values, lanes):
-    """Up to TILE slots of one kv head: keys [head_dim, TILE] and values [TILE, head_dim], both flat."""
-    dim = len(lanes)
-    n = len(places)
-    for j in range(n):
-        key, value = k[places[j], head], v[places[j], head]
-        for i in range(dim):
-            keys[i * TILE + j] = key[i]
-            values[j * dim + i] = value[i]
-    for j in range(n, TILE):
-        for i in range(dim):
-            keys[i * TILE + j] = 0
-            values[j * dim + i] = 0
-
-
-@njit(fastmath=MATH, nogil=True)
-def _score(q, r, keys, scale, a, b, lanes):
-    """Scores of two queries against a tile of keys. A key is read once for both."""
-    for j in range(TILE):
-        a[j] = 0
-        b[j] = 0
-    for i in range(0, len(lanes), 4):
-        q0, q1, q2, q3 = q[i] * scale, q[i + 1] * scale, q[i + 2] * scale, q[i + 3] * scale
-        r0, r1, r2, r3 = r[i] * scale, r[i + 1] * scale, r[i + 2] * scale, r[i + 3] * scale
-        tile = keys[i * TILE : (i + 4) * TILE]
-        for j in range(TILE):
-            k0, k1, k2, k3 = tile[j], tile[TILE + j], tile[2 * TILE + j], tile[3 * TILE + j]
-            a[j] += q0 * k0 + q1 * k1 + q2 * k2 + q3 * k3
-            b[j] += r0 * k0 + r1 * k1 + r2 * k2 + r3 * k3
-
-
-@njit(fastmath=MATH, nogil=True)
-def _soften(scores, n, top, total, out):
-    """Scores to weights under the running softmax of one query: its new maximum and sum; `out` is scaled to fit."""
-    for j in range(n, TILE):
-        scores[j] = LOWEST
-    higher = max(top, _highest(scores))
-    new = np.float32(0)
-    for j in range(TILE):
-        scores[j] = _exp(scores[j] - higher)
-        new += scores[j]
-    if higher == top:
-        return top, total + new
-    keep = _exp(top - higher)
-    for i in range(len(out)):
-        out[i] *= keep
-    return higher, total * keep + new
-
-
-@njit(fastmath={"contract"}, nogil=True)
-def _mix(a, b, values, n, out, two, lanes):
-    """out += a[:n] values, two += b[:n] values. Sums stay in the order written: `out` enters each once, at the end."""
-    dim = len(lanes)
-    for j in range(0, n, 4):
-        a0, a1, a2, a3 = a[j], a[j + 1], a[j + 2], a[j + 3]
-        b0, b1, b2, b3 = b[j], b[j + 1], b[j + 2], b[j + 3]
-        tile = values[j * dim : (j + 4) * dim]
-        for i in range(dim):
-            v0, v1, v2, v3 = tile[i], tile[dim + i], tile[2 * dim + i], tile[3 * dim + i]
-            x = (a0 * v0 + a1 * v1) + (a2 * v2 + a3 * v3)
-            y = (b0 * v0 + b1 * v1) + (b2 * v2 + b3 * v3)
-            out[i] += x
-            two[i] += y
-
-
-@njit(fastmath=MATH, nogil=True)
-def _fold(q, keys, values, n, scale, weights, tops, totals, out, group, lanes):
-    """Fold the first n keys of a tile into the running softmax of the queries of one token, two by two."""
-    dim = len(lanes)
-    a, b = weights[:TILE], weights[TILE : 2 * TILE]
-    spare = weights[2 * TILE :]
-    for g in range(0, group, 2):
-        i = g * dim
-        if g + 1 < group:
-            e = i + dim
-            _score(q[i : i + dim], q[e : e + dim], keys, scale, a, b, lanes)
-            tops[g], totals[g] = _soften(a, n, tops[g], totals[g], out[i : i + dim])
-            tops[g + 1], totals[g + 1] = _soften(b, n, tops[g + 1], totals[g + 1], out[e : e + dim])
-            _mix(a, b, values, n, out[i : i + dim], out[e : e + dim], lanes)
-        else:
-            _score(q[i : i + dim], q[i : i + dim], keys, scale, a, b, lanes)
-            tops[g], totals[g] = _soften(a, n, tops[g], totals[g], out[i : i + dim])
-            _mix(a, b, values, n, out[i : i + dim], spare, lanes)
+def _fold(
+    queries, k, v, places, head, at, seen, low, high, keys, weights, limits, keeps, tops, totals, out, lanes
+):  # fmt: skip
+    """Fold up to TILE slots, the first at place `at`, into the running softmax of the queries low .. high - 1; query r
+    sees seen[r] places."""
+    count = len(places)
+    for j in range(0, count, WIDTH):
+        turn_keys(k, places, head, j, keys, lanes)
+    for r in range(low, high, QUERIES):
+        most = 0
+        for i in range(QUERIES):
+            limits[i] = max(0, min(count, seen[r + i] - at))
+            most = max(most, limits[i])
+        if most > 0:
+            score(queries, r, keys, weights, lanes)
+            soften(weights, limits, r, tops, totals, keeps)
+            mix(weights, keeps, v, places, head, most, out, r, lanes)
 
 
 @njit(fastmath=MATH, nogil=True)
 def _attend(q, k, v, context, first, positions, low, high, shared, head, group, scale, out, lanes):
     """One kv head of the tokens low .. high - 1, which have the first `shared` slots in common."""
     dim = len(lanes)
-    width = group * dim
-    one, end = head * width, (head + 1) * width
-    keys, values = np.empty(dim * TILE, np.float32), np.empty(dim * TILE, np.float32)
-    weights = np.zeros(2 * TILE + dim, np.float32)
-    tops = np.full((high - low, group), LOWEST)
-    totals = np.zeros((high - low, group), np.float32)
+    one, stride = head * group * dim, (group + QUERIES - 1) // QUERIES * QUERIES
+    rows = (high - low) * stride
+    queries, mixed = np.zeros(rows * dim, np.float32), np.zeros(rows * dim, np.float32)
+    seen = np.zeros(rows, np.int64)
     for t in range(low, high):
-        out[t, one:end] = 0
-    for at in range(0, shared, TILE):
-        start, count = first[low] + at, min(TILE, shared - at)
-        _load(k, v, context[start : start + count], head, keys, values, lanes)
-        for t in range(low, high):
-            n, c = min(count, positions[t] + 1 - at), t - low
-            if n > 0:
-                _fold(
-                    q[t, one:end],
-                    keys,
-                    values,
-                    n,
-                    scale,
-                    weights,
-                    tops[c],
-                    totals[c],
-                    out[t, one:end],
-                    group,
-                    lanes,
-                )
-    for t in range(low, high):
-        c = t - low
-        for at in range(shared, positions[t] + 1, TILE):
-            start, n = first[t] + at, min(TILE, positions[t] + 1 - at)
-            _load(k, v, context[start : start + n], head, keys, values, lanes)
-            _fold(
-                q[t, one:end],
-                keys,
-                values,
-                n,
-                scale,
-                weights,
-                tops[c],
-                totals[c],
-                out[t, one:end],
-                group,
-                lanes,
-            )
         for g in range(group):
-            inverse = np.float32(1) / totals[c, g]
-            for i in range(one + g * dim, one + (g + 1) * dim):
-                out[t, i] *= inverse
+            row = (t - low) * stride + g
+            seen[row] = positions[t] + 1
+            for i in range(dim):
+                queries[row * dim + i] = q[t, one + g * dim + i] * (scale * LOG2_E)
+    keys = np.zeros(dim * TILE, np.float32)
+    weights, keeps = np.empty(QUERIES * TILE, np.float32), np.empty(QUERIES, np.float32)
+    limits = np.empty(QUERIES, np.int64)
+    tops, totals = np.full(rows, LOWEST), np.zeros(rows * WIDTH, np.float32)
+    for at in range(0, shared, TILE):
+        places = context[first[low] + at : first[low] + min(at + TILE, shared)]
+        _fold(
+            queries,
+            k,
+            v,
+            places,
+            head,
+            at,
+            seen,
+            0,
+            rows,
+            keys,
+            weights,
+            limits,
+            keeps,
+            tops,
+            totals,
+            mixed,
+            lanes,
+        )
+    for t in range(low, high):
+        row = (t - low) * stride
+        for at in range(shared, positions[t] + 1, TILE):
+            places = context[first[t] + at : first[t] + min(at + TILE, positions[t] + 1)]
+            _fold(
+                queries, k, v, places, head, at, seen, row, row + stride,
+                keys, weights, limits, keeps, tops, totals, mixed, lanes,
+            )  # fmt: skip
+        for g in range(group):
+            total = np.float32(0)
+            for i in range(WIDTH):
+                total += totals[(row + g) * WIDTH + i]
+            inverse = np.float32(1) / total
+            for i in range(dim):
+                out[t, one + g * dim + i] = mixed[(row + g) * dim + i] * inverse
 
 
 @njit(nogil=True)
@@ -475,7 +386,7 @@ def run_layers(
     for t in range(tokens):
         row, word = x[t], embedding[ids[t]]
         for i in range(hidden):
-            row[i] = _wide(word[i])
+            row[i] = wide(word[i])
     if threads == 1:
         _alone(
             x, positions, slots, context, first,
