@@ -9,19 +9,30 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from sglc.ir.core import Graph, Node, Value
-from sglc.ir.ops import Call, Fork, Gen, Join, Select, Text
+from sglc.ir.core import Graph, Node, Operand, Value
+from sglc.ir.ops import Call, Fork, Gen, Join, Loop, Select, Text
 
 if TYPE_CHECKING:
     import networkx
 
 
 def users(graph: Graph) -> Mapping[Value, list[Node]]:
-    """Nodes that use each value, in order; a node that uses it twice is there twice."""
+    """Nodes that use each value, in order; a node that uses it twice is there twice.
+
+    A use inside of a region counts for the node in the block that defines the value: the owner of the region.
+    """
     found: dict[Value, list[Node]] = {}
-    for node in graph.walk():
-        for value in node.uses:
-            found.setdefault(value, []).append(node)
+
+    def block(nodes: Sequence[Node], own: set[Value]) -> None:
+        for node in nodes:
+            own.update(node.defs)
+            for value in (*node.uses, *node.captures):
+                if value in own:
+                    found.setdefault(value, []).append(node)
+            for region in node.regions:
+                block(region.nodes, set(region.params))
+
+    block(graph.nodes, set(graph.params))
     return found
 
 
@@ -56,7 +67,7 @@ def dependencies(graph: Graph) -> networkx.DiGraph[int]:
     where: dict[Value, int] = {}
     for position, node in enumerate(graph.nodes):
         found.add_node(position, node=node)
-        for value in node.uses:
+        for value in (*node.uses, *node.captures):
             if value in where:
                 found.add_edge(where[value], position, value=value.name)
         where.update((value, position) for value in node.defs)
@@ -64,21 +75,32 @@ def dependencies(graph: Graph) -> networkx.DiGraph[int]:
 
 
 def critical_path(graph: Graph) -> list[Node]:
-    """The longest run of model calls that wait for each other, in order."""
+    """The longest run of model calls that wait for each other, in order; of a loop, one round."""
     best: dict[Value, tuple[int, Node | None]] = {}
     came: dict[Node, Node | None] = {}
     last: tuple[int, Node | None] = (0, None)
-    for node in graph.nodes:
-        length, before = max(
-            (best.get(v, (0, None)) for v in node.uses), key=lambda p: p[0], default=(0, None)
-        )
-        if isinstance(node, (Gen, Select, Call)):
-            came[node] = before
-            length, before = length + 1, node
-        for value in node.defs:
-            best[value] = (length, before)
-        if length > last[0]:
-            last = (length, before)
+
+    def longest(values: Sequence[Operand]) -> tuple[int, Node | None]:
+        known = [best.get(v, (0, None)) for v in values if isinstance(v, Value)]
+        return max(known, key=lambda p: p[0], default=(0, None))
+
+    def block(nodes: Sequence[Node], since: tuple[int, Node | None]) -> None:
+        nonlocal last
+        for node in nodes:
+            length, before = max(longest(node.operands), since, key=lambda p: p[0])
+            if isinstance(node, (Gen, Select, Call)):
+                came[node] = before
+                length, before = length + 1, node
+            for region in node.regions:
+                best.update(dict.fromkeys(region.params, (length, before)))
+                block(region.nodes, (length, before))
+                length, before = max(longest(region.results), (length, before), key=lambda p: p[0])
+            for value in node.defs:
+                best[value] = (length, before)
+            if length > last[0]:
+                last = (length, before)
+
+    block(graph.nodes, (0, None))
     found: list[Node] = []
     step = last[1]
     while step is not None:
@@ -91,7 +113,10 @@ def shared_prefixes(graph: Graph) -> list[tuple[Value, int]]:
     """Forked states with the number of model calls whose prompt begins with them, most used first."""
     below: Counter[Value] = Counter()
     above: dict[Value, tuple[Value, ...]] = {}
-    for node in graph.nodes:
+    for node in graph.walk():
+        inits = node.inits if isinstance(node, Loop) else ()
+        for region in node.regions:
+            above.update((p, above[v]) for p, v in zip(region.params, inits, strict=False) if v in above)
         state = next((v for v in node.uses if v.type == "state"), None)
         path = above.get(state, ()) if state is not None else ()
         if isinstance(node, Fork):
@@ -100,9 +125,8 @@ def shared_prefixes(graph: Graph) -> list[tuple[Value, int]]:
             continue
         if isinstance(node, (Gen, Select)):
             below.update(set(path))
-        for value in node.defs:
-            if value.type == "state":
-                above[value] = path
+        if not node.regions:
+            above.update((value, path) for value in node.defs if value.type == "state")
     return below.most_common()
 
 

@@ -44,6 +44,7 @@ class Symbol:
 Constant = str | int | float | bool | None
 Operand = Value | Symbol | str | int | float | bool | None
 
+ANYTHING = "*"  # the slot of an operand that may be a state or not
 TYPES = frozenset({"state", "str", "int", "float", "bool", "image", "json", "any"})
 
 
@@ -85,7 +86,10 @@ State = Annotated[Value, Slot(Role.USE, "state")]
 States = Annotated[tuple[Value, ...], Slot(Role.USES, "state")]
 Arg = Annotated[Operand, Slot(Role.USE)]
 Args = Annotated[tuple[Operand, ...], Slot(Role.USES)]
+AnyDefs = Annotated[tuple[Value, ...], Slot(Role.DEFS, "any")]
+Carried = Annotated[tuple[Operand, ...], Slot(Role.USES, ANYTHING)]
 Fields = Annotated[SamplingFields, Slot(Role.FIELDS)]
+Inner = Annotated[Any, Slot(Role.REGIONS)]  # a Region
 
 
 N = TypeVar("N", bound="Node")
@@ -105,10 +109,12 @@ class Layout:
 
 class Licence(Enum):
     """What a pass may do with a node: PURE may be shared, dropped and repeated; SAMPLED gives another answer each
-    time, so it runs exactly as often as written; STATE builds a prompt and costs nothing."""
+    time, so it runs exactly as often as written; EFFECT also runs in the order written; STATE builds a prompt and
+    costs nothing."""
 
     PURE = "pure"
     SAMPLED = "sampled"
+    EFFECT = "effect"
     STATE = "state"
 
 
@@ -153,6 +159,14 @@ class Node:
         """Values that the node needs, those of its operands only (regions have their own)."""
         return tuple(v for v in self.operands if isinstance(v, Value))
 
+    @cached_property
+    def captures(self) -> tuple[Value, ...]:
+        """Values from outside that the regions use, each once, in order."""
+        found: dict[Value, None] = {}
+        for region in self.regions:
+            found.update(dict.fromkeys(region.free))
+        return tuple(found)
+
     @property
     def attrs(self) -> dict[str, Any]:
         """Attributes that differ from their default; sampling fields are among them by their own names."""
@@ -177,10 +191,10 @@ class Node:
         return Licence.STATE
 
     def remap(self, to: Mapping[Value, Operand]) -> Node:
-        """The same node with other operands; itself if none of them changes."""
-        if not any(v in to for v in self.uses):
+        """The same node with other operands, in its regions too; itself if none of them changes."""
+        if not any(v in to for v in self.uses) and not any(v in to for v in self.captures):
             return self
-        changed: dict[str, Any] = {}
+        changed: dict[str, Any] = {n: getattr(self, n).remap(to) for n in self.layout.regions}
         for name, slot in self.layout.uses:
             old = getattr(self, name)
             if slot.role is Role.USES:
@@ -236,10 +250,32 @@ def lay_out(cls: type[Node]) -> Layout:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """Nodes of one arm of an `if` or of the body of a `loop`; `results` are what it hands to its owner."""
+    """Nodes of one arm of an `if` or of the body of a `loop`; `results` are what it hands to its owner.
+
+    They may use values that were defined before the owner; what they define is known only here. `params` are given
+    by the owner.
+    """
 
     nodes: tuple[Node, ...]
     results: tuple[Operand, ...] = ()
+    params: tuple[Value, ...] = ()
+
+    @cached_property
+    def free(self) -> tuple[Value, ...]:
+        """Values from outside that the region uses, each once, in order."""
+        own = set(self.params)
+        found: dict[Value, None] = {}
+        for item in self.nodes:
+            found.update((v, None) for v in (*item.uses, *item.captures) if v not in own)
+            own.update(item.defs)
+        found.update((v, None) for v in self.results if isinstance(v, Value) and v not in own)
+        return tuple(found)
+
+    def remap(self, to: Mapping[Value, Operand]) -> Region:
+        if not any(v in to for v in self.free):
+            return self
+        results = tuple(to.get(v, v) if isinstance(v, Value) else v for v in self.results)
+        return Region(tuple(item.remap(to) for item in self.nodes), results, self.params)
 
 
 class Names:
@@ -257,7 +293,7 @@ class Names:
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """The IR of one program: parameters, then nodes in order; the last one is `return`.
+    """The IR of one program: parameters, then nodes in order; the last one is `return` or `break`.
 
     `source` is the file of the program, `constants` what it was specialised on (name and printed value).
     """
@@ -271,6 +307,7 @@ class Graph:
         taken = [p.name for p in self.params]
         for item in self.walk():
             taken.extend(v.name for v in item.defs)
+            taken.extend(v.name for region in item.regions for v in region.params)
         return Names(taken)
 
     def walk(self) -> Iterator[Node]:
@@ -284,11 +321,8 @@ class Graph:
         return dataclasses.replace(self, nodes=tuple(nodes))
 
     def replace_nodes(self, changes: Mapping[Node, Sequence[Node]]) -> Graph:
-        """Put other nodes in the place of some; an empty sequence removes."""
-        nodes: list[Node] = []
-        for item in self.nodes:
-            nodes.extend(changes[item]) if item in changes else nodes.append(item)
-        return self.with_nodes(nodes)
+        """Put other nodes in the place of some, in regions too; an empty sequence removes."""
+        return self.with_nodes(replaced(self.nodes, changes))
 
     def remap(self, to: Mapping[Value, Operand]) -> Graph:
         return self.with_nodes([item.remap(to) for item in self.nodes]) if to else self
@@ -297,6 +331,22 @@ class Graph:
         from sglc.ir.printer import print_graph
 
         return print_graph(self)
+
+
+def replaced(nodes: Sequence[Node], changes: Mapping[Node, Sequence[Node]]) -> tuple[Node, ...]:
+    """Nodes with others in the place of some, in their regions too."""
+    found: list[Node] = []
+    for item in nodes:
+        if item in changes:
+            found.extend(changes[item])
+        elif not item.regions:
+            found.append(item)
+        else:
+            inner = {n: getattr(item, n) for n in item.layout.regions}
+            new = {n: dataclasses.replace(r, nodes=replaced(r.nodes, changes)) for n, r in inner.items()}
+            same = all(new[n].nodes == inner[n].nodes for n in inner)
+            found.append(item if same else dataclasses.replace(item, **new))
+    return tuple(found)
 
 
 def walk(nodes: Iterable[Node]) -> Iterator[Node]:

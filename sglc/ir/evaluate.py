@@ -7,19 +7,23 @@ make the same calls.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sglc.errors import IRError
-from sglc.ir.core import Graph, Module, Operand, Value
+from sglc.ir.core import Graph, Module, Node, Operand, Value
 from sglc.ir.ops import (
     Begin,
+    Break,
     Call,
     Fork,
     Gen,
+    Host,
+    If,
     Image,
     Join,
+    Loop,
     Pack,
     Pure,
     Read,
@@ -75,10 +79,12 @@ def evaluate(
     arguments: Mapping[str, Any],
     template: Any,
     sampling: SamplingFields | None = None,
+    hosts: Mapping[str, Callable[..., Any]] | None = None,
 ) -> Outcome:
-    """Run the main graph. `sampling` are the run's defaults, `template` the chat template of the model."""
+    """Run the main graph. `sampling` are the run's defaults, `template` the chat template of the model, `hosts` the
+    functions that `host` nodes name. Raises IRError for a graph that breaks off."""
     values = {p: arguments[p.name] for p in module.graph.params}
-    evaluator = _Evaluator(module, model, template)
+    evaluator = _Evaluator(module, model, template, hosts or {})
     end, result = evaluator.graph(module.graph, values, sampling or SamplingFields())
     return Outcome(end.text, end.variables, end.messages, result)
 
@@ -88,18 +94,27 @@ class _Evaluator:
     module: Module
     model: Model
     template: Any
+    hosts: Mapping[str, Callable[..., Any]]
 
     def graph(
         self, graph: Graph, values: dict[Value, Any], sampling: SamplingFields
     ) -> tuple[Situation, Any]:
         known = dict(values)
+        self.block(graph.nodes, known, sampling)
+        end = graph.nodes[-1]
+        if isinstance(end, Return):
+            return known[end.state], _operand(end.result, known)
+        if isinstance(end, Break):
+            raise IRError(f"@{graph.name} breaks off: {end.reason}")
+        raise IRError(f"@{graph.name} does not end in `return`")
 
+    def block(self, nodes: Sequence[Node], known: dict[Value, Any], sampling: SamplingFields) -> None:
         def operand(item: Operand) -> Any:
-            return known[item] if isinstance(item, Value) else item
+            return _operand(item, known)
 
-        for node in graph.nodes:
-            if isinstance(node, Return):
-                return known[node.state], operand(node.result)
+        for node in nodes:
+            if isinstance(node, (Return, Break, Read)):
+                continue
             if isinstance(node, Begin):
                 known[node.out] = Situation()
             elif isinstance(node, Fork):
@@ -107,15 +122,33 @@ class _Evaluator:
                 known.update(dict.fromkeys(node.outs, replace(here, forked=len(here.text))))
             elif isinstance(node, (Pure, Pack)):
                 known[node.out] = node.compute(tuple(operand(v) for v in node.operands))
-            elif isinstance(node, Read):
-                continue
             elif isinstance(node, Call):
                 self._call(node, known, operand)
             elif isinstance(node, (Gen, Select)):
                 self._write(node, known, operand, sampling)
+            elif isinstance(node, If):
+                arm = node.then if operand(node.cond) else node.orelse
+                self.block(arm.nodes, known, sampling)
+                known.update(zip(node.outs, [operand(v) for v in arm.results], strict=True))
+            elif isinstance(node, Loop):
+                self._loop(node, known, sampling)
+            elif isinstance(node, Host):
+                known[node.out] = self.hosts[node.function](*(operand(v) for v in node.args))
             else:
                 known[node.defs[0]] = self._append(node, known, operand)
-        raise IRError(f"@{graph.name} does not end in `return`")
+
+    def _loop(self, node: Loop, known: dict[Value, Any], sampling: SamplingFields) -> None:
+        carried = [_operand(v, known) for v in node.inits]
+        for _ in range(node.maximum):
+            known.update(zip(node.body.params, carried, strict=True))
+            self.block(node.body.nodes, known, sampling)
+            again, *carried = [_operand(v, known) for v in node.body.results]
+            if not again:
+                break
+        else:
+            if not node.bounded:
+                raise IRError(f"loop: more than {node.maximum} rounds")
+        known.update(zip(node.outs, carried, strict=True))
 
     def _write(
         self, node: Gen | Select, known: dict[Value, Any], operand: Any, sampling: SamplingFields
@@ -173,6 +206,10 @@ class _Evaluator:
         *outs, last = node.values
         known.update((out, end.variables[name]) for out, name in zip(outs, node.variables, strict=True))
         known[last] = result
+
+
+def _operand(item: Operand, known: Mapping[Value, Any]) -> Any:
+    return known[item] if isinstance(item, Value) else item
 
 
 def _history(here: Situation) -> list[dict[str, str]]:

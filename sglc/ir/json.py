@@ -55,7 +55,14 @@ def _node_out(node: Node) -> dict[str, Any]:
     if node.attrs:
         found["attrs"] = {name: _constant_out(value) for name, value in node.attrs.items()}
     if node.regions:
-        found["regions"] = [[_node_out(n) for n in region.nodes] for region in node.regions]
+        found["regions"] = [
+            {
+                "params": [[p.name, p.type] for p in region.params],
+                "nodes": [_node_out(n) for n in region.nodes],
+                "results": [_constant_out(v) for v in region.results],
+            }
+            for region in node.regions
+        ]
     if node.at is not None:
         found["at"] = [node.at.file, node.at.line, node.at.column]
     return found
@@ -85,11 +92,18 @@ def _graph_in(data: dict[str, Any]) -> Graph:
 def _node_in(data: dict[str, Any], known: dict[str, Value]) -> Node:
     operands = [_constant_in(v, known) for v in data.get("operands", ())]
     attrs = {name: _constant_in(value, known) for name, value in data.get("attrs", {}).items()}
-    regions = [Region(tuple(_node_in(n, known) for n in region)) for region in data.get("regions", ())]
+    regions = [_region_in(region, known) for region in data.get("regions", ())]
     at = Location(*data["at"]) if "at" in data else None
     made = build_node(data["op"], [(n, t) for n, t in data["defs"]], operands, attrs, regions, at)
     known.update((v.name, v) for v in made.defs)
     return made
+
+
+def _region_in(data: dict[str, Any], known: dict[str, Value]) -> Region:
+    params = tuple(Value(name, type_) for name, type_ in data["params"])
+    known.update((p.name, p) for p in params)
+    nodes = tuple(_node_in(n, known) for n in data["nodes"])
+    return Region(nodes, tuple(_constant_in(v, known) for v in data["results"]), params)
 
 
 def _constant_in(data: Any, known: dict[str, Value]) -> Any:

@@ -15,12 +15,16 @@ from runtime.compute import OPERATIONS, compute, pack
 from sglc.errors import IRError
 from sglc.ir.core import (
     AnyDef,
+    AnyDefs,
     Arg,
     Args,
+    Carried,
     Fields,
+    Inner,
     Licence,
     Node,
     Operand,
+    Region,
     Role,
     Slot,
     State,
@@ -258,6 +262,81 @@ class Pack(Node, op="pack"):
 
 
 @node
+class If(Node, op="if"):
+    """One of two regions, by a condition; `outs` are what that region yields.
+
+    A state that an arm appends to is used up, whichever arm runs.
+    """
+
+    outs: AnyDefs
+    cond: Arg
+    then: Inner = Region(())
+    orelse: Inner = Region(())
+
+    @property
+    def licence(self) -> Licence:
+        return weakest(self.regions)
+
+    def verify(self) -> None:
+        if not fits(type_of(self.cond), "bool"):
+            raise IRError(f"if: the condition {self.cond!r} is {type_of(self.cond)}, not bool")
+        for name, region in (("then", self.then), ("else", self.orelse)):
+            if region.params:
+                raise IRError(f"if: its regions have no parameters, but {name} has {region.params[0]}")
+            check_results(f"if: {name}", region.results, self.outs)
+
+
+@node
+class Loop(Node, op="loop"):
+    """Run a region again and again, on what it yielded the time before; `outs` are what it yields last.
+
+    The first of its results says whether to go on, the others are the next values of its parameters, which begin as
+    `inits`. It runs at least once and at most `maximum` times; needing more is an error unless `bounded`.
+    """
+
+    outs: AnyDefs
+    inits: Carried
+    body: Inner = Region(())
+    maximum: int = 1
+    bounded: bool = False
+
+    @property
+    def licence(self) -> Licence:
+        return weakest(self.regions)
+
+    def verify(self) -> None:
+        if self.maximum < 1:
+            raise IRError(f"loop: maximum is {self.maximum} but must be at least 1")
+        check_results("loop: its start", self.inits, self.body.params)
+        if not self.body.results or not fits(type_of(self.body.results[0]), "bool"):
+            raise IRError("loop: the first result of its region must be a bool: whether to go on")
+        check_results("loop: its region", self.body.results[1:], self.body.params)
+        check_results("loop: its region", self.body.results[1:], self.outs)
+
+
+@node
+class Host(Node, op="host"):
+    """Call a Python function where the program runs; `function` is its name, as module:qualified name."""
+
+    out: AnyDef
+    args: Args
+    function: str
+
+    @property
+    def licence(self) -> Licence:
+        return Licence.EFFECT
+
+
+@node
+class Break(Node, op="break"):
+    """The end of what was traced: from here on the Python function runs interpreted, and `reason` says why."""
+
+    state: State
+    live: Args = ()
+    reason: str = ""
+
+
+@node
 class Return(Node, op="return"):
     """The end: the final state, and what the body returned."""
 
@@ -317,7 +396,7 @@ OPS: Mapping[str, type[Node]] = MappingProxyType(
             cls.op: cls
             for cls in (
                 Begin, Text, Image, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVar, Read, Gen, Select, Fork, Join,
-                Call, Pack, Return,
+                Call, Pack, If, Loop, Host, Break, Return,
             )
         },
         **PURE_OPS,
@@ -348,3 +427,23 @@ def type_of(operand: Any) -> str:
 def fits(given: str, wanted: str) -> bool:
     """Whether a value of one type may stand where the other is wanted; `any` is checked when the plan runs."""
     return given == wanted or "any" in (given, wanted) or (given == "int" and wanted == "float")
+
+
+def check_results(owner: str, given: tuple[Any, ...], wanted: tuple[Value, ...]) -> None:
+    """Raise IRError if what a region hands on does not fit the values that it becomes."""
+    if len(given) != len(wanted):
+        raise IRError(f"{owner} gives {len(given)} values where {len(wanted)} are wanted")
+    for value, out in zip(given, wanted, strict=True):
+        kind = type_of(value)
+        same = kind == out.type if "state" in (kind, out.type) else fits(kind, out.type)
+        if not same:
+            raise IRError(f"{owner} gives {value!r}, a {type_of(value)}, for {out}, a {out.type}")
+
+
+def weakest(regions: tuple[Region, ...]) -> Licence:
+    """What may be done with all nodes of these regions alike."""
+    found = {item.licence for region in regions for item in region.nodes}
+    for licence in (Licence.EFFECT, Licence.SAMPLED, Licence.PURE):
+        if licence in found:
+            return licence
+    return Licence.STATE

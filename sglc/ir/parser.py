@@ -113,6 +113,21 @@ class _Reader:
     def _nodes(self, block: Tree[Any]) -> tuple[Node, ...]:
         return tuple(self._node(child) for child in block.children)
 
+    def _region(self, tree: Tree[Any]) -> Region:
+        *params, block = (child for child in tree.children if child is not None)
+        for param in params:
+            self._define(str(param.children[0])[1:], _type(param.children[1]), param)
+        given = tuple(self.values[str(param.children[0])[1:]] for param in params)
+        statements = list(block.children)
+        results: tuple[Any, ...] = ()
+        last = statements[-1] if statements else None
+        if last is not None and str(last.children[1]) == "yield":
+            statements.pop()
+        nodes = tuple(self._node(child) for child in statements)
+        if last is not None and len(statements) < len(block.children) and last.children[2] is not None:
+            results = tuple(self._operand(o) for o in last.children[2].children)
+        return Region(nodes, results, given)
+
     def _node(self, tree: Any) -> Node:
         defs, op, operands, attrs, *rest = tree.children
         at: Location | None = None
@@ -122,7 +137,7 @@ class _Reader:
                 file, line, column = part.children
                 at = Location(_string(file), int(line), int(column))
             elif part is not None:
-                regions.append(Region(self._nodes(part)))
+                regions.append(self._region(part))
         names = [
             (str(d.children[0])[1:], _type(d.children[1]) if d.children[1] is not None else None)
             for d in (defs.children if defs is not None else ())

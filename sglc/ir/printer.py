@@ -55,7 +55,11 @@ def print_node(node: Node, *, locations: bool = False, indent: str = "  ") -> st
         words.append(
             "{" + ", ".join(f"{name}={print_constant(value)}" for name, value in attrs.items()) + "}"
         )
-    words.extend(_block(region, locations=locations, indent=indent) for region in node.regions)
+    for count, region in enumerate(node.regions):
+        words.extend(["else"] if count else [])
+        if region.params:
+            words.append("(" + ", ".join(f"{p}: {p.type}" for p in region.params) + ")")
+        words.append(_block(region, locations=locations, indent=indent))
     if locations and node.at is not None:
         words.append(f"loc({print_string(node.at.file)}:{node.at.line}:{node.at.column})")
     return " ".join(words)
@@ -64,6 +68,8 @@ def print_node(node: Node, *, locations: bool = False, indent: str = "  ") -> st
 def _block(region: Region, *, locations: bool, indent: str) -> str:
     inner = indent + "  "
     lines = [inner + print_node(n, locations=locations, indent=inner) for n in region.nodes]
+    if region.results:
+        lines.append(f"{inner}yield {', '.join(print_constant(v) for v in region.results)}")
     return "\n".join(["{", *lines, indent + "}"])
 
 

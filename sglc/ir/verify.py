@@ -2,7 +2,9 @@
 
 A state is appended to at most once: it is a place in a conversation, and a conversation goes on in one
 way. `fork` copies it and may do so any number of times, but only before it is appended to: that is the
-order in which Python would have done it, and what lets lowering walk a graph once.
+order in which Python would have done it, and what lets lowering walk a graph once. What one arm of an `if` appends to
+is used up after it; the other arm may append to it too. A `loop` may not append to states from outside: those
+that it goes on with are its parameters.
 """
 
 from __future__ import annotations
@@ -10,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sglc.errors import IRError
-from sglc.ir.core import Graph, Module, Node, Symbol, Value, is_type
-from sglc.ir.ops import Call, Fork, Return, fits, type_of
+from sglc.ir.core import ANYTHING, Graph, Module, Node, Region, Symbol, Value, is_type
+from sglc.ir.ops import Break, Call, Fork, Loop, Return, fits, type_of
 
 
 def verify(graph: Graph, module: Module | None = None) -> None:
@@ -21,8 +23,8 @@ def verify(graph: Graph, module: Module | None = None) -> None:
     for param in graph.params:
         _define(graph, None, param, known, names)
     _verify_nodes(graph, graph.nodes, known, names, set(), module)
-    if not graph.nodes or not isinstance(graph.nodes[-1], Return):
-        raise IRError(f"@{graph.name}: the last node must be `return`")
+    if not graph.nodes or not isinstance(graph.nodes[-1], (Return, Break)):
+        raise IRError(f"@{graph.name}: the last node must be `return` or `break`")
 
 
 def verify_module(module: Module) -> None:
@@ -70,14 +72,44 @@ def _verify_nodes(
             item.verify()
         except IRError as error:
             raise _fail(graph, item, str(error)) from None
-        if isinstance(item, Return) and position != last:
-            raise _fail(graph, item, "`return` must be the last node")
+        if isinstance(item, (Return, Break)) and (position != last or nodes is not graph.nodes):
+            raise _fail(graph, item, f"`{item.op}` must be the last node")
         if module is not None:
             _check_symbols(graph, item, module)
+        before = set(spent)
         for region in item.regions:
-            _verify_nodes(graph, region.nodes, set(known), names, set(spent), module)
+            spent |= _verify_region(graph, item, region, known, names, before, module)
         for value in item.defs:
             _define(graph, item, value, known, names)
+
+
+def _verify_region(
+    graph: Graph,
+    owner: Node,
+    region: Region,
+    known: set[Value],
+    names: set[str],
+    spent: set[Value],
+    module: Module | None,
+) -> set[Value]:
+    """The states from outside that the region used up."""
+    seen, used = set(known), set(spent)
+    for param in region.params:
+        _define(graph, owner, param, seen, names)
+    _verify_nodes(graph, region.nodes, seen, names, used, module)
+    for value in region.results:
+        if not isinstance(value, Value):
+            continue
+        if value not in seen:
+            raise _fail(graph, owner, f"yields {value}, which nothing before defines")
+        if value.type == "state":
+            if value in used:
+                raise _fail(graph, owner, f"yields the state {value} after it was appended to")
+            used.add(value)
+    outer = (used - spent) & known
+    if outer and isinstance(owner, Loop):
+        raise _fail(graph, owner, f"goes on with {min(map(str, outer))}, a state from outside of the loop")
+    return outer
 
 
 def _check_types(graph: Graph, item: Node) -> None:
@@ -85,7 +117,7 @@ def _check_types(graph: Graph, item: Node) -> None:
         given = getattr(item, name)
         for operand in given if isinstance(given, tuple) else (given,):
             state = isinstance(operand, Value) and operand.type == "state"
-            if state != (slot.type == "state"):
+            if slot.type != ANYTHING and state != (slot.type == "state"):
                 wanted = "a state" if slot.type == "state" else "not a state"
                 raise _fail(graph, item, f"{name} is {operand}, which must be {wanted}")
 
