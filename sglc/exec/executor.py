@@ -1,7 +1,8 @@
 """Walk a Plan against a backend: a call starts as soon as what it needs is known.
 
 Prefixes and steps form one graph of dependencies; each completion releases what waited for it. Waves are not
-barriers here. Calls that become ready in the same turn leave in one request (exec/session.py), those of
+barriers here. A guarded step waits for its condition and never happens if that turns out otherwise; what an `Either` or
+`Pick` needs is known once its condition is. Calls that become ready in the same turn leave in one request (exec/session.py), those of
 all rows of a batch included. Everything runs on the event loop's thread; readers in other threads wait
 on `changed`. When a call fails, what depends on it never starts.
 """
@@ -34,20 +35,25 @@ from runtime.api import (
 from runtime.compute import ComputeError, compute, pack
 from runtime.engine.native import meta_info
 from runtime.plan import (
+    Absent,
     Argument,
     Choose,
     Compute,
     Const,
     Decode,
+    Either,
     Gathered,
     ImagePart,
     Output,
     Part,
+    Pick,
     Plan,
+    PlanMessage,
     Prefill,
     Ref,
     Rope,
     Variable,
+    refs,
 )
 from sglc.errors import RunError
 from sglc.exec.session import Session
@@ -56,6 +62,7 @@ from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
 log = logging.getLogger("sglc")
 
 MISSING: Any = object()
+ABSENT: Any = object()  # the value of a variable that the path taken does not define
 Decide = Callable[[Any, tuple[str, ...], ScoreResult], Any]
 
 
@@ -67,29 +74,53 @@ class Schedule:
     needs: tuple[int, ...]  # how many others each one waits for
     releases: tuple[tuple[int, ...], ...]
     specs: Mapping[int, GenSpec]
+    guarded: Mapping[
+        int, tuple[tuple[int, bool], ...]
+    ]  # by condition: steps, and how it must turn out for them
+    late: frozenset[int]  # those whose needs depend on a condition
 
     @classmethod
     def of(cls, plan: Plan) -> Schedule:
         base = len(plan.prefixes)
         sources: list[set[int]] = []
+        guarded: dict[int, list[tuple[int, bool]]] = {}
+        late: set[int] = set()
 
         def steps(parts: Rope) -> set[int]:
-            return {base + p.step for p in parts if isinstance(p, (Ref, Output))}
+            found = {base + p.step for p in parts if isinstance(p, (Ref, Output))}
+            eithers = {base + p.cond for p in parts if isinstance(p, Either)}
+            if eithers:
+                late.add(len(sources))
+            return found | eithers
 
         for prefix in plan.prefixes:
             sources.append(steps(prefix.parts) | ({prefix.parent} if prefix.parent >= 0 else set()))
-        for step in plan.steps:
+        for number, step in enumerate(plan.steps):
             if isinstance(step, Compute):
-                sources.append(steps(step.operands))
+                found = steps(step.operands)
+            elif isinstance(step, Pick):
+                found = {base + step.cond}
+                late.add(base + number)
             else:
-                choices = step.choices if isinstance(step, Choose) else ()
-                sources.append({step.prefix} | steps(choices))
+                found = {step.prefix} | steps(step.choices if isinstance(step, Choose) else ())
+            if step.when is not None:
+                cond, wanted = step.when
+                found.add(base + cond)
+                guarded.setdefault(cond, []).append((number, wanted))
+            sources.append(found)
         releases: list[list[int]] = [[] for _ in sources]
         for number, found in enumerate(sources):
             for source in sorted(found):
                 releases[source].append(number)
         specs = {n: _spec(s) for n, s in enumerate(plan.steps) if isinstance(s, Decode)}
-        return cls(plan, tuple(map(len, sources)), tuple(map(tuple, releases)), specs)
+        return cls(
+            plan,
+            tuple(map(len, sources)),
+            tuple(map(tuple, releases)),
+            specs,
+            {cond: tuple(found) for cond, found in guarded.items()},
+            frozenset(late),
+        )
 
 
 def _spec(step: Decode) -> GenSpec:
@@ -145,6 +176,8 @@ class Execution:
         self._waiting = 0
         self._when_over: list[Callable[[], None]] = []
         self._reads_left = set(self.plan.reads)
+        self._dead: set[int] = set()  # steps of the arm that is not taken
+        self._late: dict[int, list[int]] = {}  # who waits for a step since a condition is known
         self._hints: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -204,6 +237,8 @@ class Execution:
         queue = deque(ready)
         while queue:
             number = queue.popleft()
+            if number in self.schedule.late and self._waits(number):
+                continue
             if number < base:
                 done = self._extend(number)
             else:
@@ -213,11 +248,45 @@ class Execution:
 
     def _released(self, number: int) -> list[int]:
         found: list[int] = []
-        for other in self.schedule.releases[number]:
+        late = self._late.pop(number, ()) if self._late else ()
+        for other in (*self.schedule.releases[number], *late):
             self._needs[other] -= 1
             if not self._needs[other]:
                 found.append(other)
         return found
+
+    def _waits(self, number: int) -> bool:
+        """Whether something needs more now that its conditions are known; then it will be released again."""
+        base = len(self.plan.prefixes)
+        parts: list[Variable] = []
+        if number < base:
+            parts += self.plan.prefixes[number].parts
+        else:
+            step = self.plan.steps[number - base]
+            if isinstance(step, Pick):
+                parts.append(step.then if self.values[step.cond] else step.orelse)
+            elif isinstance(step, Choose):
+                parts += step.choices
+            elif isinstance(step, Compute):
+                parts += step.operands
+        missing = {n for part in parts for n in self._sources(part) if self.values[n] is MISSING}
+        for source in missing:
+            self._late.setdefault(base + source, []).append(number)
+            if source in self.errors:
+                self._poison(number, self.errors[source])
+        self._needs[number] = len(missing)
+        return bool(missing)
+
+    def _sources(self, part: Variable) -> list[int]:
+        """The steps that a part needs, as far as its conditions are known."""
+        if not isinstance(part, Either):
+            return list(refs(part))
+        if self.values[part.cond] is MISSING:
+            return [part.cond]
+        return [n for p in self._arm(part) for n in self._sources(p)]
+
+    def _arm(self, part: Either) -> Rope:
+        return part.then if self.values[part.cond] else part.orelse
 
     def _settle(self) -> None:
         if not self._running and not self.over:
@@ -245,10 +314,15 @@ class Execution:
     def _do(self, number: int) -> bool:
         """Do a step; False if it is not done yet, or never will be."""
         step = self.plan.steps[number]
+        if number in self._dead:
+            return False
         at = location(getattr(step, "at", ""))
         try:
             if isinstance(step, Compute):
                 self._finish(number, self._compute(step))
+                return True
+            if isinstance(step, Pick):
+                self._finish(number, self.value_of(step.then if self.values[step.cond] else step.orelse))
                 return True
             if isinstance(step, Prefill):
                 self._prefill(step)
@@ -407,6 +481,24 @@ class Execution:
     def _finish(self, number: int, value: Any) -> None:
         self.values[number] = value
         self._reads_left.discard(number)
+        if number in self.schedule.guarded:
+            self._bury(number, bool(value))
+
+    def _bury(self, cond: int, value: bool) -> None:
+        """The steps of the arm that is not taken never happen, nor those that their conditions guard."""
+        for step, wanted in self.schedule.guarded[cond]:
+            if wanted != value:
+                self._dead.add(step)
+                self._reads_left.discard(step)
+                if step in self.schedule.guarded:
+                    self._bury_all(step)
+
+    def _bury_all(self, cond: int) -> None:
+        for step, _ in self.schedule.guarded[cond]:
+            self._dead.add(step)
+            self._reads_left.discard(step)
+            if step in self.schedule.guarded:
+                self._bury_all(step)
 
     def _fail(self, number: int, error: BaseException, at: Location | None) -> None:
         if isinstance(error, ComputeError) and error.__cause__ is not None:
@@ -428,13 +520,17 @@ class Execution:
             if current >= base:
                 self.errors.setdefault(current - base, error)
                 self._reads_left.discard(current - base)
-            for other in self.schedule.releases[current]:
+            for other in (*self.schedule.releases[current], *self._late.get(current, ())):
                 if other not in seen:
                     seen.add(other)
                     queue.append(other)
 
     def meta_of(self, number: int) -> dict[str, Any] | None:
         """Meta info of a call that has ended."""
+        while number >= 0 and isinstance(step := self.plan.steps[number], Pick):
+            number = step.steps[0 if self.values[step.cond] else 1]
+        if number < 0:
+            return None
         answer = self.answers[number]
         if isinstance(answer.meta, Delta):
             answer.meta = meta_info(answer.meta, answer.meta.id)
@@ -447,6 +543,8 @@ class Execution:
             return self.answers[part.step].segments
         if isinstance(part, ImagePart):
             return (TextSegment(part.token), ImageSegment(part.data))
+        if isinstance(part, Either):
+            return tuple(segment for p in self._arm(part) for segment in self.segments_of(p))
         return (TextSegment(self.text_of(part)),)
 
     def text_of(self, part: Part) -> str:
@@ -454,6 +552,8 @@ class Execution:
             return self.answers[part.step].text
         if isinstance(part, ImagePart):
             return part.token
+        if isinstance(part, Either):
+            return "".join(self.text_of(p) for p in self._arm(part))
         value = self.value_of(part)
         if not isinstance(value, str):
             raise RunError(f"a {type(value).__name__} is appended, which is not text: {value!r}")
@@ -472,19 +572,47 @@ class Execution:
             return MISSING if any(v is MISSING for v in found) else found
         if isinstance(part, Output):
             return MISSING if self.values[part.step] is MISSING else self.answers[part.step].text
-        return part.token
+        if isinstance(part, Either):
+            missing = self.values[part.cond] is MISSING or any(
+                self.value_of(p) is MISSING for p in self._arm(part)
+            )
+            return MISSING if missing else self.text_of(part)
+        return ABSENT if isinstance(part, Absent) else part.token
 
     def error_of(self, part: Variable) -> RunError | None:
         """Why a variable will never have a value."""
         if isinstance(part, Gathered):
             return next((e for e in map(self.error_of, part.items) if e is not None), None)
+        if isinstance(part, Either):
+            known = self.values[part.cond] is not MISSING
+            parts: Rope = self._arm(part) if known else (Ref(part.cond),)
+            return next((e for e in map(self.error_of, parts) if e is not None), None)
         return self.errors.get(part.step) if isinstance(part, (Ref, Output)) else None
+
+    def _before_both(self, message: PlanMessage) -> int:
+        """The last message that both ways of a conversation have."""
+        one, two = message.parent, message.orelse
+        while one != two:
+            if one > two:
+                one = self.plan.conversation[one].parent
+            else:
+                two = self.plan.conversation[two].parent
+        return one
 
     def messages_to(self, last: int) -> list[dict[str, Any]]:
         """The conversation up to message `last`, as far as it is known."""
         chain: list[Any] = []
         while last >= 0:
             message = self.plan.conversation[last]
+            if message.cond >= 0:
+                if (
+                    self.values[message.cond] is MISSING
+                ):  # a failed run: only what both ways have in common is sure
+                    chain.clear()
+                    last = self._before_both(message)
+                else:
+                    last = message.parent if self.values[message.cond] else message.orelse
+                continue
             chain.append(message)
             last = message.parent
         found: list[dict[str, Any]] = []

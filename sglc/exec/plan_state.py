@@ -9,9 +9,9 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
-from runtime.plan import Choose, Decode, Named, Output, Part, Ref, Rope
+from runtime.plan import Choose, Decode, Either, Named, Output, Part, Pick, Ref, Rope
 from sglc.errors import RunError
-from sglc.exec.executor import MISSING, Execution
+from sglc.exec.executor import ABSENT, MISSING, Execution
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
 
 
@@ -45,7 +45,7 @@ class PlanState:
         if error is not None:
             self.error_seen = True
             raise error
-        if value is MISSING:
+        if value is MISSING or value is ABSENT:
             raise KeyError(name)
         return value
 
@@ -57,7 +57,10 @@ class PlanState:
         if name in self._given:
             return True
         named = self._named.get(name)
-        return named is not None and self._execution.value_of(named.value) is not MISSING
+        if named is None:
+            return False
+        value = self._execution.value_of(named.value)
+        return value is not MISSING and value is not ABSENT
 
     def assign(self, name: Any, value: Any) -> None:
         self._given[name] = value
@@ -66,15 +69,24 @@ class PlanState:
         named = self._named.get(name)
         if named is None or named.step < 0:
             return None
+        if name not in self._given and self._absent(named):
+            return None
         self.read(name, None)
         return self._execution.meta_of(named.step)
+
+    def _absent(self, named: Named) -> bool:
+        """Whether the path taken does not define it; waits until that is known."""
+        run = self._execution
+        run.wait(lambda: run.over or self._error() is not None or run.value_of(named.value) is not MISSING)
+        return run.value_of(named.value) is ABSENT
 
     def variables(self) -> dict[Any, Any]:
         """All variables that have a value."""
         self.sync()
         run = self._execution
         found = {name: run.value_of(named.value) for name, named in self._named.items()}
-        return {**{name: value for name, value in found.items() if value is not MISSING}, **self._given}
+        there = {n: v for n, v in found.items() if v is not MISSING and v is not ABSENT}
+        return {**there, **self._given}
 
     def sync(self) -> None:
         run = self._execution
@@ -93,12 +105,19 @@ class PlanState:
 
     def full_text(self) -> str:
         self.sync()
-        found: list[str] = []
-        for part in self._parts():
-            if self._execution.value_of(part) is MISSING:
-                break
-            found.append(self._execution.text_of(part))
-        return "".join(found)
+        return "".join(self._known_text(self._parts()))
+
+    def _known_text(self, parts: Rope) -> Iterator[str]:
+        """Text as far as it is there."""
+        run = self._execution
+        for part in parts:
+            if run.value_of(part) is not MISSING:
+                yield run.text_of(part)
+            elif isinstance(part, Either) and run.values[part.cond] is not MISSING:
+                yield from self._known_text(part.then if run.values[part.cond] else part.orelse)
+                return
+            else:
+                return
 
     def _parts(self) -> Rope:
         plan = self._execution.plan
@@ -122,8 +141,8 @@ class PlanState:
             self.sync()
         else:
             named = self._named.get(name)
-            if named is not None and named.step >= 0:
-                yield from self._chunks_of(Output(named.step))
+            if named is not None and named.step >= 0 and (step := self._call_of(named)) >= 0:
+                yield from self._chunks_of(Output(step))
             elif named is not None:
                 yield self.read(name, None), None
         error = self._error()
@@ -131,8 +150,25 @@ class PlanState:
             self.error_seen = True
             raise error
 
+    def _call_of(self, named: Named) -> int:
+        """The call that writes a variable, once the conditions that decide it are known; -1 if there is none."""
+        run, number = self._execution, named.step
+        while number >= 0 and isinstance(step := run.plan.steps[number], Pick):
+            cond = step.cond
+            run.wait(lambda cond=cond: run.over or run.values[cond] is not MISSING)  # type: ignore[misc]
+            if run.values[cond] is MISSING:
+                return -1
+            number = step.steps[0 if run.values[cond] else 1]
+        return number
+
     def _chunks_of(self, part: Part) -> Iterator[tuple[str, dict[str, Any] | None]]:
         run = self._execution
+        if isinstance(part, Either):
+            run.wait(lambda: run.over or run.values[part.cond] is not MISSING)
+            if run.values[part.cond] is not MISSING:
+                for inner in part.then if run.values[part.cond] else part.orelse:
+                    yield from self._chunks_of(inner)
+            return
         if not isinstance(part, (Output, Ref)) or not isinstance(run.plan.steps[part.step], (Decode, Choose)):
             run.wait(lambda: run.over or run.value_of(part) is not MISSING)
             if run.value_of(part) is not MISSING and (text := run.text_of(part)):

@@ -285,6 +285,15 @@ class Names:
         numbers = [int(name) for name in taken if name.isdecimal()]
         self._next = max(numbers, default=-1) + 1
 
+    @property
+    def next(self) -> int:
+        """No name from this number on is taken."""
+        return self._next
+
+    def jump(self, number: int) -> None:
+        """Leave out the names up to `number`."""
+        self._next = max(self._next, number)
+
     def fresh(self, type: str) -> Value:
         value = Value(str(self._next), type)
         self._next += 1

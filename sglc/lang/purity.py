@@ -50,7 +50,7 @@ _METHODS = _words(  # of strings; of mappings and sequences, reading only; of st
 _MUTATORS = _words("append extend insert pop sort reverse clear remove add discard update setdefault popitem")
 _STATEMENTS = (
     ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr, ast.If, ast.For, ast.While, ast.With, ast.Return, ast.Pass,
-    ast.Break, ast.Continue, ast.Assert, ast.Raise,
+    ast.Break, ast.Continue, ast.Assert, ast.Raise, ast.Match,
 )  # fmt: skip
 _EXPRESSIONS = (
     ast.BoolOp, ast.BinOp, ast.UnaryOp, ast.IfExp, ast.Dict, ast.Set, ast.ListComp, ast.SetComp, ast.DictComp,
@@ -160,6 +160,8 @@ class _Body:
         for part in ast.walk(tree):  # names of comprehensions and lambdas are in code objects of their own
             if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store):
                 self.locals.add(part.id)
+            elif isinstance(part, ast.MatchAs) and part.name is not None:
+                self.locals.add(part.name)
             elif isinstance(part, ast.arg):
                 self.locals.add(part.arg)
         self.fresh = self._fresh_names()
@@ -211,10 +213,23 @@ class _Body:
                 self.statement(child)
             elif isinstance(child, ast.expr):
                 self.expression(child)
+            elif isinstance(child, ast.match_case):
+                self.case(child)
             elif isinstance(child, ast.withitem):
                 self.expression(child.context_expr)
                 if child.optional_vars is not None:
                     self.target(child.optional_vars)
+
+    def case(self, node: ast.match_case) -> None:
+        for part in ast.walk(node.pattern):
+            if isinstance(part, (ast.MatchMapping, ast.MatchClass, ast.MatchStar)):
+                self.stop(part, "a pattern that looks inside a value is not traced")
+            elif isinstance(part, ast.MatchValue):
+                self.expression(part.value)
+        if node.guard is not None:
+            self.expression(node.guard)
+        for child in node.body:
+            self.statement(child)
 
     def target(self, node: ast.expr) -> None:
         for part in ast.walk(node):

@@ -1,25 +1,32 @@
-"""The decorated function with its f-strings and its `.join(...)` made traceable.
+"""The decorated function with what a traced value cannot do by itself made traceable.
 
 `f"{a} and {b:>5}"` asks each value for its characters, which a traced value does not have. Where the source can
 be read, each f-string becomes a call of `format_parts`, which gives the same string for ordinary values and a
-`concat` for traced ones; `separator.join(parts)` becomes a call of `join_parts` in the same way. The
-rewritten function shares globals, defaults and closure.
+`concat` for traced ones; `separator.join(parts)` becomes a call of `join_parts` in the same way, and `int(x)`,
+`float(x)`, `len(x)`, `str(x)`, `isinstance(x, str)` calls of `apply`. After each `if`, loop and `with`, and where a
+loop begins, `point` tells the trace where it is and what locals may still be read there (lang/paths.py). The rewritten
+function shares globals, defaults and closure.
 """
 
 from __future__ import annotations
 
 import ast
 import inspect
+import sys
 import textwrap
 from collections.abc import Callable, Mapping
 from types import CellType, CodeType, FunctionType, MappingProxyType
 from typing import Any
 
-from sglc.lang.values import Traced, TracedStr
+from sglc.lang.values import ACTIVE, Traced, TracedStr
 
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = MappingProxyType({"s": str, "r": repr, "a": ascii})
 _FORMAT = "__sglc_format_parts__"
 _JOIN = "__sglc_join_parts__"
+_APPLY = "__sglc_apply__"
+_POINT = "__sglc_point__"
+_COUNT = "__sglc_round_"
+_APPLIED = frozenset({"int", "float", "len", "str", "isinstance"})
 
 
 def format_parts(*parts: Any) -> Any:
@@ -52,6 +59,37 @@ def join_parts(owner: Any, *args: Any, **kwargs: Any) -> Any:
     return found
 
 
+_PYTHON_TYPES: Mapping[str, type] = MappingProxyType({"str": str, "bool": bool, "int": int, "float": float})
+
+
+def apply(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`function(...)`, where the first argument may be traced and the function is one of a few built-in ones."""
+    value = args[0] if args else None
+    if not isinstance(value, Traced) or kwargs:
+        return function(*args, **kwargs)
+    kind = getattr(value.value, "type", "")
+    if function is isinstance and len(args) == 2:
+        python = list if kind.startswith("list<") else _PYTHON_TYPES.get(kind)
+        if python is None:
+            value.stop("isinstance()", "Let this part run interpreted")
+        return issubclass(python, args[1])
+    if function is str and len(args) == 1 and isinstance(value, TracedStr):
+        return value
+    if len(args) == 1 and (function is not len or kind == "str" or kind.startswith("list<")):
+        if function is str:
+            return value.recorder.compute("format", value, "s", "")
+        if function in (int, float, len):
+            return value.recorder.compute(function.__name__, value)
+    return function(*args)
+
+
+def point(number: int, kind: str, names: tuple[str, ...]) -> None:
+    """The traced function is here; `names` are the locals that may still be read."""
+    recorder = ACTIVE.get()
+    if recorder is not None:
+        recorder.at_point(number, kind, names, sys._getframe(1))
+
+
 class _FStrings(ast.NodeTransformer):
     def visit_JoinedStr(self, node: ast.JoinedStr) -> Any:
         parts: list[ast.expr] = []
@@ -68,15 +106,106 @@ class _FStrings(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> Any:
         self.generic_visit(node)
-        if not _is_join(node):
+        if _is_join(node):
+            assert isinstance(node.func, ast.Attribute)
+            made = ast.Call(ast.Name(_JOIN, ast.Load()), [node.func.value, *node.args], node.keywords)
+        elif _is_applied(node):
+            made = ast.Call(ast.Name(_APPLY, ast.Load()), [node.func, *node.args], node.keywords)
+        else:
             return node
-        assert isinstance(node.func, ast.Attribute)
-        made = ast.Call(ast.Name(_JOIN, ast.Load()), [node.func.value, *node.args], node.keywords)
         return ast.fix_missing_locations(ast.copy_location(made, node))
 
 
 def _is_join(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "join"
+
+
+def _is_applied(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _APPLIED
+
+
+def _is_rewritten(node: ast.AST) -> bool:
+    compound = (ast.JoinedStr, ast.If, ast.While, ast.For, ast.Match)
+    return isinstance(node, compound) or _is_join(node) or _is_applied(node)
+
+
+class _Points:
+    """Puts calls of `point` into a function, and a counter of rounds into each `for`: where its iterator stands is
+    part of where the function is."""
+
+    def __init__(self, tree: ast.FunctionDef) -> None:
+        self.count = 0
+        self.rounds = 0
+        self.loads: list[tuple[tuple[int, int], str]] = []
+        self.always: set[str] = set()
+        for part in ast.walk(tree):
+            if isinstance(part, (ast.Lambda, ast.FunctionDef)) and part is not tree:
+                self.always |= {n.id for n in ast.walk(part) if isinstance(n, ast.Name)}
+            elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
+                self.loads.append(((part.lineno, part.col_offset), part.id))
+            elif isinstance(part, ast.AugAssign) and isinstance(part.target, ast.Name):
+                self.loads.append(((part.lineno, part.col_offset), part.target.id))
+        tree.body = self.block(tree.body, ())
+
+    def block(self, body: list[ast.stmt], inside: tuple[tuple[ast.stmt, str], ...]) -> list[ast.stmt]:
+        found: list[ast.stmt] = []
+        for statement in body:
+            found.extend(self.statement(statement, inside))
+            if isinstance(statement, (ast.If, ast.For, ast.While, ast.With, ast.Match)):
+                end = (statement.end_lineno or 0, statement.end_col_offset or 0)
+                found.append(self.call("after", end, inside, statement))
+        return found
+
+    def statement(self, node: ast.stmt, inside: tuple[tuple[ast.stmt, str], ...]) -> list[ast.stmt]:
+        if isinstance(node, (ast.If, ast.With)):
+            node.body = self.block(node.body, inside)
+        if isinstance(node, ast.If):
+            node.orelse = self.block(node.orelse, inside)
+        if isinstance(node, ast.Match):
+            for case in node.cases:
+                case.body = self.block(case.body, inside)
+        if isinstance(node, ast.For):
+            counter = f"{_COUNT}{self.rounds}"
+            self.rounds += 1
+            within = (*inside, (node, counter))
+            head = self.call("round", (node.lineno, node.col_offset), within, node)
+            zero, one = ast.Constant(0), ast.Constant(1)
+            start = ast.Assign([ast.Name(counter, ast.Store())], zero)
+            step = ast.AugAssign(ast.Name(counter, ast.Store()), ast.Add(), one)
+            node.body = [_at(step, node), head, *self.block(node.body, within)]
+            node.orelse = self.block(node.orelse, inside)
+            return [_at(start, node), node]
+        if isinstance(node, ast.While):
+            within = (*inside, (node, ""))
+            head = self.call("head", (node.lineno, node.col_offset), within, node)
+            node.orelse = self.block(node.orelse, inside)
+            body = self.block(node.body, within)
+            if node.orelse:
+                node.body = [head, *body]
+            else:
+                leave = ast.If(ast.UnaryOp(ast.Not(), node.test), [ast.Break()], [])
+                node.test, node.body = ast.Constant(True), [head, _at(leave, node.test), *body]
+                ast.copy_location(node.test, node)
+                ast.fix_missing_locations(node)
+        return [node]
+
+    def call(
+        self, kind: str, at: tuple[int, int], inside: tuple[tuple[ast.stmt, str], ...], like: ast.stmt
+    ) -> ast.stmt:
+        names = self.always | {name for place, name in self.loads if place >= at}
+        for loop, counter in inside:
+            first = (loop.lineno, loop.col_offset)
+            last = (loop.end_lineno or 0, loop.end_col_offset or 0)
+            names |= {name for place, name in self.loads if first <= place < last}
+            names |= {counter} if counter else set()
+        arguments = [ast.Constant(self.count), ast.Constant(kind)]
+        listed = ast.Tuple([ast.Constant(n) for n in sorted(names)], ast.Load())
+        self.count += 1
+        return _at(ast.Expr(ast.Call(ast.Name(_POINT, ast.Load()), [*arguments, listed], [])), like)
+
+
+def _at(node: ast.stmt, like: ast.AST) -> ast.stmt:
+    return ast.fix_missing_locations(ast.copy_location(node, like))
 
 
 def source_of(function: Callable[..., Any]) -> ast.FunctionDef | None:
@@ -93,14 +222,15 @@ def source_of(function: Callable[..., Any]) -> ast.FunctionDef | None:
 
 
 def traceable(function: Any) -> Any:
-    """`function` with its f-strings and joins rewritten; itself if it has none or its source cannot be read."""
+    """`function` rewritten; itself if there is nothing to rewrite, or its source cannot be read."""
     tree = source_of(function)
-    if tree is None or not any(isinstance(n, ast.JoinedStr) or _is_join(n) for n in ast.walk(tree)):
+    if tree is None or not any(_is_rewritten(n) for n in ast.walk(tree)):
         return function
-    tree = _FStrings().visit(tree)
     tree.decorator_list = []
+    _Points(tree)
+    tree = _FStrings().visit(tree)
     # Free variables stay free when the function stands inside one that defines them; so does ours.
-    ours = {_FORMAT: format_parts, _JOIN: join_parts}
+    ours = {_FORMAT: format_parts, _JOIN: join_parts, _APPLY: apply, _POINT: point}
     names = (*function.__code__.co_freevars, *ours)
     outer = ast.parse("def outer():\n    pass").body[0]
     assert isinstance(outer, ast.FunctionDef)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from runtime.api import Constraint
@@ -33,6 +34,7 @@ from sglc.ir.ops import (
     type_of,
 )
 from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
+from sglc.lang.paths import Choice, Ended, Explorer, Paths, Returned, Target, Unmergeable
 from sglc.lang.purity import PLAIN, Purity, Unplain, freeze, purity
 from sglc.lang.rewrite import traceable
 from sglc.lang.state import ProgramState
@@ -122,11 +124,37 @@ class Tracing:
             raise GraphBreak(f"{program.__name__} is not traced: {reasons[0].reason}", reasons[0].at)
         self.open.add(signature)
         try:
-            made = Trace(self, program, symbolic, constants).run()
+            made = self._explored(program, symbolic, constants)
         finally:
             self.open.discard(signature)
         self.made[signature] = made
         return made
+
+    def _explored(self, program: Any, symbolic: Mapping[str, str], constants: Mapping[str, Any]) -> Finished:
+        """Every path of the body as one graph."""
+        function = traceable(program.func)
+
+        def run(script: Sequence[Choice], targets: Sequence[Target], loops: bool) -> Trace:
+            made = Trace(self, program, symbolic, constants)
+            made.paths = Paths(made, script, targets, loops)
+            made.run(function)
+            return made
+
+        for loops in (True, False):
+            explorer = Explorer(run, merge_shapes, loops)
+            try:
+                items, end = explorer.explore()
+                break
+            except Unmergeable:  # a loop with several ways out; without loops, every path ends in `return`
+                continue
+        assert isinstance(end, Returned), end
+        nodes = (*(i.node for i in items), Return(end.state, end.result))
+        name = self.name_for(program.__name__)
+        shown = tuple((n, repr(v)) for n, v in constants.items())
+        params = tuple(Value(n, type_) for n, type_ in symbolic.items())
+        graph = Graph(name, params, nodes, shown)
+        self.graphs[name] = graph
+        return Finished(graph, end.variables, end.shape)
 
     def name_for(self, wanted: str) -> str:
         taken, name, count = self.graphs, wanted, 1
@@ -154,6 +182,20 @@ class Finished:
     returned: Any
 
 
+def merge_shapes(a: Any, b: Any) -> Any:
+    """The shape of what is one or the other."""
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return [merge_shapes(x, y) for x, y in zip(a, b, strict=True)]
+    if type(a) in PLAIN and type(a) is type(b) and a == b:
+        return a
+    one, two = type_of_shape(a), type_of_shape(b)
+    if isinstance(a, Traced) and isinstance(b, Traced) and one == two:
+        return a
+    owner = a if isinstance(a, Traced) else b
+    recorder: Any = owner.recorder if isinstance(owner, Traced) else None
+    return Traced(recorder, Value("merged", one if one == two else "any"), "a value of several paths", None)
+
+
 def _is_plain(value: Any) -> bool:
     try:
         freeze(value)
@@ -176,12 +218,13 @@ class Trace:
         self.reads: dict[Value, Location | None] = {}
         self.samples: dict[Value, Value] = {}  # one sample of a gen -> the list of them
         self.names = Names(())
+        self.sinks: list[TraceSink] = []
+        self.paths: Paths
+        self.root = TraceSink(self, self.emit_state(Begin, None))
 
-    def run(self) -> Finished:
-        function = traceable(self.program.func)
-        root = self.emit_state(Begin, None)
-        sink = TraceSink(self, root)
-        state = ProgramState(sink)
+    def run(self, function: Any) -> None:
+        """Run the body once; `paths.end` says how that ended."""
+        state = ProgramState(self.root)
         before = freeze(dict(self.constants))
         arguments: dict[str, Any] = dict(self.constants)
         for param in self.params:
@@ -191,6 +234,9 @@ class Trace:
             returned = function(state, **arguments)
         except TraceError:
             raise
+        except Ended as ended:
+            self.paths.end = ended.end
+            return
         except Exception as error:
             at = _raised_at(error) or self.where()
             broken = GraphBreak(f"the body raised {type(error).__name__}: {error}", at)
@@ -202,18 +248,34 @@ class Trace:
         if freeze(dict(self.constants)) != before:
             raise GraphBreak(f"{self.program.__name__} changes one of its arguments", self.where())
         result = self.operand(returned, "the result")
-        self._keep_reads(result)
-        self.nodes.append(Return(sink.end(), result))
-        name = self.tracing.name_for(self.program.__name__)
-        shown = tuple((n, repr(v)) for n, v in self.constants.items())
-        graph = Graph(name, self.params, tuple(self.nodes), shown)
-        self.tracing.graphs[name] = graph
-        return Finished(graph, dict(sink.env), returned)
+        self.flush_reads(result)
+        self.paths.end = Returned(self.root.end(), result, dict(self.root.env), returned)
 
-    def _keep_reads(self, result: Operand) -> None:
-        """Record what the body read without making anything of it."""
-        used = {v for n in self.nodes for v in n.uses} | {result}
+    def flush_reads(self, result: Operand = None) -> None:
+        """Record what the body has read so far without making anything of it."""
+        used: set[Operand] = {v for n in self.nodes for v in n.uses} if self.reads else set()
+        used.add(result)
         self.nodes.extend(Read(value, at=at) for value, at in self.reads.items() if value not in used)
+        self.reads.clear()
+
+    # Conditions.
+
+    def decide(self, value: Traced) -> bool:
+        """Which way this path goes at a condition on a value that is not known."""
+        if value.needs:
+            value.stop("a condition", "Give the argument a value while compiling")
+        cond = value if isinstance(value, TracedBool) else self.compute("bool", value)
+        if not isinstance(cond.value, Value):
+            return bool(cond.value)
+        return self.paths.decide(cond.value, self.where())
+
+    def settle(self, value: Traced) -> Any:
+        """The value itself, where it is one of a few; None if it is not."""
+        return self.paths.settle(value)
+
+    def at_point(self, point: int, kind: str, names: tuple[str, ...], frame: FrameType) -> None:
+        if frame.f_code.co_name == self.program.func.__name__:
+            self.paths.at_point(point, kind, names, frame)
 
     def note_read(self, value: Any, at: Location | None) -> None:
         if isinstance(value, list):
@@ -254,6 +316,7 @@ class Trace:
         node = pure(op, value, given, at)
         node.verify()
         self.nodes.append(node)
+        self.paths.derive(op, value, given)
         needs: frozenset[str] | None = frozenset()
         for source in sources:
             needs = None if needs is None or source.needs is None else needs | source.needs
@@ -439,7 +502,7 @@ def constant_prefix(program: Any, template: Any = None, arguments: Mapping[str, 
         elif isinstance(node, (RoleBegin, RoleEnd)) and node.state == state and template is not None:
             found.append(_marker(node, template, history))
             state = node.out
-        elif state in node.uses:
+        elif state in node.uses or state in node.captures:
             break
     return "".join(found)
 

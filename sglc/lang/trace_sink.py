@@ -83,6 +83,9 @@ class TraceSink:
         self.over = False
         self.last: Value | None = None  # what the model wrote last
         self.joined: list[Value] = list(parent.joined) if parent else []
+        self.own: set[Any] = set()  # names defined since the fork
+        self.number = len(trace.sinks)
+        trace.sinks.append(self)
 
     def end(self) -> Value:
         self.over = True
@@ -95,6 +98,7 @@ class TraceSink:
 
     def _define(self, name: Any, value: Any) -> None:
         self.env[name] = value
+        self.own.add(name)
         self.settled.discard(name)
 
     def text(self, value: Any, at: Location | None) -> None:
@@ -139,6 +143,8 @@ class TraceSink:
         text = self.trace.names.fresh("str")
         self.trace.nodes.append(Select(out, text, self.state, choices, spec.name, method, at=at))
         self.state, self.last = out, text
+        if all(isinstance(c, str) for c in choices):
+            self.trace.paths.domain(text, choices)
         self._define(spec.name, self.trace.wrap(text, f's["{spec.name}"]', None))
 
     def _check_name(self, name: Any, at: Location | None) -> None:
@@ -196,6 +202,8 @@ class TraceSink:
         gathered: dict[Any, list[Any]] = {}
         if mode == "gather_variable":
             for child in children:
+                for name in child.own:
+                    self.trace.paths.consult(self, name)
                 for name, value in child.env.items():
                     if name not in before:
                         gathered.setdefault(name, []).append(value)
@@ -209,6 +217,7 @@ class TraceSink:
             name.stop("the name of a variable", "Read the variable by a fixed name")
         if name in self.scopes:
             self.trace.stop(f"the scope {name!r} is read while it is open", at)
+        self.trace.paths.consult(self, name)
         value = self.env[name]
         self.trace.note_read(value, at)
         for written in self.joined:  # a branch that failed fails the state that it was joined to
@@ -219,6 +228,7 @@ class TraceSink:
     def has(self, name: Any) -> bool:
         if name in self.scopes or (name in self.env and name not in self.settled):
             self.trace.stop(f"`in` asks whether {name!r} is there yet, which depends on time")
+        self.trace.paths.consult(self, name)
         return name in self.env
 
     def assign(self, name: Any, value: Any) -> None:
@@ -226,6 +236,7 @@ class TraceSink:
         at = self.trace.where()
         self._append(SetVar, at, self.trace.operand(value, f"the value of {name!r}", at), name)
         self.env[name] = value
+        self.own.add(name)
         self.settled.add(name)
 
     def sync(self) -> None:

@@ -8,6 +8,7 @@ traced can silently become a wrong constant. The recorder (lang/trace.py) is rea
 from __future__ import annotations
 
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any, NoReturn, Protocol
 
 from sglc.errors import GraphBreak
@@ -21,6 +22,12 @@ class Recorder(Protocol):
     def compute(self, op: str, *operands: Any) -> Traced: ...
 
     def where(self) -> Location | None: ...
+
+    def decide(self, value: Traced) -> bool: ...
+
+    def settle(self, value: Traced) -> Any: ...
+
+    def at_point(self, point: int, kind: str, names: tuple[str, ...], frame: FrameType) -> None: ...
 
     def call(
         self, program: Any, args: tuple[Any, ...], kwargs: dict[str, Any], sampling: Any = None
@@ -62,10 +69,7 @@ class Traced:
     # What would need the value itself.
 
     def __bool__(self) -> bool:
-        self.stop(
-            "a condition",
-            'Let the model choose between fixed texts, s += select("name", [...]), or let the program run interpreted',
-        )
+        return self.recorder.decide(self)
 
     def __str__(self) -> str:
         self.stop(
@@ -93,11 +97,14 @@ class Traced:
     def __index__(self) -> int:
         self.stop("an index", "Let this part run interpreted")
 
-    def __contains__(self, part: Any) -> bool:
-        self.stop("`in`", "Let this part run interpreted")
+    def __contains__(self, part: Any) -> Any:
+        return bool(self._op("contains", self, part))
 
     def __hash__(self) -> int:
-        self.stop("a lookup in a dict or set", "Let this part run interpreted")
+        found = self.recorder.settle(self)
+        if found is None:
+            self.stop("a lookup in a dict or set", "Compare it with ==, or let this part run interpreted")
+        return hash(found)
 
     def __eq__(self, other: Any) -> Any:
         return self._op("eq", self, other)
@@ -110,6 +117,12 @@ class Traced:
 
     def __gt__(self, other: Any) -> Any:
         return self._op("lt", other, self)
+
+    def __le__(self, other: Any) -> Any:
+        return self._op("le", self, other)
+
+    def __ge__(self, other: Any) -> Any:
+        return self._op("le", other, self)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from runtime.compute import OPERATIONS, ComputeError
-from sglc.ir.core import Graph, Names, Node, Operand, Value
-from sglc.ir.ops import Fork, Gen, Pack, Pure, Text, pure
+from sglc.ir.core import Graph, Names, Node, Operand, Region, Value
+from sglc.ir.ops import Fork, Gen, If, Pack, Pure, Text, pure
 from sglc.passes.base import Pass, Report
 
 _FOLDED = (str, int, float, bool, type(None))
@@ -21,20 +22,73 @@ class Canonicalize(Pass, name="canonicalize"):
 
     Pure ops on constants are computed; one that would fail is left to fail in the run. `concat` that is appended
     becomes parts of the text. Forks without branches go, and a fork of one branch goes where the forked state
-    does not go on itself. Values are numbered anew in order. Gens and selects are never touched.
+    does not go on itself. An `if` on a constant becomes its arm. Values are numbered anew in order. Gens and selects are
+    never touched, and regions are treated like graphs.
     """
 
     def run(self, graph: Graph, report: Report) -> Graph:
-        nodes, before = list(graph.nodes), -1
-        while len(nodes) != before:  # what one step drops may be what held another back
-            before = len(nodes)
-            nodes = self._fold(nodes, report)
-            nodes = self._drop_forks(nodes, report)
-            nodes = self._fuse(nodes, report)
-            nodes = self._drop_dead(nodes, report)
+        nodes, _ = self._block(list(graph.nodes), (), report)
         return renumbered(graph.with_nodes(nodes))
 
-    def _fold(self, source: list[Node], report: Report) -> list[Node]:
+    def _block(
+        self, nodes: list[Node], results: tuple[Operand, ...], report: Report
+    ) -> tuple[list[Node], tuple[Operand, ...]]:
+        """The nodes of a graph or a region, and what it yields."""
+        before: list[Node] = []
+        while [id(n) for n in nodes] != [
+            id(n) for n in before
+        ]:  # what one step drops may be what held another back
+            before = nodes
+            nodes = [self._inside(n, report) for n in nodes]
+            for step in (self._fold, self._take_arms, self._drop_forks, self._fuse):
+                nodes, same = step(nodes, results, report)
+                results = tuple(same.get(v, v) if isinstance(v, Value) else v for v in results)
+            nodes = self._drop_dead(nodes, results, report)
+        return nodes, results
+
+    def _inside(self, node: Node, report: Report) -> Node:
+        changed: dict[str, Region] = {}
+        for name in node.layout.regions:
+            old: Region = getattr(node, name)
+            nodes, results = self._block(list(old.nodes), old.results, report)
+            if len(nodes) != len(old.nodes) or any(a is not b for a, b in zip(nodes, old.nodes, strict=True)):
+                changed[name] = Region(tuple(nodes), results, old.params)
+        return dataclasses.replace(node, **changed) if changed else node  # type: ignore[arg-type]
+
+    def _take_arms(
+        self, source: list[Node], results: tuple[Operand, ...], report: Report
+    ) -> tuple[list[Node], dict[Value, Operand]]:
+        """The arm of an `if` on a constant takes its place; what both arms yield alike is that value."""
+        same: dict[Value, Operand] = {}
+        nodes: list[Node] = []
+        for old in source:
+            node = old.remap(same) if same else old
+            if not isinstance(node, If):
+                nodes.append(node)
+                continue
+            if isinstance(node.cond, bool):
+                arm = node.then if node.cond else node.orelse
+                same.update(zip(node.outs, arm.results, strict=True))
+                nodes.extend(arm.nodes)
+                report.add("arms taken")
+                continue
+            pairs = list(zip(node.outs, node.then.results, node.orelse.results, strict=True))
+            alike = {o: a for o, a, b in pairs if o.type != "state" and type(a) is type(b) and a == b}
+            if alike:
+                same.update(alike)
+                left = [p for p in pairs if p[0] not in alike]
+                node = dataclasses.replace(
+                    node,
+                    outs=tuple(o for o, _, _ in left),
+                    then=dataclasses.replace(node.then, results=tuple(a for _, a, _ in left)),
+                    orelse=dataclasses.replace(node.orelse, results=tuple(b for _, _, b in left)),
+                )
+            nodes.append(node)
+        return nodes, same
+
+    def _fold(
+        self, source: list[Node], results: tuple[Operand, ...], report: Report
+    ) -> tuple[list[Node], dict[Value, Operand]]:
         known: dict[Value, Operand] = {}
         parts: dict[Value, tuple[Operand, ...]] = {}  # of values that are concatenations
         nodes: list[Node] = []
@@ -60,10 +114,12 @@ class Canonicalize(Pass, name="canonicalize"):
                         continue
                     parts[node.out] = node.args
             nodes.append(node)
-        return nodes
+        return nodes, known
 
-    def _drop_forks(self, nodes: list[Node], report: Report) -> list[Node]:
-        uses = Counter(v for n in nodes for v in n.uses)
+    def _drop_forks(
+        self, nodes: list[Node], results: tuple[Operand, ...], report: Report
+    ) -> tuple[list[Node], dict[Value, Operand]]:
+        uses = _uses(nodes, results)
         same: dict[Value, Operand] = {}
         kept: list[Node] = []
         for old in nodes:
@@ -77,10 +133,12 @@ class Canonicalize(Pass, name="canonicalize"):
                     report.add("forks dropped")
                     continue
             kept.append(node)
-        return kept
+        return kept, same
 
-    def _fuse(self, nodes: list[Node], report: Report) -> list[Node]:
-        uses = Counter(v for n in nodes for v in n.uses)
+    def _fuse(
+        self, nodes: list[Node], results: tuple[Operand, ...], report: Report
+    ) -> tuple[list[Node], dict[Value, Operand]]:
+        uses = _uses(nodes, results)
         heads: dict[Value, int] = {}  # a text's state -> its place in `kept`
         same: dict[Value, Operand] = {}
         kept: list[Node | None] = []
@@ -103,10 +161,10 @@ class Canonicalize(Pass, name="canonicalize"):
                     report.add("text fused")
                 heads[node.out] = len(kept)
             kept.append(node)
-        return [n for n in kept if n is not None]
+        return [n for n in kept if n is not None], same
 
-    def _drop_dead(self, nodes: list[Node], report: Report) -> list[Node]:
-        uses = Counter(v for n in nodes for v in n.uses)
+    def _drop_dead(self, nodes: list[Node], results: tuple[Operand, ...], report: Report) -> list[Node]:
+        uses = _uses(nodes, results)
         lengths = {n.text: n.n for n in nodes if isinstance(n, Gen) and n.n is not None}
         kept: list[Node] = []
         for node in reversed(nodes):
@@ -119,6 +177,13 @@ class Canonicalize(Pass, name="canonicalize"):
             else:
                 kept.append(node)
         return kept[::-1]
+
+
+def _uses(nodes: list[Node], results: tuple[Operand, ...]) -> Counter[Value]:
+    """How often each value is used; all uses inside of one region's owner count once."""
+    found = Counter(v for n in nodes for v in (*n.uses, *n.captures))
+    found.update(v for v in results if isinstance(v, Value))
+    return found
 
 
 def _is_sample(node: Node, lengths: dict[Value, int]) -> bool:
@@ -172,26 +237,33 @@ def renumbered(graph: Graph) -> Graph:
     """The same graph with its unnamed values numbered in order; names that are words stay."""
     names = Names(p.name for p in graph.params)
     to: dict[Value, Value] = {}
-    for node in graph.nodes:
-        for value in node.defs:
+
+    def number(values: Iterable[Value]) -> None:
+        for value in values:
             if value.name.isdecimal():
                 fresh = names.fresh(value.type)
                 if fresh != value:
                     to[value] = fresh
+
+    for node in graph.walk():
+        number(node.defs)
+        for region in node.regions:
+            number(region.params)
     if not to:
         return graph
     return graph.with_nodes([_renamed(n, to) for n in graph.nodes])
 
 
 def _renamed(node: Node, to: dict[Value, Value]) -> Node:
-    changed: dict[str, Any] = {}
-    for name, _ in node.layout.defs:
-        old = getattr(node, name)
-        changed[name] = tuple(to.get(v, v) for v in old) if isinstance(old, tuple) else to.get(old, old)
-    for name, _ in node.layout.uses:
-        old = getattr(node, name)
-        if isinstance(old, tuple):
-            changed[name] = tuple(to.get(v, v) if isinstance(v, Value) else v for v in old)
-        elif isinstance(old, Value):
-            changed[name] = to.get(old, old)
+    def new(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(to.get(v, v) if isinstance(v, Value) else v for v in value)
+        return to.get(value, value) if isinstance(value, Value) else value
+
+    changed: dict[str, Any] = {name: new(getattr(node, name)) for name, _ in node.layout.defs}
+    changed |= {name: new(getattr(node, name)) for name, _ in node.layout.uses}
+    for name in node.layout.regions:
+        region: Region = getattr(node, name)
+        inner = tuple(_renamed(n, to) for n in region.nodes)
+        changed[name] = Region(inner, new(region.results), new(region.params))
     return dataclasses.replace(node, **changed)

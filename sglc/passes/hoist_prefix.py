@@ -124,7 +124,7 @@ class _Work:
         self.uses, self.consumer, self.forked = {}, {}, set()
         self.defined = dict.fromkeys(self.source.params, -1)
         for position, node in enumerate(self.source.nodes):
-            for value in node.uses:
+            for value in (*node.uses, *node.captures):
                 self.uses[value] = self.uses.get(value, 0) + 1
                 if isinstance(node, Fork):
                     self.forked.add(value)
@@ -136,6 +136,8 @@ class _Work:
     def is_concatenated(self, state: Value) -> bool:
         while state in self.consumer:
             node = self.consumer[state][1]
+            if node.regions:
+                return any(self.is_concatenated(out) for out in node.defs if out.type == "state")
             if isinstance(node, Join) and node.state != state:
                 return node.mode == "concate_and_append"
             if not node.defs or node.defs[0].type != "state":

@@ -29,6 +29,7 @@ class MergeForks(Pass, name="merge-forks"):
         for node in graph.nodes:
             if not isinstance(node, Fork):
                 needed.update(node.uses)
+                needed.update(node.captures)
                 continue
             first = root.get(node.state)
             if first is None:

@@ -12,17 +12,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import msgspec
+
 from runtime.plan import (
+    Absent,
     Argument,
     Choose,
     Compute,
     Const,
     Decode,
+    Either,
     Gathered,
+    Guard,
     ImagePart,
     Named,
     Output,
     Part,
+    Pick,
     Plan,
     PlanMessage,
     Prefill,
@@ -31,6 +37,7 @@ from runtime.plan import (
     Rope,
     Step,
     Variable,
+    refs,
 )
 from sglc.errors import PlanError
 from sglc.ir.core import Graph, Module, Node, Operand, Symbol, Value
@@ -39,6 +46,7 @@ from sglc.ir.ops import (
     Call,
     Fork,
     Gen,
+    If,
     Image,
     Join,
     Pack,
@@ -101,6 +109,17 @@ class _State:
             calls=[],
         )
 
+    def in_arm(self) -> _State:
+        """The same state, for one arm of an `if`."""
+        return dataclasses.replace(
+            self,
+            pending=list(self.pending),
+            variables=dict(self.variables),
+            history=list(self.history),
+            scopes=dict(self.scopes),
+            calls=list(self.calls),
+        )
+
 
 def lower(module: Module, template: Template) -> Plan:
     """The Plan of the module's main graph for models with this chat template. Raises PlanError."""
@@ -118,6 +137,9 @@ class _Lowering:
         self.conversation: list[PlanMessage] = []
         self.steps: list[Step] = []
         self.reads: set[int] = set()
+        self.guard: Guard | None = None
+        self.floor = 0  # the wave in which the guard's condition is known
+        self.partial: set[int] = set()  # picks that have no value on one side
 
     def plan(self) -> Plan:
         graph = self.module.graph
@@ -176,7 +198,7 @@ class _Lowering:
         """End the rope here, so that others can go on from it; its number."""
         if state.pending or state.prefix < 0:
             parts = _merged(state.pending)
-            wave = self.waves[state.prefix] if state.prefix >= 0 else 0
+            wave = self.waves[state.prefix] if state.prefix >= 0 else self.floor
             self.prefixes.append((state.prefix, parts))
             self.uses.append(0)
             self.waves.append(max(wave, self._wave(parts)))
@@ -186,7 +208,7 @@ class _Lowering:
 
     def _wave(self, parts: Sequence[Part]) -> int:
         """The wave after which all parts are known."""
-        return max((self.step_waves[p.step] for p in parts if isinstance(p, (Ref, Output))), default=0)
+        return max((self.step_waves[n] for p in parts for n in refs(p)), default=self.floor)
 
     def _since(self, state: _State, mark: int) -> Rope:
         """What was appended since the rope ended at `mark`."""
@@ -203,6 +225,8 @@ class _Lowering:
         return _merged([part for parts in reversed(found) for part in parts])
 
     def _step(self, step: Step, wave: int) -> int:
+        if self.guard is not None:
+            step = msgspec.structs.replace(step, when=self.guard)
         self.steps.append(step)
         self.step_waves.append(wave)
         return len(self.steps) - 1
@@ -229,6 +253,80 @@ class _Lowering:
                 return states[node.state], walk.operand(node.result)
             walk.node(node)
         raise PlanError(f"@{graph.name} does not end in `return`")
+
+    # Arms that meet.
+
+    def _meet(self, cond: int, one: _State, two: _State) -> _State:
+        """The state that is one or the other."""
+        start = self._common(one.prefix, two.prefix)
+        then, orelse = self._since(one, start), self._since(two, start)
+        pending: list[Part] = list(then) if then == orelse else [Either(cond, then, orelse)]
+        if one.role != two.role or (one.role is not None and one.opened != two.opened):
+            raise PlanError("the two ways of a condition end in different messages")
+        if one.scopes != two.scopes:
+            raise PlanError("the two ways of a condition end in different scopes")
+        messages = one.messages
+        if one.messages != two.messages:
+            self.conversation.append(PlanMessage(one.messages, "", (), cond, two.messages))
+            messages = len(self.conversation) - 1
+        return dataclasses.replace(
+            one,
+            prefix=start,
+            pending=pending,
+            variables=self._meet_variables(cond, one.variables, two.variables),
+            messages=messages,
+            history=self._meet_history(one.history, two.history),
+            base=one.base if one.base == two.base else -2,
+            calls=list(dict.fromkeys((*one.calls, *two.calls))),
+        )
+
+    def _common(self, one: int, two: int) -> int:
+        """The last prefix that both begin with."""
+        while one != two:
+            if one > two:
+                one = self.prefixes[one][0]
+            else:
+                two = self.prefixes[two][0]
+        return one
+
+    def _meet_history(self, one: list[dict[str, Any]], two: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What later role markers need to know of the messages before."""
+        if [m["role"] for m in one] == [m["role"] for m in two]:
+            return one
+        style = getattr(self.template, "style", None)
+        if getattr(style, "name", "PLAIN") != "PLAIN" or (
+            self.template.default_system_prompt and bool(one) != bool(two)
+        ):
+            raise PlanError(
+                f"the two ways of a condition write different messages, on which the markers of the chat template "
+                f"{self.template.name} depend"
+            )
+        return one or two
+
+    def _meet_variables(
+        self, cond: int, one: dict[str | None, Named], two: dict[str | None, Named]
+    ) -> dict[str | None, Named]:
+        found: dict[str | None, Named] = {}
+        for name in {**one, **two}:
+            a, b = one.get(name), two.get(name)
+            if a == b and a is not None:
+                found[name] = a
+                continue
+            values = (a.value if a else Absent(), b.value if b else Absent())
+            steps = (a.step if a else -1, b.step if b else -1)
+            pick = self._pick(cond, *values, steps)
+            found[name] = Named(name, Ref(pick), pick if max(steps) >= 0 else -1)
+        return found
+
+    def _pick(self, cond: int, then: Variable, orelse: Variable, steps: tuple[int, int] = (-1, -1)) -> int:
+        wave = max(self.step_waves[n] for v in (Ref(cond), then, orelse) for n in refs(v))
+        number = self._step(Pick(cond=cond, then=then, orelse=orelse, steps=steps), wave)
+        if any(self.maybe_absent(v) for v in (then, orelse)):
+            self.partial.add(number)
+        return number
+
+    def maybe_absent(self, value: Variable) -> bool:
+        return isinstance(value, Absent) or (isinstance(value, Ref) and value.step in self.partial)
 
     def _close(self, state: _State) -> int:
         """The conversation with the open message as its last one."""
@@ -298,12 +396,45 @@ class _Walk:
             self.known[node.out] = Ref(self.to._step(step, self.to._wave(operands)))
         elif isinstance(node, Read):
             self.operand(node.value)
+        elif isinstance(node, If):
+            self._if(node, at)
         elif isinstance(node, Call):
             self._call(node, at)
         else:
             self._append(node, at)
 
+    def _if(self, node: If, at: str) -> None:
+        cond = self.operand(node.cond)
+        if not isinstance(cond, Ref):
+            cond = Ref(self.to._step(Compute(op="bool", operands=(self.packed(cond),), at=at), self.to.floor))
+        to, outer = self.to, (self.to.guard, self.to.floor)
+        held = {v: self.states[v] for v in node.captures if v.type == "state"}
+        for state in held.values():
+            to._flush(state)
+        arms: list[tuple[_Walk, Sequence[Operand]]] = []
+        for wanted, region in ((True, node.then), (False, node.orelse)):
+            states = {**self.states, **{v: s.in_arm() for v, s in held.items()}}
+            walk = _Walk(to, self.known, states, self.defaults, self.depth)
+            to.guard, to.floor = (cond.step, wanted), max(outer[1], to.step_waves[cond.step])
+            for inner in region.nodes:
+                walk.node(inner)
+            to.guard, to.floor = outer
+            arms.append((walk, region.results))
+        (one, ones), (two, twos) = arms
+        for out, a, b in zip(node.outs, ones, twos, strict=True):
+            if isinstance(a, Value) and isinstance(b, Value) and out.type == "state":
+                self.states[out] = to._meet(cond.step, one.states[a], two.states[b])
+                continue
+            then, orelse = self._yielded(a), self._yielded(b)
+            self.known[out] = then if then == orelse else Ref(to._pick(cond.step, then, orelse))
+
+    def _yielded(self, value: Operand) -> Variable:
+        """What an arm hands on; the body has not read it by that."""
+        return self.known[value] if isinstance(value, Value) else self.operand(value)
+
     def _append(self, node: Any, at: str) -> None:
+        if not hasattr(node, "state"):
+            raise PlanError(f"there is no way to lower {node.op!r} ({at or 'no place'})")
         state = self.states.pop(node.state)
         self.states[node.out] = state
         if isinstance(node, Text):
@@ -362,7 +493,7 @@ class _Walk:
     def _gen(self, state: _State, node: Gen, at: str) -> None:
         prefix = self.to._flush(state)
         self.to.uses[prefix] += 1
-        wave = self.to.waves[prefix] + 1
+        wave = max(self.to.waves[prefix], self.to.floor) + 1
         step = self.to._step(
             Decode(
                 prefix=prefix,
@@ -384,7 +515,7 @@ class _Walk:
         prefix = self.to._flush(state)
         self.to.uses[prefix] += 1
         choices = tuple(self.part(c) for c in node.choices)
-        wave = max(self.to.waves[prefix], self.to._wave(choices)) + 1
+        wave = max(self.to.waves[prefix], self.to._wave(choices), self.to.floor) + 1
         opened = self._open(state)
         step = self.to._step(
             Choose(
@@ -413,8 +544,12 @@ class _Walk:
         found: dict[str | None, list[Variable]] = {}
         for branch in branches:
             for name, named in branch.variables.items():
-                if name not in state.variables:
+                known = state.variables.get(name)
+                if known is None:
                     found.setdefault(name, []).append(named.value)
+                partial = [n for n in (known, named) if n is not None and self.to.maybe_absent(n.value)]
+                if partial and known != named:
+                    raise PlanError(f"the variable {name!r} is joined, which only some paths define")
         for name, values in found.items():
             state.variables[name] = Named(name, Gathered(tuple(values)))
 
@@ -433,6 +568,8 @@ class _Walk:
 def _as_text(part: Part) -> Part:
     if isinstance(part, Output):
         return Output(part.step, tokens=False)
+    if isinstance(part, Either):
+        return Either(part.cond, tuple(map(_as_text, part.then)), tuple(map(_as_text, part.orelse)))
     return Const(part.token) if isinstance(part, ImagePart) else part
 
 

@@ -7,19 +7,23 @@ from typing import Any
 import msgspec
 
 from runtime.plan import (
+    Absent,
     Argument,
     Choose,
     Compute,
     Const,
     Decode,
+    Either,
     Gathered,
     Output,
     Part,
+    Pick,
     Plan,
     Prefill,
     Ref,
     Rope,
     Step,
+    refs,
 )
 from sglc.errors import PlanError
 from sglc.ir.dot import quote
@@ -57,11 +61,14 @@ def to_text(plan: Plan) -> str:
     computed: list[str] = []
     for number, step in enumerate(plan.steps):
         if isinstance(step, (Decode, Choose)):
-            waves.setdefault(step.wave, []).append(f"    {_call(number, step)}")
+            waves.setdefault(step.wave, []).append(f"    {_call(number, step)}{_guard(step)}")
         elif isinstance(step, Compute):
-            computed.append(f"    {_compute(number, step)}")
+            computed.append(f"    {_compute(number, step)}{_guard(step)}")
+        elif isinstance(step, Pick):
+            ways = f"{variable(step.then)} if value {step.cond} else {variable(step.orelse)}"
+            computed.append(f"    {number}: {ways}{_guard(step)}")
         else:
-            computed.append(f"    prefill p{step.prefix} {{uses={step.uses}}}")
+            computed.append(f"    prefill p{step.prefix} {{uses={step.uses}}}{_guard(step)}")
     if computed:
         lines += ["  when known", *computed]
     for wave in sorted(waves):
@@ -83,6 +90,10 @@ def part(item: Part) -> str:
         return f"value {item.step}"
     if isinstance(item, Output):
         return f"output {item.step}"
+    if isinstance(item, Either):
+        return f"({rope(item.then)} if value {item.cond} else {rope(item.orelse)})"
+    if isinstance(item, Absent):
+        return "nothing"
     return f"{item.kind}({len(item.data)} bytes)"
 
 
@@ -94,6 +105,12 @@ def variable(value: Any) -> str:
     if isinstance(value, Gathered):
         return "[" + ", ".join(variable(v) for v in value.items) + "]"
     return part(value)
+
+
+def _guard(step: Step) -> str:
+    if step.when is None:
+        return ""
+    return f"  // if {'' if step.when[1] else 'not '}value {step.when[0]}"
 
 
 def _attrs(pairs: dict[str, Any]) -> str:
@@ -133,12 +150,16 @@ def to_dot(plan: Plan) -> str:
 
 
 def _edges(parts: Rope, to: str) -> list[str]:
-    return [f"  s{p.step} -> {to};" for p in parts if isinstance(p, (Ref, Output))]
+    return [f"  s{n} -> {to};" for p in parts for n in refs(p)]
 
 
 def _step_lines(number: int, step: Step) -> list[str]:
     if isinstance(step, Prefill):
         return []
+    if isinstance(step, Pick):
+        edges = [f"  s{n} -> s{number};" for v in (step.then, step.orelse) for n in refs(v)]
+        lines = [f"  s{number} [shape=diamond, label={quote('pick')}];", f"  s{step.cond} -> s{number};"]
+        return [*lines, *edges]
     if isinstance(step, Compute):
         return [f"  s{number} [label={quote(step.op)}];", *_edges(step.operands, f"s{number}")]
     kind = "decode" if isinstance(step, Decode) else "choose"

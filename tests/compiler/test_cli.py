@@ -112,7 +112,7 @@ def test_mistakes_are_told_in_one_line(name: str, file: Path) -> None:
     (folder / "raises.py").write_text("import sglc\n\n1 / 0\n")
     (folder / "plain.py").write_text("def ask(s, q):\n    s += q\n")
     (folder / "branches.py").write_text(
-        PROGRAM.replace("sgl.user(question)", "sgl.gen('x')\n    if s['x']:\n        s += 'y'")
+        PROGRAM.replace("sgl.user(question)", "sgl.gen('x')\n    for c in s['x']:\n        s += 'y'")
     )
     words, wanted = MISTAKES[name]
     places = {"file": str(file), "folder": str(folder)}

@@ -1,0 +1,669 @@
+"""Both outcomes of every condition on a value that is not known: the body runs once for each path, and paths meet again.
+
+A run of the body is one path; `Paths` decides its conditions by a script, then takes the first outcome that is possible.
+`explore` runs the body for the other outcomes and merges: the nodes after a condition become the arms of an `if`. Where
+a path comes to a place of the code with the same variables as another one had there (only the values differ), the rest
+is the same, and the path ends: its values join the other's, so that conditions in a row cost one run each. Where it comes
+to the beginning of a loop for the second time in that way, the round between becomes a `loop`.
+
+What a choice can be is tracked through comparisons, so that impossible outcomes are never explored; a path whose rest
+leaned on such knowledge is not joined by one that does not have it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, Any
+
+from runtime.compute import ComputeError, compute
+from sglc.errors import GraphBreak
+from sglc.ir.core import Node, Operand, Region, Value
+from sglc.ir.ops import If, Loop, type_of
+from sglc.ir.specs import Location
+from sglc.lang.purity import PLAIN, freeze
+from sglc.lang.state import ProgramState, ProgramStateGroup
+from sglc.lang.values import Traced
+
+if TYPE_CHECKING:
+    from sglc.lang.trace import Trace
+
+MAX_PATHS = 512  # runs of one body
+MAX_ROUNDS = 10_000  # of a loop whose end the model decides
+MAX_DOMAIN = 64  # possible values that are tracked
+
+Place = tuple[int, int]  # nodes recorded and conditions decided so far
+LAST: Place = (1 << 60, 1 << 60)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """The outcome of a condition; names of values go on from `number` after it (None: without a gap)."""
+
+    outcome: bool
+    number: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    place: Place
+    cond: Value
+    choice: Choice
+    at: Location | None
+    states: tuple[Value, ...]  # of all sinks, in order of creation
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """Where the body was: equal `key` means the same but for `values`. `env` are variables of the states: a key and
+    values for each name; `sinks` their numbers; `soft` what the states wrote last, which only tells whether a branch failed."""
+
+    point: int
+    place: Place
+    key: Any
+    values: tuple[Value, ...]
+    env: tuple[Mapping[Any, tuple[Any, tuple[Value, ...]]], ...]
+    sinks: tuple[int, ...]
+    script: tuple[bool, ...]
+    states: tuple[Value, ...]
+    soft: tuple[Value | None, ...]
+
+    @property
+    def name(self) -> tuple[Any, ...]:
+        """The same for the same place of the same path, in whatever run."""
+        return (self.point, self.place, self.script)
+
+
+# How a path ends.
+
+
+@dataclass(frozen=True, eq=False)
+class Returned:
+    state: Value
+    result: Operand
+    variables: Mapping[Any, Any]
+    shape: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Joined:
+    """It went on as another path did from `target`: `values` says with what in the place of that one's values."""
+
+    target: Snapshot
+    values: Mapping[Value, Operand]
+
+
+@dataclass(frozen=True, eq=False)
+class Back:
+    """It came back to the head of a loop; `values` says what each value has become."""
+
+    head: Snapshot
+    values: Mapping[Value, Operand]
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """A condition that leaves a loop or goes on: what `loop` is made of when its head is reached."""
+
+    head: Snapshot
+    decision: Decision
+    back_nodes: tuple[Node, ...]
+    back: Back
+    exit_nodes: tuple[Node, ...]
+    exit: End
+
+
+End = Returned | Joined | Back | Round
+
+
+class Ended(BaseException):
+    """Thrown through the body when the rest of a path is known."""
+
+    def __init__(self, end: Joined | Back) -> None:
+        self.end = end
+
+
+class Unmergeable(Exception):
+    """Two paths that end in ways that no `if` can have."""
+
+
+class Paths:
+    """The conditions of one run of a body."""
+
+    def __init__(
+        self, trace: Trace, script: Sequence[Choice], targets: Sequence[Target], loops: bool
+    ) -> None:
+        self.trace = trace
+        self.script = script
+        self.targets = targets
+        self.loops = loops
+        self.decisions: list[Decision] = []
+        self.snapshots: list[Snapshot] = []
+        self.heads: dict[int, list[Snapshot]] = {}
+        self.tables: dict[
+            Value, tuple[Value, Mapping[Any, Any]]
+        ] = {}  # what a value is for each value of its root
+        self.allowed: dict[Value, frozenset[Any]] = {}
+        self.narrowed: dict[Value, frozenset[int]] = {}  # conditions that told something of a root
+        self.leans: list[tuple[Place, frozenset[int]]] = []
+        self.consulted: list[tuple[Place, int, Any]] = []
+        self.end: End | None = None
+
+    @property
+    def place(self) -> Place:
+        return len(self.trace.nodes), len(self.decisions)
+
+    @property
+    def outcomes(self) -> tuple[bool, ...]:
+        return tuple(d.choice.outcome for d in self.decisions)
+
+    # What values can be.
+
+    def domain(self, value: Value, possible: Iterable[Any]) -> None:
+        """`value` is one of these."""
+        found = tuple(dict.fromkeys(possible))
+        if 0 < len(found) <= MAX_DOMAIN:
+            self.tables[value] = (value, {v: v for v in found})
+
+    def derive(self, op: str, out: Value, operands: Sequence[Operand]) -> None:
+        """`out` is a pure function of operands that may have known domains."""
+        roots = {self.tables[v][0] for v in operands if isinstance(v, Value) and v in self.tables}
+        if len(roots) != 1 or any(isinstance(v, Value) and v not in self.tables for v in operands):
+            return
+        (root,) = roots
+        table: dict[Any, Any] = {}
+        for case in self.tables[root][1]:
+            given = tuple(self.tables[v][1][case] if isinstance(v, Value) else v for v in operands)
+            try:
+                table[case] = compute(op, given)
+            except ComputeError:
+                return
+        self.tables[out] = (root, table)
+
+    def _table(self, cond: Value) -> tuple[Value, Mapping[Any, Any]]:
+        if cond not in self.tables:
+            self.tables[cond] = (cond, {True: True, False: False})
+        return self.tables[cond]
+
+    def decide(self, cond: Value, at: Location | None) -> bool:
+        """The outcome of a condition on this path."""
+        root, table = self._table(cond)
+        allowed = self.allowed.get(root)
+        outcomes = {bool(v) for k, v in table.items() if allowed is None or k in allowed}
+        if len(outcomes) == 1:
+            if len({bool(v) for v in table.values()}) > 1:
+                self.leans.append((self.place, self.narrowed[root]))
+            return outcomes.pop()
+        self.trace.flush_reads()
+        number = len(self.decisions)
+        choice = self.script[number] if number < len(self.script) else Choice(True, None)
+        states = tuple(sink.state for sink in self.trace.sinks)
+        self.decisions.append(Decision((len(self.trace.nodes), number), cond, choice, at, states))
+        if choice.number is not None:
+            self.trace.names.jump(choice.number)
+        left = frozenset(k for k, v in table.items() if bool(v) == choice.outcome)
+        self.allowed[root] = left if allowed is None else left & allowed
+        self.narrowed[root] = self.narrowed.get(root, frozenset()) | {number}
+        return choice.outcome
+
+    def settle(self, value: Traced) -> Any:
+        """The value itself, by asking for each that it can be; None if that is not known."""
+        if not isinstance(value.value, Value) or value.value not in self.tables:
+            return None
+        root, table = self.tables[value.value]
+        allowed = self.allowed.get(root)
+        possible = list(dict.fromkeys(v for k, v in table.items() if allowed is None or k in allowed))
+        for one in possible[:-1]:
+            if value == one:
+                return one
+        if allowed is not None and len(set(table.values())) > len(possible):
+            self.leans.append((self.place, self.narrowed[root]))
+        return possible[-1]
+
+    def consult(self, sink: Any, name: Any) -> None:
+        """A variable was asked for, so whether it is there matters."""
+        while sink is not None:
+            self.consulted.append((self.place, sink.number, name))
+            sink = sink.parent
+
+    # Where paths meet.
+
+    def at_point(self, point: int, kind: str, names: Sequence[str], frame: FrameType) -> None:
+        fresh = len(self.decisions) >= len(self.script)
+        visits = self.heads.setdefault(point, []) if kind == "head" and self.loops else None
+        # Between two visits that make a round the model has decided something.
+        head = visits is not None and (not visits or visits[-1].place[1] < len(self.decisions))
+        if not head and not (self.decisions and fresh):
+            return
+        here = _Flattener(self.trace).snapshot(point, names, frame)
+        if visits is not None and head:
+            for before in reversed(visits):
+                values = _same_round(before, here)
+                if values is not None and fresh:
+                    raise Ended(Back(before, values))
+            visits.append(here)
+        if not self.decisions or not fresh:
+            return
+        for target in self.targets:
+            joined = target.joined_by(here)
+            if joined is not None:
+                for there, mine in zip(target.snapshot.sinks, here.sinks, strict=True):
+                    self.consulted += [(self.place, mine, n) for s, n in target.asked() if s == there]
+                self.trace.flush_reads()
+                raise Ended(joined)
+        self.snapshots.append(here)
+
+
+def _same_round(before: Snapshot, here: Snapshot) -> Mapping[Value, Operand] | None:
+    """What the values of the first visit have become in the second one, if only values changed."""
+    if before.key != here.key or before.sinks != here.sinks:
+        return None
+    old, new = list(before.values), list(here.values)
+    for a, b in zip(before.env, here.env, strict=True):
+        if a.keys() != b.keys() or any(a[n][0] != b[n][0] for n in a):
+            return None
+        for name in a:
+            old += a[name][1]
+            new += b[name][1]
+    return _changes(old, new, before, here)
+
+
+def _changes(
+    old: Sequence[Value], new: Sequence[Value], before: Snapshot, here: Snapshot
+) -> Mapping[Value, Operand] | None:
+    """What each old value is now; None if one has become several."""
+    found: dict[Value, Operand] = {}
+    if not all(found.setdefault(a, b) == b for a, b in zip(old, new, strict=True)):
+        return None
+    for a, b in zip(before.soft, here.soft, strict=True):
+        if a is not None:
+            found.setdefault(a, b)
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A place of a finished path that others may join. `used`: what that path's rest asked for or leaned on."""
+
+    snapshot: Snapshot
+    since: int  # the condition after which the paths differ
+    runs: Sequence[Paths]
+
+    def joined_by(self, here: Snapshot) -> Joined | None:
+        there = self.snapshot
+        if here.point != there.point or here.key != there.key or len(here.env) != len(there.env):
+            return None
+        old, new = list(there.values), list(here.values)
+        missing: set[tuple[int, Any]] = set()
+        for number, a, b in zip(there.sinks, there.env, here.env, strict=True):
+            for name in a.keys() | b.keys():
+                if name in a and name in b and a[name][0] == b[name][0]:
+                    old += a[name][1]
+                    new += b[name][1]
+                else:
+                    missing.add((number, name))
+        values = _changes(old, new, there, here)
+        return None if values is None or self._matters(missing) else Joined(there, values)
+
+    def asked(self) -> set[tuple[int, Any]]:
+        """Variables that the path asked for from here on, with the numbers of their states."""
+        place, prefix = self.snapshot.place, self.snapshot.script
+        runs = [r for r in self.runs if r.outcomes[: len(prefix)] == prefix]
+        return {(sink, name) for r in runs for at, sink, name in r.consulted if at >= place}
+
+    def _matters(self, missing: set[tuple[int, Any]]) -> bool:
+        """Whether the rest of the path would be another one without these variables, or without what was known."""
+        place, prefix = self.snapshot.place, self.snapshot.script
+        differing = set(range(self.since, len(prefix)))
+        if missing and missing & self.asked():
+            return True
+        runs = [r for r in self.runs if r.outcomes[: len(prefix)] == prefix]
+        return any(at >= place and on & differing for r in runs for at, on in r.leans)
+
+
+class _Flattener:
+    """Takes a snapshot: what user code holds, as a key and the traced values in it."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self.values: list[Value] = []
+        self.soft: list[Value | None] = []
+        self.sinks: list[Any] = [trace.root]
+
+    def snapshot(self, point: int, names: Sequence[str], frame: FrameType) -> Snapshot:
+        known = frame.f_locals
+        held = tuple((n, self.flat(known[n])) for n in names if n in known)
+        states: list[Any] = []
+        env: list[Mapping[Any, tuple[Any, tuple[Value, ...]]]] = []
+        at = 0
+        while at < len(self.sinks):  # finding one may find others
+            sink = self.sinks[at]
+            at += 1
+            self.values.append(sink.state)
+            self.soft += [*sink.joined, sink.last]
+            parent = self.sinks.index(sink.parent) if sink.parent in self.sinks else None
+            states.append((sink.role, tuple(sink.scopes), sink.over, len(sink.joined), parent))
+            env.append({name: self._apart(sink, name) for name in sink.env})
+        paths = self.trace.paths
+        return Snapshot(
+            point,
+            paths.place,
+            (held, tuple(states)),
+            tuple(self.values),
+            tuple(env),
+            tuple(sink.number for sink in self.sinks),
+            paths.outcomes,
+            tuple(sink.state for sink in self.trace.sinks),
+            tuple(self.soft),
+        )
+
+    def _apart(self, sink: Any, name: Any) -> tuple[Any, tuple[Value, ...]]:
+        """One variable with values of its own."""
+        kept, self.values = self.values, []
+        key = self.flat(sink.env[name])
+        found, self.values = tuple(self.values), kept
+        return (key, name in sink.settled), found
+
+    def flat(self, value: Any) -> Any:
+        if isinstance(value, Traced):
+            if not isinstance(value.value, Value):
+                return ("constant", freeze(value.value))
+            self.values.append(value.value)
+            return ("traced", value.value.type, value.needs)
+        if isinstance(value, ProgramStateGroup):
+            return ("group", tuple(self.flat(s) for s in value.states), self.flat(value.parent))
+        if isinstance(value, ProgramState):
+            return ("state", self._state(value.sink), self.flat(value.ret_value))
+        if type(value) in PLAIN:
+            return freeze(value)
+        if type(value) in (list, tuple):
+            return (type(value).__name__, tuple(self.flat(v) for v in value))
+        if type(value) is dict:
+            return ("dict", tuple((self.flat(k), self.flat(v)) for k, v in value.items()))
+        if isinstance(value, range):
+            return repr(value)
+        if callable(value) or isinstance(value, ModuleType):
+            return ("object", id(value))
+        return ("opaque", id(value), self.trace)  # equal in no other run
+
+    def _state(self, sink: Any) -> Any:
+        if "settled" in vars(sink):  # else of a program that was called
+            if sink not in self.sinks:
+                self.sinks.append(sink)
+            return self.sinks.index(sink)
+        return (self.flat(dict(sink.env)), self.flat(sink.full_text()))
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """A node of a path, or an `if` or `loop` made of some, and the places between which it lies."""
+
+    start: Place
+    stop: Place
+    node: Node
+
+
+@dataclass
+class Explorer:
+    """Runs a body for all paths and merges them. `run(script, targets, loops)` runs it once."""
+
+    run: Callable[[Sequence[Choice], Sequence[Target], bool], Trace]
+    merge_shapes: Callable[[Any, Any], Any]
+    loops: bool = True
+    runs: list[Paths] = field(default_factory=list)
+    count: int = 0
+    number: int = 0  # of the next value
+
+    def explore(
+        self, script: tuple[Choice, ...] = (), targets: tuple[Target, ...] = ()
+    ) -> tuple[list[Item], End]:
+        """The nodes after the script's last decision, and how they end."""
+        trace = self._path(script, targets)
+        paths = trace.paths
+        assert paths.end is not None
+        end: End = paths.end
+        items: list[Item] = []
+        upper = len(trace.nodes)
+        for k in range(len(paths.decisions) - 1, len(script) - 1, -1):
+            decision = paths.decisions[k]
+            items = self._segment(trace, decision.place[0], upper, k + 1) + items
+            upper = decision.place[0]
+            items, end = self._close(items, end, (upper, k + 1))
+            before = tuple(d.choice for d in paths.decisions[:k])
+            items, end = self._branch(trace, k, before, items, end, targets)
+        first = paths.decisions[len(script) - 1].place[0] if script else 0
+        items = self._segment(trace, first, upper, len(script)) + items
+        return self._close(items, end, (first, len(script)))
+
+    def _path(self, script: Sequence[Choice], targets: Sequence[Target]) -> Trace:
+        self.count += 1
+        if self.count > MAX_PATHS:
+            at = self.runs[-1].decisions[-1].at
+            raise GraphBreak(
+                f"conditions on values that are not known make more than {MAX_PATHS} paths, this one among them",
+                at,
+            )
+        trace = self.run(script, targets, self.loops)
+        self.runs.append(trace.paths)
+        self.number = max(self.number, trace.names.next)
+        return trace
+
+    def _segment(self, trace: Trace, low: int, high: int, decided: int) -> list[Item]:
+        return [Item((i, decided), (i + 1, decided), trace.nodes[i]) for i in range(low, high)]
+
+    def fresh(self, type_: str) -> Value:
+        self.number += 1
+        return Value(str(self.number - 1), type_)
+
+    def _branch(
+        self,
+        trace: Trace,
+        k: int,
+        before: tuple[Choice, ...],
+        items: list[Item],
+        end: End,
+        targets: tuple[Target, ...],
+    ) -> tuple[list[Item], End]:
+        """The other outcome of decision k, and both merged."""
+        paths = trace.paths
+        decision = paths.decisions[k]
+        starts = [i.start for i in items]
+        own = tuple(
+            Target(s, k, self.runs)
+            for s in paths.snapshots
+            if s.place >= (decision.place[0], k + 1) and _position(items, starts, s.place) is not None
+        )
+        other = not decision.choice.outcome
+        # Arms that go on at different places of the path cannot be one `if`: then fewer places are offered.
+        offers = dict.fromkeys((own + targets, own[-1:] + targets, targets, ()))
+        for allowed in offers:
+            script = (*before, Choice(other, self.number))
+            try:
+                nodes, other_end = self.explore(script, allowed)
+                return self._merge(decision, k, items, starts, end, [i.node for i in nodes], other_end, own)
+            except Unmergeable:
+                continue
+        raise Unmergeable
+
+    def _merge(
+        self,
+        decision: Decision,
+        k: int,
+        items: list[Item],
+        starts: list[Place],
+        end: End,
+        others: list[Node],
+        other_end: End,
+        own: Sequence[Target],
+    ) -> tuple[list[Item], End]:
+        place = decision.place
+        nodes = [i.node for i in items]
+        if isinstance(other_end, Joined) and any(t.snapshot is other_end.target for t in own):
+            at = _position(items, starts, other_end.target.place)
+            assert at is not None
+            changed = {a: b for a, b in other_end.values.items() if a != b}
+            branch, outs = self._if(decision, nodes[:at], others, list(changed.items()))
+            to = dict(zip(changed, outs, strict=True))
+            tail = [dataclasses.replace(i, node=i.node.remap(to)) for i in items[at:]]
+            made = [Item(place, other_end.target.place, branch)] if branch else []
+            return made + tail, _remap_end(end, to)
+        if isinstance(end, Returned) and isinstance(other_end, Returned):
+            pairs: list[tuple[Operand, Operand]] = [
+                (end.state, other_end.state),
+                (end.result, other_end.result),
+            ]
+            branch, outs = self._if(decision, nodes, others, pairs)
+            names = [n for n in end.variables if n in other_end.variables]
+            shapes = {n: self.merge_shapes(end.variables[n], other_end.variables[n]) for n in names}
+            merged = Returned(outs[0], outs[1], shapes, self.merge_shapes(end.shape, other_end.shape))
+            return [Item(place, LAST, branch)] if branch else [], merged
+        if isinstance(end, (Joined, Back)) and _same_way(end, other_end):
+            assert isinstance(other_end, (Joined, Back))
+            keys = list(end.values)
+            branch, outs = self._if(
+                decision, nodes, others, [(end.values[n], other_end.values[n]) for n in keys]
+            )
+            merged_end = dataclasses.replace(end, values=dict(zip(keys, outs, strict=True)))
+            return [Item(place, LAST, branch)] if branch else [], merged_end
+        if isinstance(end, Back) and isinstance(other_end, (Returned, Joined)):
+            return [], Round(end.head, decision, tuple(nodes), end, tuple(others), other_end)
+        if isinstance(other_end, Back) and isinstance(end, (Returned, Joined)):
+            flipped = dataclasses.replace(
+                decision, choice=dataclasses.replace(decision.choice, outcome=not decision.choice.outcome)
+            )
+            return [], Round(other_end.head, flipped, tuple(others), other_end, tuple(nodes), end)
+        raise Unmergeable
+
+    def _if(
+        self,
+        decision: Decision,
+        nodes: Sequence[Node],
+        others: Sequence[Node],
+        pairs: Sequence[tuple[Operand, Operand]],
+    ) -> tuple[If | None, list[Any]]:
+        """An `if` whose arms yield what differs; the values of all pairs after it."""
+        differing = list(dict.fromkeys(p for p in pairs if not _same(*p)))
+        outs = [self.fresh(_common(type_of(a), type_of(b))) for a, b in differing]
+        found = dict(zip(differing, outs, strict=True))
+        after = [found.get(p, p[0]) if not _same(*p) else p[0] for p in pairs]
+        if not nodes and not others and not differing:
+            return None, after
+        one = Region(tuple(nodes), tuple(a for a, _ in differing))
+        two = Region(tuple(others), tuple(b for _, b in differing))
+        then, orelse = (one, two) if decision.choice.outcome else (two, one)
+        return If(tuple(outs), decision.cond, then, orelse, at=decision.at), after
+
+    # Loops.
+
+    def _close(self, items: list[Item], end: End, floor: Place) -> tuple[list[Item], End]:
+        """Make the `loop` of a round whose head lies at or after `floor`."""
+        if isinstance(end, Back) and end.head.place >= floor:
+            at = _position(items, [i.start for i in items], end.head.place)
+            if at is not None:
+                raise GraphBreak("a loop has no end that the model decides", self.runs[-1].decisions[-1].at)
+        if not isinstance(end, Round) or end.head.place < floor:
+            return items, end
+        at = _position(items, [i.start for i in items], end.head.place)
+        if at is None:
+            raise Unmergeable
+        loop, exit_nodes, exit_end = self._loop(end, [i.node for i in items[at:]])
+        rest = [Item(LAST, LAST, n) for n in exit_nodes]
+        return [*items[:at], Item(end.head.place, LAST, loop), *rest], exit_end
+
+    def _loop(self, turn: Round, body: list[Node]) -> tuple[Loop, list[Node], End]:
+        head, decision = turn.head, turn.decision
+        carried = {a: b for a, b in turn.back.values.items() if a != b}
+        state_now = dict(zip(head.states, decision.states, strict=False))
+        own = {v for n in body for v in n.defs}
+        used = _free(turn.exit_nodes, turn.exit)
+        extra = [v for v in used if v in own and v not in state_now.values()]
+        params = {a: self.fresh(_common(a.type, type_of(b))) for a, b in carried.items()}
+        blanks = [self.fresh("any") for _ in extra]
+        if any(v.type == "state" for v in extra):
+            raise Unmergeable
+        back = Region(
+            tuple(n.remap(params) for n in turn.back_nodes),
+            (True, *(_new(b, params) for b in carried.values()), *(None for _ in extra)),
+        )
+        leaving = [state_now.get(a, a) if a.type == "state" else a for a in carried]
+        out = Region((), (False, *(params.get(v, v) for v in leaving), *extra))
+        then, orelse = (back, out) if decision.choice.outcome else (out, back)
+        kinds = [*(p.type for p in params.values()), *("any" for _ in extra)]
+        again = self.fresh("bool")
+        after = [self.fresh(kind) for kind in kinds]
+        branch = If((again, *after), params.get(decision.cond, decision.cond), then, orelse, at=decision.at)
+        inner = Region(
+            (*(n.remap(params) for n in body), branch), (again, *after), (*params.values(), *blanks)
+        )
+        outs = [self.fresh(kind) for kind in kinds]
+        loop = Loop(
+            tuple(outs),
+            (*carried, *(None for _ in extra)),
+            inner,
+            MAX_ROUNDS,
+            at=decision.at,
+        )
+        to: dict[Value, Operand] = dict(zip(leaving, outs, strict=False))
+        to |= {a: o for a, o in zip(carried, outs, strict=False) if a.type != "state"}
+        to |= dict(zip(extra, outs[len(carried) :], strict=True))
+        return loop, [n.remap(to) for n in turn.exit_nodes], _remap_end(turn.exit, to)
+
+
+def _same_way(one: Joined | Back, two: End) -> bool:
+    """Whether both paths go on at the same place, with values for the same."""
+    if isinstance(one, Joined):
+        return isinstance(two, Joined) and one.target is two.target and one.values.keys() == two.values.keys()
+    return isinstance(two, Back) and one.head.name == two.head.name and one.values.keys() == two.values.keys()
+
+
+def _position(items: Sequence[Item], starts: Sequence[Place], place: Place) -> int | None:
+    """Before which item a place lies; None if it is inside of one."""
+    at = bisect.bisect_left(starts, place)
+    return None if at > 0 and items[at - 1].stop > place else at
+
+
+def _same(a: Operand, b: Operand) -> bool:
+    return type(a) is type(b) and a == b
+
+
+def _common(a: str, b: str) -> str:
+    return a if a == b else "any"
+
+
+def _free(nodes: Sequence[Node], end: End) -> list[Value]:
+    """Values from outside that the nodes and the end use."""
+    values: tuple[Operand, ...] = ()
+    if isinstance(end, Returned):
+        values = (end.state, end.result)
+    elif isinstance(end, Joined):
+        values = tuple(end.values.values())
+    return list(Region(tuple(nodes), values).free)
+
+
+def _new(value: Any, to: Mapping[Value, Operand]) -> Any:
+    return to.get(value, value) if isinstance(value, Value) else value
+
+
+def _remap_end(end: End, to: Mapping[Value, Operand]) -> End:
+    if isinstance(end, Returned):
+        return dataclasses.replace(end, state=_new(end.state, to), result=_new(end.result, to))
+    if isinstance(end, (Joined, Back)):
+        return _remap_values(end, to)
+    decision = dataclasses.replace(
+        end.decision, cond=_new(end.decision.cond, to), states=tuple(_new(v, to) for v in end.decision.states)
+    )
+    return dataclasses.replace(
+        end,
+        decision=decision,
+        back_nodes=tuple(n.remap(to) for n in end.back_nodes),
+        back=_remap_values(end.back, to),
+        exit_nodes=tuple(n.remap(to) for n in end.exit_nodes),
+        exit=_remap_end(end.exit, to),
+    )
+
+
+def _remap_values(end: Any, to: Mapping[Value, Operand]) -> Any:
+    return dataclasses.replace(end, values={n: _new(v, to) for n, v in end.values.items()})
