@@ -62,11 +62,15 @@ class Either(msgspec.Struct, frozen=True, tag="either"):
 
 
 class Rounds(msgspec.Struct, frozen=True, tag="rounds"):
-    """What the rounds of a Repeat have appended to its state `state`: the first `count` of them, or all (-1)."""
+    """What the rounds of a Repeat have appended to its state `state`: the first `count` of them, or all (-1).
+
+    `tokens`: as they were generated, or only their text.
+    """
 
     repeat: int
     state: int
     count: int = -1
+    tokens: bool = True
 
 
 class Absent(msgspec.Struct, frozen=True, tag="absent"):

@@ -2,8 +2,9 @@
 
 Prefixes and steps form one graph of dependencies; each completion releases what waited for it. Waves are not
 barriers here. A guarded step waits for its condition and never happens if that turns out otherwise; what an `Either` or
-`Pick` needs is known once its condition is. Calls that become ready in the same turn leave in one request (exec/session.py), those of
-all rows of a batch included. Everything runs on the event loop's thread; readers in other threads wait
+`Pick` needs is known once its condition is. Rounds of a loop after the first are added when it is known that they happen
+(exec/rounds.py). Calls that become ready in the same turn leave in one request (exec/session.py), those of all rows
+of a batch included. Everything runs on the event loop's thread; readers in other threads wait
 on `changed`. When a call fails, what depends on it never starts.
 """
 
@@ -13,7 +14,7 @@ import asyncio
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,20 +43,27 @@ from runtime.plan import (
     Const,
     Decode,
     Either,
+    Enter,
     Gathered,
     ImagePart,
+    Last,
     Output,
     Part,
     Pick,
     Plan,
     PlanMessage,
     Prefill,
+    Prefix,
     Ref,
+    Repeat,
     Rope,
+    Rounds,
+    Step,
+    Turn,
     Variable,
-    refs,
 )
 from sglc.errors import RunError
+from sglc.exec.rounds import Shift
 from sglc.exec.session import Session
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
 
@@ -74,40 +82,19 @@ class Schedule:
     needs: tuple[int, ...]  # how many others each one waits for
     releases: tuple[tuple[int, ...], ...]
     specs: Mapping[int, GenSpec]
-    guarded: Mapping[
-        int, tuple[tuple[int, bool], ...]
-    ]  # by condition: steps, and how it must turn out for them
+    guarded: Mapping[int, tuple[tuple[int, bool], ...]]  # by condition: steps, and how it must turn out
     late: frozenset[int]  # those whose needs depend on a condition
 
     @classmethod
     def of(cls, plan: Plan) -> Schedule:
         base = len(plan.prefixes)
-        sources: list[set[int]] = []
+        items = (*plan.prefixes, *plan.steps)
+        sources = [_sources(item, base) for item in items]
+        late = {number for number, item in enumerate(items) if _is_late(item)}
         guarded: dict[int, list[tuple[int, bool]]] = {}
-        late: set[int] = set()
-
-        def steps(parts: Rope) -> set[int]:
-            found = {base + p.step for p in parts if isinstance(p, (Ref, Output))}
-            eithers = {base + p.cond for p in parts if isinstance(p, Either)}
-            if eithers:
-                late.add(len(sources))
-            return found | eithers
-
-        for prefix in plan.prefixes:
-            sources.append(steps(prefix.parts) | ({prefix.parent} if prefix.parent >= 0 else set()))
         for number, step in enumerate(plan.steps):
-            if isinstance(step, Compute):
-                found = steps(step.operands)
-            elif isinstance(step, Pick):
-                found = {base + step.cond}
-                late.add(base + number)
-            else:
-                found = {step.prefix} | steps(step.choices if isinstance(step, Choose) else ())
             if step.when is not None:
-                cond, wanted = step.when
-                found.add(base + cond)
-                guarded.setdefault(cond, []).append((number, wanted))
-            sources.append(found)
+                guarded.setdefault(step.when[0], []).append((number, step.when[1]))
         releases: list[list[int]] = [[] for _ in sources]
         for number, found in enumerate(sources):
             for source in sorted(found):
@@ -121,6 +108,48 @@ class Schedule:
             {cond: tuple(found) for cond, found in guarded.items()},
             frozenset(late),
         )
+
+
+def _sources(item: Prefix | Step, base: int) -> set[int]:
+    """What it waits for before all else; see `_is_late`."""
+    found: set[int] = set()
+    for part in _parts(item):
+        if isinstance(part, (Ref, Output)):
+            found.add(base + part.step)
+        elif isinstance(part, Either):
+            found.add(base + part.cond)
+        elif isinstance(part, Rounds) and part.count < 0:
+            found.add(base + part.repeat)
+    if isinstance(item, Prefix):
+        return found | {item.parent} if item.parent >= 0 else found
+    if isinstance(item, (Decode, Choose, Prefill)):
+        found.add(item.prefix)
+    elif isinstance(item, Pick):
+        found.add(base + item.cond)
+    elif isinstance(item, Repeat):
+        found.add(base + item.stop - 1)
+    elif isinstance(item, Last):
+        found.add(base + item.repeat)
+    if item.when is not None:
+        found.add(base + item.when[0])
+    return found
+
+
+def _parts(item: Prefix | Step) -> Rope:
+    if isinstance(item, Prefix):
+        return item.parts
+    if isinstance(item, Compute):
+        return item.operands
+    if isinstance(item, Turn):
+        return (item.again,)
+    return item.choices if isinstance(item, Choose) else ()
+
+
+def _is_late(item: Prefix | Step) -> bool:
+    """Whether it may need more once a condition is known, or a loop has ended."""
+    if isinstance(item, (Pick, Enter, Last)):
+        return True
+    return any(isinstance(part, (Either, Rounds)) for part in _parts(item))
 
 
 def _spec(step: Decode) -> GenSpec:
@@ -177,7 +206,19 @@ class Execution:
         self._when_over: list[Callable[[], None]] = []
         self._reads_left = set(self.plan.reads)
         self._dead: set[int] = set()  # steps of the arm that is not taken
-        self._late: dict[int, list[int]] = {}  # who waits for a step since a condition is known
+        self._late: dict[int, list[int]] = {}  # who waits for something else since a condition is known
+        self._broken: dict[int, RunError] = {}  # prefixes that will never be
+        # What the rounds of loops add to the plan; until then, the plan's own.
+        self.steps: Sequence[Step] = self.plan.steps
+        self.prefixes: Sequence[Any] = self.plan.prefixes
+        self.conversation: Sequence[PlanMessage] = self.plan.conversation
+        self._reads: Sequence[int] = self.plan.reads
+        self._fatal: Sequence[int] = self.plan.fatal
+        self._guarded = schedule.guarded
+        self._is_late: Set[int] = schedule.late
+        self._rounds: dict[int, list[Shift]] = {}
+        self._template: dict[int, int] = {}  # steps of later rounds -> the plan's step that they repeat
+        self._begun: list[int] = []  # what can be done at once of a round that has just been added
         self._hints: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -217,12 +258,12 @@ class Execution:
     @property
     def read_error(self) -> RunError | None:
         """The error of the first value that the body reads and that failed."""
-        return next((self.errors[n] for n in self.plan.reads if n in self.errors), None)
+        return next((self.errors[n] for n in self._reads if n in self.errors), None)
 
     @property
     def state_error(self) -> RunError | None:
         """The error of the final state."""
-        return next((self.errors[n] for n in self.plan.fatal if n in self.errors), None)
+        return next((self.errors[n] for n in self._fatal if n in self.errors), None)
 
     # -- walking ----------------------------------------------------------------------------------------------
 
@@ -237,38 +278,43 @@ class Execution:
         queue = deque(ready)
         while queue:
             number = queue.popleft()
-            if number in self.schedule.late and self._waits(number):
+            if number in self._is_late and self._waits(number):
                 continue
-            if number < base:
+            if number < base or self._is_prefix(number):
                 done = self._extend(number)
             else:
                 done = self._do(number - base)
             if done:
                 queue.extend(self._released(number))
+            if self._begun:
+                queue.extend(self._begun)
+                self._begun.clear()
+
+    def _is_prefix(self, number: int) -> bool:
+        """Whether it is a prefix of a later round: those have numbers behind all others."""
+        return number < len(self.prefixes) and self.prefixes[number] is not None
 
     def _released(self, number: int) -> list[int]:
         found: list[int] = []
         late = self._late.pop(number, ()) if self._late else ()
-        for other in (*self.schedule.releases[number], *late):
+        for other in (*self._releases(number), *late):
             self._needs[other] -= 1
             if not self._needs[other]:
                 found.append(other)
         return found
 
+    def _releases(self, number: int) -> tuple[int, ...]:
+        static = self.schedule.releases
+        return static[number] if number < len(static) else ()
+
     def _waits(self, number: int) -> bool:
         """Whether something needs more now that its conditions are known; then it will be released again."""
         base = len(self.plan.prefixes)
-        parts: list[Variable] = []
-        if number < base:
-            parts += self.plan.prefixes[number].parts
-        else:
-            step = self.plan.steps[number - base]
-            if isinstance(step, Pick):
-                parts.append(step.then if self.values[step.cond] else step.orelse)
-            elif isinstance(step, Choose):
-                parts += step.choices
-            elif isinstance(step, Compute):
-                parts += step.operands
+        static = number < base or self._is_prefix(number)
+        item = self.prefixes[number] if static else self.steps[number - base]
+        parts: list[Variable] = [*_parts(item)]
+        if isinstance(item, (Pick, Enter, Last)):
+            parts.append(self._taken(item))
         missing = {n for part in parts for n in self._sources(part) if self.values[n] is MISSING}
         for source in missing:
             self._late.setdefault(base + source, []).append(number)
@@ -279,14 +325,138 @@ class Execution:
 
     def _sources(self, part: Variable) -> list[int]:
         """The steps that a part needs, as far as its conditions are known."""
-        if not isinstance(part, Either):
-            return list(refs(part))
-        if self.values[part.cond] is MISSING:
+        if isinstance(part, (Ref, Output)):
+            return [part.step]
+        if isinstance(part, Gathered):
+            return [n for item in part.items for n in self._sources(item)]
+        if isinstance(part, Either) and self.values[part.cond] is MISSING:
             return [part.cond]
-        return [n for p in self._arm(part) for n in self._sources(p)]
+        if isinstance(part, Rounds) and part.count < 0 and self.values[part.repeat] is MISSING:
+            return [part.repeat]
+        if isinstance(part, (Either, Rounds)):
+            return [n for p in self.inside(part) for n in self._sources(p)]
+        return []
 
-    def _arm(self, part: Either) -> Rope:
-        return part.then if self.values[part.cond] else part.orelse
+    def inside(self, part: Either | Rounds) -> Rope:
+        """What stands there, now that the condition is known, or the rounds."""
+        if isinstance(part, Either):
+            return part.then if self.values[part.cond] else part.orelse
+        rounds = self.rounds(part.repeat)
+        return tuple(
+            p for shift in rounds[: part.count if part.count >= 0 else None] for p in self.added(shift, part)
+        )
+
+    def added(self, shift: Shift, part: Rounds) -> Rope:
+        """What one round has appended to a state."""
+        return shift.rope(shift.repeat.states[part.state].added)
+
+    def _taken(self, step: Pick | Enter | Last) -> Variable:
+        """The value that it passes on; the condition is known, or the loop has ended."""
+        if isinstance(step, Pick):
+            return step.then if self.values[step.cond] else step.orelse
+        if isinstance(step, Enter):
+            return step.value
+        last = self.rounds(step.repeat)[-1]
+        return last.variable(last.repeat.values[step.index].value)
+
+    # -- rounds of loops --------------------------------------------------------------------------------------
+
+    def rounds(self, repeat: int) -> list[Shift]:
+        """The rounds of a loop that have begun."""
+        found = self._rounds.get(repeat)
+        if found is None:  # asked for by readers in other threads too
+            step = self.steps[repeat]
+            assert isinstance(step, Repeat)
+            found = self._rounds.setdefault(repeat, [Shift(repeat, step)])
+        return found
+
+    def _turn(self, number: int, step: Turn) -> bool:
+        """The end of a round: whether it was the last one."""
+        again = self.value_of(step.again)
+        repeat = self.steps[step.repeat]
+        assert isinstance(repeat, Repeat)
+        if again and step.round == repeat.maximum and not repeat.bounded:
+            raise RunError(f"a loop needs more than {repeat.maximum} rounds")
+        if again and step.round < repeat.maximum:
+            self._add_round(len(self.plan.prefixes) + number, self.rounds(step.repeat))
+            return False
+        self._finish(number, False)
+        return True
+
+    def _add_round(self, turn: int, rounds: list[Shift]) -> None:
+        """Add the body once more, under numbers behind all others. `turn` is the node that ended the round before."""
+        if not isinstance(self.steps, list):
+            self.steps, self.prefixes, self.conversation = (
+                list(self.steps),
+                list(self.prefixes),
+                list(self.conversation),
+            )
+            self._reads, self._fatal = list(self._reads), list(self._fatal)
+            self._guarded, self._is_late = dict(self._guarded), set(self._is_late)
+        before = rounds[-1]
+        repeat, number = before.repeat, before.number
+        base, first = len(self.plan.prefixes), len(self._needs)
+        (low, high), (start, stop) = repeat.prefixes, repeat.messages
+        offset = first + high - low - base - (number + 1)
+        shift = Shift(number, repeat, before.round + 1, offset, first - low, len(self.conversation) - start)
+        enters = {
+            v.enter: Enter(value=before.variable(v.value), step=before.step(v.step), when=repeat.when)
+            for v in repeat.values
+        }
+        heads = {s.head: Prefix(before.prefix(s.end), (), self.prefixes[s.head].uses) for s in repeat.states}
+        ways = {s.head_message: PlanMessage(before.message(s.end_message), "", ()) for s in repeat.states}
+        prefixes = [heads.get(n) or shift.moved_prefix(self.prefixes[n]) for n in range(low, high)]
+        steps = [enters.get(n) or shift.moved_step(self.steps[n]) for n in range(number + 1, repeat.stop)]
+        messages = [ways.get(n) or shift.moved_message(self.conversation[n]) for n in range(start, stop)]
+        _put(self.prefixes, first, prefixes, None)
+        _put(self.steps, number + 1 + offset, steps, None)
+        _put(self.conversation, len(self.conversation), messages, None)
+        _put(self._segments, first, [None] * len(prefixes), None)
+        _put(self.values, number + 1 + offset, [MISSING] * len(steps), MISSING)
+        self._tell_apart(shift)
+        self._late.setdefault(base + number + len(steps) + offset, []).append(base + number)
+        for node, item in enumerate([*prefixes, *steps], first):
+            if _is_late(item):
+                self._is_late.add(node)  # type: ignore[attr-defined]
+            self._needs.append(0)
+        for node, item in enumerate([*prefixes, *steps], first):
+            self._await(node, _sources(item, base))
+        rounds.append(shift)
+        self._notify()
+
+    def _tell_apart(self, shift: Shift) -> None:
+        """What is known of steps by their number, for those of a round that has been added."""
+        reads, fatal = frozenset(self.plan.reads), frozenset(self.plan.fatal)
+        for old in range(shift.number + 1, shift.repeat.stop):
+            new = shift.step(old)
+            template = self._template[new] = self._template.get(old, old)
+            if template in reads:
+                self._reads.append(new)  # type: ignore[attr-defined]
+                self._reads_left.add(new)
+            if template in fatal:
+                self._fatal.append(new)  # type: ignore[attr-defined]
+            when = self.steps[new].when
+            if when is not None:
+                others = self._guarded.get(when[0], ())
+                self._guarded[when[0]] = (*others, (new, when[1]))  # type: ignore[index]
+
+    def _await(self, node: int, sources: Set[int]) -> None:
+        """Let a node of a round that has just been added begin when its sources are there."""
+        base = len(self.plan.prefixes)
+        error: RunError | None = None
+        for source in sources:
+            prefix = source < base or self._is_prefix(source)
+            known = (
+                self._segments[source] is not None if prefix else self.values[source - base] is not MISSING
+            )
+            if not known:
+                self._needs[node] += 1
+                self._late.setdefault(source, []).append(node)
+                error = error or (self._broken.get(source) if prefix else self.errors.get(source - base))
+        if error is not None:
+            self._poison(node, error)
+        elif not self._needs[node]:
+            self._begun.append(node)
 
     def _settle(self) -> None:
         if not self._running and not self.over:
@@ -297,7 +467,7 @@ class Execution:
         self._notify()
 
     def _extend(self, number: int) -> bool:
-        prefix = self.plan.prefixes[number]
+        prefix = self.prefixes[number]
         added: list[Segment] = []
         try:
             for part in prefix.parts:
@@ -313,7 +483,7 @@ class Execution:
 
     def _do(self, number: int) -> bool:
         """Do a step; False if it is not done yet, or never will be."""
-        step = self.plan.steps[number]
+        step = self.steps[number]
         if number in self._dead:
             return False
         at = location(getattr(step, "at", ""))
@@ -321,9 +491,14 @@ class Execution:
             if isinstance(step, Compute):
                 self._finish(number, self._compute(step))
                 return True
-            if isinstance(step, Pick):
-                self._finish(number, self.value_of(step.then if self.values[step.cond] else step.orelse))
+            if isinstance(step, (Pick, Enter, Last)):
+                self._finish(number, self.value_of(self._taken(step)))
                 return True
+            if isinstance(step, Repeat):
+                self._finish(number, len(self.rounds(number)))
+                return True
+            if isinstance(step, Turn):
+                return self._turn(number, step)
             if isinstance(step, Prefill):
                 self._prefill(step)
             elif self.stopped:
@@ -365,15 +540,15 @@ class Execution:
 
     def _extends(self, prefix: int, start: int) -> bool:
         while prefix > start:
-            prefix = self.plan.prefixes[prefix].parent
+            prefix = self.prefixes[prefix].parent
         return prefix == start
 
     # -- calls ------------------------------------------------------------------------------------------------
 
     def _decode(self, number: int, step: Decode, at: Location | None) -> None:
-        spec = self.schedule.specs[number]
+        spec = self.schedule.specs[self._template.get(number, number)]
         request = self.session.request(spec, self._prompt(step.prefix), self._conversation(step), at)
-        if (uses := self.plan.prefixes[step.prefix].uses) > 1:
+        if (uses := self.prefixes[step.prefix].uses) > 1:
             request = msgspec.structs.replace(request, uses=uses)
         answer = self.answers[number] = Answer()
         self._running += 1
@@ -481,23 +656,23 @@ class Execution:
     def _finish(self, number: int, value: Any) -> None:
         self.values[number] = value
         self._reads_left.discard(number)
-        if number in self.schedule.guarded:
+        if number in self._guarded:
             self._bury(number, bool(value))
 
     def _bury(self, cond: int, value: bool) -> None:
         """The steps of the arm that is not taken never happen, nor those that their conditions guard."""
-        for step, wanted in self.schedule.guarded[cond]:
+        for step, wanted in self._guarded[cond]:
             if wanted != value:
                 self._dead.add(step)
                 self._reads_left.discard(step)
-                if step in self.schedule.guarded:
+                if step in self._guarded:
                     self._bury_all(step)
 
     def _bury_all(self, cond: int) -> None:
-        for step, _ in self.schedule.guarded[cond]:
+        for step, _ in self._guarded[cond]:
             self._dead.add(step)
             self._reads_left.discard(step)
-            if step in self.schedule.guarded:
+            if step in self._guarded:
                 self._bury_all(step)
 
     def _fail(self, number: int, error: BaseException, at: Location | None) -> None:
@@ -507,7 +682,7 @@ class Execution:
         self.errors[number] = found
         self._reads_left.discard(number)
         self._poison(len(self.plan.prefixes) + number, found)
-        if number in self.plan.fatal or self.read_error is not None:
+        if number in self._fatal or self.read_error is not None:
             self.stop()
 
     def _poison(self, number: int, error: RunError) -> None:
@@ -517,34 +692,54 @@ class Execution:
         seen = {number}
         while queue:
             current = queue.pop()
-            if current >= base:
+            if current < base or self._is_prefix(current):
+                self._broken.setdefault(current, error)
+            else:
                 self.errors.setdefault(current - base, error)
                 self._reads_left.discard(current - base)
-            for other in (*self.schedule.releases[current], *self._late.get(current, ())):
+            for other in (*self._releases(current), *self._late.get(current, ())):
                 if other not in seen:
                     seen.add(other)
                     queue.append(other)
 
     def meta_of(self, number: int) -> dict[str, Any] | None:
-        """Meta info of a call that has ended."""
-        while number >= 0 and isinstance(step := self.plan.steps[number], Pick):
-            number = step.steps[0 if self.values[step.cond] else 1]
-        if number < 0:
+        """Meta info of what a call has written that has ended."""
+        call = self.call_of(number)
+        if call is None or call < 0:
             return None
-        answer = self.answers[number]
+        answer = self.answers[call]
         if isinstance(answer.meta, Delta):
             answer.meta = meta_info(answer.meta, answer.meta.id)
         return answer.meta
 
     # -- what is known ----------------------------------------------------------------------------------------
 
+    def call_of(self, number: int) -> int | None:
+        """The call that wrote the value of a step (-1: none); None as long as a condition or a loop must decide it."""
+        while number >= 0:
+            step = self.steps[number]
+            if isinstance(step, Enter):
+                number = step.step
+            elif isinstance(step, Pick):
+                if self.values[step.cond] is MISSING:
+                    return None
+                number = step.steps[0 if self.values[step.cond] else 1]
+            elif isinstance(step, Last):
+                if self.values[step.repeat] is MISSING:
+                    return None
+                last = self.rounds(step.repeat)[-1]
+                number = last.step(last.repeat.values[step.index].step)
+            else:
+                break
+        return number
+
     def segments_of(self, part: Part) -> Prompt:
         if isinstance(part, Output) and part.tokens:
             return self.answers[part.step].segments
         if isinstance(part, ImagePart):
             return (TextSegment(part.token), ImageSegment(part.data))
-        if isinstance(part, Either):
-            return tuple(segment for p in self._arm(part) for segment in self.segments_of(p))
+        if isinstance(part, Either) or (isinstance(part, Rounds) and part.tokens):
+            return tuple(segment for p in self.inside(part) for segment in self.segments_of(p))
         return (TextSegment(self.text_of(part)),)
 
     def text_of(self, part: Part) -> str:
@@ -552,8 +747,8 @@ class Execution:
             return self.answers[part.step].text
         if isinstance(part, ImagePart):
             return part.token
-        if isinstance(part, Either):
-            return "".join(self.text_of(p) for p in self._arm(part))
+        if isinstance(part, (Either, Rounds)):
+            return "".join(self.text_of(p) for p in self.inside(part))
         value = self.value_of(part)
         if not isinstance(value, str):
             raise RunError(f"a {type(value).__name__} is appended, which is not text: {value!r}")
@@ -572,10 +767,8 @@ class Execution:
             return MISSING if any(v is MISSING for v in found) else found
         if isinstance(part, Output):
             return MISSING if self.values[part.step] is MISSING else self.answers[part.step].text
-        if isinstance(part, Either):
-            missing = self.values[part.cond] is MISSING or any(
-                self.value_of(p) is MISSING for p in self._arm(part)
-            )
+        if isinstance(part, (Either, Rounds)):
+            missing = not self.is_open(part) or any(self.value_of(p) is MISSING for p in self.inside(part))
             return MISSING if missing else self.text_of(part)
         return ABSENT if isinstance(part, Absent) else part.token
 
@@ -583,35 +776,43 @@ class Execution:
         """Why a variable will never have a value."""
         if isinstance(part, Gathered):
             return next((e for e in map(self.error_of, part.items) if e is not None), None)
-        if isinstance(part, Either):
-            known = self.values[part.cond] is not MISSING
-            parts: Rope = self._arm(part) if known else (Ref(part.cond),)
+        if isinstance(part, (Either, Rounds)):
+            waits = part.cond if isinstance(part, Either) else part.repeat
+            parts: Rope = self.inside(part) if self.is_open(part) else (Ref(waits),)
             return next((e for e in map(self.error_of, parts) if e is not None), None)
         return self.errors.get(part.step) if isinstance(part, (Ref, Output)) else None
+
+    def is_open(self, part: Either | Rounds) -> bool:
+        """Whether it is known what stands there."""
+        if isinstance(part, Either):
+            return self.values[part.cond] is not MISSING
+        return part.count >= 0 or self.values[part.repeat] is not MISSING
 
     def _before_both(self, message: PlanMessage) -> int:
         """The last message that both ways of a conversation have."""
         one, two = message.parent, message.orelse
         while one != two:
             if one > two:
-                one = self.plan.conversation[one].parent
+                one = self.conversation[one].parent
             else:
-                two = self.plan.conversation[two].parent
+                two = self.conversation[two].parent
         return one
 
     def messages_to(self, last: int) -> list[dict[str, Any]]:
         """The conversation up to message `last`, as far as it is known."""
         chain: list[Any] = []
         while last >= 0:
-            message = self.plan.conversation[last]
-            if message.cond >= 0:
-                if (
-                    self.values[message.cond] is MISSING
-                ):  # a failed run: only what both ways have in common is sure
-                    chain.clear()
-                    last = self._before_both(message)
+            message = self.conversation[last]
+            if not message.role:
+                waits = message.cond if message.cond >= 0 else message.repeat
+                if waits >= 0 and self.values[waits] is MISSING:
+                    chain.clear()  # a failed run: only what all ways have in common is sure
+                    last = self._before_both(message) if message.cond >= 0 else message.parent
+                elif message.repeat >= 0:
+                    end = self.rounds(message.repeat)[-1]
+                    last = end.message(end.repeat.states[message.state].end_message)
                 else:
-                    last = message.parent if self.values[message.cond] else message.orelse
+                    last = message.orelse if waits >= 0 and not self.values[waits] else message.parent
                 continue
             chain.append(message)
             last = message.parent
@@ -624,6 +825,12 @@ class Execution:
             content: Any = [{"type": "text", "text": text}, *images] if images else text
             found.append({"role": message.role, "content": content})
         return found
+
+
+def _put(items: Any, at: int, more: Sequence[Any], hole: Any) -> None:
+    """Let `more` begin at the place `at`; what lies before it stays empty."""
+    items.extend([hole] * (at - len(items)))
+    items.extend(more)
 
 
 def _image_part(data: bytes) -> dict[str, Any]:

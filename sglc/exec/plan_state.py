@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
-from runtime.plan import Choose, Decode, Either, Named, Output, Part, Pick, Ref, Rope
+from runtime.plan import Choose, Decode, Either, Named, Output, Part, Ref, Rope, Rounds
 from sglc.errors import RunError
 from sglc.exec.executor import ABSENT, MISSING, Execution
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
@@ -113,8 +113,8 @@ class PlanState:
         for part in parts:
             if run.value_of(part) is not MISSING:
                 yield run.text_of(part)
-            elif isinstance(part, Either) and run.values[part.cond] is not MISSING:
-                yield from self._known_text(part.then if run.values[part.cond] else part.orelse)
+            elif isinstance(part, (Either, Rounds)) and (run.is_open(part) or isinstance(part, Rounds)):
+                yield from self._known_text(run.inside(part))
                 return
             else:
                 return
@@ -152,24 +152,37 @@ class PlanState:
 
     def _call_of(self, named: Named) -> int:
         """The call that writes a variable, once the conditions that decide it are known; -1 if there is none."""
-        run, number = self._execution, named.step
-        while number >= 0 and isinstance(step := run.plan.steps[number], Pick):
-            cond = step.cond
-            run.wait(lambda cond=cond: run.over or run.values[cond] is not MISSING)  # type: ignore[misc]
-            if run.values[cond] is MISSING:
-                return -1
-            number = step.steps[0 if run.values[cond] else 1]
-        return number
+        run = self._execution
+        run.wait(lambda: run.over or run.call_of(named.step) is not None)
+        found = run.call_of(named.step)
+        return -1 if found is None else found
+
+    def _chunks_of_rounds(self, part: Rounds) -> Iterator[tuple[str, dict[str, Any] | None]]:
+        run, seen = self._execution, 0
+
+        def more() -> bool:
+            return run.over or len(run.rounds(part.repeat)) > seen or run.values[part.repeat] is not MISSING
+
+        while True:
+            run.wait(more)
+            if len(run.rounds(part.repeat)) == seen:
+                return
+            for inner in run.added(run.rounds(part.repeat)[seen], part):
+                yield from self._chunks_of(inner)
+            seen += 1
 
     def _chunks_of(self, part: Part) -> Iterator[tuple[str, dict[str, Any] | None]]:
         run = self._execution
         if isinstance(part, Either):
             run.wait(lambda: run.over or run.values[part.cond] is not MISSING)
-            if run.values[part.cond] is not MISSING:
-                for inner in part.then if run.values[part.cond] else part.orelse:
+            if run.is_open(part):
+                for inner in run.inside(part):
                     yield from self._chunks_of(inner)
             return
-        if not isinstance(part, (Output, Ref)) or not isinstance(run.plan.steps[part.step], (Decode, Choose)):
+        if isinstance(part, Rounds):
+            yield from self._chunks_of_rounds(part)
+            return
+        if not isinstance(part, (Output, Ref)) or not isinstance(run.steps[part.step], (Decode, Choose)):
             run.wait(lambda: run.over or run.value_of(part) is not MISSING)
             if run.value_of(part) is not MISSING and (text := run.text_of(part)):
                 yield text, None

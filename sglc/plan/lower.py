@@ -17,14 +17,18 @@ import msgspec
 from runtime.plan import (
     Absent,
     Argument,
+    Carried,
+    Carrier,
     Choose,
     Compute,
     Const,
     Decode,
     Either,
+    Enter,
     Gathered,
     Guard,
     ImagePart,
+    Last,
     Named,
     Output,
     Part,
@@ -34,13 +38,16 @@ from runtime.plan import (
     Prefill,
     Prefix,
     Ref,
+    Repeat,
     Rope,
+    Rounds,
     Step,
+    Turn,
     Variable,
     refs,
 )
 from sglc.errors import PlanError
-from sglc.ir.core import Graph, Module, Node, Operand, Symbol, Value
+from sglc.ir.core import Graph, Module, Node, Operand, Symbol, Value, walk
 from sglc.ir.ops import (
     Begin,
     Call,
@@ -49,6 +56,7 @@ from sglc.ir.ops import (
     If,
     Image,
     Join,
+    Loop,
     Pack,
     Pure,
     Read,
@@ -145,7 +153,7 @@ class _Lowering:
         graph = self.module.graph
         arguments: dict[Value, Variable] = {p: Argument(p.name) for p in graph.params}
         state, result = self._graph(graph, arguments, None, 0)
-        self._flush(state)
+        self.flush(state)
         uses = self._total_uses()
         self._prefill_shared(uses)
         return Plan(
@@ -174,7 +182,7 @@ class _Lowering:
                 ways[parent] += 1
         for number, count in enumerate(ways):
             if count > 1 and uses[number] > 1 and self._has_text(number):
-                self._step(Prefill(prefix=number, uses=uses[number]), self.waves[number])
+                self.step(Prefill(prefix=number, uses=uses[number]), self.waves[number])
 
     def _has_text(self, prefix: int) -> bool:
         while prefix >= 0:
@@ -194,23 +202,26 @@ class _Lowering:
 
     # Ropes.
 
-    def _flush(self, state: _State) -> int:
+    def flush(self, state: _State) -> int:
         """End the rope here, so that others can go on from it; its number."""
         if state.pending or state.prefix < 0:
             parts = _merged(state.pending)
             wave = self.waves[state.prefix] if state.prefix >= 0 else self.floor
-            self.prefixes.append((state.prefix, parts))
-            self.uses.append(0)
-            self.waves.append(max(wave, self._wave(parts)))
-            state.prefix = len(self.prefixes) - 1
+            state.prefix = self.prefix(state.prefix, parts, max(wave, self._wave(parts)))
             state.pending = []
         return state.prefix
+
+    def prefix(self, parent: int, parts: Rope, wave: int) -> int:
+        self.prefixes.append((parent, parts))
+        self.uses.append(0)
+        self.waves.append(wave)
+        return len(self.prefixes) - 1
 
     def _wave(self, parts: Sequence[Part]) -> int:
         """The wave after which all parts are known."""
         return max((self.step_waves[n] for p in parts for n in refs(p)), default=self.floor)
 
-    def _since(self, state: _State, mark: int) -> Rope:
+    def since(self, state: _State, mark: int) -> Rope:
         """What was appended since the rope ended at `mark`."""
         found: list[Rope] = [tuple(state.pending)]
         step = state.prefix
@@ -224,7 +235,7 @@ class _Lowering:
             step = parent
         return _merged([part for parts in reversed(found) for part in parts])
 
-    def _step(self, step: Step, wave: int) -> int:
+    def step(self, step: Step, wave: int) -> int:
         if self.guard is not None:
             step = msgspec.structs.replace(step, when=self.guard)
         self.steps.append(step)
@@ -237,7 +248,7 @@ class _Lowering:
         if len(parts) == 1 and not isinstance(parts[0], ImagePart):
             part = parts[0]
             return Ref(part.step) if isinstance(part, Output) else part
-        return Ref(self._step(Compute(op="concat", operands=parts, at=at), self._wave(parts)))
+        return Ref(self.step(Compute(op="concat", operands=parts, at=at), self._wave(parts)))
 
     # Graphs.
 
@@ -259,7 +270,7 @@ class _Lowering:
     def _meet(self, cond: int, one: _State, two: _State) -> _State:
         """The state that is one or the other."""
         start = self._common(one.prefix, two.prefix)
-        then, orelse = self._since(one, start), self._since(two, start)
+        then, orelse = self.since(one, start), self.since(two, start)
         pending: list[Part] = list(then) if then == orelse else [Either(cond, then, orelse)]
         if one.role != two.role or (one.role is not None and one.opened != two.opened):
             raise PlanError("the two ways of a condition end in different messages")
@@ -275,7 +286,7 @@ class _Lowering:
             pending=pending,
             variables=self._meet_variables(cond, one.variables, two.variables),
             messages=messages,
-            history=self._meet_history(one.history, two.history),
+            history=self.meet_history(one.history, two.history),
             base=one.base if one.base == two.base else -2,
             calls=list(dict.fromkeys((*one.calls, *two.calls))),
         )
@@ -289,7 +300,7 @@ class _Lowering:
                 two = self.prefixes[two][0]
         return one
 
-    def _meet_history(self, one: list[dict[str, Any]], two: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def meet_history(self, one: list[dict[str, Any]], two: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What later role markers need to know of the messages before."""
         if [m["role"] for m in one] == [m["role"] for m in two]:
             return one
@@ -320,7 +331,7 @@ class _Lowering:
 
     def _pick(self, cond: int, then: Variable, orelse: Variable, steps: tuple[int, int] = (-1, -1)) -> int:
         wave = max(self.step_waves[n] for v in (Ref(cond), then, orelse) for n in refs(v))
-        number = self._step(Pick(cond=cond, then=then, orelse=orelse, steps=steps), wave)
+        number = self.step(Pick(cond=cond, then=then, orelse=orelse, steps=steps), wave)
         if any(self.maybe_absent(v) for v in (then, orelse)):
             self.partial.add(number)
         return number
@@ -331,7 +342,7 @@ class _Lowering:
     def _close(self, state: _State) -> int:
         """The conversation with the open message as its last one."""
         assert state.role is not None
-        content = self._since(state, state.opened)
+        content = self.since(state, state.opened)
         self.conversation.append(PlanMessage(state.messages, state.role, content))
         return len(self.conversation) - 1
 
@@ -378,7 +389,11 @@ class _Walk:
         if not isinstance(value, Gathered):
             return value
         items = tuple(self.packed(v) for v in value.items)
-        return Ref(self.to._step(Compute(op="pack", operands=items, kind="list"), self.to._wave(items)))
+        return Ref(self.to.step(Compute(op="pack", operands=items, kind="list"), self.to._wave(items)))
+
+    def nodes(self, nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            self.node(node)
 
     def node(self, node: Node) -> None:
         at = _place(node.at)
@@ -386,18 +401,20 @@ class _Walk:
             self.states[node.out] = _State()
         elif isinstance(node, Fork):
             state = self.states[node.state]
-            state.base = self.to._flush(state)
+            state.base = self.to.flush(state)
             for out in node.outs:
                 self.states[out] = state.copy()
         elif isinstance(node, (Pure, Pack)):
             operands = tuple(self.part(v) for v in node.operands)
             keys, kind = (node.keys, node.kind) if isinstance(node, Pack) else ((), "")
             step = Compute(op=node.op, operands=operands, kind=kind, keys=keys, at=at)
-            self.known[node.out] = Ref(self.to._step(step, self.to._wave(operands)))
+            self.known[node.out] = Ref(self.to.step(step, self.to._wave(operands)))
         elif isinstance(node, Read):
             self.operand(node.value)
         elif isinstance(node, If):
             self._if(node, at)
+        elif isinstance(node, Loop):
+            _Round(self, node, at).lower()
         elif isinstance(node, Call):
             self._call(node, at)
         else:
@@ -406,18 +423,17 @@ class _Walk:
     def _if(self, node: If, at: str) -> None:
         cond = self.operand(node.cond)
         if not isinstance(cond, Ref):
-            cond = Ref(self.to._step(Compute(op="bool", operands=(self.packed(cond),), at=at), self.to.floor))
+            cond = Ref(self.to.step(Compute(op="bool", operands=(self.packed(cond),), at=at), self.to.floor))
         to, outer = self.to, (self.to.guard, self.to.floor)
         held = {v: self.states[v] for v in node.captures if v.type == "state"}
         for state in held.values():
-            to._flush(state)
+            to.flush(state)
         arms: list[tuple[_Walk, Sequence[Operand]]] = []
         for wanted, region in ((True, node.then), (False, node.orelse)):
-            states = {**self.states, **{v: s.in_arm() for v, s in held.items()}}
-            walk = _Walk(to, self.known, states, self.defaults, self.depth)
+            walk = self.inside()
+            walk.states.update({v: s.in_arm() for v, s in held.items()})
             to.guard, to.floor = (cond.step, wanted), max(outer[1], to.step_waves[cond.step])
-            for inner in region.nodes:
-                walk.node(inner)
+            walk.nodes(region.nodes)
             to.guard, to.floor = outer
             arms.append((walk, region.results))
         (one, ones), (two, twos) = arms
@@ -425,16 +441,20 @@ class _Walk:
             if isinstance(a, Value) and isinstance(b, Value) and out.type == "state":
                 self.states[out] = to._meet(cond.step, one.states[a], two.states[b])
                 continue
-            then, orelse = self._yielded(a), self._yielded(b)
+            then, orelse = self.yielded(a), self.yielded(b)
             self.known[out] = then if then == orelse else Ref(to._pick(cond.step, then, orelse))
 
-    def _yielded(self, value: Operand) -> Variable:
+    def yielded(self, value: Operand) -> Variable:
         """What an arm hands on; the body has not read it by that."""
         return self.known[value] if isinstance(value, Value) else self.operand(value)
 
+    def inside(self) -> _Walk:
+        """The walk through a region."""
+        return _Walk(self.to, self.known, dict(self.states), self.defaults, self.depth)
+
     def _append(self, node: Any, at: str) -> None:
         if not hasattr(node, "state"):
-            raise PlanError(f"there is no way to lower {node.op!r} ({at or 'no place'})")
+            raise PlanError(f"there is no way to lower {node.op!r}", node.at)
         state = self.states.pop(node.state)
         self.states[node.out] = state
         if isinstance(node, Text):
@@ -446,9 +466,9 @@ class _Walk:
         elif isinstance(node, RoleEnd):
             self._role_end(state, node.role)
         elif isinstance(node, ScopeBegin):
-            state.scopes[node.name] = self.to._flush(state)
+            state.scopes[node.name] = self.to.flush(state)
         elif isinstance(node, ScopeEnd):
-            text = self.to._concat(self.to._since(state, state.scopes.pop(node.name)), at)
+            text = self.to._concat(self.to.since(state, state.scopes.pop(node.name)), at)
             self.known[node.text] = text
             _set(state, Named(node.name, text))
         elif isinstance(node, SetVar):
@@ -474,7 +494,7 @@ class _Walk:
         prefix, _ = template.get_prefix_and_suffix(role, state.history)
         state.pending.append(Const(prefix))
         state.role = role
-        state.opened = self.to._flush(state)
+        state.opened = self.to.flush(state)
 
     def _role_end(self, state: _State, role: str) -> None:
         if state.role is None:
@@ -487,14 +507,14 @@ class _Walk:
 
     def _open(self, state: _State) -> dict[str, Any]:
         """The conversation that a call continues."""
-        content = self.to._since(state, state.opened) if state.role is not None else ()
+        content = self.to.since(state, state.opened) if state.role is not None else ()
         return {"messages": state.messages, "role": state.role, "content": content}
 
     def _gen(self, state: _State, node: Gen, at: str) -> None:
-        prefix = self.to._flush(state)
+        prefix = self.to.flush(state)
         self.to.uses[prefix] += 1
         wave = max(self.to.waves[prefix], self.to.floor) + 1
-        step = self.to._step(
+        step = self.to.step(
             Decode(
                 prefix=prefix,
                 name=node.name,
@@ -512,12 +532,12 @@ class _Walk:
         self._wrote(state, node, step)
 
     def _select(self, state: _State, node: Select, at: str) -> None:
-        prefix = self.to._flush(state)
+        prefix = self.to.flush(state)
         self.to.uses[prefix] += 1
         choices = tuple(self.part(c) for c in node.choices)
         wave = max(self.to.waves[prefix], self.to._wave(choices), self.to.floor) + 1
         opened = self._open(state)
-        step = self.to._step(
+        step = self.to.step(
             Choose(
                 prefix=prefix, choices=choices, name=node.name, method=node.method, wave=wave, at=at, **opened
             ),
@@ -537,7 +557,7 @@ class _Walk:
             state.calls.extend(branch.calls)
         if node.mode == "concate_and_append":
             for branch in branches:
-                parts = self.to._since(branch, branch.forked)
+                parts = self.to.since(branch, branch.forked)
                 # Tokens go on as they are only where the branch goes on from where its parent stands.
                 state.pending.extend(parts if branch.base == state.base else map(_as_text, parts))
             return
@@ -557,17 +577,191 @@ class _Walk:
         callee = self.to.module.graph_of(node.symbol)
         known = {p: self.operand(a) for p, a in zip(callee.params, node.args, strict=True)}
         state, result = self.to._graph(callee, known, given(node.sampling), self.depth + 1)
-        self.to._flush(state)
-        self.known[node.text] = self.to._concat(self.to._since(state, -1), at)
+        self.to.flush(state)
+        self.known[node.text] = self.to._concat(self.to.since(state, -1), at)
         *values, last = node.values
         for value, name in zip(values, node.variables, strict=True):
             self.known[value] = state.variables[name].value
         self.known[last] = result
 
 
+@dataclass
+class _Goes:
+    """A state that goes round: as it was before, at the beginning of a round, and at its end."""
+
+    before: _State
+    head: _State
+    message: int
+    enters: dict[str | None, int]
+
+
+class _Round:
+    """A loop: its body once, and what goes round."""
+
+    def __init__(self, walk: _Walk, node: Loop, at: str) -> None:
+        self.walk = walk
+        self.to = walk.to
+        self.loop = node
+        self.at = at
+        self.number = -1
+        self.values: list[Carried] = []
+        self.outs: list[tuple[bool, int]] = []  # of each carried value: may it be absent, its wave
+
+    def lower(self) -> None:
+        to, node = self.to, self.loop
+        pairs = list(zip(node.body.params, node.inits, strict=True))
+        states = [(p, v) for p, v in pairs if p.type == "state" and isinstance(v, Value)]
+        held = {v: self.walk.states[v] for v in node.captures if v.type == "state"}
+        for state in (*held.values(), *(self.walk.states[v] for _, v in states)):
+            to.flush(state)
+        empty = Repeat(stop=0, prefixes=(0, 0), messages=(0, 0))
+        self.number = to.step(empty, to.floor)
+        to.reads.add(self.number)  # the body waits for the end of the loop
+        low, first = len(to.prefixes), len(to.conversation)
+        body = self.walk.inside()
+        body.states.update({v: s.in_arm() for v, s in held.items()})
+        names = _names_in(node)
+        going = {p: self._head(k, self.walk.states.pop(v), names) for k, (p, v) in enumerate(states)}
+        body.states.update({p: g.head.in_arm() for p, g in going.items()})
+        enters = {}
+        for param, init in pairs:
+            if param.type != "state":
+                enters[param] = self._enter(self.walk.yielded(init), -1)
+                body.known[param] = Ref(enters[param])
+        body.nodes(node.body.nodes)
+        again, *results = node.body.results
+        ends = dict(zip(node.body.params, results, strict=True))
+        turn_on = body.packed(body.operand(again))
+        carriers = [self._end(g, body.states[_value(ends[p])], k) for k, (p, g) in enumerate(going.items())]
+        for param, entry in enters.items():
+            self._carry(entry, body.yielded(ends[param]), -1)
+        wave = max(to.step_waves[self.number :], default=to.floor)
+        to.step(Turn(repeat=self.number, again=turn_on, at=self.at), wave)
+        to.steps[self.number] = msgspec.structs.replace(
+            empty,
+            stop=len(to.steps),
+            prefixes=(low, len(to.prefixes)),
+            messages=(first, len(to.conversation)),
+            values=tuple(self.values),
+            states=tuple(c for c, _ in carriers),
+            maximum=node.maximum,
+            bounded=node.bounded,
+            at=self.at,
+            when=to.guard,
+        )
+        to.step_waves[self.number] = wave
+        left = iter(zip(carriers, going.values(), strict=True))
+        for param, out in zip(node.body.params, node.outs, strict=True):
+            if param.type == "state":
+                (carrier, end), goes = next(left)
+                self.walk.states[out] = self._after(carrier, goes, end, wave)
+            else:
+                self.walk.known[out] = self._last(enters[param], wave)
+
+    def _head(self, number: int, before: _State, names: frozenset[str | None]) -> _Goes:
+        """The state with which a round begins."""
+        to = self.to
+        prefix = to.prefix(before.prefix, (Rounds(self.number, number, 0),), to.waves[before.prefix])
+        to.conversation.append(PlanMessage(before.messages, "", ()))
+        message = len(to.conversation) - 1
+        head = dataclasses.replace(before.in_arm(), prefix=prefix, messages=message, base=-2)
+        enters: dict[str | None, int] = {}
+        for name, named in before.variables.items():
+            if name in names:
+                enters[name] = number = self._enter(named.value, named.step)
+                head.variables[name] = Named(name, Ref(number), number if named.step >= 0 else -1)
+        return _Goes(before, head, message, enters)
+
+    def _end(self, goes: _Goes, end: _State, number: int) -> tuple[Carrier, _State]:
+        """What a round has made of a state."""
+        to, head = self.to, goes.head
+        to.flush(end)
+        if end.role != head.role or (end.role is not None and end.opened != head.opened):
+            raise PlanError(f"a round of a loop ends in another message than it began in ({self.at})")
+        if end.scopes != head.scopes:
+            raise PlanError(f"a round of a loop ends in another scope than it began in ({self.at})")
+        to.meet_history(head.history, end.history)
+        for name, entry in goes.enters.items():
+            now = end.variables[name]
+            self._carry(entry, now.value, now.step)
+        for name, named in end.variables.items():
+            if name not in head.variables:
+                if any(isinstance(n, Join) for n in walk(self.loop.body.nodes)):
+                    raise PlanError(f"the variable {name!r} is joined in a loop that defines it ({self.at})")
+                goes.enters[name] = entry = self._enter(Absent(), -1)
+                self._carry(entry, named.value, named.step)
+        added = to.since(end, head.prefix)
+        return Carrier(head.prefix, end.prefix, added, goes.message, end.messages), end
+
+    def _after(self, carrier: Carrier, goes: _Goes, end: _State, wave: int) -> _State:
+        """The state after the loop."""
+        to, before = self.to, goes.before
+        number = next(k for k, s in enumerate(self._repeat().states) if s is carrier)
+        prefix = to.prefix(before.prefix, (Rounds(self.number, number),), wave)
+        messages = before.messages
+        if end.messages != goes.message:
+            to.conversation.append(PlanMessage(before.messages, "", (), repeat=self.number, state=number))
+            messages = len(to.conversation) - 1
+        variables = dict(before.variables)
+        for name, entry in goes.enters.items():
+            value = self._last(entry, wave)
+            wrote = next(v.step for v in self.values if v.enter == entry) >= 0
+            variables[name] = Named(name, value, value.step if wrote else -1)
+        return dataclasses.replace(
+            before,
+            prefix=prefix,
+            pending=[],
+            variables=variables,
+            messages=messages,
+            history=end.history,
+            base=-2,
+            calls=list(dict.fromkeys((*before.calls, *end.calls))),
+        )
+
+    def _repeat(self) -> Repeat:
+        found = self.to.steps[self.number]
+        assert isinstance(found, Repeat)
+        return found
+
+    def _enter(self, value: Variable, step: int) -> int:
+        to = self.to
+        wave = max((to.step_waves[n] for n in refs(value)), default=to.floor)
+        number = to.step(Enter(value=value, step=step), wave)
+        if to.maybe_absent(value):
+            to.partial.add(number)
+        return number
+
+    def _carry(self, enter: int, value: Variable, step: int) -> None:
+        self.values.append(Carried(enter, value, step))
+
+    def _last(self, enter: int, wave: int) -> Ref:
+        """The value that goes round, after the loop."""
+        index, carried = next((k, v) for k, v in enumerate(self._repeat().values) if v.enter == enter)
+        number = self.to.step(Last(repeat=self.number, index=index), wave)
+        if self.to.maybe_absent(carried.value):
+            self.to.partial.add(number)
+        return Ref(number)
+
+
+def _value(operand: Operand) -> Value:
+    assert isinstance(operand, Value), "a state is a value"
+    return operand
+
+
+def _names_in(loop: Loop) -> frozenset[str | None]:
+    """Variables that the body may give a value."""
+    found: set[str | None] = set()
+    for node in walk(loop.body.nodes):
+        if isinstance(node, (Gen, Select, SetVar, ScopeEnd)):
+            found.add(node.name)
+    return frozenset(found)
+
+
 def _as_text(part: Part) -> Part:
     if isinstance(part, Output):
         return Output(part.step, tokens=False)
+    if isinstance(part, Rounds):
+        return msgspec.structs.replace(part, tokens=False)
     if isinstance(part, Either):
         return Either(part.cond, tuple(map(_as_text, part.then)), tuple(map(_as_text, part.orelse)))
     return Const(part.token) if isinstance(part, ImagePart) else part

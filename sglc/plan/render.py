@@ -14,15 +14,20 @@ from runtime.plan import (
     Const,
     Decode,
     Either,
+    Enter,
     Gathered,
+    Last,
     Output,
     Part,
     Pick,
     Plan,
     Prefill,
     Ref,
+    Repeat,
     Rope,
+    Rounds,
     Step,
+    Turn,
     refs,
 )
 from sglc.errors import PlanError
@@ -62,13 +67,8 @@ def to_text(plan: Plan) -> str:
     for number, step in enumerate(plan.steps):
         if isinstance(step, (Decode, Choose)):
             waves.setdefault(step.wave, []).append(f"    {_call(number, step)}{_guard(step)}")
-        elif isinstance(step, Compute):
-            computed.append(f"    {_compute(number, step)}{_guard(step)}")
-        elif isinstance(step, Pick):
-            ways = f"{variable(step.then)} if value {step.cond} else {variable(step.orelse)}"
-            computed.append(f"    {number}: {ways}{_guard(step)}")
         else:
-            computed.append(f"    prefill p{step.prefix} {{uses={step.uses}}}{_guard(step)}")
+            computed.append(f"    {_other(number, step)}{_guard(step)}")
     if computed:
         lines += ["  when known", *computed]
     for wave in sorted(waves):
@@ -92,6 +92,9 @@ def part(item: Part) -> str:
         return f"output {item.step}"
     if isinstance(item, Either):
         return f"({rope(item.then)} if value {item.cond} else {rope(item.orelse)})"
+    if isinstance(item, Rounds):
+        which = "all" if item.count < 0 else "earlier"
+        return f"({which} rounds of {item.repeat}, state {item.state})"
     if isinstance(item, Absent):
         return "nothing"
     return f"{item.kind}({len(item.data)} bytes)"
@@ -128,6 +131,32 @@ def _call(number: int, step: Decode | Choose) -> str:
     return f"{number}: decode p{step.prefix}{_attrs(fields)}"
 
 
+def _other(number: int, step: Step) -> str:
+    """A step that is no call."""
+    if isinstance(step, Pick):
+        return f"{number}: {variable(step.then)} if value {step.cond} else {variable(step.orelse)}"
+    if isinstance(step, Enter):
+        return f"{number}: at first {variable(step.value)}"
+    if isinstance(step, Turn):
+        return f"{number}: repeat {step.repeat} if {part(step.again)}"
+    if isinstance(step, Last):
+        return f"{number}: what repeat {step.repeat} has made of its value {step.index}"
+    if isinstance(step, Repeat):
+        return _repeat(number, step)
+    if isinstance(step, Prefill):
+        return f"prefill p{step.prefix} {{uses={step.uses}}}"
+    assert isinstance(step, Compute), step
+    return _compute(number, step)
+
+
+def _repeat(number: int, step: Repeat) -> str:
+    rounds = f"at most {step.maximum} rounds" + (", then on" if step.bounded else "")
+    values = [f"value {v.enter} = {variable(v.value)}" for v in step.values]
+    states = [f"p{s.head} = p{s.end}" for s in step.states]
+    again = "; again with " + ", ".join([*states, *values]) if states or values else ""
+    return f"{number}: repeat {number + 1} to {step.stop - 1}, {rounds}{again}"
+
+
 def _compute(number: int, step: Compute) -> str:
     return f"{number}: {step.op} {', '.join(part(o) for o in step.operands)}" + _attrs(
         {"kind": step.kind or None, "keys": step.keys}
@@ -153,13 +182,22 @@ def _edges(parts: Rope, to: str) -> list[str]:
     return [f"  s{n} -> {to};" for p in parts for n in refs(p)]
 
 
+def _sources(step: Pick | Enter | Turn | Last | Repeat) -> list[int]:
+    if isinstance(step, Pick):
+        return [step.cond, *refs(step.then), *refs(step.orelse)]
+    if isinstance(step, Enter):
+        return list(refs(step.value))
+    if isinstance(step, Turn):
+        return list(refs(step.again))
+    return [step.repeat] if isinstance(step, Last) else [step.stop - 1]
+
+
 def _step_lines(number: int, step: Step) -> list[str]:
     if isinstance(step, Prefill):
         return []
-    if isinstance(step, Pick):
-        edges = [f"  s{n} -> s{number};" for v in (step.then, step.orelse) for n in refs(v)]
-        lines = [f"  s{number} [shape=diamond, label={quote('pick')}];", f"  s{step.cond} -> s{number};"]
-        return [*lines, *edges]
+    if isinstance(step, (Pick, Enter, Turn, Last, Repeat)):
+        edges = [f"  s{n} -> s{number};" for n in _sources(step)]
+        return [f"  s{number} [shape=diamond, label={quote(type(step).__name__.lower())}];", *edges]
     if isinstance(step, Compute):
         return [f"  s{number} [label={quote(step.op)}];", *_edges(step.operands, f"s{number}")]
     kind = "decode" if isinstance(step, Decode) else "choose"
