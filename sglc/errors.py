@@ -30,9 +30,11 @@ class TraceError(SglcError):
 
 
 class GraphBreak(TraceError):
-    """`needs`: arguments that, if they were known, might let tracing go on; None if it is not a matter of arguments."""
+    """`needs`: arguments that, if they were known, might let tracing go on; None if it is not a matter of arguments.
+    `mark`: what is wrong with the program, where it would fail in any run."""
 
     needs: frozenset[str] | None = None
+    mark: str = ""
 
 
 class IRError(SglcError):

@@ -1,4 +1,4 @@
-"""`sglc compile`, `sglc run`, `sglc passes`: the commands, one file each.
+"""`sglc compile`, `sglc run`, `sglc check`, ...: the commands, one file each.
 
 What the user got wrong (a missing file, a syntax error in it, a wrong argument) is told in one line with the
 place, and the exit code is 2; a run that fails exits with 1. Heavy imports wait until a command needs
@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import typer
 
+from sglc.cli.check import check_command
 from sglc.cli.common import Mistake
 from sglc.cli.compile import compile_command
 from sglc.cli.passes import passes
@@ -26,6 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compile")(compile_command)
+app.command("check")(check_command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
 app.command()(passes)
 
@@ -36,7 +38,9 @@ def main() -> None:
     from sglc.errors import RunError, SglcError
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)  # what click makes of typer.Exit, or of a command that returns
+        if isinstance(code, int) and code:
+            sys.exit(code)
     except (Mistake, SglcError) as error:
         _die(str(error), 1 if isinstance(error, RunError) else 2)
     except EngineError as error:

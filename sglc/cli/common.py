@@ -79,14 +79,14 @@ def _place_in(error: BaseException, file: Path) -> str:
     return found
 
 
-def _programs(module: Any) -> dict[str, Any]:
+def programs(module: Any) -> dict[str, Any]:
     from sglc.lang.program import Program
 
     return {name: value for name, value in vars(module).items() if isinstance(value, Program)}
 
 
 def named(module: Any, name: str, file: Path) -> Any:
-    found = _programs(module)
+    found = programs(module)
     if name not in found:
         raise Mistake(
             f"{file} has no program {name!r}; it has {', '.join(found) or 'none'}{near(name, found)}"
@@ -95,7 +95,7 @@ def named(module: Any, name: str, file: Path) -> Any:
 
 
 def top_programs(module: Any, file: Path) -> list[Any]:
-    found = {n: p for n, p in _programs(module).items() if p.func.__module__ == module.__name__}
+    found = {n: p for n, p in programs(module).items() if p.func.__module__ == module.__name__}
     if not found:
         plain = [
             n

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from runtime.api import Constraint
 from sglc.ir.specs import GenSpec, ImageSpec, SamplingFields, SelectSpec
 from sglc.lang.choices import ChoicesSamplingMethod, token_length_normalized
+from sglc.lang.values import TracedStr
 
 REGEX_INT = r"[-+]?[0-9]+[ \n]*"
 REGEX_FLOAT = r"[-+]?[0-9]*\.?[0-9]+[ \n]*"
@@ -177,7 +178,7 @@ def select(
     """Append the choice that the model finds likeliest; it becomes variable `name`."""
     if choices is None:
         raise AssertionError("select needs choices: select(name, choices=[...])")
-    if isinstance(choices, str) or not all(isinstance(c, str) for c in choices):
+    if isinstance(choices, str) or not all(isinstance(c, (str, TracedStr)) for c in choices):
         raise ValueError(f"select({name!r}): choices must be a list of strings, got {choices!r}")
     if not choices:
         raise ValueError(f"select({name!r}): the list of choices is empty; give at least one")

@@ -238,7 +238,7 @@ class Trace:
             self.paths.end = ended.end
             return
         except Exception as error:
-            at = _raised_at(error) or self.where()
+            at = _raised_at(error, function.__code__.co_filename) or self.where()
             broken = GraphBreak(f"the body raised {type(error).__name__}: {error}", at)
             # It may be that something was given a traced value that only knows strings.
             broken.needs = frozenset(p.name for p in self.params)
@@ -356,8 +356,10 @@ class Trace:
         self.nodes.append(Pack(value, items, kind, keys, at=at))
         return value
 
-    def stop(self, reason: str, at: Location | None = None) -> NoReturn:
-        raise GraphBreak(reason, at or self.where())
+    def stop(self, reason: str, at: Location | None = None, mark: str = "") -> NoReturn:
+        error = GraphBreak(reason, at or self.where())
+        error.mark = mark
+        raise error
 
     def where(self) -> Location | None:
         """The line of the program that is running: the innermost frame outside of this package."""
@@ -460,14 +462,17 @@ def _beyond_defaults(sampling: SamplingFields | None) -> SamplingFields:
     return replace(sampling, **same)
 
 
-def _raised_at(error: BaseException) -> Location | None:
-    found, step = None, error.__traceback__
+def _raised_at(error: BaseException, own: str) -> Location | None:
+    """The last line of the program's file on the way to the error, or of any file that is not ours."""
+    found, mine, step = None, None, error.__traceback__
     while step is not None:
         file = step.tb_frame.f_code.co_filename
         if not file.startswith(_PACKAGE):
             found = Location(file, step.tb_lineno)
+        if file == own:
+            mine = found
         step = step.tb_next
-    return found
+    return mine or found
 
 
 def constant_prefix(program: Any, template: Any = None, arguments: Mapping[str, Any] | None = None) -> str:

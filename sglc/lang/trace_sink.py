@@ -32,6 +32,15 @@ if TYPE_CHECKING:
     from sglc.lang.trace import Trace
 
 
+class UndefinedVariable(KeyError):
+    """A variable is read that no gen on this path has defined; `known` are those that are."""
+
+    def __init__(self, name: Any, known: list[Any]) -> None:
+        super().__init__(name)
+        self.name = name
+        self.known = known
+
+
 def type_of_shape(shape: Any) -> str:
     """The IR type of what user code holds: a traced value, a list of them, or a constant."""
     if isinstance(shape, Traced):
@@ -93,7 +102,7 @@ class TraceSink:
 
     def _append(self, op: Any, at: Location | None, *operands: Any, **attrs: Any) -> None:
         if self.over:
-            self.trace.stop("a state that was joined or has ended is appended to", at)
+            self.trace.stop("a state that was joined or has ended is appended to", at, "ended-state")
         self.state = self.trace.emit_state(op, at, self.state, *operands, **attrs)
 
     def _define(self, name: Any, value: Any) -> None:
@@ -105,7 +114,7 @@ class TraceSink:
         if not isinstance(value, (str, TracedStr)) and not (
             isinstance(value, Traced) and type_of_shape(value) == "any"
         ):
-            self.trace.stop(f"a {type_of_shape(value)} is appended, which is not text", at)
+            self.trace.stop(f"a {type_of_shape(value)} is appended, which is not text", at, "not-text")
         self._append(Text, at, (self.trace.operand(value, "the text", at),))
 
     def image(self, spec: ImageSpec, at: Location | None) -> None:
@@ -116,7 +125,7 @@ class TraceSink:
     def gen(self, spec: GenSpec, at: Location | None) -> None:
         self._check_name(spec.name, at)
         if self.over:
-            self.trace.stop("a state that was joined or has ended is appended to", at)
+            self.trace.stop("a state that was joined or has ended is appended to", at, "ended-state")
         out = self.trace.names.fresh("state")
         text = self.trace.names.fresh("str" if spec.n is None else "list<str>")
         symbol = self.trace.tracing.symbol(spec.constraint)
@@ -137,7 +146,7 @@ class TraceSink:
         if method is None:
             self.trace.stop("a choices method of the user's own decides, which is Python", at)
         if self.over:
-            self.trace.stop("a state that was joined or has ended is appended to", at)
+            self.trace.stop("a state that was joined or has ended is appended to", at, "ended-state")
         choices = tuple(self.trace.operand(c, "a choice", at) for c in spec.choices)
         out = self.trace.names.fresh("state")
         text = self.trace.names.fresh("str")
@@ -153,26 +162,26 @@ class TraceSink:
 
     def role_begin(self, role: str, at: Location | None) -> None:
         if self.role is not None:
-            self.trace.stop(f"a {role} message begins inside a {self.role} message", at)
+            self.trace.stop(f"a {role} message begins inside a {self.role} message", at, "nested-role")
         self.role = role
         self._append(RoleBegin, at, role)
 
     def role_end(self, role: str, at: Location | None) -> None:
         if self.role != role:
-            self.trace.stop(f"a {role} message ends that did not begin", at)
+            self.trace.stop(f"a {role} message ends that did not begin", at, "role-not-open")
         self.role = None
         self._append(RoleEnd, at, role)
 
     def scope_begin(self, name: str, at: Location | None) -> None:
         self._check_name(name, at)
         if name in self.scopes:
-            self.trace.stop(f"the scope {name!r} is open already", at)
+            self.trace.stop(f"the scope {name!r} is open already", at, "nested-scope")
         self.scopes.append(name)
         self._append(ScopeBegin, at, name)
 
     def scope_end(self, name: str, at: Location | None) -> None:
         if name not in self.scopes:
-            self.trace.stop(f"the scope {name!r} ends that did not begin", at)
+            self.trace.stop(f"the scope {name!r} ends that did not begin", at, "nested-scope")
         self.scopes.remove(name)
         out = self.trace.names.fresh("state")
         text = self.trace.names.fresh("str")
@@ -182,7 +191,7 @@ class TraceSink:
 
     def fork(self, size: int, at: Location | None) -> Sequence[Any]:
         if self.over:
-            self.trace.stop("a state that was joined or has ended is forked", at)
+            self.trace.stop("a state that was joined or has ended is forked", at, "ended-state")
         if self.scopes:
             self.trace.stop(f"a fork inside the scope {self.scopes[-1]!r}", at)
         outs = tuple(self.trace.names.fresh("state") for _ in range(size))
@@ -193,7 +202,9 @@ class TraceSink:
     def join(self, children: Sequence[Any], mode: str, at: Location | None) -> None:
         for child in children:
             if child.parent is not self or child.over:
-                self.trace.stop("a branch is joined that is not an open branch of this state", at)
+                self.trace.stop(
+                    "a branch is joined that is not an open branch of this state", at, "ended-state"
+                )
         for child in children:
             self.joined.extend(child.joined)
             if child.last is not None:
@@ -216,8 +227,10 @@ class TraceSink:
         if isinstance(name, Traced):
             name.stop("the name of a variable", "Read the variable by a fixed name")
         if name in self.scopes:
-            self.trace.stop(f"the scope {name!r} is read while it is open", at)
+            self.trace.stop(f"the scope {name!r} is read while it is open", at, "nested-scope")
         self.trace.paths.consult(self, name)
+        if name not in self.env:
+            raise UndefinedVariable(name, list(self.env))
         value = self.env[name]
         self.trace.note_read(value, at)
         for written in self.joined:  # a branch that failed fails the state that it was joined to

@@ -124,8 +124,8 @@ def looked_up(s, key):
     s += TABLE[key] + sgl.gen("x")
 
 
-RIGHT = [straight, forked, joined, scoped, roles, outer, counts, looked_up]
-INTERPRETED = [branch, length, noisy, loops]
+RIGHT = [straight, branch, length, loops, forked, joined, scoped, roles, outer, counts, looked_up]
+INTERPRETED = [noisy]
 
 
 def backend(**options: Any) -> sgl.Scripted:

@@ -1,0 +1,9 @@
+"""Static checks of programs: what `sglc check` says, with code, place and fix."""
+
+from __future__ import annotations
+
+from sglc.check.diagnostic import Diagnostic, Severity
+from sglc.check.run import check_file, check_program
+from sglc.check.subject import CheckOptions
+
+__all__ = ["CheckOptions", "Diagnostic", "Severity", "check_file", "check_program"]

@@ -1,0 +1,316 @@
+"""Rules about selects and what is compared with them."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from runtime.compute import ComputeError, compute
+from sglc.check.diagnostic import Diagnostic
+from sglc.check.rule import Rule
+from sglc.check.subject import Subject, argument, called, constant_texts
+from sglc.ir.core import Value
+from sglc.ir.ops import Pure, Select, Text, type_of
+
+
+class ImpossibleCompare(Rule, code="SGL201", name="impossible-compare", severity="error"):
+    """A condition on a select that comes out the same whatever is chosen.
+
+    Bad:
+
+        s += "Tool: " + sgl.select("tool", ["calc", "search"])
+        if s["tool"] == "calculator":
+            s += sgl.gen("expression")
+
+    Good:
+
+        s += "Tool: " + sgl.select("tool", ["calc", "search"])
+        if s["tool"] == "calc":
+            s += sgl.gen("expression")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        tables: dict[Value, tuple[Select, Mapping[str, Any]]] = {}
+        seen: set[Any] = set()
+        for node in subject.nodes():
+            if isinstance(node, Select):
+                choices = constant_texts(node.choices)
+                if choices:
+                    tables[node.text] = (node, {c: c for c in choices})
+            elif isinstance(node, Pure):
+                found = _derived(node, tables)
+                if found is None:
+                    continue
+                tables[node.out] = found
+                select, table = found
+                place = (node.at, node.args[-1]) if node.args else node.at
+                if node.op in _TESTS and len(set(table.values())) == 1 and place not in seen:
+                    seen.add(place)
+                    yield self._tell(subject, node, select, next(iter(table.values())))
+
+    def _tell(self, subject: Subject, node: Pure, select: Select, outcome: bool) -> Diagnostic:
+        choices = [c for c in select.choices if isinstance(c, str)]
+        other = next((a for a in node.args if isinstance(a, str)), "")
+        near = difflib.get_close_matches(other, choices, n=1, cutoff=0.4)
+        fix = f"did you mean {near[0]!r}?" if near else f"compare with one of {', '.join(map(repr, choices))}"
+        shown = f"s[{select.name!r}]" if select.name else "the choice"
+        told = f"{shown} is one of {', '.join(map(repr, choices))}, so this is always {outcome}"
+        return subject.found(self, _compare_at(subject, node, other) or node.at, told, fix)
+
+
+_TESTS = frozenset({"eq", "contains", "startswith", "endswith", "matches", "lt", "le"})
+
+
+def _derived(
+    node: Pure, tables: Mapping[Value, tuple[Select, Mapping[str, Any]]]
+) -> tuple[Select, Mapping[str, Any]] | None:
+    owners = [tables[a] for a in node.args if isinstance(a, Value) and a in tables]
+    if not owners or any(isinstance(a, Value) and a not in tables for a in node.args):
+        return None
+    select = owners[0][0]
+    if any(o is not select for o, _ in owners):
+        return None
+    table: dict[str, Any] = {}
+    for case in owners[0][1]:
+        try:
+            table[case] = compute(
+                node.op, tuple(tables[a][1][case] if isinstance(a, Value) else a for a in node.args)
+            )
+        except ComputeError:
+            return None
+    return select, table
+
+
+def _compare_at(subject: Subject, node: Pure, text: str) -> ast.AST | None:
+    """The constant that was compared with."""
+    line = node.at.line if node.at is not None else 0
+    for part in ast.walk(subject.tree) if subject.tree is not None else ():
+        if isinstance(part, ast.Constant) and part.value == text and part.lineno == line:
+            return part
+    return None
+
+
+class ChoicePrefix(Rule, code="SGL202", name="choice-prefix"):
+    """One choice begins with another: scores of the two are hard to compare, and the longer one hides the shorter.
+
+    Bad:
+
+        s += "Answer: " + sgl.gen("x", choices=["no", "none"])
+
+    Good:
+
+        s += "Answer: " + sgl.gen("x", choices=["no", "both"])
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for call, choices in _choices(subject):
+            ordered = sorted(choices)
+            for one, two in itertools.pairwise(ordered):
+                if two != one and two.startswith(one):
+                    yield subject.found(
+                        self,
+                        _element(call, two) or call,
+                        f"the choice {two!r} begins with the choice {one!r}",
+                        "tell the choices apart by their first words, or end each with the same mark, such as '.'",
+                    )
+
+
+class ChoiceSpace(Rule, code="SGL203", name="choice-space"):
+    """A space at the edge of a choice, or before a select: tokenizers take a space and the word after it as one token.
+
+    Bad:
+
+        s += "The answer is"
+        s += sgl.select("x", [" yes", "no"])
+
+    Good:
+
+        s += "The answer is"
+        s += sgl.select("x", [" yes", " no"])
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for call, choices in _choices(subject):
+            spaced = [c for c in choices if c.startswith(" ")]
+            trailing = next((c for c in choices if c != c.rstrip()), None)
+            if spaced and len(spaced) < len(choices):
+                odd = (
+                    spaced[0]
+                    if len(spaced) * 2 <= len(choices)
+                    else next(c for c in choices if c not in spaced)
+                )
+                yield subject.found(
+                    self,
+                    _element(call, odd) or call,
+                    f"some choices begin with a space and some do not ({odd!r})",
+                    "begin all of them the same way",
+                )
+            elif trailing is not None:
+                yield subject.found(
+                    self,
+                    _element(call, trailing) or call,
+                    f"the choice {trailing!r} ends with white space, which is scored as a part of it",
+                    "drop the space, and append it after the select",
+                )
+        texts = {n.out: n for n in subject.nodes() if isinstance(n, Text)}
+        joined = {n.out: n.args[-1] for n in subject.nodes() if isinstance(n, Pure) and n.op == "concat"}
+        for node in subject.nodes():
+            before = texts.get(node.state) if isinstance(node, Select) else None
+            if before is None or not isinstance(node, Select):
+                continue
+            last = before.parts[-1] if before.parts else ""
+            if isinstance(last, Value) and last in joined:
+                last = joined[last]
+            if (
+                isinstance(last, str)
+                and last.endswith(" ")
+                and any(str(c).startswith(" ") for c in node.choices)
+            ):
+                yield subject.found(
+                    self,
+                    node.at,
+                    "the text before the select ends with a space and its choices begin with one",
+                    "leave out one of the two",
+                    "select",
+                    "gen",
+                )
+
+
+class EqualChoices(Rule, code="SGL204", name="equal-choices"):
+    """The same choice twice: the second can never be told from the first.
+
+    Bad:
+
+        s += "Answer: " + sgl.select("x", ["yes", "no", "yes"])
+
+    Good:
+
+        s += "Answer: " + sgl.select("x", ["yes", "no"])
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for call, choices in _choices(subject):
+            double = next((c for k, c in enumerate(choices) if c in choices[:k]), None)
+            if double is not None:
+                yield subject.found(
+                    self,
+                    _element(call, double) or call,
+                    f"the choice {double!r} is there twice",
+                    "drop one of them",
+                )
+
+
+class EmptyChoices(Rule, code="SGL205", name="empty-choices", severity="error"):
+    """A select without choices, or with an empty one.
+
+    Bad:
+
+        s += "Answer: " + sgl.select("x", [])
+
+    Good:
+
+        s += "Answer: " + sgl.select("x", ["yes", "no"])
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for call, choices in _choices(subject, empty=True):
+            if not choices:
+                yield subject.found(self, call, "there are no choices", "give at least one choice")
+            elif "" in choices:
+                yield subject.found(
+                    self, _element(call, "") or call, "a choice is empty", "give it a text, such as 'none'"
+                )
+
+
+class OneChoice(Rule, code="SGL206", name="one-choice"):
+    """A select that has nothing to choose from.
+
+    Bad:
+
+        s += "Answer: " + sgl.select("x", ["yes"])
+
+    Good:
+
+        s += "Answer: yes"
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for call, choices in _choices(subject):
+            if len(choices) == 1:
+                yield subject.found(
+                    self, call, f"{choices[0]!r} is the only choice", "append the text itself, or add choices"
+                )
+
+
+class UnevenChoices(Rule, code="SGL207", name="uneven-choices", severity="note"):
+    """Choices of very different length: a mean per token favours long ones whose end is easy to guess.
+
+    Bad:
+
+        s += "Answer: " + sgl.select("x", ["no", "yes, that is without any doubt what I would say about it"])
+
+    Good:
+
+        s += "Answer: " + sgl.select("x", ["no, never", "yes, certainly"])
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for call, choices in _choices(subject):
+            sizes = sorted(len(c) for c in choices)
+            if len(sizes) > 1 and sizes[0] * 8 < sizes[-1] and argument(call, "choices_method", 3) is None:
+                yield subject.found(
+                    self,
+                    call,
+                    f"the choices have from {sizes[0]} to {sizes[-1]} characters",
+                    "make them alike, or choose by choices_method=sgl.unconditional_likelihood_normalized",
+                )
+
+
+def _choices(subject: Subject, empty: bool = False) -> Iterator[tuple[ast.Call, list[str]]]:
+    """Calls with choices that are written out."""
+    for call in subject.calls("select", "gen"):
+        given = argument(call, "choices", 1 if called(call) == "select" else 17)
+        if not isinstance(given, (ast.List, ast.Tuple)):
+            continue
+        values = [e.value for e in given.elts if isinstance(e, ast.Constant) and isinstance(e.value, str)]
+        if len(values) == len(given.elts) and (values or empty) and (empty or "" not in values):
+            yield call, values
+
+
+def _element(call: ast.Call, text: str) -> ast.AST | None:
+    """The last place in a call where this constant is written."""
+    found = [p for p in ast.walk(call) if isinstance(p, ast.Constant) and p.value == text]
+    return found[-1] if found else None
+
+
+class AnswerType(Rule, code="SGL208", name="compare-types"):
+    """A text is compared with something that is not a text, which is never equal.
+
+    Bad:
+
+        s += "How many? " + sgl.gen("n", dtype=int)
+        if s["n"] == 3:
+            s += "three"
+
+    Good:
+
+        s += "How many? " + sgl.gen("n", dtype=int)
+        if int(s["n"]) == 3:
+            s += "three"
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for node in subject.nodes():
+            if not isinstance(node, Pure) or node.op != "eq":
+                continue
+            kinds = {type_of(a) for a in node.args}
+            if "str" in kinds and kinds & {"int", "float", "bool"}:
+                yield subject.found(
+                    self,
+                    node.at,
+                    "a text is compared with a number, which is never equal",
+                    "compare int(...) of it, or compare with a text",
+                )

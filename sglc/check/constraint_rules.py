@@ -1,0 +1,264 @@
+"""Rules about what a gen must write: regexes, schemas, stop strings, and the room there is for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from sglc.check.diagnostic import Diagnostic
+from sglc.check.rule import Rule
+from sglc.check.subject import MAX_TOKENS, Subject
+from sglc.ir.ops import Gen
+
+if TYPE_CHECKING:
+    from grammar import ConstraintError
+    from runtime.api import Constraint
+
+GENS = ("gen", "gen_int", "gen_string")
+
+
+def constrained(subject: Subject) -> Iterator[tuple[Gen, Constraint]]:
+    """Gens with a constraint that the program wrote, once each."""
+    seen: set[tuple[object, object]] = set()
+    for node in subject.nodes():
+        if isinstance(node, Gen) and node.constraint is not None and subject.module is not None:
+            found = subject.module.constraint_of(node.constraint)
+            if (node.at, found) not in seen:
+                seen.add((node.at, found))
+                yield node, found
+
+
+def refusal(subject: Subject, constraint: Constraint) -> ConstraintError | None:
+    """Why the constraint cannot be enforced; None if it can."""
+    from grammar import ConstraintError
+
+    try:
+        subject.compiled(constraint.kind, constraint.source)
+    except ConstraintError as error:
+        return error
+    return None
+
+
+def _first_line(text: str) -> str:
+    return text.partition("\n")[0]
+
+
+def _never(error: ConstraintError) -> bool:
+    """Whether a part of a regex contradicts what stands beside it."""
+    return "never matches" in error.message
+
+
+class BadRegex(Rule, code="SGL301", name="bad-regex", severity="error"):
+    """A regular expression that is not one, or that no automaton can enforce.
+
+    Bad:
+
+        s += "Number: " + sgl.gen("n", regex="[0-9")
+
+    Good:
+
+        s += "Number: " + sgl.gen("n", regex="[0-9]+")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        from grammar.constraint_errors import RegexError
+
+        broken = subject.broken
+        if broken is not None and isinstance(broken.__cause__, re.error):
+            yield subject.found(
+                self, broken.at, f"this regex is not valid: {broken.__cause__}", "correct the pattern", *GENS
+            )
+        for node, constraint in constrained(subject):
+            error = refusal(subject, constraint)
+            if constraint.kind == "regex" and isinstance(error, RegexError) and not _never(error):
+                yield subject.found(
+                    self, node.at, f"this regex cannot be enforced: {_first_line(error.message)}",
+                    "write it without look-around and back-references", *GENS,
+                )  # fmt: skip
+
+
+class Unsatisfiable(Rule, code="SGL302", name="unsatisfiable", severity="error"):
+    """A constraint that no text fulfils.
+
+    Bad:
+
+        s += "Number: " + sgl.gen("n", regex="[0-9]+$[a-z]")
+
+    Good:
+
+        s += "Number: " + sgl.gen("n", regex="[0-9]+[a-z]")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        from grammar.constraint_errors import Unsatisfiable as Impossible
+
+        for node, constraint in constrained(subject):
+            error = refusal(subject, constraint)
+            if error is not None and (isinstance(error, Impossible) or _never(error)):
+                yield subject.found(
+                    self, node.at, f"no text fulfils this {constraint.kind}: {_first_line(error.message)}",
+                    "loosen the part that contradicts itself", *GENS,
+                )  # fmt: skip
+
+
+class LargeConstraint(Rule, code="SGL303", name="large-constraint"):
+    """A regex with too many states for a table: each token then costs a walk instead of a lookup.
+
+    Bad:
+
+        s += "Word: " + sgl.gen("w", regex="(a|b)*a(a|b){24}")
+
+    Good:
+
+        s += "Word: " + sgl.gen("w", regex="[ab]{1,24}")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        from grammar.constraint_errors import TooLarge
+
+        for node, constraint in constrained(subject):
+            error = refusal(subject, constraint)
+            fix = "make repeat counts smaller, or tell alternatives apart by their first characters"
+            if isinstance(error, TooLarge):
+                told = f"this {constraint.kind} is too large: {_first_line(error.message)}"
+                yield subject.found(self, node.at, told, fix, *GENS)
+            elif error is None and constraint.kind == "regex":
+                if subject.compiled(constraint.kind, constraint.source).fsm is None:
+                    told = "this regex has too many states for a table, so that every token takes a walk through it"
+                    yield subject.found(self, node.at, told, fix, *GENS)
+
+
+class BadSchema(Rule, code="SGL304", name="bad-schema", severity="error"):
+    """A JSON schema that is not JSON, or has a keyword that cannot be enforced exactly.
+
+    Bad:
+
+        s += sgl.gen("r", json_schema='{"type": "objekt"}')
+
+    Good:
+
+        s += sgl.gen("r", json_schema='{"type": "object", "properties": {"a": {"type": "integer"}}}')
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        from grammar.constraint_errors import RegexError, TooLarge
+        from grammar.constraint_errors import Unsatisfiable as Impossible
+
+        for node, constraint in constrained(subject):
+            if constraint.kind != "json_schema":
+                continue
+            error = refusal(subject, constraint)
+            if error is not None and not isinstance(error, (RegexError, TooLarge, Impossible)):
+                yield subject.found(
+                    self, node.at, f"this schema cannot be enforced: {_first_line(error.message)}",
+                    "correct it, or leave the keyword out and check the answer yourself", *GENS,
+                )  # fmt: skip
+
+
+class TooFewTokens(Rule, code="SGL305", name="too-few-tokens", severity="error"):
+    """`max_tokens` below what the shortest text of the constraint takes.
+
+    Bad:
+
+        s += "Key: " + sgl.gen("key", regex="([0-9]{5} ){20}", max_tokens=4)
+
+    Good:
+
+        s += "Key: " + sgl.gen("key", regex="([0-9]{5} ){2}", max_tokens=40)
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for node, constraint in constrained(subject):
+            if refusal(subject, constraint) is not None:
+                continue
+            automaton = subject.compiled(constraint.kind, constraint.source).automaton
+            limit = node.sampling.max_tokens if node.sampling.max_tokens is not None else MAX_TOKENS
+            if automaton is not None and automaton.min_tokens > limit:
+                yield subject.found(
+                    self,
+                    node.at,
+                    f"at most {limit} tokens are generated, but the shortest text of the constraint takes "
+                    f"{automaton.min_tokens}",
+                    f"give max_tokens={automaton.min_tokens} or more",
+                    *GENS,
+                )
+
+
+class ImpossibleStop(Rule, code="SGL306", name="impossible-stop"):
+    """A stop string that the constraint never lets the model write.
+
+    Bad:
+
+        s += "Number: " + sgl.gen("n", regex="[0-9]+", stop="END")
+
+    Good:
+
+        s += "Number: " + sgl.gen("n", regex="[0-9]+;", stop=";")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        from grammar import compile_regex
+
+        for node, constraint in constrained(subject):
+            stops = [s for s in _stops(node) if s]
+            if not stops or refusal(subject, constraint) is not None:
+                continue
+            fsm = subject.compiled(constraint.kind, constraint.source).fsm
+            for stop in stops if fsm is not None else ():
+                assert fsm is not None
+                if fsm.intersection(compile_regex(f"(?s:.*){re.escape(stop)}(?s:.*)")).is_empty:
+                    yield subject.found(
+                        self, node.at, f"the constraint never lets the model write the stop string {stop!r}",
+                        "drop the stop string, or let the constraint end with it", *GENS,
+                    )  # fmt: skip
+
+
+class EarlyStop(Rule, code="SGL307", name="early-stop"):
+    """A stop string with which every text of the constraint begins: nothing is ever generated.
+
+    Bad:
+
+        s += "Value" + sgl.gen("v", regex=": [0-9]+", stop=":")
+
+    Good:
+
+        s += "Value:" + sgl.gen("v", regex=" [0-9]+")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for node, constraint in constrained(subject):
+            if not _stops(node) or refusal(subject, constraint) is not None:
+                continue
+            forced = subject.compiled(constraint.kind, constraint.source).report().forced
+            stop = next((s for s in _stops(node) if s and forced.startswith(s)), None)
+            if stop is not None:
+                yield subject.found(
+                    self, node.at, f"every text of the constraint begins with the stop string {stop!r}",
+                    "drop the stop string", *GENS,
+                )  # fmt: skip
+
+
+class EmptyStop(Rule, code="SGL308", name="empty-stop", severity="error"):
+    """An empty stop string.
+
+    Bad:
+
+        s += "Q: " + sgl.gen("a", stop="")
+
+    Good:
+
+        s += "Q: " + sgl.gen("a", stop="\\n")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for node in subject.nodes():
+            if isinstance(node, Gen) and "" in _stops(node):
+                yield subject.found(
+                    self, node.at, "a stop string is empty", "give the text to stop at, or no stop", *GENS
+                )
+
+
+def _stops(node: Gen) -> tuple[str, ...]:
+    stop = node.sampling.stop
+    return () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)

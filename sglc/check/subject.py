@@ -1,0 +1,170 @@
+"""What rules look at: one program's source, its trace, and what it is to run on."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.backends.base import Capabilities
+from sglc.check.diagnostic import Diagnostic, Severity
+from sglc.errors import SglcError
+from sglc.ir.core import Graph, Module, Node
+from sglc.ir.specs import Location
+from sglc.lang.rewrite import source_of
+from sglc.lang.trace import trace
+
+if TYPE_CHECKING:
+    from grammar import CompiledConstraint, Vocabulary
+
+MAX_TOKENS = 128  # of a gen that names no limit
+
+
+@dataclass(frozen=True)
+class CheckOptions:
+    """What the program is to run on.
+
+    backend    capabilities of the target; None: rules about it are silent
+    tokenizer  folder of a tokenizer, for counting tokens; None: that of the model which comes with sglc
+    context    tokens of prompt and answer together; None: not checked
+    arguments  values of parameters; the others stay unknown
+    """
+
+    backend: Capabilities | None = None
+    tokenizer: Path | None = None
+    context: int | None = None
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def folder(self) -> Path:
+        from runtime.config import embedded_model_path
+
+        return self.tokenizer or Path(embedded_model_path())
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        from grammar import Vocabulary
+
+        return Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", eos=())
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+
+    def count(self, text: str) -> int:
+        """Tokens of a text."""
+        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+class Subject:
+    """One program. `module` is its trace; `broken` says why there is none, or where it ends."""
+
+    def __init__(self, program: Any, options: CheckOptions) -> None:
+        self.program = program
+        self.options = options
+        self.file = program.func.__code__.co_filename
+        self.line = program.func.__code__.co_firstlineno
+        self.tree = source_of(program.func)
+        self.module: Module | None = None
+        self.broken: SglcError | None = None
+        self._compiled: dict[tuple[str, str], Any] = {}
+        known = {**program.defaults(), **options.arguments}
+        names = list(program.parameter_names)
+        unknown = frozenset(
+            n for n in names if n not in options.arguments and (n not in known or type(known[n]) is str)
+        )
+        try:
+            self.module = trace(program, known, unknown)
+        except SglcError as error:
+            self.broken = error
+
+    @property
+    def graph(self) -> Graph | None:
+        return self.module.graph if self.module is not None else None
+
+    def nodes(self) -> Iterator[Node]:
+        """All nodes of the program, those of arms and loops too; nothing if it could not be traced."""
+        if self.graph is not None:
+            yield from self.graph.walk()
+
+    def compiled(self, kind: Any, source: str) -> CompiledConstraint:
+        """The constraint for the tokenizer. Raises ConstraintError, the same each time."""
+        from grammar import ConstraintError, compile_constraint
+
+        key = (kind, source)
+        if key not in self._compiled:
+            try:
+                self._compiled[key] = compile_constraint(kind, source, self.options.vocabulary)
+            except ConstraintError as error:
+                self._compiled[key] = error
+        found = self._compiled[key]
+        if isinstance(found, ConstraintError):
+            raise found
+        return found  # type: ignore[no-any-return]
+
+    # Places.
+
+    def calls(self, *names: str) -> Iterator[ast.Call]:
+        """Calls in the source of functions or methods with one of these names."""
+        for part in ast.walk(self.tree) if self.tree is not None else ():
+            if isinstance(part, ast.Call) and called(part) in names:
+                yield part
+
+    def call_at(self, at: Location | None, *names: str) -> ast.AST | None:
+        """The call that a node came from, by its line: the node knows no column."""
+        if at is None or at.file != self.file:
+            return None
+        spans = [c for c in self.calls(*names) if c.lineno <= at.line <= (c.end_lineno or c.lineno)]
+        return spans[0] if spans else None
+
+    def statement_at(self, at: Location) -> ast.AST | None:
+        found: ast.AST | None = None
+        for part in ast.walk(self.tree) if self.tree is not None else ():
+            if isinstance(part, ast.stmt) and part.lineno == at.line:
+                found = part
+                if not isinstance(part, (ast.FunctionDef, ast.If, ast.For, ast.While, ast.With)):
+                    break
+        return found
+
+    def found(
+        self, rule: Any, at: Location | ast.AST | None, message: str, fix: str, *names: str
+    ) -> Diagnostic:
+        """A diagnostic at a node of the syntax tree, or at a line (there, at the call of one of `names`)."""
+        place: ast.AST | None
+        line, file = self.line, self.file
+        if isinstance(at, Location):
+            line, file = at.line, at.file
+            place = self.call_at(at, *names) if names else None
+            place = place or (self.statement_at(at) if file == self.file else None)
+        else:
+            place = at
+        column, end = 1, 0
+        if place is not None and hasattr(place, "lineno"):
+            line, column = place.lineno, getattr(place, "col_offset", 0) + 1
+            same = getattr(place, "end_lineno", line) == line
+            end = (getattr(place, "end_col_offset", 0) or 0) + 1 if same else column + 200
+        return Diagnostic(file, line, column, rule.code, Severity(rule.severity), message, fix, end)
+
+
+def called(node: ast.Call) -> str:
+    """The last name of what is called: `gen` of `sgl.gen(...)`."""
+    if isinstance(node.func, ast.Attribute):
+        return node.func.attr
+    return node.func.id if isinstance(node.func, ast.Name) else ""
+
+
+def argument(node: ast.Call, name: str, position: int) -> ast.expr | None:
+    for keyword in node.keywords:
+        if keyword.arg == name:
+            return keyword.value
+    return node.args[position] if position < len(node.args) else None
+
+
+def constant_texts(operands: Sequence[Any]) -> list[str] | None:
+    """The operands if all are constant strings."""
+    return list(operands) if all(isinstance(o, str) for o in operands) else None

@@ -1,0 +1,189 @@
+"""`sglc check`: every rule by the examples of its docstring, and 120 small programs."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import itertools
+import json
+import shlex
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.backends.targets import target
+from sglc.check import CheckOptions, Diagnostic, Severity, check_program
+from sglc.check.run import RULES
+from sglc.lang.program import Program
+
+COUNT = itertools.count()
+Load = Callable[[str], dict[str, Program]]
+
+
+@pytest.fixture
+def load(tmp_path: Path) -> Load:
+    """Programs of a source text, from a file of their own."""
+
+    def loaded(source: str) -> dict[str, Program]:
+        file = tmp_path / f"checked_{next(COUNT)}.py"
+        file.write_text(source, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(file.stem, file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[file.stem] = module
+        spec.loader.exec_module(module)
+        return {n: v for n, v in vars(module).items() if isinstance(v, Program)}
+
+    return loaded
+
+
+def options_of(words: str) -> CheckOptions:
+    parts = shlex.split(words)
+    given = dict(zip(parts[::2], parts[1::2], strict=True))
+    backend, context = given.get("--backend"), given.get("--context")
+    return CheckOptions(
+        backend=target(backend) if backend else None, context=int(context) if context else None
+    )
+
+
+def example(rule: Any, word: str) -> str:
+    """The code under `Bad:` or `Good:` of a rule's docstring, as a program."""
+    text = inspect.getdoc(type(rule))
+    assert text is not None
+    after = text.split(f"{word}:\n\n", 1)[1]
+    lines = list(itertools.takewhile(lambda line: not line or line.startswith("    "), after.splitlines()))
+    body = textwrap.indent(textwrap.dedent("\n".join(lines)).strip(), "    ")
+    return f"import sglc as sgl\n\n\n@sgl.function\ndef shown(s):\n{body}\n"
+
+
+@pytest.mark.parametrize("code", RULES)
+def test_each_rule_finds_its_bad_example_and_not_its_good_one(code: str, load: Load) -> None:
+    rule = RULES[code]
+    options = options_of(rule.options)
+    bad = check_program(load(example(rule, "Bad"))["shown"], options)
+    assert code in {d.code for d in bad}, bad
+    good = check_program(load(example(rule, "Good"))["shown"], options)
+    assert not good, good
+    for item in bad:
+        assert item.message and item.fix and item.line > 4 and item.column >= 5
+        assert item.severity == RULES[item.code].severity
+
+
+def findings(program: Program, options: CheckOptions) -> list[Diagnostic]:
+    return [d for d in check_program(program, options) if d.severity != Severity.NOTE]
+
+
+# -- 120 small programs ---------------------------------------------------------------------------------------------
+
+FOLDER = Path(__file__).parent.parent / "golden" / "check"
+HEAD = """import sglc as sgl
+
+PIXEL = b"\\x89PNG\\r\\n\\x1a\\n"
+
+
+@sgl.function
+def inner(s, q):
+    s += q + sgl.gen("inside", max_tokens=5)
+    return s["inside"]
+
+
+@sgl.function
+def checked(s, q):
+"""
+
+
+def programs_of(name: str) -> list[tuple[str, str]]:
+    """Title and body of each program of a file."""
+    parts = (FOLDER / f"{name}.txt").read_text(encoding="utf-8").split("=== ")[1:]
+    return [(p.partition("\n")[0], p.partition("\n")[2].rstrip() + "\n") for p in parts]
+
+
+def settings(title: str) -> CheckOptions:
+    words = [w for w in title.split() if not w.startswith("SGL")]
+    given: list[str] = []
+    while words and words[0].startswith("--"):
+        given += [words.pop(0), words.pop(0)]
+    return options_of(" ".join(given))
+
+
+BAD, GOOD = programs_of("bad"), programs_of("good")
+
+
+def test_there_are_sixty_of_each() -> None:
+    assert len(BAD) >= 60 and len(GOOD) >= 60
+    titles = [t for t, _ in BAD + GOOD]
+    assert len(set(titles)) == len(titles)
+
+
+@pytest.mark.parametrize(("title", "body"), BAD, ids=[t for t, _ in BAD])
+def test_the_planted_defect_is_found_at_its_line(title: str, body: str, load: Load) -> None:
+    source = HEAD + body
+    (line,) = (n for n, text in enumerate(source.splitlines(), 1) if "# <--" in text)
+    found = findings(load(source)["checked"], settings(title))
+    assert {(d.code, d.line) for d in found} == {(title.split()[0], line)}, found
+
+
+@pytest.mark.parametrize(("title", "body"), GOOD, ids=[t for t, _ in GOOD])
+def test_nothing_is_found_in_good_programs(title: str, body: str, load: Load) -> None:
+    assert not findings(load(HEAD + body)["checked"], settings(title))
+
+
+# -- the command ----------------------------------------------------------------------------------------------------
+
+
+def run_check(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sglc.cli", "check", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_text_shows_the_line_a_caret_and_the_fix(tmp_path: Path) -> None:
+    file = tmp_path / "ask.py"
+    file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n    s += s["kk"]\n')
+    done = run_check(str(file))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    lines = done.stdout.splitlines()
+    caret = next(k for k, line in enumerate(lines) if line.strip() and set(line.strip()) == {"^"})
+    assert lines[caret - 1].index('"not sure"') == lines[caret].index("^")
+    assert "SGL101" in done.stdout and "fix: did you mean s['k']?" in done.stdout
+    assert lines[-1] == "1 error, 1 warning"
+
+
+def test_json_and_sarif(tmp_path: Path) -> None:
+    file = tmp_path / "ask.py"
+    file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n')
+    done = run_check(str(file), "--format", "json")
+    assert done.returncode == 0
+    (item,) = json.loads(done.stdout)
+    assert (item["code"], item["severity"], item["line"]) == ("SGL202", "warning", 14)
+    log = json.loads(run_check(str(file), "--format", "sarif").stdout)
+    (one,) = log["runs"]
+    (result,) = one["results"]
+    assert log["version"] == "2.1.0" and result["ruleId"] == "SGL202"
+    assert one["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == "SGL202"
+    assert result["locations"][0]["physicalLocation"]["region"]["startLine"] == 14
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--backend", "opnai"], "did you mean 'openai'"),
+        (["--format", "xml"], "choose text, json or sarif"),
+        (["--select", "SGL999"], "there is no rule SGL999"),
+        (["--tokenizer", "nowhere"], "there is no tokenizer.json"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(words: list[str], told: str, tmp_path: Path) -> None:
+    file = tmp_path / "ask.py"
+    file.write_text(HEAD + "    s += q\n")
+    done = run_check(str(file), *words)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_examples_of_the_project_have_no_errors() -> None:
+    done = run_check(str(Path(__file__).parents[2] / "examples"), "--select", "SGL101", "--select", "SGL201")
+    assert done.returncode == 0, done.stdout + done.stderr
