@@ -122,12 +122,19 @@ End = Returned | Joined | Back | Round
 class Ended(BaseException):
     """Thrown through the body when the rest of a path is known."""
 
-    def __init__(self, end: Joined | Back) -> None:
+    def __init__(self, end: Joined | Back, nodes: int) -> None:
         self.end = end
+        self.nodes = nodes  # recorded so far; what leaving `with` blocks records is not of the path
 
 
 class Unmergeable(Exception):
     """Two paths that end in ways that no `if` can have."""
+
+
+def too_many(at: Location | None) -> GraphBreak:
+    return GraphBreak(
+        f"conditions on values that are not known make more than {MAX_PATHS} paths, this one among them", at
+    )
 
 
 class Paths:
@@ -199,6 +206,8 @@ class Paths:
             return outcomes.pop()
         self.trace.flush_reads()
         number = len(self.decisions)
+        if number >= MAX_PATHS:  # each has another outcome, and that is a path
+            raise too_many(at)
         choice = self.script[number] if number < len(self.script) else Choice(True, None)
         states = tuple(sink.state for sink in self.trace.sinks)
         self.decisions.append(Decision((len(self.trace.nodes), number), cond, choice, at, states))
@@ -243,8 +252,11 @@ class Paths:
             for before in reversed(visits):
                 values = _same_round(before, here)
                 if values is not None and fresh:
-                    raise Ended(Back(before, values))
+                    raise Ended(Back(before, values), len(self.trace.nodes))
             visits.append(here)
+            for inner in self.heads:  # a round of an outer loop begins, so that of an inner one has ended
+                if inner > point:
+                    self.heads[inner] = []
         if not self.decisions or not fresh:
             return
         for target in self.targets:
@@ -253,7 +265,7 @@ class Paths:
                 for there, mine in zip(target.snapshot.sinks, here.sinks, strict=True):
                     self.consulted += [(self.place, mine, n) for s, n in target.asked() if s == there]
                 self.trace.flush_reads()
-                raise Ended(joined)
+                raise Ended(joined, len(self.trace.nodes))
         self.snapshots.append(here)
 
 
@@ -426,6 +438,7 @@ class Explorer:
         assert paths.end is not None
         end: End = paths.end
         items: list[Item] = []
+        renames: list[tuple[Place, Mapping[Value, Operand]]] = []  # from a place on, values are called otherwise
         upper = len(trace.nodes)
         for k in range(len(paths.decisions) - 1, len(script) - 1, -1):
             decision = paths.decisions[k]
@@ -433,7 +446,7 @@ class Explorer:
             upper = decision.place[0]
             items, end = self._close(items, end, (upper, k + 1))
             before = tuple(d.choice for d in paths.decisions[:k])
-            items, end = self._branch(trace, k, before, items, end, targets)
+            items, end = self._branch(trace, k, before, items, end, targets, renames)
         first = paths.decisions[len(script) - 1].place[0] if script else 0
         items = self._segment(trace, first, upper, len(script)) + items
         return self._close(items, end, (first, len(script)))
@@ -441,11 +454,7 @@ class Explorer:
     def _path(self, script: Sequence[Choice], targets: Sequence[Target]) -> Trace:
         self.count += 1
         if self.count > MAX_PATHS:
-            at = self.runs[-1].decisions[-1].at
-            raise GraphBreak(
-                f"conditions on values that are not known make more than {MAX_PATHS} paths, this one among them",
-                at,
-            )
+            raise too_many(self.runs[-1].decisions[-1].at)
         trace = self.run(script, targets, self.loops)
         self.runs.append(trace.paths)
         self.number = max(self.number, trace.names.next)
@@ -466,6 +475,7 @@ class Explorer:
         items: list[Item],
         end: End,
         targets: tuple[Target, ...],
+        renames: list[tuple[Place, Mapping[Value, Operand]]],
     ) -> tuple[list[Item], End]:
         """The other outcome of decision k, and both merged."""
         paths = trace.paths
@@ -483,7 +493,8 @@ class Explorer:
             script = (*before, Choice(other, self.number))
             try:
                 nodes, other_end = self.explore(script, allowed)
-                return self._merge(decision, k, items, starts, end, [i.node for i in nodes], other_end, own)
+                others = [i.node for i in nodes]
+                return self._merge(decision, items, starts, end, others, other_end, own, renames)
             except Unmergeable:
                 continue
         raise Unmergeable
@@ -491,22 +502,25 @@ class Explorer:
     def _merge(
         self,
         decision: Decision,
-        k: int,
         items: list[Item],
         starts: list[Place],
         end: End,
         others: list[Node],
         other_end: End,
         own: Sequence[Target],
+        renames: list[tuple[Place, Mapping[Value, Operand]]],
     ) -> tuple[list[Item], End]:
         place = decision.place
         nodes = [i.node for i in items]
         if isinstance(other_end, Joined) and any(t.snapshot is other_end.target for t in own):
             at = _position(items, starts, other_end.target.place)
             assert at is not None
-            changed = {a: b for a, b in other_end.values.items() if a != b}
+            changed = {
+                _now(a, other_end.target.place, renames): b for a, b in other_end.values.items() if a != b
+            }
             branch, outs = self._if(decision, nodes[:at], others, list(changed.items()))
-            to = dict(zip(changed, outs, strict=True))
+            to = {a: out for a, out in zip(changed, outs, strict=True) if isinstance(a, Value)}
+            renames.append((other_end.target.place, to))
             tail = [dataclasses.replace(i, node=i.node.remap(to)) for i in items[at:]]
             made = [Item(place, other_end.target.place, branch)] if branch else []
             return made + tail, _remap_end(end, to)
@@ -610,6 +624,14 @@ class Explorer:
         to |= {a: o for a, o in zip(carried, outs, strict=False) if a.type != "state"}
         to |= dict(zip(extra, outs[len(carried) :], strict=True))
         return loop, [n.remap(to) for n in turn.exit_nodes], _remap_end(turn.exit, to)
+
+
+def _now(value: Operand, place: Place, renames: Sequence[tuple[Place, Mapping[Value, Operand]]]) -> Operand:
+    """What a value is called at a place, after what has been merged."""
+    for since, to in renames:
+        if since <= place and isinstance(value, Value):
+            value = to.get(value, value)
+    return value
 
 
 def _same_way(one: Joined | Back, two: End) -> bool:

@@ -236,6 +236,7 @@ class Trace:
             raise
         except Ended as ended:
             self.paths.end = ended.end
+            del self.nodes[ended.nodes :]
             return
         except Exception as error:
             at = _raised_at(error, function.__code__.co_filename) or self.where()
