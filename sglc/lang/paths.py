@@ -438,7 +438,9 @@ class Explorer:
         assert paths.end is not None
         end: End = paths.end
         items: list[Item] = []
-        renames: list[tuple[Place, Mapping[Value, Operand]]] = []  # from a place on, values are called otherwise
+        renames: list[
+            tuple[Place, Mapping[Value, Operand]]
+        ] = []  # from a place on, values are called otherwise
         upper = len(trace.nodes)
         for k in range(len(paths.decisions) - 1, len(script) - 1, -1):
             decision = paths.decisions[k]

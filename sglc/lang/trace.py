@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from runtime.api import Constraint
 from runtime.compute import OPERATIONS
-from sglc.errors import GraphBreak, TraceError
+from sglc.errors import GraphBreak, IRError, TraceError
 from sglc.ir.core import Graph, Module, Names, Node, Operand, Symbol, Value
 from sglc.ir.ops import (
     Begin,
@@ -34,6 +34,7 @@ from sglc.ir.ops import (
     type_of,
 )
 from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
+from sglc.ir.verify import verify_module
 from sglc.lang.paths import Choice, Ended, Explorer, Paths, Returned, Target, Unmergeable
 from sglc.lang.purity import PLAIN, Purity, Unplain, freeze, purity
 from sglc.lang.rewrite import traceable
@@ -69,13 +70,27 @@ def traced(
     while True:
         try:
             main = tracing.graph(program, arguments, names)
-            return Module(tracing.graphs, main.name, tracing.constraints), list(tracing.checked.values())
+            module = Module(tracing.graphs, main.name, tracing.constraints)
+            _check_merged(program, module)
+            return module, list(tracing.checked.values())
         except GraphBreak as error:
             known = _needs(error) & names & arguments.keys()
             if not known or symbolic is not None:
                 raise
             names -= known
             tracing = Tracing()
+
+
+def _check_merged(program: Any, module: Module) -> None:
+    """Paths that were merged into what no graph can say end the trace; a plan is never made of it."""
+    if not any(node.regions for graph in module.graphs.values() for node in graph.nodes):
+        return
+    try:
+        verify_module(module)
+    except IRError as error:
+        code = program.func.__code__
+        at = Location(code.co_filename, code.co_firstlineno)
+        raise GraphBreak(f"the paths of {program.__name__} cannot be merged: {error.message}", at) from error
 
 
 def _needs(error: GraphBreak) -> frozenset[str]:

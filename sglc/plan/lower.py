@@ -61,6 +61,7 @@ from sglc.ir.ops import (
     Pure,
     Read,
     Return,
+    Reuse,
     RoleBegin,
     RoleEnd,
     ScopeBegin,
@@ -89,6 +90,17 @@ class Template(Protocol):
     def get_prefix_and_suffix(self, role: str, hist_messages: Any) -> tuple[str, str]: ...
 
 
+@dataclass(frozen=True)
+class _Mark:
+    """A place in a state: `parts` before the end of a prefix; where arms met that each had passed it, an `Either`."""
+
+    prefix: int
+    parts: Rope = ()
+
+
+_START = _Mark(-1)
+
+
 @dataclass
 class _State:
     """What is known of a state."""
@@ -99,8 +111,8 @@ class _State:
     messages: int = -1
     history: list[dict[str, Any]] = field(default_factory=list)
     role: str | None = None
-    opened: int = -1  # the prefix before the open message's content
-    scopes: dict[str, int] = field(default_factory=dict)
+    opened: _Mark = _START  # before the open message's content
+    scopes: dict[str, _Mark] = field(default_factory=dict)
     forked: int = -1  # the prefix it was forked at
     base: int = -1  # the prefix of its last fork, or of its own beginning
     calls: list[int] = field(default_factory=list)  # those whose failure is its failure
@@ -235,6 +247,10 @@ class _Lowering:
             step = parent
         return _merged([part for parts in reversed(found) for part in parts])
 
+    def after(self, state: _State, mark: _Mark) -> Rope:
+        """What was appended since a mark."""
+        return _merged((*mark.parts, *self.since(state, mark.prefix)))
+
     def step(self, step: Step, wave: int) -> int:
         if self.guard is not None:
             step = msgspec.structs.replace(step, when=self.guard)
@@ -272,18 +288,26 @@ class _Lowering:
         start = self._common(one.prefix, two.prefix)
         then, orelse = self.since(one, start), self.since(two, start)
         pending: list[Part] = list(then) if then == orelse else [Either(cond, then, orelse)]
-        if one.role != two.role or (one.role is not None and one.opened != two.opened):
+        if one.role != two.role:
             raise PlanError("the two ways of a condition end in different messages")
-        if one.scopes != two.scopes:
+        if list(one.scopes) != list(two.scopes):
             raise PlanError("the two ways of a condition end in different scopes")
+        met = dataclasses.replace(one, prefix=start, pending=pending)
+
+        def mark(a: _Mark, b: _Mark) -> _Mark:
+            if a == b:
+                return a
+            return _Mark(self.flush(met), (Either(cond, self.after(one, a), self.after(two, b)),))
+
+        met.scopes = {n: mark(m, two.scopes[n]) for n, m in one.scopes.items()}
+        if one.role is not None:
+            met.opened = mark(one.opened, two.opened)
         messages = one.messages
         if one.messages != two.messages:
             self.conversation.append(PlanMessage(one.messages, "", (), cond, two.messages))
             messages = len(self.conversation) - 1
         return dataclasses.replace(
-            one,
-            prefix=start,
-            pending=pending,
+            met,
             variables=self._meet_variables(cond, one.variables, two.variables),
             messages=messages,
             history=self.meet_history(one.history, two.history),
@@ -342,7 +366,7 @@ class _Lowering:
     def _close(self, state: _State) -> int:
         """The conversation with the open message as its last one."""
         assert state.role is not None
-        content = self.since(state, state.opened)
+        content = self.after(state, state.opened)
         self.conversation.append(PlanMessage(state.messages, state.role, content))
         return len(self.conversation) - 1
 
@@ -466,9 +490,9 @@ class _Walk:
         elif isinstance(node, RoleEnd):
             self._role_end(state, node.role)
         elif isinstance(node, ScopeBegin):
-            state.scopes[node.name] = self.to.flush(state)
+            state.scopes[node.name] = _Mark(self.to.flush(state))
         elif isinstance(node, ScopeEnd):
-            text = self.to._concat(self.to.since(state, state.scopes.pop(node.name)), at)
+            text = self.to._concat(self.to.after(state, state.scopes.pop(node.name)), at)
             self.known[node.text] = text
             _set(state, Named(node.name, text))
         elif isinstance(node, SetVar):
@@ -477,6 +501,8 @@ class _Walk:
             self._gen(state, node, at)
         elif isinstance(node, Select):
             self._select(state, node, at)
+        elif isinstance(node, Reuse):
+            self._reuse(state, node)
         elif isinstance(node, Join):
             self._join(state, node)
         else:
@@ -494,7 +520,7 @@ class _Walk:
         prefix, _ = template.get_prefix_and_suffix(role, state.history)
         state.pending.append(Const(prefix))
         state.role = role
-        state.opened = self.to.flush(state)
+        state.opened = _Mark(self.to.flush(state))
 
     def _role_end(self, state: _State, role: str) -> None:
         if state.role is None:
@@ -507,7 +533,7 @@ class _Walk:
 
     def _open(self, state: _State) -> dict[str, Any]:
         """The conversation that a call continues."""
-        content = self.to.since(state, state.opened) if state.role is not None else ()
+        content = self.to.after(state, state.opened) if state.role is not None else ()
         return {"messages": state.messages, "role": state.role, "content": content}
 
     def _gen(self, state: _State, node: Gen, at: str) -> None:
@@ -519,7 +545,7 @@ class _Walk:
                 prefix=prefix,
                 name=node.name,
                 sampling=given(node.sampling),
-                defaults=self.defaults,
+                defaults={} if node.isolated else self.defaults,
                 constraint=self.to.module.constraint_of(node.constraint) if node.constraint else None,
                 dtype=node.dtype,
                 n=node.n,
@@ -545,11 +571,17 @@ class _Walk:
         )
         self._wrote(state, node, step)
 
-    def _wrote(self, state: _State, node: Gen | Select, step: int) -> None:
+    def _wrote(self, state: _State, node: Gen | Select | Reuse, step: int) -> None:
         state.pending.append(Output(step))
         state.calls.append(step)
         self.known[node.text] = Ref(step)
         _set(state, Named(node.name, Ref(step), step))
+
+    def _reuse(self, state: _State, node: Reuse) -> None:
+        source = self.known[node.source] if isinstance(node.source, Value) else None
+        if not isinstance(source, Ref):
+            raise PlanError(f"reuse takes the answer of a call, not {node.source}", node.at)
+        self._wrote(state, node, source.step)
 
     def _join(self, state: _State, node: Join) -> None:
         branches = [self.states.pop(b) for b in node.branches]
@@ -791,7 +823,8 @@ def _merged(parts: Sequence[Part]) -> Rope:
 def given(sampling: SamplingFields) -> dict[str, Any]:
     """The fields that are given, as a plan holds them."""
     fields: Mapping[str, Any] = {n: getattr(sampling, n) for n in sampling.__dataclass_fields__}
-    return {name: value for name, value in fields.items() if value is not None}
+    named = {name: value for name, value in fields.items() if value is not None}
+    return {n: list(v) if isinstance(v, tuple) else v for n, v in named.items()}  # as JSON would have it
 
 
 def _place(at: Location | None) -> str:
