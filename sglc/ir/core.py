@@ -367,11 +367,13 @@ def walk(nodes: Iterable[Node]) -> Iterator[Node]:
 
 @dataclass(frozen=True, eq=False)
 class Module:
-    """A compilation unit. `main` names the graph that runs; constraints are named by symbols without their @."""
+    """A compilation unit. `main` names the graph that runs; constraints are named by symbols without their @, and `facts`
+    are what is known of them once they are compiled: states, classes, min_tokens."""
 
     graphs: Mapping[str, Graph]
     main: str
     constraints: Mapping[str, Constraint] = field(default_factory=dict)
+    facts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @property
     def graph(self) -> Graph:

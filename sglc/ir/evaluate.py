@@ -28,6 +28,7 @@ from sglc.ir.ops import (
     Pure,
     Read,
     Return,
+    Reuse,
     RoleBegin,
     RoleEnd,
     ScopeBegin,
@@ -36,7 +37,7 @@ from sglc.ir.ops import (
     SetVar,
     Text,
 )
-from sglc.ir.specs import SamplingFields
+from sglc.ir.specs import RUN_DEFAULTS, SamplingFields
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,13 @@ class _Evaluator:
                 self._call(node, known, operand)
             elif isinstance(node, (Gen, Select)):
                 self._write(node, known, operand, sampling)
+            elif isinstance(node, Reuse):
+                answer = operand(node.source)
+                known[node.text] = answer
+                first = answer[0] if isinstance(answer, list) else answer
+                here = known[node.state]
+                variables = {**here.variables, node.name: answer}
+                known[node.out] = replace(here, text=here.text + first, variables=variables)
             elif isinstance(node, If):
                 arm = node.then if operand(node.cond) else node.orelse
                 self.block(arm.nodes, known, sampling)
@@ -155,7 +163,8 @@ class _Evaluator:
     ) -> None:
         here: Situation = known[node.state]
         choices = tuple(operand(c) for c in node.choices) if isinstance(node, Select) else ()
-        fields = node.sampling.over(sampling) if isinstance(node, Gen) else SamplingFields()
+        own = RUN_DEFAULTS if isinstance(node, Gen) and node.isolated else sampling
+        fields = node.sampling.over(own) if isinstance(node, Gen) else SamplingFields()
         answer = self.model(ModelCall(here.text, node, fields, choices))
         first = answer[0] if isinstance(node, Gen) and node.n is not None else answer
         known[node.text] = answer
@@ -201,7 +210,7 @@ class _Evaluator:
     def _call(self, node: Call, known: dict[Value, Any], operand: Any) -> None:
         callee = self.module.graph_of(node.symbol)
         values = {p: operand(a) for p, a in zip(callee.params, node.args, strict=True)}
-        end, result = self.graph(callee, values, node.sampling)
+        end, result = self.graph(callee, values, node.sampling.over(RUN_DEFAULTS))
         known[node.text] = end.text
         *outs, last = node.values
         known.update((out, end.variables[name]) for out, name in zip(outs, node.variables, strict=True))

@@ -23,6 +23,8 @@ def to_json(module: Module, *, indent: int | None = None) -> str:
         "constraints": {n: {"kind": c.kind, "source": c.source} for n, c in module.constraints.items()},
         "graphs": [_graph_out(g) for g in module.graphs.values()],
     }
+    if module.facts:
+        data["facts"] = {name: dict(told) for name, told in module.facts.items()}
     return json.dumps(data, indent=indent, allow_nan=False)
 
 
@@ -34,7 +36,8 @@ def from_json(text: str) -> Module:
             raise IRError(f"the JSON has format {data.get('format')!r}; this version reads {FORMAT!r}")
         graphs = {g["name"]: _graph_in(g) for g in data["graphs"]}
         constraints = {n: Constraint(c["kind"], c["source"]) for n, c in data["constraints"].items()}
-        return Module(graphs, data["main"], constraints)
+        facts = {n: {k: int(v) for k, v in told.items()} for n, told in data.get("facts", {}).items()}
+        return Module(graphs, data["main"], constraints, facts)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise IRError(f"this JSON is not a module: {type(error).__name__}: {error}") from error
 

@@ -130,7 +130,10 @@ class Read(Node, op="read"):
 
 @node
 class Gen(Node, op="gen"):
-    """Let the model continue the state; `text` is what it wrote (with `n`, the list of what it wrote)."""
+    """Let the model continue the state; `text` is what it wrote (with `n`, the list of what it wrote).
+
+    `isolated`: of a program that was called, so what it does not say itself it takes from the defaults of every run.
+    """
 
     out: StateDef
     text: StrDef
@@ -140,6 +143,7 @@ class Gen(Node, op="gen"):
     constraint: Symbol | None = None
     dtype: str | None = None
     n: int | None = None
+    isolated: bool = False
 
     @property
     def licence(self) -> Licence:
@@ -180,6 +184,27 @@ class Select(Node, op="select"):
                 raise IRError(f"select: a choice is a string, but {choice} is {type_of(choice)}")
         if self.method not in METHODS:
             raise IRError(f"select: unknown method {self.method!r}; there are {', '.join(METHODS)}")
+
+
+@node
+class Reuse(Node, op="reuse"):
+    """Append what an equal gen or select wrote, as it wrote it; `source` is its answer."""
+
+    out: StateDef
+    text: AnyDef
+    state: State
+    source: Arg
+    name: str | None = None
+
+    @property
+    def licence(self) -> Licence:
+        return Licence.PURE
+
+    def verify(self) -> None:
+        if not isinstance(self.source, Value) or self.source.type != self.text.type:
+            raise IRError(
+                f"reuse: {self.text} is {self.text.type}, but what it takes, {self.source}, is another type"
+            )
 
 
 @node
@@ -395,7 +420,8 @@ OPS: Mapping[str, type[Node]] = MappingProxyType(
         **{
             cls.op: cls
             for cls in (
-                Begin, Text, Image, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVar, Read, Gen, Select, Fork, Join,
+                Begin, Text, Image, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, SetVar, Read, Gen, Select, Reuse, Fork,
+                Join,
                 Call, Pack, If, Loop, Host, Break, Return,
             )
         },

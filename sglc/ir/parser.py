@@ -31,6 +31,7 @@ def parse_module(text: str) -> Module:
         raise IRError(f"line {line}, column {error.column}: this is not IR: {shown.strip()!r}") from None
     graphs: dict[str, Graph] = {}
     constraints: dict[str, Constraint] = {}
+    facts: dict[str, dict[str, int]] = {}
     for item in tree.children:
         assert isinstance(item, Tree)
         name = str(item.children[0])[1:]
@@ -39,13 +40,16 @@ def parse_module(text: str) -> Module:
             if kind not in ("regex", "json_schema", "ebnf"):
                 raise IRError(f"constraint @{name}: {kind!r} is not regex, json_schema or ebnf")
             constraints[name] = Constraint(kind, _string(item.children[2]))  # type: ignore[arg-type]
+            told = {str(f.children[0]): int(f.children[1]) for f in item.children[3:]}  # type: ignore[union-attr, arg-type]
+            if told:
+                facts[name] = told
         elif name in graphs:
             raise IRError(f"line {item.meta.line}: the graph @{name} is defined twice")
         else:
             graphs[name] = _Reader(item).graph()
     if not graphs:
         raise IRError("there is no graph in this text")
-    return Module(graphs, next(iter(graphs)), constraints)
+    return Module(graphs, next(iter(graphs)), constraints, facts)
 
 
 def parse_graph(text: str) -> Graph:

@@ -85,9 +85,10 @@ def print_graph(graph: Graph, *, locations: bool = False) -> str:
 
 def print_module(module: Module, *, locations: bool = False) -> str:
     """The main graph is printed first."""
-    parts = [
-        f"constraint @{name} = {c.kind} {print_string(c.source)}" for name, c in module.constraints.items()
-    ]
+    parts = []
+    for name, c in module.constraints.items():
+        facts = "".join(f" {key}={value}" for key, value in module.facts.get(name, {}).items())
+        parts.append(f"constraint @{name} = {c.kind} {print_string(c.source)}{facts}")
     order = [module.main, *(name for name in module.graphs if name != module.main)]
     parts.extend(print_graph(module.graphs[name], locations=locations) for name in order)
     return "\n".join(parts) + "\n"

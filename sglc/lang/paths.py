@@ -148,6 +148,7 @@ class Paths:
         self.targets = targets
         self.loops = loops
         self.decisions: list[Decision] = []
+        self._outcomes: tuple[bool, ...] = ()
         self.snapshots: list[Snapshot] = []
         self.heads: dict[int, list[Snapshot]] = {}
         self.tables: dict[
@@ -165,7 +166,9 @@ class Paths:
 
     @property
     def outcomes(self) -> tuple[bool, ...]:
-        return tuple(d.choice.outcome for d in self.decisions)
+        if len(self._outcomes) != len(self.decisions):
+            self._outcomes = tuple(d.choice.outcome for d in self.decisions)
+        return self._outcomes
 
     # What values can be.
 
@@ -239,6 +242,9 @@ class Paths:
             sink = sink.parent
 
     # Where paths meet.
+
+    def consulted_from(self, place: Place) -> list[tuple[Place, int, Any]]:
+        return self.consulted[bisect.bisect_left(self.consulted, place, key=lambda c: c[0]) :]
 
     def at_point(self, point: int, kind: str, names: Sequence[str], frame: FrameType) -> None:
         fresh = len(self.decisions) >= len(self.script)
@@ -324,7 +330,7 @@ class Target:
         """Variables that the path asked for from here on, with the numbers of their states."""
         place, prefix = self.snapshot.place, self.snapshot.script
         runs = [r for r in self.runs if r.outcomes[: len(prefix)] == prefix]
-        return {(sink, name) for r in runs for at, sink, name in r.consulted if at >= place}
+        return {(sink, name) for r in runs for at, sink, name in r.consulted_from(place)}
 
     def _matters(self, missing: set[tuple[int, Any]]) -> bool:
         """Whether the rest of the path would be another one without these variables, or without what was known."""

@@ -233,6 +233,8 @@ class Trace:
         self.reads: dict[Value, Location | None] = {}
         self.samples: dict[Value, Value] = {}  # one sample of a gen -> the list of them
         self.names = Names(())
+        self._used: set[Value] = set()  # by the first nodes, as many as have been counted
+        self._counted = 0
         self.sinks: list[TraceSink] = []
         self.paths: Paths
         self.root = TraceSink(self, self.emit_state(Begin, None))
@@ -269,9 +271,15 @@ class Trace:
 
     def flush_reads(self, result: Operand = None) -> None:
         """Record what the body has read so far without making anything of it."""
-        used: set[Operand] = {v for n in self.nodes for v in n.uses} if self.reads else set()
-        used.add(result)
-        self.nodes.extend(Read(value, at=at) for value, at in self.reads.items() if value not in used)
+        if not self.reads:
+            return
+        for node in self.nodes[self._counted :]:
+            self._used.update(node.uses)
+        self._counted = len(self.nodes)
+        used = self._used
+        self.nodes.extend(
+            Read(value, at=at) for value, at in self.reads.items() if value not in used and value != result
+        )
         self.reads.clear()
 
     # Conditions.

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from sglc.errors import PassError
-from sglc.ir.core import Graph
+from sglc.ir.core import Graph, Module
 
 
 @dataclass
@@ -43,6 +43,10 @@ class Pass:
 
     def run(self, graph: Graph, report: Report) -> Graph:
         raise TypeError(f"the pass {self.name!r} does not say what it does")
+
+    def run_module(self, module: Module, report: Report) -> Module:
+        """`run` on each graph; a pass that looks at several at once has its own."""
+        return module.map(lambda graph: self.run(graph, report))
 
     @classmethod
     def options(cls) -> Mapping[str, dataclasses.Field[Any]]:
@@ -85,7 +89,13 @@ def _shown(value: Any) -> str:
 def passes() -> Mapping[str, type[Pass]]:
     """Every pass by name."""
     from sglc.passes.canonicalize import Canonicalize
+    from sglc.passes.cse import Cse
+    from sglc.passes.drop_dead import DropDead
     from sglc.passes.hoist_prefix import HoistPrefix
+    from sglc.passes.inline import Inline
+    from sglc.passes.legalize import Legalize
     from sglc.passes.merge_forks import MergeForks
+    from sglc.passes.precompile import PrecompileConstraints
 
-    return MappingProxyType({cls.name: cls for cls in (Canonicalize, HoistPrefix, MergeForks)})
+    found = (Canonicalize, Inline, DropDead, Cse, MergeForks, HoistPrefix, PrecompileConstraints, Legalize)
+    return MappingProxyType({cls.name: cls for cls in found})

@@ -18,7 +18,7 @@ from sglc.ir.core import Module
 from sglc.ir.verify import verify_module
 from sglc.passes.base import Pass, Report, passes
 
-DEFAULT = "canonicalize,merge-forks,hoist-prefix,canonicalize"
+DEFAULT = "canonicalize,inline,drop-dead,cse,merge-forks,hoist-prefix,canonicalize"
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Pipeline:
             verify_module(module)
         for item in self.passes:
             report = Report()
-            module = module.map(lambda graph, item=item, report=report: item.run(graph, report))
+            module = item.run_module(module, report)
             if verify:
                 try:
                     verify_module(module)

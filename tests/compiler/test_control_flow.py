@@ -53,17 +53,14 @@ def matched(s, q):
         case "red":
             s += " stop"
         case "green" | "blue":
-            s += " go " + sgl.gen("speed", regex="[0-9]+")
+            s += " go " + sgl.gen("speed", max_tokens=2)
     s += "."
 
 
 @sgl.function
 def dispatched(s, q):
-    s += q + sgl.select("c", WORDS) + " is " + TABLE[s["c"]] + sgl.gen("x")
-
-
-def cold(s):
-    s += " brr " + sgl.gen("cold")
+    s += q + sgl.select("c", WORDS)
+    s += " is " + TABLE[s["c"]] + sgl.gen("x")
 
 
 @sgl.function
@@ -73,7 +70,7 @@ def members(s, q):
         s += " in a tuple"
     if s["c"] in {"blue"} or s["c"] == "green":
         s += " in a set" + sgl.gen("x")
-    if not (s["c"] == "red" and q):
+    if not (s["c"] == "red" and s["c"] < "s"):
         s += " not"
     s += sgl.gen("y")
 
