@@ -149,7 +149,10 @@ def main(
     if missed:
         console.print(f"[bold]over the limit:[/bold] {', '.join(missed)}")
     if save:
-        machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
+        machine = {
+            "processor": platform.processor() or platform.machine(),
+            "python": platform.python_version(),
+        }
         report = {"machine": machine, "rows": results, "growth": exponents, "missed": missed}
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "compile_speed.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.compute import ComputeError, compute
 from sglc.errors import GraphBreak
-from sglc.ir.core import Node, Operand, Region, Value
+from sglc.ir.core import Node, Operand, Region, Value, walk
 from sglc.ir.ops import If, Loop, type_of
 from sglc.ir.specs import Location
 from sglc.lang.purity import PLAIN, freeze
@@ -566,7 +566,12 @@ class Explorer:
         others: Sequence[Node],
         pairs: Sequence[tuple[Operand, Operand]],
     ) -> tuple[If | None, list[Any]]:
-        """An `if` whose arms yield what differs; the values of all pairs after it."""
+        """An `if` whose arms yield what differs; the values of all pairs after it.
+
+        What an arm has only in one of its own arms is nothing that the rest asks for: other paths went on without it.
+        """
+        hidden = _hidden(nodes) | _hidden(others)
+        pairs = [(a, a) if a in hidden or b in hidden else (a, b) for a, b in pairs]
         differing = list(dict.fromkeys(p for p in pairs if not _same(*p)))
         outs = [self.fresh(_common(type_of(a), type_of(b))) for a, b in differing]
         found = dict(zip(differing, outs, strict=True))
@@ -653,6 +658,68 @@ def _position(items: Sequence[Item], starts: Sequence[Place], place: Place) -> i
     """Before which item a place lies; None if it is inside of one."""
     at = bisect.bisect_left(starts, place)
     return None if at > 0 and items[at - 1].stop > place else at
+
+
+def pruned(nodes: Sequence[Node], live: set[Operand]) -> list[Node]:
+    """The nodes without results of regions that nothing asks for; `live` are values that are needed after them.
+
+    Paths meet with all variables that they have in common, also with those that the rest never reads.
+    """
+    found: list[Node] = []
+    for item in reversed(nodes):
+        if isinstance(item, If):
+            kept = [k for k, out in enumerate(item.outs) if out in live]
+            arms = [_pruned_arm(region, kept, live) for region in item.regions]
+            live.add(item.cond)
+            if kept or any(arm.nodes for arm in arms):
+                outs = tuple(item.outs[k] for k in kept)
+                found.append(dataclasses.replace(item, outs=outs, then=arms[0], orelse=arms[1]))
+        elif isinstance(item, Loop):
+            found.append(_pruned_loop(item, live))
+        else:
+            live.update(item.uses)
+            found.append(item)
+    return found[::-1]
+
+
+def _pruned_arm(region: Region, kept: Sequence[int], live: set[Operand]) -> Region:
+    results = tuple(region.results[k] for k in kept)
+    live.update(results)
+    return dataclasses.replace(region, nodes=tuple(pruned(region.nodes, live)), results=results)
+
+
+def _pruned_loop(loop: Loop, live: set[Operand]) -> Loop:
+    again, *results = loop.body.results
+    kept = {k for k, out in enumerate(loop.outs) if out in live}
+    live.add(again)
+    while True:  # what goes round is needed if a round needs it
+        live.update(results[k] for k in kept)
+        nodes = pruned(loop.body.nodes, live)
+        needed = {k for k, param in enumerate(loop.body.params) if param in live}
+        if needed <= kept:
+            break
+        kept |= needed
+    order = sorted(kept)
+    live.update(loop.inits[k] for k in order)
+    region = Region(
+        tuple(nodes), (again, *(results[k] for k in order)), tuple(loop.body.params[k] for k in order)
+    )
+    return dataclasses.replace(
+        loop,
+        outs=tuple(loop.outs[k] for k in order),
+        inits=tuple(loop.inits[k] for k in order),
+        body=region,
+    )
+
+
+def _hidden(nodes: Sequence[Node]) -> set[Operand]:
+    """Values that are defined in regions of the nodes, so that they are not known after them."""
+    found: set[Operand] = set()
+    for item in nodes:
+        for region in item.regions:
+            found.update(region.params)
+            found.update(v for inner in walk(region.nodes) for v in inner.defs)
+    return found
 
 
 def _same(a: Operand, b: Operand) -> bool:

@@ -35,7 +35,7 @@ from sglc.ir.ops import (
 )
 from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
 from sglc.ir.verify import verify_module
-from sglc.lang.paths import Choice, Ended, Explorer, Paths, Returned, Target, Unmergeable
+from sglc.lang.paths import Choice, Ended, Explorer, Paths, Returned, Target, Unmergeable, pruned
 from sglc.lang.purity import PLAIN, Purity, Unplain, freeze, purity
 from sglc.lang.rewrite import traceable
 from sglc.lang.state import ProgramState
@@ -163,7 +163,7 @@ class Tracing:
             except Unmergeable:  # a loop with several ways out; without loops, every path ends in `return`
                 continue
         assert isinstance(end, Returned), end
-        nodes = (*(i.node for i in items), Return(end.state, end.result))
+        nodes = (*pruned([i.node for i in items], {end.state, end.result}), Return(end.state, end.result))
         name = self.name_for(program.__name__)
         shown = tuple((n, repr(v)) for n, v in constants.items())
         params = tuple(Value(n, type_) for n, type_ in symbolic.items())
