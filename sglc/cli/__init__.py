@@ -15,6 +15,8 @@ import typer
 from sglc.cli.check import check_command
 from sglc.cli.common import Mistake
 from sglc.cli.compile import compile_command
+from sglc.cli.diff import diff
+from sglc.cli.explain import explain
 from sglc.cli.passes import passes
 from sglc.cli.run import run
 
@@ -29,6 +31,8 @@ app = typer.Typer(
 app.command("compile")(compile_command)
 app.command("check")(check_command)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(run)
+app.command()(explain)
+app.command()(diff)
 app.command()(passes)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from sglc.ir.core import Module
 
 Target = Annotated[
     str, typer.Argument(metavar="FILE[:PROGRAM]", help="A Python file, and which program of it.")
@@ -195,3 +199,21 @@ def use_backend(backend: str | None, model: str | None) -> Any:
         )
     sglc.set_default_backend(made)
     return made
+
+
+def traced_for(program: Any, given: Mapping[str, Any]) -> Module:
+    """The trace of a program; what is defined on the command line is a constant of it."""
+    from sglc.lang.trace import trace
+
+    known = {**program.defaults(), **given}
+    names = list(program.parameter_names)
+    # What has only a string as default stays unknown.
+    unknown = frozenset(n for n in names if n not in given and (n not in known or type(known[n]) is str))
+    return trace(program, known, unknown)
+
+
+def optimised(module: Module, passes: str | None, *, verify: bool = False, after: Any = None) -> Module:
+    """The module after these passes, or the default ones."""
+    from sglc.passes.pipeline import DEFAULT, Pipeline
+
+    return Pipeline.parse(DEFAULT if passes is None else passes).run(module, verify=verify, after=after)

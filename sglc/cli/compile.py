@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sglc.cli.common import Define, Mistake, Target, defined, near, one_program
+from sglc.cli.common import Define, Mistake, Target, defined, near, one_program, optimised, traced_for
 
 if TYPE_CHECKING:
     from sglc.ir.core import Module
@@ -17,26 +16,40 @@ if TYPE_CHECKING:
 
 def compile_command(
     target: Target,
-    emit: Annotated[str, typer.Option(help="raw (as traced), ir, plan, dot or json.")] = "ir",
+    emit: Annotated[
+        str, typer.Option(help="raw (as traced), ir, plan, rt (the plan as JSON), json, dot, mermaid or svg.")
+    ] = "ir",
     define: Define = None,
     passes: Annotated[str | None, typer.Option(help="Passes in order: a,b{k=v}.")] = None,
     print_after_all: Annotated[bool, typer.Option(help="Print the IR after every pass, to stderr.")] = False,
     verify: Annotated[bool, typer.Option(help="Verify the IR around every pass.")] = False,
     locations: Annotated[bool, typer.Option(help="Print where each node was written.")] = False,
     template: Annotated[str, typer.Option(help="Chat template that a plan is made for.")] = "chatml",
+    backend: Annotated[
+        str | None, typer.Option(help="Refuse what it cannot do: engine, openai, anthropic, vertex, litellm.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(help="Compile constraints for this model's folder, or `tiny`, the small model."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Write to this file.")] = None,
 ) -> None:
     """Trace a program and print what it becomes.
 
     Arguments that are not defined, and have no default, stay unknown; defaults that are numbers or lists are constants.
     """
-    forms = ("raw", "ir", "plan", "dot", "json")
+    forms = ("raw", "ir", "plan", "rt", "json", "dot", "mermaid", "svg")
     if emit not in forms:
         raise Mistake(f"--emit {emit}: choose one of {', '.join(forms)}{near(emit, forms)}")
     program = one_program(target)
-    module = _traced(program, defined(program, define or []))
+    module = traced_for(program, defined(program, define or []))
     if emit != "raw":
-        module = _optimised(module, passes, verify, print_after_all)
+        module = optimised(
+            module,
+            _with(passes, backend, tokenizer),
+            verify=verify,
+            after=_shown if print_after_all else None,
+        )
     text = _emitted(module, emit, locations, template)
     if out is None:
         sys.stdout.write(text)
@@ -44,45 +57,52 @@ def compile_command(
         out.write_text(text, encoding="utf-8")
 
 
-def _traced(program: Any, given: Mapping[str, Any]) -> Module:
-    from sglc.lang.trace import trace
+def _with(passes: str | None, backend: str | None, tokenizer: str | None) -> str | None:
+    """The pipeline with what the options ask for at its end."""
+    from sglc.passes.pipeline import DEFAULT
 
-    known = {**program.defaults(), **given}
-    names = list(program.parameter_names)
-    # What is defined on the command line is a constant; what has only a string as default stays unknown.
-    unknown = frozenset(n for n in names if n not in given and (n not in known or type(known[n]) is str))
-    return trace(program, known, unknown)
+    if backend is None and tokenizer is None:
+        return passes
+    found = DEFAULT if passes is None else passes
+    if backend is not None:
+        found += f',legalize{{backend="{backend}"}}'
+    if tokenizer is not None:
+        found += f',precompile-constraints{{tokenizer="{tokenizer}"}}'
+    return found.lstrip(",")
 
 
-def _optimised(module: Module, passes: str | None, verify: bool, print_after_all: bool) -> Module:
-    from sglc.passes.pipeline import DEFAULT, Pipeline
-
-    def after(item: Any, changed: Any, report: Any) -> None:
-        print(f"// after {item}: {report}\n{changed}", file=sys.stderr)
-
-    pipeline = Pipeline.parse(DEFAULT if passes is None else passes)
-    return pipeline.run(module, verify=verify, after=after if print_after_all else None)
+def _shown(item: Any, changed: Any, report: Any) -> None:
+    print(f"// after {item}: {report}\n{changed}", file=sys.stderr)
 
 
 def _emitted(module: Module, emit: str, locations: bool, template: str) -> str:
-    if emit == "plan":
+    if emit in ("plan", "rt"):
         from sglc.lang.chat_template import get_chat_template
         from sglc.plan.lower import lower
-        from sglc.plan.render import to_text
+        from sglc.plan.render import to_json, to_text
 
         try:
             chosen = get_chat_template(template)
         except KeyError:
             raise Mistake(f"--template {template}: there is no chat template of that name") from None
-        return to_text(lower(module, chosen))
+        plan = lower(module, chosen)
+        return to_text(plan) if emit == "plan" else to_json(plan) + "\n"
     if emit == "dot":
         from sglc.ir.dot import to_dot
 
         return to_dot(module)
-    if emit == "json":
-        from sglc.ir.json import to_json
+    if emit == "mermaid":
+        from sglc.ir.mermaid import to_mermaid
 
-        return to_json(module, indent=1) + "\n"
+        return to_mermaid(module.graph)
+    if emit == "svg":
+        from sglc.ir.svg import to_svg
+
+        return to_svg(module.graph)
+    if emit == "json":
+        from sglc.ir import json
+
+        return json.to_json(module, indent=1) + "\n"
     from sglc.ir.printer import print_module
 
     return print_module(module, locations=locations)

@@ -1,0 +1,110 @@
+"""Every pass, and every pass after every other, on thousands of random graphs: same outcome, only licensed changes.
+
+    python benchmarks/validate_passes.py                    # 10,000 graphs
+    python benchmarks/validate_passes.py --programs 500
+
+Graphs have forks, joins, selects, roles, scopes, calls, branches on generated values and bounded loops; the model is a hash
+of its prompt and fields. Each result is verified, printed, parsed and printed again. The graphs and the comparison are
+those of tests/compiler/test_pass_properties.py.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+from tqdm import tqdm
+
+from sglc.ir.parser import parse_module
+from sglc.passes.pipeline import Pipeline
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "validate_passes.json"
+
+
+@cache
+def graphs() -> ModuleType:
+    """The generator of random graphs, which is a test's."""
+    path = ROOT / "tests" / "compiler" / "test_pass_properties.py"
+    spec = importlib.util.spec_from_file_location("random_graphs", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def check(seed: int) -> tuple[Counter[str], list[str]]:
+    """How often each pipeline was run on this graph, and what went wrong."""
+    made: Any = graphs()
+    module = made.random_module(seed)
+    expected = made.outcome(module)
+    runs: Counter[str] = Counter()
+    wrong: list[str] = []
+
+    def compare(changed: Any, order: list[str]) -> None:
+        name = ",".join(order)
+        runs[name] += 1
+        try:
+            made.assert_licensed(expected, made.outcome(changed), order)
+            assert str(parse_module(str(changed))) == str(changed), "does not print and parse back"
+        except Exception as error:  # whatever it is, the seed and the pipeline say how to see it again
+            wrong.append(f"seed {seed}, {name}: {type(error).__name__}: {error}"[:300])
+
+    for first in made.PIPELINES:
+        once = Pipeline.parse(first).run(module, verify=True)
+        compare(once, [first])
+        for second in made.PIPELINES:
+            compare(Pipeline.parse(second).run(once, verify=True), [first, second])
+    return runs, wrong
+
+
+def guarded(seed: int) -> tuple[Counter[str], list[str]]:
+    try:
+        return check(seed)
+    except Exception as error:
+        return Counter(), [f"seed {seed}: {type(error).__name__}: {error}"[:300]]
+
+
+def main(
+    programs: Annotated[int, typer.Option(help="Random graphs.")] = 10_000,
+    first: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    save: Annotated[bool, typer.Option(help="Write benchmarks/results/validate_passes.json.")] = True,
+) -> None:
+    """Check the passes; exit code 1 if one changes what a graph means."""
+    runs: Counter[str] = Counter()
+    wrong: list[str] = []
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        seeds = range(first, first + programs)
+        for counts, found in tqdm(pool.imap_unordered(guarded, seeds, chunksize=20), total=programs):
+            runs.update(counts)
+            wrong += found
+    print(f"{programs} graphs, {len(runs)} pipelines, {sum(runs.values())} runs, {len(wrong)} mismatches")
+    for line in wrong[:20]:
+        print(line)
+    if save:
+        data = {
+            "graphs": programs,
+            "first_seed": first,
+            "pipelines": len(runs),
+            "runs": sum(runs.values()),
+            "mismatches": len(wrong),
+            "examples": wrong[:20],
+        }
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    if wrong:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    typer.run(main)

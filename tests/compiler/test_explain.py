@@ -1,0 +1,214 @@
+"""What a run costs before it runs, `sglc explain`, `sglc diff`, and pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sglc as sgl
+from runtime.config import embedded_model_path
+from sglc.check import CheckOptions
+from sglc.exec.session import Session
+from sglc.ir.mermaid import to_mermaid
+from sglc.ir.svg import to_svg
+from sglc.lang.chat_template import get_chat_template
+from sglc.lang.program import Program
+from sglc.lang.trace import trace
+from sglc.passes.pipeline import DEFAULT, Pipeline
+from sglc.plan.cost import Interval, costs
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+def programs() -> list[tuple[str, Program]]:
+    found: list[tuple[str, Program]] = []
+    for file in sorted(EXAMPLES.glob("*.py")):
+        spec = importlib.util.spec_from_file_location(f"explained_{file.stem}", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        found += [(f"{file.stem}.{n}", p) for n, p in vars(module).items() if isinstance(p, Program)]
+    return found
+
+
+ALL = programs()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[sgl.Engine]:
+    with sgl.Engine() as engine:
+        yield engine
+
+
+@pytest.mark.parametrize(("name", "program"), ALL, ids=[n for n, _ in ALL])
+def test_bounds_hold_what_is_measured(
+    name: str, program: Program, engine: sgl.Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+    used = {"prompt": 0, "output": 0}
+    submit, score = Session.submit, Session.score
+
+    def submitted(self: Session, request: Any, receive: Any) -> None:
+        calls.append("gen")
+
+        def seen(delta: Any) -> None:
+            if not isinstance(delta, BaseException) and delta.finish is not None:
+                used["prompt"] += delta.usage.prompt_tokens
+                used["output"] += delta.usage.completion_tokens
+            receive(delta)
+
+        submit(self, request, seen)
+
+    def scored(self: Session, request: Any, receive: Any) -> None:
+        calls.append("select")
+        score(self, request, receive)
+
+    monkeypatch.setattr(Session, "submit", submitted)
+    monkeypatch.setattr(Session, "score", scored)
+    arguments = {
+        n: program.defaults().get(n, "What is the capital of Spain?") for n in program.parameter_names
+    }
+    program.compile().run(**arguments, backend=engine).sync()
+    unknown = frozenset(n for n, v in arguments.items() if type(v) is str)
+    module = Pipeline.parse(DEFAULT).run(trace(program, arguments, unknown))
+    template = get_chat_template("chatml")
+    found = costs(module, CheckOptions().count, template, arguments)
+    assert calls and len(calls) in found.total.calls
+    assert used["output"] in found.total.output
+    if "select" not in calls:
+        assert used["prompt"] in found.total.prompt, found
+        assert found.total.prompt.high is not None
+    with_lines = [at for at in found.lines if at is not None and at.file.endswith(".py")]
+    assert len(with_lines) == len(found.lines)
+
+
+def test_loops_and_arms_are_bounded_by_their_worst(tmp_path: Path) -> None:
+    @sgl.function
+    def program(s, q):  # type: ignore[no-untyped-def]
+        s += q + sgl.select("k", ["a", "b"])
+        if s["k"] == "a":
+            s += sgl.gen("x", max_tokens=10)
+        else:
+            s += sgl.gen("x", max_tokens=30) + sgl.gen("y", max_tokens=5)
+
+    found = costs(
+        trace(program, {"q": "hi"}, frozenset({"q"})),
+        CheckOptions().count,
+        get_chat_template("chatml"),
+        {"q": "hi"},
+    )
+    assert (found.total.calls, found.total.output) == (Interval(2, 3), Interval(0, 35))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.one_of(st.none(), st.integers(50, 90))), min_size=1, max_size=5)
+)
+@settings(max_examples=50, deadline=None)
+def test_hulls_and_sums_contain_their_parts(pairs: list[tuple[int, int | None]]) -> None:
+    found = [Interval(low, high) for low, high in pairs]
+    total = hull = found[0]
+    for item in found[1:]:
+        total, hull = total + item, hull.hull(item)
+    assert sum(i.low for i in found) in total
+    assert all(i.low in hull and (i.high is None or i.high in hull) for i in found)
+
+
+def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sglc.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+def test_explain_prints_passes_lines_and_money(tmp_path: Path) -> None:
+    prices = tmp_path / "prices.toml"
+    prices.write_text("[small]\ninput = 1.0\noutput = 4.0\n")
+    done = run("explain", str(EXAMPLES / "tips.py"), "--prices", str(prices))
+    assert done.returncode == 0, done.stderr
+    assert "hoist-prefix" in done.stdout and "in all" in done.stdout and "small: " in done.stdout
+    data = json.loads(run("explain", str(EXAMPLES / "tips.py"), "--json").stdout)
+    assert data["total"]["calls"] == [3, 3] and data["total"]["output"] == [0, 256]
+    bad = run("explain", str(EXAMPLES / "tips.py"), "--prices", str(tmp_path / "none.toml"))
+    assert bad.returncode == 2 and bad.stderr.count("\n") == 1
+
+
+ONE = """import sglc as sgl
+
+
+@sgl.function
+def ask(s, q):
+    s += "You are a careful assistant, and you answer in one sentence.\\n"
+    s += "Q: " + q + "\\nA:" + sgl.gen("a", max_tokens=30, stop="\\n")
+"""
+
+
+def test_diff_tells_prompts_fields_prefix_and_cost(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE)
+    (tmp_path / "two.py").write_text(
+        ONE.replace("careful", "careless").replace(', stop="\\n"', "").replace("max_tokens=30", "max_tokens=60")
+        .replace('s += "You', 's += q + "You')
+    )  # fmt: skip
+    same = run("diff", str(tmp_path / "one.py"), str(tmp_path / "one.py"), "--exit-code")
+    assert (same.returncode, same.stdout) == (0, "no difference\n")
+    done = run("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "--exit-code")
+    assert done.returncode == 1, done.stderr
+    for told in (
+        "careless",
+        "call a: max_tokens 30 -> 60",
+        "call a: stop ('\\n',) -> unset",
+        "shared prefix: ",
+        "new tokens: ",
+    ):
+        assert told in done.stdout, (told, done.stdout)
+
+
+def test_diff_reads_a_revision(tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
+    (tmp_path / "one.py").write_text(ONE)
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    (tmp_path / "one.py").write_text(ONE.replace("max_tokens=30", "max_tokens=31"))
+    done = run("diff", "HEAD:one.py", "one.py", cwd=tmp_path)
+    assert done.returncode == 0 and "call a: max_tokens 30 -> 31" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(("name", "program"), ALL, ids=[n for n, _ in ALL])
+def test_pictures_are_well_formed(name: str, program: Program) -> None:
+    unknown = frozenset(n for n in program.parameter_names if type(program.defaults().get(n, "")) is str)
+    graph = trace(program, program.defaults(), unknown).graph
+    root = ElementTree.fromstring(to_svg(graph))
+    boxes = [e for e in root if e.tag.endswith("rect")][1:]
+    spots = [tuple(float(b.attrib[k]) for k in ("x", "y", "width", "height")) for b in boxes]
+    for k, (x, y, w, h) in enumerate(spots):  # no box lies on another
+        for other_x, other_y, other_w, other_h in spots[:k]:
+            assert x + w <= other_x or other_x + other_w <= x or y + h <= other_y or other_y + other_h <= y
+    text = to_mermaid(graph)
+    assert text.startswith("flowchart TD\n") and text.count("subgraph") == text.count("\n  end") + text.count(
+        "\n    end"
+    )
+
+
+def test_compile_emits_and_refuses(tmp_path: Path) -> None:
+    tips = str(EXAMPLES / "tips.py")
+    assert run("compile", tips, "--emit", "rt").stdout.startswith("{")
+    assert run("compile", tips, "--emit", "svg").stdout.startswith("<svg")
+    record = str(EXAMPLES / "json_record.py")
+    done = run("compile", record, "--tokenizer", "tiny")
+    assert done.returncode == 0 and ("min_tokens=" in done.stdout or "constraint" not in done.stdout), (
+        done.stderr
+    )
+    (tmp_path / "r.py").write_text(ONE.replace('stop="\\n"', 'regex="[a-z]+"'))
+    refused = run("compile", str(tmp_path / "r.py"), "--backend", "anthropic")
+    assert refused.returncode == 2 and f"{tmp_path}/r.py:7" in refused.stderr and "regex" in refused.stderr
+    kept = run("compile", str(tmp_path / "r.py"), "--tokenizer", "tiny")
+    assert "states=" in kept.stdout and "min_tokens=1" in kept.stdout, kept.stderr
+    assert embedded_model_path()
