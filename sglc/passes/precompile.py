@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrecompileConstraints(Pass, name="precompile-constraints"):
-    """Compile each constraint once, into the store on disk that engines read; its size is printed beside it.
+    """Compile each constraint once, and keep it in the store on disk; its size is printed beside it.
 
     Licence: changes nothing that runs. A constraint that cannot be enforced exactly is an error with the place of the gen.
     `tokenizer` is the folder of a model, or `tiny` for the one that comes with sglc; without one, only the automaton over
@@ -33,7 +33,7 @@ class PrecompileConstraints(Pass, name="precompile-constraints"):
         from grammar import ConstraintError, ConstraintStore, compile_constraint
 
         vocabulary = self._vocabulary()
-        store = ConstraintStore() if vocabulary is not None else None
+        store = ConstraintStore.default() if vocabulary is not None else None
         facts: dict[str, dict[str, int]] = {}
         for name, constraint in module.constraints.items():
             try:
