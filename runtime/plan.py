@@ -4,8 +4,8 @@ A Plan is a list of steps. A step's value is what the model wrote, what was chos
 steps refer to it by the step's number. Prompts are ropes: each Prefix continues another by some parts, so
 that branches share what they share. A step may be guarded by a condition: then it happens only if that turns out so,
 and `Either` and `Pick` are what one or the other arm has made. Steps may be the body of a `Repeat`: whoever runs the
-plan takes them again for each round, under new numbers (`Shift`), and only `Last` and `Rounds` lead out of it. There is no host code in a plan, and its calls and tokens
-are bounded before it runs, so a server may admit it.
+plan takes them again for each round, under new numbers (`Shift`), and only `Last` and `Rounds` lead out of it. There is no code in a plan, and its calls and tokens
+are bounded before it runs, so a server may admit it; only a `HostCall` is bound to the client, and `hosts` tells.
 """
 
 from __future__ import annotations
@@ -170,6 +170,20 @@ class Pick(msgspec.Struct, frozen=True, tag="pick", kw_only=True):
     when: Guard | None = None
 
 
+class HostCall(msgspec.Struct, frozen=True, tag="host", kw_only=True):
+    """Call a function of the client, `module:qualified name`, after the steps in `after`, where they happen at all.
+
+    A plan with such a step runs only where that function is; `result` is the type that it promises.
+    """
+
+    function: str
+    args: Rope
+    result: str = "any"
+    after: tuple[int, ...] = ()
+    at: str = ""
+    when: Guard | None = None
+
+
 class Enter(msgspec.Struct, frozen=True, tag="enter", kw_only=True):
     """A value with which a round begins; `step` is the call whose meta info it has (-1: none)."""
 
@@ -215,10 +229,11 @@ class Repeat(msgspec.Struct, frozen=True, tag="repeat", kw_only=True):
 
 
 class Turn(msgspec.Struct, frozen=True, tag="turn", kw_only=True):
-    """The end of a round: whether there is another one."""
+    """The end of a round: whether there is another one, which begins after the steps in `after`."""
 
     repeat: int
     again: Part
+    after: tuple[int, ...] = ()
     round: int = 1
     at: str = ""
     when: Guard | None = None
@@ -240,7 +255,7 @@ class Prefill(msgspec.Struct, frozen=True, tag="prefill", kw_only=True):
     when: Guard | None = None
 
 
-Step = Decode | Choose | Compute | Pick | Enter | Repeat | Turn | Last | Prefill
+Step = Decode | Choose | Compute | HostCall | Pick | Enter | Repeat | Turn | Last | Prefill
 
 
 class Gathered(msgspec.Struct, frozen=True, tag="list"):
@@ -329,6 +344,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         for number, step in enumerate(self.steps):
             if isinstance(step, (Decode, Choose)):
                 yield number, step
+
+    def hosts(self) -> list[str]:
+        """Functions of the client that it calls; a server runs no plan that has any."""
+        return list(dict.fromkeys(s.function for s in self.steps if isinstance(s, HostCall)))
 
     def bounds(self, max_tokens: int | None = 128) -> Bounds:
         """`max_tokens` is the run's default for calls that name none."""
@@ -473,12 +492,15 @@ class _Check:
         if isinstance(step, Pick):
             arms = (self.value_of(n, owner) for v in (step.then, step.orelse) for n in refs(v))
             return max(guard, self.value_of(step.cond, owner), *arms)
+        if isinstance(step, HostCall):
+            return max(guard, self.rope(step.args, owner), *(self.value_of(n, owner) for n in step.after))
         if isinstance(step, Enter):
             return max((self.value_of(n, owner) for n in refs(step.value)), default=guard)
         if isinstance(step, Repeat):
             return max(guard, self._repeat(step, owner))
         if isinstance(step, Turn):
-            return max(guard, self.rope((step.again,), owner), self.carries(step.repeat, owner))
+            after = (self.value_of(n, owner) for n in step.after)
+            return max(guard, self.rope((step.again,), owner), self.carries(step.repeat, owner), *after)
         if isinstance(step, Last):
             return max(guard, self.carries(step.repeat, owner, value=step.index))
         if not 0 <= step.prefix < len(self.plan.prefixes):

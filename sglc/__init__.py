@@ -22,6 +22,7 @@ from sglc.lang.choices import (
     token_length_normalized,
     unconditional_likelihood_normalized,
 )
+from sglc.lang.host import host
 from sglc.lang.pieces import (
     assistant,
     assistant_begin,
@@ -64,6 +65,7 @@ __all__ = [
     "get_server_info",
     "global_config",
     "greedy_token_selection",
+    "host",
     "image",
     "select",
     "set_default_backend",

@@ -16,7 +16,7 @@ from typing import Any
 
 from sglc.errors import SglcError
 from sglc.exec.batch import interpret_batch, warm_prefix
-from sglc.exec.executor import Execution, Schedule
+from sglc.exec.executor import Execution, Schedule, as_raised
 from sglc.exec.interpreter import interpret
 from sglc.exec.plan_state import PlanState
 from sglc.exec.session import Session
@@ -163,7 +163,7 @@ class CompiledProgram:
         execution.start()
         execution.wait(lambda: execution.reads_done)
         if execution.read_error is not None:
-            raise execution.read_error
+            raise as_raised(execution.read_error)
         _returned(state, execution)
         if raise_on_error and (error := state.error()) is not None:
             raise error
@@ -270,7 +270,7 @@ def _outcomes(runs: Sequence[Execution], return_exceptions: bool) -> list[Any]:
     found: list[Any] = []
     for run in runs:
         if run.read_error is not None:
-            found.append(run.read_error)
+            found.append(as_raised(run.read_error))
             continue
         state = ProgramState(PlanState(run))
         _returned(state, run)

@@ -15,7 +15,9 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextvars import copy_context
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -45,6 +47,7 @@ from runtime.plan import (
     Either,
     Enter,
     Gathered,
+    HostCall,
     ImagePart,
     Last,
     Output,
@@ -62,13 +65,15 @@ from runtime.plan import (
     Turn,
     Variable,
 )
-from sglc.errors import RunError
+from sglc.errors import PlanError, RunError
 from sglc.exec.rounds import Shift
 from sglc.exec.session import Session
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
+from sglc.lang.host import find_host
 
 log = logging.getLogger("sglc")
 
+_PROMISED: Mapping[str, Any] = MappingProxyType({"str": str, "bool": bool, "int": int, "float": (int, float)})
 MISSING: Any = object()
 ABSENT: Any = object()  # the value of a variable that the path taken does not define
 Decide = Callable[[Any, tuple[str, ...], ScoreResult], Any]
@@ -84,6 +89,7 @@ class Schedule:
     specs: Mapping[int, GenSpec]
     guarded: Mapping[int, tuple[tuple[int, bool], ...]]  # by condition: steps, and how it must turn out
     late: frozenset[int]  # those whose needs depend on a condition
+    hosts: Mapping[str, Callable[..., Any]]  # functions of the client, by name
 
     @classmethod
     def of(cls, plan: Plan) -> Schedule:
@@ -107,7 +113,15 @@ class Schedule:
             specs,
             {cond: tuple(found) for cond, found in guarded.items()},
             frozenset(late),
+            {name: _host(name) for name in plan.hosts()},
         )
+
+
+def _host(name: str) -> Callable[..., Any]:
+    found = find_host(name)
+    if found is None:
+        raise PlanError(f"the plan calls {name}, which is no function marked with @sgl.host here")
+    return found.func
 
 
 def _sources(item: Prefix | Step, base: int) -> set[int]:
@@ -142,12 +156,14 @@ def _parts(item: Prefix | Step) -> Rope:
         return item.operands
     if isinstance(item, Turn):
         return (item.again,)
+    if isinstance(item, HostCall):
+        return item.args
     return item.choices if isinstance(item, Choose) else ()
 
 
 def _is_late(item: Prefix | Step) -> bool:
     """Whether it may need more once a condition is known, or a loop has ended."""
-    if isinstance(item, (Pick, Enter, Last)):
+    if isinstance(item, (Pick, Enter, Last)) or (isinstance(item, (HostCall, Turn)) and item.after):
         return True
     return any(isinstance(part, (Either, Rounds)) for part in _parts(item))
 
@@ -219,6 +235,7 @@ class Execution:
         self._rounds: dict[int, list[Shift]] = {}
         self._template: dict[int, int] = {}  # steps of later rounds -> the plan's step that they repeat
         self._begun: list[int] = []  # what can be done at once of a round that has just been added
+        self._context = copy_context()  # in which host functions run
         self._hints: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
@@ -276,7 +293,10 @@ class Execution:
         """Do what is ready, and what becomes ready by it without the model."""
         base = len(self.plan.prefixes)
         queue = deque(ready)
-        while queue:
+        while queue or self._begun:
+            if self._begun:
+                queue.extend(self._begun)
+                self._begun.clear()
             number = queue.popleft()
             if number in self._is_late and self._waits(number):
                 continue
@@ -286,9 +306,6 @@ class Execution:
                 done = self._do(number - base)
             if done:
                 queue.extend(self._released(number))
-            if self._begun:
-                queue.extend(self._begun)
-                self._begun.clear()
 
     def _is_prefix(self, number: int) -> bool:
         """Whether it is a prefix of a later round: those have numbers behind all others."""
@@ -316,6 +333,8 @@ class Execution:
         if isinstance(item, (Pick, Enter, Last)):
             parts.append(self._taken(item))
         missing = {n for part in parts for n in self._sources(part) if self.values[n] is MISSING}
+        if isinstance(item, (HostCall, Turn)):
+            missing |= {n for n in item.after if self.values[n] is MISSING and n not in self._dead}
         for source in missing:
             self._late.setdefault(base + source, []).append(number)
             if source in self.errors:
@@ -472,8 +491,8 @@ class Execution:
         try:
             for part in prefix.parts:
                 added.extend(self.segments_of(part))
-        except RunError as error:
-            self._poison(number, error)
+        except Exception as error:
+            self._poison(number, _located(error, None))
             return False
         before = self._segments[prefix.parent] if prefix.parent >= 0 else ()
         assert before is not None, "a prefix is known before what goes on from it"
@@ -499,6 +518,9 @@ class Execution:
                 return True
             if isinstance(step, Turn):
                 return self._turn(number, step)
+            if isinstance(step, HostCall):
+                self._call_host(number, step, at)
+                return False
             if isinstance(step, Prefill):
                 self._prefill(step)
             elif self.stopped:
@@ -516,6 +538,30 @@ class Execution:
         if step.op == "pack":
             return pack(step.kind, step.keys, operands)
         return compute(step.op, operands)
+
+    def _call_host(self, number: int, step: HostCall, at: Location | None) -> None:
+        """Call a function of the client in a thread, for it may block."""
+        function = self.schedule.hosts[step.function]
+        args = tuple(self.value_of(part) for part in step.args)
+        self._running += 1
+
+        def ended(task: asyncio.Future[Any]) -> None:
+            error = task.exception()
+            value = None if error is not None else task.result()
+            if error is None and not isinstance(value, _PROMISED.get(step.result, object)):
+                error = TypeError(
+                    f"{step.function} returned {value!r}, which is not the {step.result} it promises"
+                )
+            self._running -= 1
+            if error is not None:
+                self._fail(number, BodyError(error, at), at)
+            else:
+                self._finish(number, value)
+                self._go(self._released(len(self.plan.prefixes) + number))
+            self._settle()
+
+        work = self.session.loop.run_in_executor(None, self._context.copy().run, function, *args)
+        work.add_done_callback(ended)
 
     def _prefill(self, step: Prefill) -> None:
         """Ask for a prefix ahead of its calls; where they are ready too, they bring it along themselves."""
@@ -661,23 +707,23 @@ class Execution:
 
     def _bury(self, cond: int, value: bool) -> None:
         """The steps of the arm that is not taken never happen, nor those that their conditions guard."""
-        for step, wanted in self._guarded[cond]:
-            if wanted != value:
-                self._dead.add(step)
-                self._reads_left.discard(step)
-                if step in self._guarded:
-                    self._bury_all(step)
-
-    def _bury_all(self, cond: int) -> None:
-        for step, _ in self._guarded[cond]:
+        base = len(self.plan.prefixes)
+        buried = [step for step, wanted in self._guarded[cond] if wanted != value]
+        while buried:
+            step = buried.pop()
             self._dead.add(step)
             self._reads_left.discard(step)
-            if step in self._guarded:
-                self._bury_all(step)
+            buried.extend(inner for inner, _ in self._guarded.get(step, ()))
+            for other in self._late.get(base + step, ()):
+                # Host calls wait only for what happens at all; all else that waits for it will not happen either.
+                if not self._is_prefix(other) and isinstance(self.steps[other - base], (HostCall, Turn)):
+                    self._needs[other] -= 1
+                    if not self._needs[other]:
+                        self._begun.append(other)
 
     def _fail(self, number: int, error: BaseException, at: Location | None) -> None:
         if isinstance(error, ComputeError) and error.__cause__ is not None:
-            error = error.__cause__
+            error = BodyError(error.__cause__, at)
         found = _located(error, at)
         self.errors[number] = found
         self._reads_left.discard(number)
@@ -825,6 +871,19 @@ class Execution:
             content: Any = [{"type": "text", "text": text}, *images] if images else text
             found.append({"role": message.role, "content": content})
         return found
+
+
+class BodyError(RunError):
+    """The body itself would have raised `__cause__` here."""
+
+    def __init__(self, raised: BaseException, at: Location | None) -> None:
+        super().__init__(f"{type(raised).__name__}: {raised}", at)
+        self.__cause__ = raised
+
+
+def as_raised(error: RunError) -> BaseException:
+    """What an interpreted run raises."""
+    return error.__cause__ if isinstance(error, BodyError) and error.__cause__ is not None else error
 
 
 def _put(items: Any, at: int, more: Sequence[Any], hole: Any) -> None:

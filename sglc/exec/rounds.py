@@ -20,6 +20,7 @@ from runtime.plan import (
     Either,
     Enter,
     Gathered,
+    HostCall,
     Last,
     Output,
     Part,
@@ -106,6 +107,9 @@ class Shift:
             return _replace(step, choices=self.rope(step.choices)) if isinstance(step, Choose) else step
         if isinstance(step, Compute):
             return _replace(step, operands=self.rope(step.operands), when=when)
+        if isinstance(step, HostCall):
+            after = tuple(map(self.step, step.after))
+            return _replace(step, args=self.rope(step.args), after=after, when=when)
         if isinstance(step, Pick):
             one, two = step.steps
             return Pick(
@@ -125,6 +129,7 @@ class Shift:
                 step,
                 repeat=self.step(step.repeat),
                 again=self.part(step.again),
+                after=tuple(map(self.step, step.after)),
                 round=self.round if own else step.round,
                 when=when,
             )

@@ -248,6 +248,8 @@ class Paths:
 
     def at_point(self, point: int, kind: str, names: Sequence[str], frame: FrameType) -> None:
         fresh = len(self.decisions) >= len(self.script)
+        if self.decisions:  # what was read on the way here belongs to that way
+            self.trace.flush_reads()
         visits = self.heads.setdefault(point, []) if kind == "head" and self.loops else None
         # Between two visits that make a round the model has decided something.
         head = visits is not None and (not visits or visits[-1].place[1] < len(self.decisions))

@@ -349,4 +349,4 @@ def _harmless(value: Any) -> bool:
         return False
     if module in ("sglc.lang.pieces", "sglc.lang.choices"):
         return True
-    return type(value).__module__ in ("sglc.lang.program", "sglc.lang.choices")
+    return type(value).__module__ in ("sglc.lang.program", "sglc.lang.choices", "sglc.lang.host")

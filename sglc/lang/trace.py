@@ -23,6 +23,7 @@ from sglc.ir.core import Graph, Module, Names, Node, Operand, Symbol, Value
 from sglc.ir.ops import (
     Begin,
     Call,
+    Host,
     Pack,
     Pure,
     Read,
@@ -35,6 +36,8 @@ from sglc.ir.ops import (
 )
 from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
 from sglc.ir.verify import verify_module
+from sglc.lang.host import Host as HostFunction
+from sglc.lang.host import find_host
 from sglc.lang.paths import Choice, Ended, Explorer, Paths, Returned, Target, Unmergeable, pruned
 from sglc.lang.purity import PLAIN, Purity, Unplain, freeze, purity
 from sglc.lang.rewrite import traceable
@@ -395,7 +398,29 @@ class Trace:
             frame = frame.f_back  # type: ignore[assignment]
         return None
 
-    # Calls of other programs.
+    # Calls of other programs, and of the user's own functions.
+
+    def host(self, function: HostFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Record a call of a function that runs where the program runs."""
+        at = self.where()
+        if find_host(function.name) is not function:
+            self.stop(f"{function.name} cannot be found by its name; define it at the top of a module", at)
+        try:
+            given = function.positional(args, kwargs)
+        except TypeError as error:
+            self.stop(f"a call of a host function: {error}", at)
+        for value in given:
+            kind = type(value).__name__ if isinstance(value, (list, dict, set)) else type_of_shape(value)
+            if isinstance(value, (list, dict, set)) or kind.startswith("list<"):
+                self.stop(
+                    f"{function.name} gets a {kind}, which it might change; give it strings or a tuple", at
+                )
+        operands = tuple(self.operand(v, f"an argument of {function.name}", at) for v in given)
+        self.flush_reads()
+        value = self.names.fresh(function.result)
+        self.nodes.append(Host(value, operands, function.name, at=at))
+        self.reads.setdefault(value, at)
+        return self.wrap(value, f"the result of {function.name}", None)
 
     def call(
         self,

@@ -27,6 +27,7 @@ from runtime.plan import (
     Enter,
     Gathered,
     Guard,
+    HostCall,
     ImagePart,
     Last,
     Named,
@@ -53,6 +54,7 @@ from sglc.ir.ops import (
     Call,
     Fork,
     Gen,
+    Host,
     If,
     Image,
     Join,
@@ -157,8 +159,12 @@ class _Lowering:
         self.conversation: list[PlanMessage] = []
         self.steps: list[Step] = []
         self.reads: set[int] = set()
+        self.awaited: tuple[
+            int, ...
+        ] = ()  # what the body has read up to here, for host calls that come after
         self.guard: Guard | None = None
         self.floor = 0  # the wave in which the guard's condition is known
+        self.hosts = any(isinstance(n, Host) for g in module.graphs.values() for n in g.walk())
         self.partial: set[int] = set()  # picks that have no value on one side
 
     def plan(self) -> Plan:
@@ -250,6 +256,12 @@ class _Lowering:
     def after(self, state: _State, mark: _Mark) -> Rope:
         """What was appended since a mark."""
         return _merged((*mark.parts, *self.since(state, mark.prefix)))
+
+    def read(self, step: int) -> None:
+        """The body waits for this step."""
+        self.reads.add(step)
+        if self.hosts and step not in self.awaited:
+            self.awaited = (*self.awaited, step)
 
     def step(self, step: Step, wave: int) -> int:
         if self.guard is not None:
@@ -403,7 +415,7 @@ class _Walk:
             for item in value.items:
                 self._read(item)
         elif isinstance(value, (Ref, Output)):
-            self.to.reads.add(value.step)
+            self.to.read(value.step)
 
     def part(self, operand: Operand) -> Part:
         """An operand of a rope or of a computation; lists of variables become packed values."""
@@ -437,6 +449,8 @@ class _Walk:
             self.operand(node.value)
         elif isinstance(node, If):
             self._if(node, at)
+        elif isinstance(node, Host):
+            self._host(node, at)
         elif isinstance(node, Loop):
             _Round(self, node, at).lower()
         elif isinstance(node, Call):
@@ -453,13 +467,17 @@ class _Walk:
         for state in held.values():
             to.flush(state)
         arms: list[tuple[_Walk, Sequence[Operand]]] = []
+        awaited, after = to.awaited, to.awaited[:0]
         for wanted, region in ((True, node.then), (False, node.orelse)):
             walk = self.inside()
             walk.states.update({v: s.in_arm() for v, s in held.items()})
             to.guard, to.floor = (cond.step, wanted), max(outer[1], to.step_waves[cond.step])
+            to.awaited = awaited
             walk.nodes(region.nodes)
+            after = (*after, *to.awaited)
             to.guard, to.floor = outer
             arms.append((walk, region.results))
+        to.awaited = tuple(dict.fromkeys(after))
         (one, ones), (two, twos) = arms
         for out, a, b in zip(node.outs, ones, twos, strict=True):
             if isinstance(a, Value) and isinstance(b, Value) and out.type == "state":
@@ -471,6 +489,16 @@ class _Walk:
     def yielded(self, value: Operand) -> Variable:
         """What an arm hands on; the body has not read it by that."""
         return self.known[value] if isinstance(value, Value) else self.operand(value)
+
+    def _host(self, node: Host, at: str) -> None:
+        """After all that was read before, so that effects happen as if the body ran line by line."""
+        to = self.to
+        args = tuple(self.part(v) for v in node.args)
+        call = HostCall(function=node.function, args=args, result=node.out.type, after=to.awaited, at=at)
+        number = to.step(call, max((to.step_waves[n] for n in to.awaited), default=to.floor))
+        to.awaited = ()
+        to.read(number)
+        self.known[node.out] = Ref(number)
 
     def inside(self) -> _Walk:
         """The walk through a region."""
@@ -648,7 +676,6 @@ class _Round:
             to.flush(state)
         empty = Repeat(stop=0, prefixes=(0, 0), messages=(0, 0))
         self.number = to.step(empty, to.floor)
-        to.reads.add(self.number)  # the body waits for the end of the loop
         low, first = len(to.prefixes), len(to.conversation)
         body = self.walk.inside()
         body.states.update({v: s.in_arm() for v, s in held.items()})
@@ -668,7 +695,9 @@ class _Round:
         for param, entry in enters.items():
             self._carry(entry, body.yielded(ends[param]), -1)
         wave = max(to.step_waves[self.number :], default=to.floor)
-        to.step(Turn(repeat=self.number, again=turn_on, at=self.at), wave)
+        to.step(Turn(repeat=self.number, again=turn_on, after=to.awaited, at=self.at), wave)
+        to.awaited = ()
+        to.read(self.number)
         to.steps[self.number] = msgspec.structs.replace(
             empty,
             stop=len(to.steps),

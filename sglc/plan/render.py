@@ -16,6 +16,7 @@ from runtime.plan import (
     Either,
     Enter,
     Gathered,
+    HostCall,
     Last,
     Output,
     Part,
@@ -143,6 +144,9 @@ def _other(number: int, step: Step) -> str:
         return f"{number}: what repeat {step.repeat} has made of its value {step.index}"
     if isinstance(step, Repeat):
         return _repeat(number, step)
+    if isinstance(step, HostCall):
+        after = f" after {', '.join(map(str, step.after))}" if step.after else ""
+        return f"{number}: host {step.function}({', '.join(part(a) for a in step.args)}){after}"
     if isinstance(step, Prefill):
         return f"prefill p{step.prefix} {{uses={step.uses}}}"
     assert isinstance(step, Compute), step
@@ -200,6 +204,11 @@ def _step_lines(number: int, step: Step) -> list[str]:
         return [f"  s{number} [shape=diamond, label={quote(type(step).__name__.lower())}];", *edges]
     if isinstance(step, Compute):
         return [f"  s{number} [label={quote(step.op)}];", *_edges(step.operands, f"s{number}")]
+    if isinstance(step, HostCall):
+        return [
+            f"  s{number} [shape=hexagon, label={quote(step.function)}];",
+            *_edges(step.args, f"s{number}"),
+        ]
     kind = "decode" if isinstance(step, Decode) else "choose"
     label = f"{kind} {step.name or number}"
     lines = [f"  s{number} [shape=box, label={quote(label)}];", f"  p{step.prefix} -> s{number};"]

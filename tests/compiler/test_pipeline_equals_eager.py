@@ -31,13 +31,15 @@ from sglc.passes.base import Pass, Report, passes
 from sglc.passes.pipeline import Pipeline
 
 PROGRAMS = 1000
+BRANCHING = 500
 A_FILE = 50
 
 
 class Writer:
     """Writes the source of one random program, all of whose reads are of variables that exist."""
 
-    def __init__(self, rng: random.Random, name: str, callees: list[str]) -> None:
+    def __init__(self, rng: random.Random, name: str, callees: list[str], *, branching: bool = False) -> None:
+        self.branching = branching
         self.rng = rng
         self.name = name
         self.callees = callees
@@ -112,6 +114,8 @@ class Writer:
                 kinds += ["message", "with_role", "markers", "call"]
             if nested < 2:
                 kinds += ["fork", "fork"]
+            if self.branching and nested < 3:
+                kinds += ["branch"] * 4 + ["rounds", "until"]
             getattr(self, self.rng.choice(kinds))(s, strings, known, depth, in_role, nested)
 
     def text(self, s: str, strings: list[str], known: set[str], depth: int, *_: Any) -> None:
@@ -186,6 +190,80 @@ class Writer:
         self.line(depth, f"{name} = {callee}({self.string(strings)}{sampling})")
         self.line(depth, f"{s} += {name}.text()")
 
+    def asked(self, s: str, known: set[str], depth: int) -> str:
+        """A choice, and a condition on it."""
+        name = self.fresh("v")
+        self.line(depth, f'{s} += sgl.select("{name}", ["yes", "no", "maybe"])')
+        known.add(name)
+        value = f'{s}["{name}"]'
+        return self.rng.choice(
+            [
+                f'{value} == "yes"',
+                f'{value} != "no"',
+                f'{value} in ("no", "maybe")',
+                f'not {value}.startswith("m")',
+                f'{value} == "yes" or {value} == "maybe"',
+                f'{{"yes": 1, "no": 0, "maybe": 0}}[{value}]',
+            ]
+        )
+
+    def condition(self, s: str, strings: list[str], known: set[str], depth: int) -> str:
+        if self.rng.random() < 0.7:
+            return self.asked(s, known, depth)
+        name, variable = self.fresh("v"), self.fresh("t")
+        self.line(depth, f"{s} += {self.gen(known, name)}")
+        self.line(depth, f'{variable} = {s}["{name}"]')
+        strings.append(variable)
+        digit = self.rng.randint(1, 9)
+        return self.rng.choice(
+            [
+                f'"{digit}" in {variable}',
+                f'{variable}.strip() < "w{digit}"',
+                f'{variable}.endswith("{digit}")',
+            ]
+        )
+
+    def branch(
+        self, s: str, strings: list[str], known: set[str], depth: int, in_role: bool, nested: int
+    ) -> None:
+        self.line(depth, f"if {self.condition(s, strings, known, depth)}:")
+        arms: list[set[str]] = []
+        for head in ("", f"{s} += " + self.literal(), "else:" if self.rng.random() < 0.6 else ""):
+            if head == "else:":
+                self.line(depth, head)
+            elif head or arms:
+                continue
+            inside = set(known)
+            self.line(depth + 1, f"{s} += {self.literal()}")
+            self.block(s, list(strings), inside, depth + 1, in_role, nested + 1)
+            if s == "s" and not in_role and nested == 0 and self.rng.random() < 0.1:
+                self.line(depth + 1, "return a + str(k)")
+            arms.append(inside)
+        if len(arms) == 2:
+            known |= arms[0] & arms[1]
+
+    def rounds(
+        self, s: str, strings: list[str], known: set[str], depth: int, in_role: bool, nested: int
+    ) -> None:
+        index = self.fresh("i")
+        self.line(depth, f"for {index} in range({self.rng.randint(1, 3)}):")
+        self.line(depth + 1, f'{s} += f"round {{{index}}} "')
+        self.block(s, list(strings), set(known), depth + 1, in_role, nested + 2)
+        self.line(depth + 1, f"if {self.asked(s, set(), depth + 1)}:")
+        self.line(depth + 2, "break")
+
+    def until(
+        self, s: str, strings: list[str], known: set[str], depth: int, in_role: bool, nested: int
+    ) -> None:
+        name = self.fresh("v")
+        known.add(name)
+        ask = f'{s} += sgl.select("{name}", ["on", "done"])'
+        self.line(depth, ask)
+        self.line(depth, f'while {s}["{name}"] == "on":')
+        self.line(depth + 1, f"{s} += {self.literal()} + {self.gen(set())}")
+        self.block(s, list(strings), set(known), depth + 1, in_role, nested + 3)
+        self.line(depth + 1, ask)
+
     def fork(
         self, s: str, strings: list[str], known: set[str], depth: int, in_role: bool, nested: int
     ) -> None:
@@ -211,14 +289,14 @@ class Writer:
             self.line(depth, f'{s} += {group}[0]["{name}"]')
 
 
-def write(seed: int, name: str) -> str:
+def write(seed: int, name: str, *, branching: bool = False) -> str:
     rng = random.Random(seed)
     callees: list[str] = []
     sources = []
     if rng.random() < 0.3:
-        sources.append(Writer(rng, f"{name}_inner", []).source())
+        sources.append(Writer(rng, f"{name}_inner", [], branching=branching).source())
         callees.append(f"{name}_inner")
-    sources.append(Writer(rng, name, callees).source())
+    sources.append(Writer(rng, name, callees, branching=branching).source())
     return "\n\n".join(sources)
 
 
@@ -231,11 +309,12 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def programs(folder: Path, first: int, count: int) -> Iterator[tuple[int, Any]]:
+def programs(folder: Path, first: int, count: int, *, branching: bool = False) -> Iterator[tuple[int, Any]]:
     path = folder / f"random_programs_{first}.py"
     names = {seed: f"program_{seed}" for seed in range(first, first + count)}
     path.write_text(
-        "import sglc as sgl\n\n\n" + "\n\n".join(write(s, n) for s, n in names.items()), encoding="utf-8"
+        "import sglc as sgl\n\n\n" + "\n\n".join(write(s, n, branching=branching) for s, n in names.items()),
+        encoding="utf-8",
     )
     module = load(path)
     for seed, name in names.items():
@@ -287,6 +366,25 @@ def test_compiled_equals_interpreted(first: int, tmp_path: Path) -> None:
         assert calls(two) == calls(one), source
         for module in compiled.modules():
             assert str(parse_module(str(module))) == str(module)
+
+
+@pytest.mark.parametrize("first", range(20_000, 20_000 + BRANCHING, A_FILE))
+def test_conditions_and_loops_go_the_same_way(first: int, tmp_path: Path) -> None:
+    interpreted = 0
+    for seed, program in programs(tmp_path, first, A_FILE, branching=True):
+        compiled = program.compile(verify=True)
+        source = write(seed, f"program_{seed}", branching=True)
+        for row in range(3):
+            one, two = scripted(seed % 2), scripted(seed % 2)
+            arguments = {"a": f"argument {seed} {row}"}
+            expected = seen(program.run(**arguments, backend=one))
+            found = seen(compiled.run(**arguments, backend=two))
+            assert found == expected, source
+            assert compiled.breaks or not calls(two) - calls(one), source  # some passes leave calls out
+        interpreted += bool(compiled.breaks)
+        for module in compiled.modules():
+            assert str(parse_module(str(module))) == str(module)
+    assert interpreted <= A_FILE // 10, f"{interpreted} of {A_FILE} programs are not compiled"
 
 
 @pytest.mark.parametrize("first", range(0, 200, A_FILE))
