@@ -12,7 +12,7 @@ import typer
 from sglc.cli.common import Define, Mistake, Target, defined, one_program, optimised, traced_for
 
 if TYPE_CHECKING:
-    from sglc.plan.cost import Price
+    from sglc.plan.interval import Price
 
 
 def explain(
@@ -79,7 +79,7 @@ def _cost_json(cost: Any) -> dict[str, list[int | None]]:
 
 
 def _prices(file: Path | None) -> dict[str, Price]:
-    from sglc.plan.cost import Price
+    from sglc.plan.interval import Price
 
     if file is None:
         return {}

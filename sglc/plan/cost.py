@@ -1,9 +1,11 @@
-"""What a run will cost, before it runs: intervals of calls, prompt tokens and new tokens, by source line too.
+"""What a run will cost, before it runs: intervals of calls, prompt tokens, computed tokens and new tokens, by source line too.
 
 An abstract run of the graph in which every text is an interval of tokens. Constants and given arguments are counted by the
 tokenizer as whole runs of text; what is not known is bounded by the limits of the gens that write it. Where known text
 meets unknown text, tokens may fall otherwise than in either alone, so each such place widens the interval by SLACK. Of an
-`if` both arms are hulled, of a `loop` the rounds go from one to its maximum.
+`if` both arms are hulled, of a `loop` the rounds go from one to its maximum; after a `break` no limit is known.
+
+Computed tokens are what prefix caching leaves to do: at most, each piece of a prompt once; at least, the last token of each.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 from sglc.ir.core import Graph, Module, Node, Operand, Value
 from sglc.ir.ops import (
     Begin,
+    Break,
     Call,
     Fork,
     Gen,
@@ -32,82 +35,10 @@ from sglc.ir.ops import (
     Text,
 )
 from sglc.ir.specs import Location
+from sglc.plan.interval import NOTHING, UNKNOWN, Cost, Interval
 
 SLACK = 8
 MAX_TOKENS = 128  # of a gen that names no limit, as in every run
-
-
-@dataclass(frozen=True)
-class Interval:
-    """From `low` to `high`; None: no limit is known."""
-
-    low: int = 0
-    high: int | None = 0
-
-    def __add__(self, other: Interval) -> Interval:
-        high = None if self.high is None or other.high is None else self.high + other.high
-        return Interval(self.low + other.low, high)
-
-    def hull(self, other: Interval) -> Interval:
-        high = None if self.high is None or other.high is None else max(self.high, other.high)
-        return Interval(min(self.low, other.low), high)
-
-    def times(self, low: int, high: int) -> Interval:
-        return Interval(self.low * low, None if self.high is None else self.high * high)
-
-    def wider(self, by: int) -> Interval:
-        return Interval(max(self.low - by, 0), None if self.high is None else self.high + by)
-
-    def __contains__(self, value: object) -> bool:
-        return isinstance(value, int) and self.low <= value and (self.high is None or value <= self.high)
-
-    def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.low:,}"
-        return f"{self.low:,} to {'no limit' if self.high is None else f'{self.high:,}'}"
-
-
-NOTHING = Interval()
-UNKNOWN = Interval(0, None)
-
-
-@dataclass(frozen=True)
-class Cost:
-    """`prompt`: tokens of all prompts, as if nothing were cached; `output`: new tokens."""
-
-    calls: Interval = NOTHING
-    prompt: Interval = NOTHING
-    output: Interval = NOTHING
-
-    def plus(self, other: Cost) -> Cost:
-        return Cost(
-            self.calls + other.calls,
-            self.prompt + other.prompt,
-            self.output + other.output,
-        )
-
-    def hull(self, other: Cost) -> Cost:
-        return Cost(
-            self.calls.hull(other.calls),
-            self.prompt.hull(other.prompt),
-            self.output.hull(other.output),
-        )
-
-    def money(self, price: Price) -> tuple[float, float | None]:
-        """At least and at most; None: no limit is known."""
-        low = self.prompt.low * price.cached + self.output.low * price.output
-        if self.prompt.high is None or self.output.high is None:
-            return low / 1e6, None
-        return low / 1e6, (self.prompt.high * price.input + self.output.high * price.output) / 1e6
-
-
-@dataclass(frozen=True)
-class Price:
-    """Of a million tokens, in whatever currency."""
-
-    input: float
-    output: float
-    cached: float = 0.0
 
 
 @dataclass
@@ -120,10 +51,15 @@ class Costs:
 
 @dataclass(frozen=True)
 class _State:
-    """`size`: tokens up to the last answer; `run`: text since then."""
+    """`size`: tokens up to the last answer; `run`: text since then.
+
+    `marks`: the places where it was forked or a call began or ended, with the tokens between; `tail`: text since the last one.
+    """
 
     size: Interval = NOTHING
     run: tuple[str | Interval, ...] = ()
+    marks: tuple[tuple[int, Interval], ...] = ()
+    tail: tuple[str | Interval, ...] = ()
     since: Interval = NOTHING  # appended since the fork, at least roughly
     roles: tuple[str, ...] = ()
 
@@ -148,6 +84,9 @@ class _Work:
         self.template = template
         self.lines: dict[Location | None, Cost] = {}
         self.cache: dict[str, int] = {}
+        self.limit = MAX_TOKENS
+        self.seen: set[int] = set()  # marks up to which some call has computed
+        self.made = 0
 
     def tokens(self, run: Sequence[str | Interval]) -> Interval:
         """Of a run of text between answers."""
@@ -167,14 +106,13 @@ class _Work:
         return total.wider(2 * SLACK * places) if places else total
 
     def graph(self, graph: Graph, known: dict[Value, Any]) -> Cost:
-        return self.block(graph.nodes, dict(known), {}, {})
+        return self.block(graph.nodes, dict(known), {})
 
     def block(
         self,
         nodes: Sequence[Node],
         known: dict[Value, Any],
         states: dict[Value, _State],
-        lines: dict[Location | None, Cost],
     ) -> Cost:
         total = Cost()
 
@@ -201,7 +139,7 @@ class _Work:
                 known[node.text] = answer
                 states[node.out] = self.appended(here, (answer,))
             elif isinstance(node, Fork):
-                here = states[node.state]
+                here = states[node.state] = self.marked(states[node.state])
                 states.update((o, replace(here, since=NOTHING)) for o in node.outs)
             elif isinstance(node, Join):
                 here = states[node.state]
@@ -218,6 +156,8 @@ class _Work:
                 total = total.plus(self.rounds(node, known, states))
             elif isinstance(node, Return):
                 break
+            elif isinstance(node, Break):
+                return total.plus(Cost(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN))
             elif node.uses and node.defs and node.defs[0].type == "state":
                 states[node.defs[0]] = states[node.uses[0]]
                 if isinstance(node, ScopeEnd):
@@ -226,7 +166,18 @@ class _Work:
 
     def appended(self, state: _State, pieces: tuple[str | Interval, ...]) -> _State:
         more = self.tokens(pieces).wider(SLACK if pieces else 0)
-        return replace(state, run=(*state.run, *pieces), since=state.since + more)
+        return replace(
+            state, run=(*state.run, *pieces), tail=(*state.tail, *pieces), since=state.since + more
+        )
+
+    def marked(self, state: _State) -> _State:
+        """The same state, with a mark here."""
+        if not state.tail:
+            return state
+        self.made += 1
+        return replace(
+            state, marks=(*state.marks, (self.made, self.tokens(state.tail).wider(SLACK))), tail=()
+        )
 
     def role(self, state: _State, node: RoleBegin | RoleEnd) -> _State:
         history = [{"role": r, "content": ""} for r in state.roles]
@@ -252,7 +203,8 @@ class _Work:
         run = self.tokens(here.run)
         prompt = here.size + run
         if isinstance(node, Gen):
-            limit = node.sampling.max_tokens if node.sampling.max_tokens is not None else MAX_TOKENS
+            given = node.sampling.max_tokens
+            limit = given if given is not None else MAX_TOKENS if node.isolated else self.limit
             written = Interval(0, limit)
             output = written.times(node.n or 1, node.n or 1)
             known[node.text] = Interval(0, 2 * limit + SLACK)  # its text, if it is tokenised again
@@ -263,8 +215,25 @@ class _Work:
                 written = written.hull(other)
             output = NOTHING
             known[node.text] = written
-        states[node.out] = replace(here, size=prompt + written, run=(), since=here.since + written)
-        found = Cost(Interval(1, 1), prompt, output)
+        computed = self.tokens(here.tail).wider(SLACK)
+        for mark, between in here.marks:
+            computed = computed if mark in self.seen else computed + between
+            self.seen.add(mark)
+        if isinstance(node, Select):
+            for choice in choices:
+                computed = computed + choice
+        high = computed.high
+        if prompt.high is not None and isinstance(node, Gen):
+            high = prompt.high if high is None else min(high, prompt.high)
+        self.made += 1
+        self.seen.add(
+            self.made
+        )  # what an answer appends is computed as it is written, all but its last token
+        states[node.out] = replace(
+            here, size=prompt + written, run=(), tail=(Interval(0, 1),), since=here.since + written,
+            marks=(*here.marks, (self.made, NOTHING)),
+        )  # fmt: skip
+        found = Cost(Interval(1, 1), prompt, Interval(1, None if high is None else max(high, 1)), output)
         self.lines[node.at] = self.lines.get(node.at, Cost()).plus(found)
         return found
 
@@ -272,15 +241,28 @@ class _Work:
         callee = self.module.graph_of(node.symbol)
         given = {p: size(a) for p, a in zip(callee.params, node.args, strict=True)}
         known.update(dict.fromkeys((node.text, *node.values), UNKNOWN))
-        return self.graph(callee, given)
+        outer, own = self.limit, node.sampling.max_tokens
+        self.limit = MAX_TOKENS if own is None else own
+        total = self.graph(callee, given)
+        self.limit = outer
+        return total
 
     def arms(self, node: If, known: dict[Value, Any], states: dict[Value, _State]) -> Cost:
         found: list[Cost] = []
         ends: list[list[Any]] = []
+        before, after = self.seen, []
+        outer, inside = self.lines, []
         for region in node.regions:
+            self.seen, self.lines = set(before), {}
             inner_known, inner_states = dict(known), dict(states)
-            found.append(self.block(region.nodes, inner_known, inner_states, {}))
+            found.append(self.block(region.nodes, inner_known, inner_states))
             ends.append([_end(v, inner_known, inner_states) for v in region.results])
+            after.append(self.seen)
+            inside.append(self.lines)
+        self.seen, self.lines = set.intersection(*after), outer
+        for at in {**inside[0], **inside[1]}:
+            either = inside[0].get(at, Cost()).hull(inside[1].get(at, Cost()))
+            self.lines[at] = outer.get(at, Cost()).plus(either)
         for out, one, two in zip(node.outs, *ends, strict=True):
             if isinstance(one, _State) and isinstance(two, _State):
                 states[out] = self.either(one, two)
@@ -291,9 +273,20 @@ class _Work:
     def either(self, one: _State, two: _State) -> _State:
         if one == two:
             return one
-        size = (one.size + self.tokens(one.run)).hull(two.size + self.tokens(two.run))
+        size = (one.size + self.tokens(one.run)).hull(two.size + self.tokens(two.run)).wider(SLACK)
         roles = one.roles if len(one.roles) >= len(two.roles) else two.roles
-        return _State(size.wider(SLACK), (), one.since.hull(two.since), roles)
+        shared = 0
+        while shared < min(len(one.marks), len(two.marks)) and one.marks[shared] == two.marks[shared]:
+            shared += 1
+        rest = self.uncached(one, shared).hull(self.uncached(two, shared))
+        return _State(size, (), one.marks[:shared], (rest,), one.since.hull(two.since), roles)
+
+    def uncached(self, state: _State, start: int) -> Interval:
+        """Tokens after the first `start` marks, less those that some call has computed on every way here."""
+        total = self.tokens(state.tail).wider(SLACK)
+        for mark, between in state.marks[start:]:
+            total = total if mark in self.seen else total + between
+        return total
 
     def rounds(self, node: Loop, known: dict[Value, Any], states: dict[Value, _State]) -> Cost:
         inner_known, inner_states = dict(known), dict(states)
@@ -304,7 +297,7 @@ class _Work:
                 inner_known[param] = UNKNOWN
         before = {p: inner_states[p] for p in node.body.params if p in inner_states}
         lines, self.lines = self.lines, {}
-        once = self.block(node.body.nodes, inner_known, inner_states, {})
+        once = self.block(node.body.nodes, inner_known, inner_states)
         inside, self.lines = self.lines, lines
         grown = NOTHING
         for out, end in zip(node.outs, node.body.results[1:], strict=True):
@@ -317,19 +310,22 @@ class _Work:
             growth = Interval(0, None if after.high is None or start.high is None else after.high - start.low)
             more = growth.times(0, node.maximum)
             grown = grown.hull(more)
-            states[out] = _State((start + more).wider(SLACK), (), found.since + more, found.roles)
+            states[out] = _State(
+                (start + more).wider(SLACK), (), (), ((start + more).wider(SLACK),), found.since + more, found.roles
+            )  # fmt: skip
         # Later rounds have longer prompts: by all that was appended before.
         calls = once.calls.times(1, node.maximum)
-        longer = None if calls.high is None or grown.high is None else calls.high * grown.high
-        prompt = once.prompt.times(1, node.maximum)
-        prompt = prompt + Interval(0, longer)
+        longer = Interval(0, None if calls.high is None or grown.high is None else calls.high * grown.high)
+
+        def times(cost: Cost) -> Cost:
+            prompt, computed, output = (
+                part.times(1, node.maximum) for part in (cost.prompt, cost.computed, cost.output)
+            )
+            return Cost(cost.calls.times(1, node.maximum), prompt + longer, computed + longer, output)
+
         for at, cost in inside.items():
-            rounds = Cost(
-                cost.calls.times(1, node.maximum), cost.prompt.times(1, node.maximum) + Interval(0, longer),
-                cost.output.times(1, node.maximum),
-            )  # fmt: skip
-            self.lines[at] = self.lines.get(at, Cost()).plus(rounds)
-        return Cost(calls, prompt, once.output.times(1, node.maximum))
+            self.lines[at] = self.lines.get(at, Cost()).plus(times(cost))
+        return times(once)
 
 
 def _end(value: Operand, known: Mapping[Value, Any], states: Mapping[Value, _State]) -> Any:

@@ -25,7 +25,8 @@ from sglc.lang.chat_template import get_chat_template
 from sglc.lang.program import Program
 from sglc.lang.trace import trace
 from sglc.passes.pipeline import DEFAULT, Pipeline
-from sglc.plan.cost import Interval, costs
+from sglc.plan.cost import costs
+from sglc.plan.interval import Interval
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -56,7 +57,7 @@ def test_bounds_hold_what_is_measured(
     name: str, program: Program, engine: sgl.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[str] = []
-    used = {"prompt": 0, "output": 0}
+    used = {"prompt": 0, "computed": 0, "output": 0}
     submit, score = Session.submit, Session.score
 
     def submitted(self: Session, request: Any, receive: Any) -> None:
@@ -65,6 +66,7 @@ def test_bounds_hold_what_is_measured(
         def seen(delta: Any) -> None:
             if not isinstance(delta, BaseException) and delta.finish is not None:
                 used["prompt"] += delta.usage.prompt_tokens
+                used["computed"] += delta.usage.prompt_tokens - delta.usage.cached_tokens
                 used["output"] += delta.usage.completion_tokens
             receive(delta)
 
@@ -88,6 +90,7 @@ def test_bounds_hold_what_is_measured(
     assert used["output"] in found.total.output
     if "select" not in calls:
         assert used["prompt"] in found.total.prompt, found
+        assert used["computed"] in found.total.computed, found
         assert found.total.prompt.high is not None
     with_lines = [at for at in found.lines if at is not None and at.file.endswith(".py")]
     assert len(with_lines) == len(found.lines)
