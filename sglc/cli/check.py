@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sglc.cli.common import Define, Mistake, defined, load, named, near, split, top_programs
+from sglc.cli.common import Define, Mistake, defined, load, named, near, split, tokenizer_folder, top_programs
 
 
 def check_command(
@@ -22,7 +22,8 @@ def check_command(
         typer.Option(help="What it is to run on: engine, scripted, openai, anthropic, vertex, litellm."),
     ] = None,
     tokenizer: Annotated[
-        Path | None, typer.Option(help="Folder of a model whose tokenizer counts tokens.")
+        Path | None,
+        typer.Option(help="Folder of a model whose tokenizer counts tokens; tiny: the small one."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens that the model has room for.")] = None,
     select: Annotated[list[str] | None, typer.Option(help="Only these rules, by code.")] = None,
@@ -47,8 +48,7 @@ def check_command(
     for code in [*(select or []), *(ignore or [])]:
         if code not in RULES:
             raise Mistake(f"there is no rule {code}{near(code, RULES)}")
-    if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file():
-        raise Mistake(f"--tokenizer {tokenizer}: there is no tokenizer.json in that folder")
+    tokenizer = tokenizer_folder(tokenizer)
     if context is not None and context < 1:
         raise Mistake(f"--context {context}: it must be at least 1")
     try:

@@ -217,3 +217,25 @@ def optimised(module: Module, passes: str | None, *, verify: bool = False, after
     from sglc.passes.pipeline import DEFAULT, Pipeline
 
     return Pipeline.parse(DEFAULT if passes is None else passes).run(module, verify=verify, after=after)
+
+
+def chat_template(name: str) -> Any:
+    from sglc.lang.chat_template import get_chat_template
+
+    try:
+        return get_chat_template(name)
+    except KeyError:
+        raise Mistake(f"--template {name}: there is no chat template of that name") from None
+
+
+def tokenizer_folder(given: Path | None) -> Path | None:
+    """The folder of --tokenizer; `tiny` is the model that comes with sglc."""
+    if given is None:
+        return None
+    if str(given) == "tiny":
+        from runtime.config import embedded_model_path
+
+        return Path(embedded_model_path())
+    if not (given / "tokenizer.json").is_file():
+        raise Mistake(f"--tokenizer {given}: there is no tokenizer.json in that folder")
+    return given

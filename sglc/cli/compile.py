@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sglc.cli.common import Define, Mistake, Target, defined, near, one_program, optimised, traced_for
+from sglc.cli.common import (
+    Define,
+    Mistake,
+    Target,
+    chat_template,
+    defined,
+    near,
+    one_program,
+    optimised,
+    traced_for,
+)
 
 if TYPE_CHECKING:
     from sglc.ir.core import Module
@@ -77,15 +87,10 @@ def _shown(item: Any, changed: Any, report: Any) -> None:
 
 def _emitted(module: Module, emit: str, locations: bool, template: str) -> str:
     if emit in ("plan", "rt"):
-        from sglc.lang.chat_template import get_chat_template
         from sglc.plan.lower import lower
         from sglc.plan.render import to_json, to_text
 
-        try:
-            chosen = get_chat_template(template)
-        except KeyError:
-            raise Mistake(f"--template {template}: there is no chat template of that name") from None
-        plan = lower(module, chosen)
+        plan = lower(module, chat_template(template))
         return to_text(plan) if emit == "plan" else to_json(plan) + "\n"
     if emit == "dot":
         from sglc.ir.dot import to_dot

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -10,7 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from sglc.cli.common import Define, Mistake, defined, one_program, optimised, traced_for
+from sglc.cli.common import Define, Mistake, chat_template, defined, one_program, optimised, traced_for
+
+_COSTS = (
+    ("calls", "calls"),
+    ("prompt", "prompt tokens"),
+    ("computed", "computed tokens"),
+    ("output", "new tokens"),
+)
 
 
 def diff(
@@ -24,7 +32,9 @@ def diff(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare two versions: each call's prompt, fields and constraint, the shared beginning, and the cost."""
-    one, two = (_facts(which, define or [], template) for which in (before, after))
+    with tempfile.TemporaryDirectory(prefix="sglc-diff-") as folder:
+        places = [_file_of(which, Path(folder) / side) for side, which in (("a", before), ("b", after))]
+        one, two = (_facts(place, define or [], template) for place in places)
     changes = _changes(one, two)
     if as_json:
         print(json.dumps({"before": one, "after": two, "changes": changes}, indent=1, ensure_ascii=False))
@@ -38,15 +48,11 @@ def diff(
 def _facts(which: str, pairs: list[str], template: str) -> dict[str, Any]:
     from sglc.check import CheckOptions
     from sglc.ir.ops import Gen, Select
-    from sglc.lang.chat_template import get_chat_template
     from sglc.lang.trace import constant_prefix
     from sglc.plan.cost import costs
 
-    try:
-        chosen = get_chat_template(template)
-    except KeyError:
-        raise Mistake(f"--template {template}: there is no chat template of that name") from None
-    program = one_program(_file_of(which))
+    chosen = chat_template(template)
+    program = one_program(which)
     given = defined(program, [p for p in pairs if p.partition("=")[0] in program.parameter_names])
     module = optimised(traced_for(program, given), None)
     count = CheckOptions().count
@@ -74,7 +80,10 @@ def _facts(which: str, pairs: list[str], template: str) -> dict[str, Any]:
         "texts": _texts(module),
         "calls": calls,
         "shared_prefix": {"characters": len(prefix), "tokens": count(prefix)},
-        "cost": {n: [getattr(total, n).low, getattr(total, n).high] for n in ("calls", "prompt", "output")},
+        "cost": {
+            n: [getattr(total, n).low, getattr(total, n).high]
+            for n in ("calls", "prompt", "computed", "output")
+        },
     }
 
 
@@ -89,8 +98,6 @@ def _texts(module: Any) -> list[str]:
             found.append("".join("{" + str(p) + "}" if isinstance(p, Value) else str(p) for p in node.parts))
         elif isinstance(node, RoleBegin):
             found.append(f"<{node.role}>")
-    import re
-
     return [re.sub(r"\{%\d+\}", "{...}", text) for text in found]
 
 
@@ -119,7 +126,7 @@ def _changes(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
         found.append(
             f"shared prefix: {a['tokens']} -> {b['tokens']} tokens ({_percent(a['tokens'], b['tokens'])})"
         )
-    for key, title in (("calls", "calls"), ("prompt", "prompt tokens"), ("output", "new tokens")):
+    for key, title in _COSTS:
         if one["cost"][key] != two["cost"][key]:
             found.append(f"{title}: {_range(one['cost'][key])} -> {_range(two['cost'][key])}")
     return found
@@ -134,15 +141,25 @@ def _range(pair: list[int | None]) -> str:
     return f"{low}" if low == high else f"{low} to {'no limit' if high is None else high}"
 
 
-def _file_of(which: str) -> str:
-    """A target on disk: what stands at a revision is written to a temporary file."""
+def _file_of(which: str, folder: Path) -> str:
+    """A target on disk: what stands at a revision is written to a folder, with the files beside it."""
     head, colon, rest = which.partition(":")
     if not colon or Path(head).exists() or not rest.partition(":")[0].endswith(".py"):
         return which
     file, _, program = rest.partition(":")
-    done = subprocess.run(["git", "show", f"{head}:./{file}"], capture_output=True, text=True)
-    if done.returncode:
-        raise Mistake(f"{which}: {done.stderr.strip() or 'git cannot show it'}")
-    folder = Path(tempfile.mkdtemp(prefix="sglc-diff-"))
-    (folder / Path(file).name).write_text(done.stdout, encoding="utf-8")
+    folder.mkdir()
+    for other in {file, *_beside(head, file)}:
+        done = subprocess.run(["git", "show", f"{head}:./{other}"], capture_output=True)
+        if not done.returncode:
+            (folder / Path(other).name).write_bytes(done.stdout)
+        elif other == file:
+            told = done.stderr.decode(errors="replace").strip().partition("\n")[0]
+            raise Mistake(f"{which}: {told or 'git cannot show it'}")
     return f"{folder / Path(file).name}" + (f":{program}" if program else "")
+
+
+def _beside(revision: str, file: str) -> list[str]:
+    """Python files in the same folder, which the program may import."""
+    where = f"./{Path(file).parent}/"
+    done = subprocess.run(["git", "ls-tree", "--name-only", revision, where], capture_output=True, text=True)
+    return [line for line in done.stdout.splitlines() if line.endswith(".py")]

@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sglc.cli.common import Define, Mistake, Target, defined, one_program, optimised, traced_for
+from sglc.cli.common import (
+    Define,
+    Mistake,
+    Target,
+    chat_template,
+    defined,
+    one_program,
+    optimised,
+    tokenizer_folder,
+    traced_for,
+)
 
 if TYPE_CHECKING:
     from sglc.plan.interval import Price
@@ -22,44 +32,52 @@ def explain(
     template: Annotated[str, typer.Option(help="Chat template of the model.")] = "chatml",
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="Folder of a model whose tokenizer counts tokens; else that of the small model."),
+        typer.Option(help="Folder of a model whose tokenizer counts tokens; else `tiny`, the small one."),
     ] = None,
     prices: Annotated[
         Path | None,
-        typer.Option(help="TOML file: [model] input = 2.5, output = 10, cached = 1.25, by a million tokens."),
+        typer.Option(
+            help="TOML or JSON: [model] input = 2.5, output = 10, cached = 1.25, by a million tokens."
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Say what each pass did, what the run will cost at least and at most, and where, line by line."""
     from sglc.check import CheckOptions
+    from sglc.errors import GraphBreak
     from sglc.ir.analysis import constant_chars, critical_path, shared_prefixes
-    from sglc.lang.chat_template import get_chat_template
     from sglc.plan.cost import costs
 
-    try:
-        chosen = get_chat_template(template)
-    except KeyError:
-        raise Mistake(f"--template {template}: there is no chat template of that name") from None
-    if tokenizer is not None and not (tokenizer / "tokenizer.json").is_file():
-        raise Mistake(f"--tokenizer {tokenizer}: there is no tokenizer.json in that folder")
+    chosen = chat_template(template)
+    count = CheckOptions(tokenizer=tokenizer_folder(tokenizer)).count
+    rates = _prices(prices)
     program = one_program(target)
     given = defined(program, define or [])
-    raw = traced_for(program, given)
+    try:
+        raw = traced_for(program, given)
+    except GraphBreak as error:
+        _interpreted(program.__name__, error, as_json)
+        return
     reports: list[tuple[str, dict[str, int]]] = []
     module = optimised(
         raw, passes, after=lambda item, changed, report: reports.append((str(item), dict(report.counts)))
     )
     known = {**program.defaults(), **given}
-    found = costs(module, CheckOptions(tokenizer=tokenizer).count, chosen, known)
+    before, found = costs(raw, count, chosen, known), costs(module, count, chosen, known)
     graph = module.graph
-    path = critical_path(graph)
     facts = {
         "nodes": [sum(1 for _ in raw.graph.walk()), sum(1 for _ in graph.walk())],
         "constant_characters": constant_chars(graph),
-        "critical_path": len(path),
+        "computed_before": _pair(before.total.computed),
+        "critical_path": [_call_json(node) for node in critical_path(graph)],
         "shared_prefixes": [count for _, count in shared_prefixes(graph)],
+        "breaks": [
+            {"at": str(node.at) if node.at else None, "reason": node.attrs["reason"]}
+            for node in graph.walk()
+            if node.op == "break"
+        ],
     }
-    charged = {name: found.total.money(price) for name, price in _prices(prices).items()}
+    charged = {name: found.total.money(price) for name, price in rates.items()}
     if as_json:
         shown = {
             "program": graph.name,
@@ -74,8 +92,27 @@ def explain(
     _tables(graph.name, facts, reports, found, charged)
 
 
+def _interpreted(name: str, error: Any, as_json: bool) -> None:
+    """Of a program that is not compiled there is only to say where, and why."""
+    at = str(error.at) if error.at else None
+    if as_json:
+        print(json.dumps({"program": name, "breaks": [{"at": at, "reason": error.message}]}, indent=1))
+        return
+    print(f"{name} runs interpreted: it could not be traced")
+    print(f"graph break at {at}: {error.message}" if at else f"graph break: {error.message}")
+
+
+def _call_json(node: Any) -> dict[str, Any]:
+    named = node.symbol.name if node.op == "call" else node.name
+    return {"op": node.op, "name": named, "at": str(node.at) if node.at else None}
+
+
+def _pair(interval: Any) -> list[int | None]:
+    return [interval.low, interval.high]
+
+
 def _cost_json(cost: Any) -> dict[str, list[int | None]]:
-    return {n: [getattr(cost, n).low, getattr(cost, n).high] for n in ("calls", "prompt", "output")}
+    return {n: _pair(getattr(cost, n)) for n in ("calls", "prompt", "computed", "output")}
 
 
 def _prices(file: Path | None) -> dict[str, Price]:
@@ -84,11 +121,14 @@ def _prices(file: Path | None) -> dict[str, Price]:
     if file is None:
         return {}
     try:
-        data = tomllib.loads(file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except OSError as error:
         raise Mistake(f"--prices {file}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # what both parsers raise
         raise Mistake(f"--prices {file}: {error}") from None
+    if not isinstance(data, dict):
+        raise Mistake(f"--prices {file}: it needs a table for each model")
     found: dict[str, Price] = {}
     for name, entry in data.items():
         try:
@@ -108,21 +148,35 @@ def _tables(
 
     console = Console()
     before, after = facts["nodes"]
-    console.print(f"[bold]{name}[/]: {before} nodes traced, {after} after the passes; "
-                  f"{facts['critical_path']} calls wait for each other on the longest path")  # fmt: skip
+    console.print(f"[bold]{name}[/]: {before} nodes traced, {after} after the passes")
+    for item in facts["breaks"]:
+        console.print(f"graph break at {item['at']}: {item['reason']}; interpreted from there on")
+    path = facts["critical_path"]
+    console.print(
+        f"{len(path)} calls wait for each other on the longest path: "
+        + " > ".join(c["name"] or c["op"] for c in path)
+        if path
+        else "no calls"
+    )
     if facts["shared_prefixes"]:
+        shared = ", ".join(map(str, facts["shared_prefixes"]))
+        console.print(f"prompts shared by several calls: {shared} calls each")
+    total = found.total
+    if None not in (facts["computed_before"][1], total.computed.high, total.prompt.high):
         console.print(
-            f"prompts shared by several calls: {', '.join(map(str, facts['shared_prefixes']))} calls each"
+            f"at most {total.computed.high:,} tokens of {total.prompt.high:,} in prompts are computed; "
+            f"before the passes {facts['computed_before'][1]:,}"
         )
     table = Table("pass", "what it did", box=None, pad_edge=False)
     for item, did in reports:
         table.add_row(item, ", ".join(f"{what}: {count}" for what, count in did.items()) or "-")
     console.print(table)
-    lines = Table("where", "calls", "prompt tokens", "new tokens", box=None, pad_edge=False)
+    lines = Table("where", "calls", "prompt tokens", "computed", "new tokens", box=None, pad_edge=False)
     for at, cost in found.lines.items():
-        lines.add_row(str(at) if at else "-", str(cost.calls), str(cost.prompt), str(cost.output))
-    total = found.total
-    lines.add_row("[bold]in all", str(total.calls), str(total.prompt), str(total.output))
+        lines.add_row(
+            str(at) if at else "-", str(cost.calls), str(cost.prompt), str(cost.computed), str(cost.output)
+        )
+    lines.add_row("[bold]in all", str(total.calls), str(total.prompt), str(total.computed), str(total.output))
     console.print(lines)
     for model, (low, high) in charged.items():
         console.print(f"{model}: {low:.6f} to {'no limit' if high is None else f'{high:.6f}'}")

@@ -215,16 +215,18 @@ class _Work:
                 written = written.hull(other)
             output = NOTHING
             known[node.text] = written
+        scored = prompt
         computed = self.tokens(here.tail).wider(SLACK)
         for mark, between in here.marks:
             computed = computed if mark in self.seen else computed + between
             self.seen.add(mark)
         if isinstance(node, Select):
-            for choice in choices:
+            for choice in choices:  # each is scored after the prompt
                 computed = computed + choice
+                scored = scored + Interval(0, choice.high)
         high = computed.high
-        if prompt.high is not None and isinstance(node, Gen):
-            high = prompt.high if high is None else min(high, prompt.high)
+        if scored.high is not None:
+            high = scored.high if high is None else min(high, scored.high)
         self.made += 1
         self.seen.add(
             self.made
@@ -233,7 +235,7 @@ class _Work:
             here, size=prompt + written, run=(), tail=(Interval(0, 1),), since=here.since + written,
             marks=(*here.marks, (self.made, NOTHING)),
         )  # fmt: skip
-        found = Cost(Interval(1, 1), prompt, Interval(1, None if high is None else max(high, 1)), output)
+        found = Cost(Interval(1, 1), scored, Interval(1, None if high is None else max(high, 1)), output)
         self.lines[node.at] = self.lines.get(node.at, Cost()).plus(found)
         return found
 
