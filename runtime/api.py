@@ -171,6 +171,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     messages  the same prompt as a conversation, where there is one; only API backends read it
     stream    False: only the final Delta is wanted
     uses      how many later calls are known to extend this prompt (0: not known); a cache hint
+    label     what a timeline calls it; nothing depends on it
     """
 
     prompt: Prompt
@@ -181,6 +182,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     uses: int = 0
     priority: int = 0
+    label: str = ""
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):

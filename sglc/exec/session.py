@@ -58,6 +58,7 @@ class Session:
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.capabilities: Capabilities = self.backend.capabilities
+        self.labels = hasattr(self.backend, "spans")  # only a timeline looks at them
 
     # -- from what a program wrote to what a backend is sent ------------------------------------------------
 
@@ -81,6 +82,7 @@ class Session:
             logprobs=logprobs,
             messages=messages,
             stream=self.stream,
+            label=f"{spec.name or 'gen'} {at}" if self.labels else "",
         )
 
     def _check(self, spec: GenSpec, at: Location | None) -> None:
