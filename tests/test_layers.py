@@ -34,6 +34,7 @@ RUNTIME = [
 ]
 SGLC = [
     ["sglc.cli"],
+    ["sglc.check"],
     ["sglc.backends"],
     ["sglc.exec"],
     ["sglc.plan"],
@@ -70,7 +71,8 @@ LATE = {
 TORCHLESS = [
     "sglc", "grammar", "runtime.api", "runtime.plan", "runtime.compute", "runtime.errors", "runtime.scheduler",
     "runtime.kv.pages", "runtime.kv.radix", "runtime.kv.cache", "runtime.backends.base", "runtime.backends.http",
-    "runtime.backends.scripted", "runtime.batch",
+    "runtime.backends.scripted", "runtime.backends.cassette", "runtime.backends.timeline", "runtime.backends.targets",
+    "runtime.batch",
 ]  # fmt: skip
 
 
