@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from types import CellType, CodeType, FunctionType, MappingProxyType
 from typing import Any
 
+from sglc.lang.liveness import Liveness
 from sglc.lang.values import ACTIVE, Traced, TracedStr
 
 _CONVERSIONS: Mapping[str, Callable[[Any], str]] = MappingProxyType({"s": str, "r": repr, "a": ascii})
@@ -26,6 +27,8 @@ _JOIN = "__sglc_join_parts__"
 _APPLY = "__sglc_apply__"
 _POINT = "__sglc_point__"
 _COUNT = "__sglc_round_"
+_KEPT = "__sglc_kept_"
+_ITERATORS = frozenset({"enumerate", "zip", "reversed", "range", "sorted", "list", "tuple"})
 _APPLIED = frozenset({"int", "float", "len", "str", "isinstance"})
 
 
@@ -130,33 +133,28 @@ def _is_rewritten(node: ast.AST) -> bool:
 
 
 class _Points:
-    """Puts calls of `point` into a function, and a counter of rounds into each `for`: where its iterator stands is
-    part of where the function is."""
+    """Puts calls of `point` into a function. Each `for` gets a counter of its rounds and keeps what it goes through: where
+    its iterator stands is part of where the function is."""
 
     def __init__(self, tree: ast.FunctionDef) -> None:
         self.count = 0
         self.rounds = 0
-        self.loads: list[tuple[tuple[int, int], str]] = []
+        self.live = Liveness(tree)
         self.always: set[str] = set()
         for part in ast.walk(tree):
             if isinstance(part, (ast.Lambda, ast.FunctionDef)) and part is not tree:
                 self.always |= {n.id for n in ast.walk(part) if isinstance(n, ast.Name)}
-            elif isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
-                self.loads.append(((part.lineno, part.col_offset), part.id))
-            elif isinstance(part, ast.AugAssign) and isinstance(part.target, ast.Name):
-                self.loads.append(((part.lineno, part.col_offset), part.target.id))
         tree.body = self.block(tree.body, ())
 
-    def block(self, body: list[ast.stmt], inside: tuple[tuple[ast.stmt, str], ...]) -> list[ast.stmt]:
+    def block(self, body: list[ast.stmt], inside: tuple[str, ...]) -> list[ast.stmt]:
         found: list[ast.stmt] = []
         for statement in body:
             found.extend(self.statement(statement, inside))
             if isinstance(statement, (ast.If, ast.For, ast.While, ast.With, ast.Match)):
-                end = (statement.end_lineno or 0, statement.end_col_offset or 0)
-                found.append(self.call("after", end, inside, statement))
+                found.append(self.call("after", self.live.after[statement], inside, statement))
         return found
 
-    def statement(self, node: ast.stmt, inside: tuple[tuple[ast.stmt, str], ...]) -> list[ast.stmt]:
+    def statement(self, node: ast.stmt, inside: tuple[str, ...]) -> list[ast.stmt]:
         if isinstance(node, (ast.If, ast.With)):
             node.body = self.block(node.body, inside)
         if isinstance(node, ast.If):
@@ -165,21 +163,21 @@ class _Points:
             for case in node.cases:
                 case.body = self.block(case.body, inside)
         if isinstance(node, ast.For):
-            counter = f"{_COUNT}{self.rounds}"
+            counter, kept = f"{_COUNT}{self.rounds}", f"{_KEPT}{self.rounds}"
             self.rounds += 1
-            within = (*inside, (node, counter))
-            head = self.call("round", (node.lineno, node.col_offset), within, node)
+            within = (*inside, counter, kept)
+            head = self.call("round", self.live.head[node], within, node)
             zero, one = ast.Constant(0), ast.Constant(1)
             start = ast.Assign([ast.Name(counter, ast.Store())], zero)
             step = ast.AugAssign(ast.Name(counter, ast.Store()), ast.Add(), one)
             node.body = [_at(step, node), head, *self.block(node.body, within)]
             node.orelse = self.block(node.orelse, inside)
-            return [_at(start, node), node]
+            keep = ast.Assign([ast.Name(kept, ast.Store())], _kept(node, kept))
+            return [_at(keep, node), _at(start, node), ast.fix_missing_locations(node)]
         if isinstance(node, ast.While):
-            within = (*inside, (node, ""))
-            head = self.call("head", (node.lineno, node.col_offset), within, node)
+            head = self.call("head", self.live.head[node], inside, node)
             node.orelse = self.block(node.orelse, inside)
-            body = self.block(node.body, within)
+            body = self.block(node.body, inside)
             if node.orelse:
                 node.body = [head, *body]
             else:
@@ -189,19 +187,34 @@ class _Points:
                 ast.fix_missing_locations(node)
         return [node]
 
-    def call(
-        self, kind: str, at: tuple[int, int], inside: tuple[tuple[ast.stmt, str], ...], like: ast.stmt
-    ) -> ast.stmt:
-        names = self.always | {name for place, name in self.loads if place >= at}
-        for loop, counter in inside:
-            first = (loop.lineno, loop.col_offset)
-            last = (loop.end_lineno or 0, loop.end_col_offset or 0)
-            names |= {name for place, name in self.loads if first <= place < last}
-            names |= {counter} if counter else set()
+    def call(self, kind: str, live: frozenset[str], inside: tuple[str, ...], like: ast.stmt) -> ast.stmt:
+        names = self.always | live | set(inside)
         arguments = [ast.Constant(self.count), ast.Constant(kind)]
         listed = ast.Tuple([ast.Constant(n) for n in sorted(names)], ast.Load())
         self.count += 1
         return _at(ast.Expr(ast.Call(ast.Name(_POINT, ast.Load()), [*arguments, listed], [])), like)
+
+
+def _kept(node: ast.For, name: str) -> ast.expr:
+    """What a `for` goes through, in a form that can be compared; the loop then goes through `name`.
+
+    Of calls that make iterators, the arguments.
+    """
+    source, kept = node.iter, ast.Name(name, ast.Load())
+    if isinstance(source, ast.Call) and isinstance(source.func, ast.Name) and source.func.id in _ITERATORS:
+        parts = [ast.Subscript(kept, ast.Constant(k), ast.Load()) for k in (0, 1)]
+        named = ast.Dict([ast.Constant(k.arg) for k in source.keywords], [k.value for k in source.keywords])
+        if all(k.arg is not None for k in source.keywords):
+            node.iter = ast.Call(
+                source.func, [ast.Starred(parts[0], ast.Load())], [ast.keyword(None, parts[1])]
+            )
+            return ast.Tuple([ast.Tuple(source.args, ast.Load()), named], ast.Load())
+    if isinstance(source, ast.Call) and isinstance(source.func, ast.Attribute) and not source.args:
+        if source.func.attr in ("items", "keys", "values") and not source.keywords:
+            node.iter = ast.Call(ast.Attribute(kept, source.func.attr, ast.Load()), [], [])
+            return source.func.value
+    node.iter = kept
+    return source
 
 
 def _at(node: ast.stmt, like: ast.AST) -> ast.stmt:

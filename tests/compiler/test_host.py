@@ -126,7 +126,7 @@ def test_an_error_of_the_function_is_the_programs() -> None:
     compiled = fails.compile()
     with pytest.raises(LookupError, match="nothing about"):
         compiled.run(q="q", backend=sgl.Scripted())
-    assert LOG == expected and len(LOG) == 2
+    assert expected == LOG and len(LOG) == 2
     assert compiled.breaks == []
     rows = compiled.run_batch([{"q": "a"}], backend=sgl.Scripted(), return_exceptions=True)
     assert isinstance(rows[0], LookupError)
@@ -158,7 +158,7 @@ def test_functions_are_found_by_name() -> None:
     assert find_host("no.such.module:f") is None and find_host(f"{__name__}:LOG") is None
     plan = lower(search.trace(), get_chat_template("default"))
     broken_plan = from_json(to_json(plan).replace(f"{__name__}:look_up", "os:system"))
-    with pytest.raises(PlanError, match="no function marked with @sgl.host"):
+    with pytest.raises(PlanError, match="no function marked"):
         Schedule.of(broken_plan)
 
 
