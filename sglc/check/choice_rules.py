@@ -155,20 +155,12 @@ class ChoiceSpace(Rule, code="SGL203", name="choice-space"):
                     f"the choice {trailing!r} ends with white space, which is scored as a part of it",
                     "drop the space, and append it after the select",
                 )
-        texts = {n.out: n for n in subject.nodes() if isinstance(n, Text)}
-        joined = {n.out: n.args[-1] for n in subject.nodes() if isinstance(n, Pure) and n.op == "concat"}
+        texts = last_text(subject)
         for node in subject.nodes():
-            before = texts.get(node.state) if isinstance(node, Select) else None
-            if before is None or not isinstance(node, Select):
+            last = texts.get(node.state) if isinstance(node, Select) else None
+            if last is None or not isinstance(node, Select):
                 continue
-            last = before.parts[-1] if before.parts else ""
-            if isinstance(last, Value) and last in joined:
-                last = joined[last]
-            if (
-                isinstance(last, str)
-                and last.endswith(" ")
-                and any(str(c).startswith(" ") for c in node.choices)
-            ):
+            if last.endswith(" ") and any(str(c).startswith(" ") for c in node.choices):
                 yield subject.found(
                     self,
                     node.at,
@@ -267,6 +259,20 @@ class UnevenChoices(Rule, code="SGL207", name="uneven-choices", severity="note")
                     f"the choices have from {sizes[0]} to {sizes[-1]} characters",
                     "make them alike, or choose by choices_method=sgl.unconditional_likelihood_normalized",
                 )
+
+
+def last_text(subject: Subject) -> Mapping[Value, str]:
+    """The constant with which a state ends, of those that end with one."""
+    joined = {n.out: n.args[-1] for n in subject.nodes() if isinstance(n, Pure) and n.op == "concat"}
+    found: dict[Value, str] = {}
+    for node in subject.nodes():
+        if isinstance(node, Text) and node.parts:
+            last = node.parts[-1]
+            while isinstance(last, Value) and last in joined:
+                last = joined[last]
+            if isinstance(last, str):
+                found[node.out] = last
+    return found
 
 
 def _choices(subject: Subject, empty: bool = False) -> Iterator[tuple[ast.Call, list[str]]]:

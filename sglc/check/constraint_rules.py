@@ -13,6 +13,7 @@ from sglc.ir.ops import Gen
 
 if TYPE_CHECKING:
     from grammar import ConstraintError
+    from grammar.regex_syntax import Node, Repeat
     from runtime.api import Constraint
 
 GENS = ("gen", "gen_int", "gen_string")
@@ -262,3 +263,54 @@ class EmptyStop(Rule, code="SGL308", name="empty-stop", severity="error"):
 def _stops(node: Gen) -> tuple[str, ...]:
     stop = node.sampling.stop
     return () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+
+
+class EndlessSpace(Rule, code="SGL309", name="endless-space"):
+    """White space without a limit in a regex: a model that begins with it may write nothing else until its tokens run out.
+
+    Bad:
+
+        s += "Number: " + sgl.gen("n", regex=r"[0-9]+\\s*;")
+
+    Good:
+
+        s += "Number: " + sgl.gen("n", regex=r"[0-9]+ {0,3};")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        from grammar.constraint_errors import RegexError
+        from grammar.regex_syntax import parse
+
+        for node, constraint in constrained(subject):
+            if (
+                constraint.kind != "regex" or node.dtype is not None
+            ):  # the pattern of a dtype is not the user's
+                continue
+            try:
+                pattern = parse(constraint.source)
+            except RegexError:  # BadRegex tells
+                continue
+            endless = [e for a in pattern.alternatives for e in _endless_spaces(a.node)]
+            if endless:
+                shown = constraint.source[endless[0].start : endless[0].end]
+                yield subject.found(
+                    self, node.at, f"{shown!r} lets the model write white space without end",
+                    "give it a limit, such as {0,3}", *GENS,
+                )  # fmt: skip
+
+
+_SPACES = frozenset(map(ord, " \t\n\r\f\v\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000"))
+
+
+def _endless_spaces(node: Node) -> Iterator[Repeat]:
+    from grammar.regex_syntax import Chars, Repeat, children
+
+    if isinstance(node, Repeat) and node.high is None and isinstance(node.item, Chars):
+        if all(
+            code in _SPACES or 0x2000 <= code <= 0x200A
+            for low, high in node.item.ranges
+            for code in range(low, min(high, low + 64) + 1)
+        ):
+            yield node
+    for child in children(node):
+        yield from _endless_spaces(child)

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from sglc.check import boundary_rules as boundaries
 from sglc.check import choice_rules as choices
 from sglc.check import constraint_rules as constraints
 from sglc.check import state_rules as states
@@ -24,8 +25,10 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             states.RoleNotClosed, states.NotText, states.EndedState, states.OpenScope, states.EndlessLoop,
             choices.ImpossibleCompare, choices.ChoicePrefix, choices.ChoiceSpace, choices.EqualChoices,
             choices.EmptyChoices, choices.OneChoice, choices.UnevenChoices, choices.AnswerType,
+            boundaries.UnknownMethod, boundaries.TokenBoundary,
             constraints.BadRegex, constraints.Unsatisfiable, constraints.LargeConstraint, constraints.BadSchema,
             constraints.TooFewTokens, constraints.ImpossibleStop, constraints.EarlyStop, constraints.EmptyStop,
+            constraints.EndlessSpace,
             targets.ContextOverflow, targets.Unsupported, targets.OutsideMessage, targets.SelectTemperature,
             targets.BodyRaises, targets.GraphBreaks,
         )

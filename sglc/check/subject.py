@@ -58,7 +58,12 @@ class CheckOptions:
 
     def count(self, text: str) -> int:
         """Tokens of a text."""
-        return len(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return len(self.encode(text))
+
+    def encode(self, text: str) -> list[int]:
+        """The tokens of a text."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
 
 
 class Subject:

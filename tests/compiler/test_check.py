@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from runtime.backends.targets import target
+from runtime.config import embedded_model_path
 from sglc.check import CheckOptions, Diagnostic, Severity, check_program
 from sglc.check.run import RULES
 from sglc.lang.program import Program
@@ -47,7 +48,9 @@ def options_of(words: str) -> CheckOptions:
     given = dict(zip(parts[::2], parts[1::2], strict=True))
     backend, context = given.get("--backend"), given.get("--context")
     return CheckOptions(
-        backend=target(backend) if backend else None, context=int(context) if context else None
+        backend=target(backend) if backend else None,
+        context=int(context) if context else None,
+        tokenizer=Path(embedded_model_path()) if given.get("--tokenizer") == "tiny" else None,
     )
 
 
