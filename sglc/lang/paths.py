@@ -25,6 +25,7 @@ from sglc.ir.core import Node, Operand, Region, Value, walk
 from sglc.ir.ops import If, Loop, type_of
 from sglc.ir.specs import Location
 from sglc.lang.purity import PLAIN, freeze
+from sglc.lang.rewrite import TURN
 from sglc.lang.state import ProgramState, ProgramStateGroup
 from sglc.lang.values import Traced
 
@@ -70,6 +71,9 @@ class Snapshot:
     script: tuple[bool, ...]
     states: tuple[Value, ...]
     soft: tuple[Value | None, ...]
+    turns: tuple[
+        int, ...
+    ]  # rounds of the `while` loops around; a path only joins another one that is in the same
 
     @property
     def name(self) -> tuple[Any, ...]:
@@ -314,7 +318,9 @@ class Target:
 
     def joined_by(self, here: Snapshot) -> Joined | None:
         there = self.snapshot
-        if here.point != there.point or here.key != there.key or len(here.env) != len(there.env):
+        if (here.point, here.turns) != (there.point, there.turns) or here.key != there.key:
+            return None
+        if len(here.env) != len(there.env):
             return None
         old, new = list(there.values), list(here.values)
         missing: set[tuple[int, Any]] = set()
@@ -355,7 +361,8 @@ class _Flattener:
 
     def snapshot(self, point: int, names: Sequence[str], frame: FrameType) -> Snapshot:
         known = frame.f_locals
-        held = tuple((n, self.flat(known[n])) for n in names if n in known)
+        held = tuple((n, self.flat(known[n])) for n in names if n in known and not n.startswith(TURN))
+        turns = tuple(known[n] for n in names if n.startswith(TURN))
         states: list[Any] = []
         env: list[Mapping[Any, tuple[Any, tuple[Value, ...]]]] = []
         at = 0
@@ -378,6 +385,7 @@ class _Flattener:
             paths.outcomes,
             tuple(sink.state for sink in self.trace.sinks),
             tuple(self.soft),
+            turns,
         )
 
     def _apart(self, sink: Any, name: Any) -> tuple[Any, tuple[Value, ...]]:
@@ -552,9 +560,9 @@ class Explorer:
             )
             merged_end = dataclasses.replace(end, values=dict(zip(keys, outs, strict=True)))
             return [Item(place, LAST, branch)] if branch else [], merged_end
-        if isinstance(end, Back) and isinstance(other_end, (Returned, Joined)):
+        if isinstance(end, Back) and _leaves(other_end, end):
             return [], Round(end.head, decision, tuple(nodes), end, tuple(others), other_end)
-        if isinstance(other_end, Back) and isinstance(end, (Returned, Joined)):
+        if isinstance(other_end, Back) and _leaves(end, other_end):
             flipped = dataclasses.replace(
                 decision, choice=dataclasses.replace(decision.choice, outcome=not decision.choice.outcome)
             )
@@ -639,6 +647,11 @@ class Explorer:
         to |= {a: o for a, o in zip(carried, outs, strict=False) if a.type != "state"}
         to |= dict(zip(extra, outs[len(carried) :], strict=True))
         return loop, [n.remap(to) for n in turn.exit_nodes], _remap_end(turn.exit, to)
+
+
+def _leaves(end: End, back: Back) -> bool:
+    """Whether a path that ends so has left the loop to whose head the other one goes back: for an outer loop, or for good."""
+    return isinstance(end, (Returned, Joined)) or (isinstance(end, Back) and end.head.place < back.head.place)
 
 
 def _now(value: Operand, place: Place, renames: Sequence[tuple[Place, Mapping[Value, Operand]]]) -> Operand:
@@ -737,7 +750,7 @@ def _free(nodes: Sequence[Node], end: End) -> list[Value]:
     values: tuple[Operand, ...] = ()
     if isinstance(end, Returned):
         values = (end.state, end.result)
-    elif isinstance(end, Joined):
+    elif isinstance(end, (Joined, Back)):
         values = tuple(end.values.values())
     return list(Region(tuple(nodes), values).free)
 

@@ -74,10 +74,14 @@ class Break:
 
 @dataclass
 class Purity:
-    """`breaks` is empty if the body is pure; `reads` are global and closure names with the functions that read them."""
+    """`breaks` is empty if the body is pure; `reads` are global and closure names with the functions that read them.
+
+    `stops`: the statements of the body itself, by line and column, that do something else, or call what does.
+    """
 
     breaks: list[Break] = field(default_factory=list)
     reads: set[tuple[FunctionType, str]] = field(default_factory=set)
+    stops: dict[tuple[int, int], Break] = field(default_factory=dict)
 
     def guards(self) -> tuple[Any, ...]:
         """The values that were read, in a form that can be compared. Raises Unplain if one is no longer plain."""
@@ -123,7 +127,13 @@ def resolve(function: FunctionType, name: str) -> Any:
 def purity(function: Callable[..., Any]) -> Purity:
     """Check the body of `function` and of the plain functions that it calls."""
     found = Purity()
-    _Checker(found, set()).check(function)
+    checker = _Checker(found, set())
+    checker.check(function)
+    impure = checker.impure()
+    for place, target in checker.places.get(function, ()):
+        if target in impure:
+            found.stops.setdefault(place, impure[target])
+    found.stops.update(checker.stops.get(function, {}))
     return found
 
 
@@ -131,6 +141,22 @@ class _Checker:
     def __init__(self, found: Purity, seen: set[Any]) -> None:
         self.found = found
         self.seen = seen
+        self.stops: dict[Any, dict[tuple[int, int], Break]] = {}  # by function and statement
+        self.places: dict[Any, list[tuple[tuple[int, int], Any]]] = {}  # who is called, and in which statement
+
+    def impure(self) -> dict[Any, Break]:
+        """The functions that do something else, or call one that does."""
+        found = {f: next(iter(stops.values())) for f, stops in self.stops.items() if stops}
+        while True:
+            more = {
+                caller: found[target]
+                for caller, places in self.places.items()
+                for _, target in places
+                if target in found and caller not in found
+            }
+            if not more:
+                return found
+            found.update(more)
 
     def check(self, function: Any) -> None:
         if function in self.seen:
@@ -141,9 +167,9 @@ class _Checker:
         if tree is None:
             code = getattr(function, "__code__", None)
             at = Location(code.co_filename, code.co_firstlineno) if code else None
-            self.found.breaks.append(
-                Break(f"the source of {name} cannot be read, so it is not known what it does", at)
-            )
+            unread = Break(f"the source of {name} cannot be read, so it is not known what it does", at)
+            self.found.breaks.append(unread)
+            self.stops[function] = {(0, 0): unread}
             return
         _Body(self, function, tree).run()
 
@@ -165,10 +191,13 @@ class _Body:
             elif isinstance(part, ast.arg):
                 self.locals.add(part.arg)
         self.fresh = self._fresh_names()
+        self.place = (tree.lineno, tree.col_offset)  # of the innermost statement that is being looked at
 
     def stop(self, node: ast.AST, reason: str) -> None:
         line, column = getattr(node, "lineno", 0), getattr(node, "col_offset", -1) + 1
-        self.checker.found.breaks.append(Break(reason, Location(self.file, line, column)))
+        found = Break(reason, Location(self.file, line, column))
+        self.checker.found.breaks.append(found)
+        self.checker.stops.setdefault(self.function, {}).setdefault(self.place, found)
 
     def run(self) -> None:
         for statement in self.tree.body:
@@ -199,6 +228,13 @@ class _Body:
         return {name for name, fresh in made.items() if fresh} - arguments
 
     def statement(self, node: ast.stmt) -> None:
+        outer, self.place = self.place, (node.lineno, node.col_offset)
+        try:
+            self._statement(node)
+        finally:
+            self.place = outer
+
+    def _statement(self, node: ast.stmt) -> None:
         if not isinstance(node, _STATEMENTS):
             self.stop(node, f"`{type(node).__name__.lower()}` in the body is not traced")
             return
@@ -327,6 +363,7 @@ class _Body:
         elif _harmless(target):
             return
         elif isinstance(target, FunctionType):
+            self.checker.places.setdefault(self.function, []).append((self.place, target))
             self.checker.check(target)
         else:
             self.stop(node, f"{shown}(...) is called, and what that does is not known")

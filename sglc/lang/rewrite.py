@@ -28,6 +28,7 @@ _APPLY = "__sglc_apply__"
 _POINT = "__sglc_point__"
 _COUNT = "__sglc_round_"
 _KEPT = "__sglc_kept_"
+TURN = "__sglc_turn_"
 _ITERATORS = frozenset({"enumerate", "zip", "reversed", "range", "sorted", "list", "tuple"})
 _APPLIED = frozenset({"int", "float", "len", "str", "isinstance"})
 
@@ -134,7 +135,8 @@ def _is_rewritten(node: ast.AST) -> bool:
 
 class _Points:
     """Puts calls of `point` into a function. Each `for` gets a counter of its rounds and keeps what it goes through: where
-    its iterator stands is part of where the function is."""
+    its iterator stands is part of where the function is. A `while` has a counter (TURN) too, which only tells apart
+    paths that are in different rounds."""
 
     def __init__(self, tree: ast.FunctionDef) -> None:
         self.count = 0
@@ -175,9 +177,13 @@ class _Points:
             keep = ast.Assign([ast.Name(kept, ast.Store())], _kept(node, kept))
             return [_at(keep, node), _at(start, node), ast.fix_missing_locations(node)]
         if isinstance(node, ast.While):
+            turn = f"{TURN}{self.rounds}"
+            self.rounds += 1
+            start = ast.Assign([ast.Name(turn, ast.Store())], ast.Constant(0))
+            step = ast.AugAssign(ast.Name(turn, ast.Store()), ast.Add(), ast.Constant(1))
             head = self.call("head", self.live.head[node], inside, node)
             node.orelse = self.block(node.orelse, inside)
-            body = self.block(node.body, inside)
+            body = [_at(step, node), *self.block(node.body, (*inside, turn))]
             if node.orelse:
                 node.body = [head, *body]
             else:
@@ -185,6 +191,7 @@ class _Points:
                 node.test, node.body = ast.Constant(True), [head, _at(leave, node.test), *body]
                 ast.copy_location(node.test, node)
                 ast.fix_missing_locations(node)
+            return [_at(start, node), node]
         return [node]
 
     def call(self, kind: str, live: frozenset[str], inside: tuple[str, ...], like: ast.stmt) -> ast.stmt:
@@ -217,6 +224,10 @@ def _kept(node: ast.For, name: str) -> ast.expr:
     return source
 
 
+def _listed(found: Any) -> list[ast.stmt]:
+    return found if isinstance(found, list) else [found]
+
+
 def _at(node: ast.stmt, like: ast.AST) -> ast.stmt:
     return ast.fix_missing_locations(ast.copy_location(node, like))
 
@@ -234,16 +245,39 @@ def source_of(function: Callable[..., Any]) -> ast.FunctionDef | None:
     return tree.body[0]
 
 
-def traceable(function: Any) -> Any:
-    """`function` rewritten; itself if there is nothing to rewrite, or its source cannot be read."""
+class _Stops(ast.NodeTransformer):
+    """Puts a call of `stop` before the statements at the given places."""
+
+    def __init__(self, places: Collection[tuple[int, int]]) -> None:
+        self.places = places
+
+    def visit(self, node: ast.AST) -> Any:
+        found = self.generic_visit(node)
+        if not isinstance(node, ast.stmt) or (node.lineno, node.col_offset) not in self.places:
+            return found
+        place = [ast.Constant(node.lineno), ast.Constant(node.col_offset)]
+        return [_at(ast.Expr(ast.Call(ast.Name(_STOP, ast.Load()), [*place], [])), node), found]
+
+
+def traceable(
+    function: Any,
+    places: Collection[tuple[int, int]] = (),
+    stop: Callable[[int, int], None] | None = None,
+) -> Any:
+    """`function` rewritten; itself if there is nothing to rewrite, or its source cannot be read.
+
+    The rewritten one calls `stop` before the statements that begin at `places` (line and column).
+    """
     tree = source_of(function)
-    if tree is None or not any(_is_rewritten(n) for n in ast.walk(tree)):
+    if tree is None or not (places or any(_is_rewritten(n) for n in ast.walk(tree))):
         return function
     tree.decorator_list = []
     _Points(tree)
+    if places:
+        tree.body = [s for part in tree.body for s in _listed(_Stops(places).visit(part))]
     tree = _FStrings().visit(tree)
     # Free variables stay free when the function stands inside one that defines them; so does ours.
-    ours = {_FORMAT: format_parts, _JOIN: join_parts, _APPLY: apply, _POINT: point}
+    ours = {_FORMAT: format_parts, _JOIN: join_parts, _APPLY: apply, _POINT: point, _STOP: stop}
     names = (*function.__code__.co_freevars, *ours)
     outer = ast.parse("def outer():\n    pass").body[0]
     assert isinstance(outer, ast.FunctionDef)

@@ -294,10 +294,22 @@ def calls_in_arms(s, q):
 
 PROGRAMS: list[Any] = [
     router, nested, matched, dispatched, members, early, only_one_arm, in_a_row, strings, bounded, skips, unbounded,
-    until, loop_with_arms, loop_with_forks, loop_of_messages, nested_loops, forks_in_arms, arms_in_forks,
-    messages_in_arms, a_message_more, inside_a_message, calls_in_arms,
+    until, loop_with_arms, loop_with_forks, loop_of_messages, forks_in_arms, arms_in_forks, messages_in_arms,
+    a_message_more, inside_a_message, calls_in_arms,
 ]  # fmt: skip
 ROWS = [f"question {k}" for k in range(12)]
+
+
+def test_loops_that_cannot_be_merged_run_interpreted() -> None:
+    """A variable that appears in some round of an inner loop gives the outer one two ways out."""
+    compiled = nested_loops.compile()
+    for q in ROWS:
+        one, two = sgl.Scripted(), sgl.Scripted()
+        assert seen(compiled.run(q=q, backend=two)) == seen(nested_loops.run(q=q, backend=one))
+        assert calls(two) == calls(one)
+    (stop,) = compiled.breaks
+    assert "more than 512 paths" in stop.reason and stop.at is not None
+    assert stop.at.file == __file__ and stop.at.line == nested_loops.func.__code__.co_firstlineno + 5
 
 
 def seen(state: Any) -> dict[str, Any]:
