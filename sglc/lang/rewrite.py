@@ -279,7 +279,7 @@ def traceable(
     # Free variables stay free when the function stands inside one that defines them; so does ours.
     ours = {_FORMAT: format_parts, _JOIN: join_parts, _APPLY: apply, _POINT: point, _STOP: stop}
     names = (*function.__code__.co_freevars, *ours)
-    outer = ast.parse("def outer():\n    pass").body[0]
+    outer = ast.parse("def __sglc_outer():\n    pass").body[0]
     assert isinstance(outer, ast.FunctionDef)
     binds: list[ast.stmt] = [ast.Assign([ast.Name(n, ast.Store())], ast.Constant(None)) for n in names]
     outer.body = [*binds, tree]
