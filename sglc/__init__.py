@@ -42,17 +42,23 @@ from sglc.lang.pieces import (
 from sglc.lang.program import flush_cache, function, get_server_args, get_server_info, set_default_backend
 
 if TYPE_CHECKING:
+    from runtime.backends.cassette import Cassette
     from runtime.backends.scripted import Scripted
+    from runtime.backends.timeline import Timeline
     from runtime.engine.engine import Engine
+    from sglc.artifact import Artifact, load_artifact
     from sglc.backends import Runtime, RuntimeEndpoint
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Artifact",
+    "Cassette",
     "Engine",
     "Runtime",
     "RuntimeEndpoint",
     "Scripted",
+    "Timeline",
     "assistant",
     "assistant_begin",
     "assistant_end",
@@ -67,6 +73,7 @@ __all__ = [
     "greedy_token_selection",
     "host",
     "image",
+    "load_artifact",
     "select",
     "set_default_backend",
     "system",
@@ -80,6 +87,10 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Artifact": "sglc.artifact",
+    "Cassette": "runtime.backends.cassette",
+    "Timeline": "runtime.backends.timeline",
+    "load_artifact": "sglc.artifact",
     "Engine": "runtime.engine.engine",
     "Runtime": "sglc.backends",
     "RuntimeEndpoint": "sglc.backends",

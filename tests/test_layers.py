@@ -34,7 +34,7 @@ RUNTIME = [
 ]
 SGLC = [
     ["sglc.cli"],
-    ["sglc.check"],
+    ["sglc.check", "sglc.artifact"],
     ["sglc.backends"],
     ["sglc.exec"],
     ["sglc.plan"],

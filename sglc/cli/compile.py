@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 def compile_command(
     target: Target,
     emit: Annotated[
-        str, typer.Option(help="raw (as traced), ir, plan, rt (the plan as JSON), json, dot, mermaid or svg.")
+        str,
+        typer.Option(
+            help="raw (as traced), ir, plan, rt (the plan as JSON), json, dot, mermaid, svg or artifact (with -o: a file that sglc run takes)."
+        ),
     ] = "ir",
     define: Define = None,
     passes: Annotated[str | None, typer.Option(help="Passes in order: a,b{k=v}.")] = None,
@@ -48,7 +51,7 @@ def compile_command(
 
     Arguments that are not defined, and have no default, stay unknown; defaults that are numbers or lists are constants.
     """
-    forms = ("raw", "ir", "plan", "rt", "json", "dot", "mermaid", "svg")
+    forms = ("raw", "ir", "plan", "rt", "json", "dot", "mermaid", "svg", "artifact")
     if emit not in forms:
         raise Mistake(f"--emit {emit}: choose one of {', '.join(forms)}{near(emit, forms)}")
     program = one_program(target)
@@ -60,6 +63,11 @@ def compile_command(
             verify=verify,
             after=_shown if print_after_all else None,
         )
+    if emit == "artifact":
+        if out is None:
+            raise Mistake("--emit artifact: say where with -o FILE.sglc")
+        _save(program, module, template, tokenizer, out)
+        return
     text = _emitted(module, emit, locations, template)
     if out is None:
         sys.stdout.write(text)
@@ -79,6 +87,21 @@ def _with(passes: str | None, backend: str | None, tokenizer: str | None) -> str
     if tokenizer is not None:
         found += f',precompile-constraints{{tokenizer="{tokenizer}"}}'
     return found.lstrip(",")
+
+
+def _save(program: Any, module: Module, template: str, tokenizer: str | None, out: Path) -> None:
+    from runtime.config import embedded_model_path
+    from sglc.artifact import Artifact
+    from sglc.lang.chat_template import get_chat_template
+
+    try:
+        chosen = get_chat_template(template)
+    except KeyError:
+        raise Mistake(f"--template {template}: there is no chat template of that name") from None
+    folder = embedded_model_path() if tokenizer == "tiny" else tokenizer
+    made = Artifact.of(module, chosen, Path(folder) if folder else None, program.defaults())
+    made.save(out)
+    print(f"{out}: build {made.build}", file=sys.stderr)
 
 
 def _shown(item: Any, changed: Any, report: Any) -> None:

@@ -71,6 +71,11 @@ def run(
     run by themselves); FILE:PROGRAM runs one. A program needs a value for each argument without a default.
     """
     file, name = split(target)
+    if file.suffix == ".sglc" and batch is None:
+        words = [*(define or []), *pairs(context.args)]
+        with _backend(backend, model, timeline, record, replay) as chosen:
+            _run_artifact(file, words, chosen, stream, json_, _sampling(temperature, max_tokens, seed))
+        return
     module = load(file)
     found = [named(module, name, file)] if name else top_programs(module, file)
     entry = getattr(module, "main", None)
@@ -133,6 +138,20 @@ def _backend(
             print(f"sglc: {cassette.hits} of {total} calls from {cassette.path}", file=sys.stderr)
 
 
+def _run_artifact(
+    file: Path, words: list[str], backend: Any, stream: bool, as_json: bool, sampling: dict[str, Any]
+) -> None:
+    from sglc.artifact import load_artifact
+
+    made = load_artifact(file)
+    given = dict(word.partition("=")[::2] for word in words)
+    try:
+        state = made.run(**given, **sampling, backend=backend, stream=stream)
+    except TypeError as error:
+        raise Mistake(f"{file}: {error}") from None
+    _show(state, stream, as_json)
+
+
 def _run_one(
     program: Any,
     arguments: dict[str, Any],
@@ -146,7 +165,10 @@ def _run_one(
     runnable = program if interpret else program.compile()
     if title:
         print(f"# {program.__name__}")
-    state = runnable.run(**arguments, **sampling, backend=backend, stream=stream)
+    _show(runnable.run(**arguments, **sampling, backend=backend, stream=stream), stream, as_json)
+
+
+def _show(state: Any, stream: bool, as_json: bool) -> None:
     if stream and not as_json:
         for chunk in state.text_iter():
             print(chunk, end="", flush=True)

@@ -154,20 +154,7 @@ class CompiledProgram:
             return interpret(
                 self.program, arguments, chosen, sampling, stream=stream, raise_on_error=raise_on_error
             )
-        execution = _execution(schedule, Session(chosen, template, sampling, stream), arguments)
-        state = ProgramState(PlanState(execution))
-        if stream:
-            execution.when_over(lambda: _returned(state, execution))
-            execution.start()
-            return state
-        execution.start()
-        execution.wait(lambda: execution.reads_done)
-        if execution.read_error is not None:
-            raise as_raised(execution.read_error)
-        _returned(state, execution)
-        if raise_on_error and (error := state.error()) is not None:
-            raise error
-        return state
+        return run_schedule(schedule, Session(chosen, template, sampling, stream), arguments, raise_on_error)
 
     @_with_sampling
     def run_batch(
@@ -199,11 +186,11 @@ class CompiledProgram:
             )
         if len(rows) > 1:
             warm_prefix(self.program, chosen, {})
-        session = Session(chosen, template, sampling)
-        runs = [_execution(s, session, row) for s, row in zip(schedules, rows, strict=True) if s is not None]
         limit = num_threads if isinstance(num_threads, int) else ROWS_IN_FLIGHT
-        _run_all(runs, max(limit, 1), progress_bar)
-        return _outcomes(runs, return_exceptions)
+        known = [s for s in schedules if s is not None]
+        return run_schedules(
+            known, Session(chosen, template, sampling), rows, max(limit, 1), progress_bar, return_exceptions
+        )
 
     async def arun(self, *args: Any, **kwargs: Any) -> ProgramState:
         """`run` for asyncio; the state is finished when it returns."""
@@ -222,6 +209,40 @@ class CompiledProgram:
 
     def __call__(self, *args: Any, **kwargs: Any) -> ProgramState:
         return self.run(*args, **kwargs)
+
+
+def run_schedule(
+    schedule: Schedule, session: Session, arguments: Mapping[str, Any], raise_on_error: bool = False
+) -> ProgramState:
+    """One run of a plan. Returns when all that the body reads is there; at once if somebody reads chunks."""
+    execution = _execution(schedule, session, arguments)
+    state = ProgramState(PlanState(execution))
+    if session.stream:
+        execution.when_over(lambda: _returned(state, execution))
+        execution.start()
+        return state
+    execution.start()
+    execution.wait(lambda: execution.reads_done)
+    if execution.read_error is not None:
+        raise as_raised(execution.read_error)
+    _returned(state, execution)
+    if raise_on_error and (error := state.error()) is not None:
+        raise error
+    return state
+
+
+def run_schedules(
+    schedules: Sequence[Schedule],
+    session: Session,
+    rows: Sequence[Mapping[str, Any]],
+    limit: int = ROWS_IN_FLIGHT,
+    progress_bar: bool = False,
+    return_exceptions: bool = False,
+) -> list[Any]:
+    """A run for each row, at most `limit` at a time; finished states in order."""
+    runs = [_execution(s, session, row) for s, row in zip(schedules, rows, strict=True)]
+    _run_all(runs, limit, progress_bar)
+    return _outcomes(runs, return_exceptions)
 
 
 def _execution(schedule: Schedule, session: Session, arguments: Mapping[str, Any]) -> Execution:
