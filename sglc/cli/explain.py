@@ -178,5 +178,7 @@ def _tables(
         )
     lines.add_row("[bold]in all", str(total.calls), str(total.prompt), str(total.computed), str(total.output))
     console.print(lines)
+    if total.prompt.high is None:
+        console.print("arguments of unknown length have no limit; give them with -D NAME=VALUE")
     for model, (low, high) in charged.items():
         console.print(f"{model}: {low:.6f} to {'no limit' if high is None else f'{high:.6f}'}")

@@ -52,6 +52,10 @@ def to_svg(graph: Graph) -> str:
             f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {y + bend:.0f} {to_x:.0f} {to_y - bend:.0f} {to_x:.0f} {to_y:.0f}" '
             f'fill="none" stroke="#888"{style} marker-end="url(#arrow)"/>'
         )
+        inner = where[two][2].group
+        if box.kind == "branch" and inner != box.group and inner.startswith(box.group):
+            told = inner.rpartition(".")[2]
+            lines.append(f'<text x="{to_x + 6:.0f}" y="{to_y - 8:.0f}" fill="#b07d1c">{escape(told)}</text>')
     for x, y, box in where.values():
         fill, line = COLOURS[box.kind]
         w, h = _width(box), _height(box)

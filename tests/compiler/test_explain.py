@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sglc as sgl
+from runtime.api import render
+from runtime.backends.scripted import Scripted
 from runtime.config import embedded_model_path
 from sglc.check import CheckOptions
 from sglc.exec.session import Session
@@ -127,6 +129,57 @@ def test_hulls_and_sums_contain_their_parts(pairs: list[tuple[int, int | None]])
     assert all(i.low in hull and (i.high is None or i.high in hull) for i in found)
 
 
+CHANGING = """import sglc as sgl
+
+
+@sgl.function
+def inner(s, q):
+    s += q + sgl.gen("in", max_tokens=4)
+    return s["in"]
+
+
+@sgl.function
+def outer(s, q):
+    s += q + sgl.select("kind", ["bug", "wish", "other"])
+    if s["kind"] == "bug":
+        s += "Steps:" + sgl.gen("steps", max_tokens=6) + "Really?" + sgl.gen("sure", max_tokens=2)
+    elif s["kind"] == "wish":
+        s += inner("Why?")["in"]
+    for _ in range(3):
+        s += "More?" + sgl.select("more", ["yes", "no"])
+        if s["more"] == "no":
+            break
+        s += sgl.gen("what", max_tokens=5)
+    forks = s.fork(2)
+    for f in forks:
+        f += "Mark:" + sgl.gen("mark", max_tokens=2)
+    forks.join()
+"""
+
+
+def test_calls_of_every_path_are_within_the_bounds(tmp_path: Path) -> None:
+    file = tmp_path / "changing.py"
+    file.write_text(CHANGING)
+    spec = importlib.util.spec_from_file_location("changing", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["changing"] = module
+    spec.loader.exec_module(module)
+    traced = trace(module.outer, {}, frozenset({"q"}))
+    count, template = CheckOptions().count, get_chat_template("chatml")
+    seen: set[int] = set()
+    for number in range(24):
+        found = costs(traced, count, template, {"q": f"Mail {number}"}).total
+        backend = Scripted()
+        module.outer.run(q=f"Mail {number}", backend=backend).sync()
+        assert len(backend.calls) in found.calls
+        prompts = sum(count(render(c.prompt)) for c in backend.calls)
+        assert found.prompt.low <= prompts
+        seen.add(len(backend.calls))
+    assert len(seen) >= 3  # paths of different length were taken
+    assert found.calls == Interval(4, 11) and found.output == Interval(0, 27)
+
+
 def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sglc.cli", *words]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
@@ -140,8 +193,21 @@ def test_explain_prints_passes_lines_and_money(tmp_path: Path) -> None:
     assert "hoist-prefix" in done.stdout and "in all" in done.stdout and "small: " in done.stdout
     data = json.loads(run("explain", str(EXAMPLES / "tips.py"), "--json").stdout)
     assert data["total"]["calls"] == [3, 3] and data["total"]["output"] == [0, 256]
+    assert data["total"]["computed"][1] < data["computed_before"][1]  # hoisted text is computed once
+    assert [c["name"] for c in data["critical_path"]] == ["detailed_tip", "summary"]
+    as_json = tmp_path / "prices.json"
+    as_json.write_text('{"small": {"input": 1, "output": 4}}')
+    assert "small: " in run("explain", str(EXAMPLES / "tips.py"), "--prices", str(as_json)).stdout
     bad = run("explain", str(EXAMPLES / "tips.py"), "--prices", str(tmp_path / "none.toml"))
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1
+
+
+def test_explain_tells_where_the_graph_breaks(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(ONE + '    print(s["a"])\n')
+    done = run("explain", str(tmp_path / "p.py"))
+    assert done.returncode == 0 and f"graph break at {tmp_path}/p.py:8: " in done.stdout, done.stderr
+    (found,) = json.loads(run("explain", str(tmp_path / "p.py"), "--json").stdout)["breaks"]
+    assert found["at"] == f"{tmp_path}/p.py:8" and "print" in found["reason"]
 
 
 ONE = """import sglc as sgl
@@ -172,6 +238,15 @@ def test_diff_tells_prompts_fields_prefix_and_cost(tmp_path: Path) -> None:
         "new tokens: ",
     ):
         assert told in done.stdout, (told, done.stdout)
+
+
+def test_diff_prints_json(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(ONE)
+    (tmp_path / "two.py").write_text(ONE.replace('stop="\\n"', 'regex="[a-z]{2}"'))
+    data = json.loads(run("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "--json").stdout)
+    assert "constraint" not in data["before"]["calls"]["a"]
+    assert data["after"]["calls"]["a"]["constraint"] == "regex [a-z]{2}"
+    assert "call a: constraint none -> regex [a-z]{2}" in data["changes"]
 
 
 def test_diff_reads_a_revision(tmp_path: Path) -> None:
