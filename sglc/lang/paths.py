@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 MAX_PATHS = 512  # runs of one body
 MAX_ROUNDS = 10_000  # of a loop whose end the model decides
+MAX_PEELED = 16  # rounds of a loop that could not be made a `loop`
 MAX_DOMAIN = 64  # possible values that are tracked
 
 Place = tuple[int, int]  # nodes recorded and conditions decided so far
@@ -155,6 +156,7 @@ class Paths:
         self._outcomes: tuple[bool, ...] = ()
         self.snapshots: list[Snapshot] = []
         self.heads: dict[int, list[Snapshot]] = {}
+        self.peeled: dict[int, list[int]] = {}  # by loop: decisions at the beginning of its rounds
         self.tables: dict[
             Value, tuple[Value, Mapping[Any, Any]]
         ] = {}  # what a value is for each value of its root
@@ -257,6 +259,13 @@ class Paths:
         visits = self.heads.setdefault(point, []) if kind == "head" and self.loops else None
         # Between two visits that make a round the model has decided something.
         head = visits is not None and (not visits or visits[-1].place[1] < len(self.decisions))
+        if kind == "head" and not self.loops:
+            decided = self.peeled.setdefault(point, [])
+            if not decided or decided[-1] < len(self.decisions):
+                decided.append(len(self.decisions))
+            if len(decided) > MAX_PEELED:
+                at = self.decisions[-1].at if self.decisions else None
+                raise GraphBreak("a loop whose end the model decides cannot be said as one", at)
         if not head and not (self.decisions and fresh):
             return
         here = _Flattener(self.trace).snapshot(point, names, frame)
@@ -567,7 +576,7 @@ class Explorer:
                 decision, choice=dataclasses.replace(decision.choice, outcome=not decision.choice.outcome)
             )
             return [], Round(other_end.head, flipped, tuple(others), other_end, tuple(nodes), end)
-        raise Unmergeable
+        return self._turn(decision, nodes, end, others, other_end)
 
     def _if(
         self,
@@ -610,6 +619,106 @@ class Explorer:
         rest = [Item(LAST, LAST, n) for n in exit_nodes]
         return [*items[:at], Item(end.head.place, LAST, loop), *rest], exit_end
 
+    def _turn(
+        self, decision: Decision, nodes: Sequence[Node], end: End, others: Sequence[Node], other_end: End
+    ) -> tuple[list[Item], End]:
+        """Both outcomes of a condition in a loop that has several ways out, or back: one `if` tells whether it goes on."""
+        heads = [e.head for e in (end, other_end) if isinstance(e, (Back, Round))]
+        if not heads:
+            raise Unmergeable
+        head = max(heads, key=lambda h: h.place)
+        one, two = self._way(head, decision, nodes, end), self._way(head, decision, others, other_end)
+        if one.exit is None and two.exit is None:
+            raise Unmergeable
+        way = self._either(decision, one, two)
+        states = tuple(_new(way.values.get(a, a), {}) for a in head.states)
+        assert isinstance(way.again, Value) and way.exit is not None
+        goes_on = dataclasses.replace(
+            decision,
+            cond=way.again,
+            choice=Choice(True, None),
+            states=states,  # type: ignore[arg-type]
+        )
+        exit_nodes, exit_end = way.exit
+        turn = Round(head, goes_on, (), Back(head, way.values), tuple(exit_nodes), exit_end)
+        return [Item(decision.place, LAST, n) for n in way.nodes], turn
+
+    def _way(self, head: Snapshot, decision: Decision, nodes: Sequence[Node], end: End) -> Way:
+        """How one arm goes on with the loop of `head`, or leaves it."""
+        if isinstance(end, Back) and end.head.name == head.name:
+            return Way(tuple(nodes), True, end.values, None)
+        if isinstance(end, Round) and end.head.name == head.name:
+            back = Way(end.back_nodes, True, end.back.values, None)
+            leave = self._leaving(head, end.decision, end.exit_nodes, end.exit)
+            way = self._either(end.decision, back, leave)
+            return dataclasses.replace(way, nodes=(*nodes, *way.nodes))
+        if isinstance(end, Round) or (isinstance(end, Back) and end.head.place >= head.place):
+            raise Unmergeable
+        return self._leaving(head, decision, nodes, end)
+
+    def _leaving(self, head: Snapshot, decision: Decision, nodes: Sequence[Node], end: End) -> Way:
+        now = dict(zip(head.states, decision.states, strict=False))
+        return Way((), False, now, (tuple(nodes), end))
+
+    def _either(self, decision: Decision, one: Way, two: Way) -> Way:
+        """An `if` that goes one way or the other; `one` is for the outcome of the decision."""
+        keys = [
+            a
+            for a in dict.fromkeys((*one.values, *two.values))
+            if not (_same(one.values.get(a, a), a) and _same(two.values.get(a, a), a))
+        ]
+        pairs = [(one.again, two.again)]
+        pairs += [(one.values.get(a, a), two.values.get(a, a)) for a in keys]
+        wanted = [(way, v) for way in (one, two) for v in self._extras(way)]
+        pairs += [(v, None) if way is one else (None, v) for way, v in wanted]
+        both = one.exit is not None and two.exit is not None
+        pairs += [(True, False)] if both else []
+        outs = [self.fresh(_common(type_of(a), type_of(b))) for a, b in pairs]
+        regions = (
+            Region(one.nodes, tuple(a for a, _ in pairs)),
+            Region(two.nodes, tuple(b for _, b in pairs)),
+        )
+        then, orelse = regions if decision.choice.outcome else regions[::-1]
+        branch = If(tuple(outs), decision.cond, then, orelse, at=decision.at)
+        values = dict(zip(keys, outs[1:], strict=False))
+        extras = dict(zip(wanted, outs[1 + len(keys) :], strict=False))
+        exits: list[tuple[tuple[Node, ...], End]] = []
+        for way in (one, two):
+            if way.exit is None:
+                continue
+            to: dict[Value, Operand] = {v: out for (w, v), out in extras.items() if w is way}
+            for a in keys:
+                now = way.values.get(a, a)
+                if a.type == "state" and isinstance(now, Value):
+                    to[now] = values[a]
+            nodes, end = way.exit
+            exits.append((tuple(n.remap(to) for n in nodes), _remap_end(end, to)))
+        if both:
+            exits = [
+                self._exits(dataclasses.replace(decision, cond=outs[-1], choice=Choice(True, None)), *exits)
+            ]
+        all_values = {**one.values, **two.values, **values}
+        return Way((branch,), outs[0], all_values, exits[0] if exits else None)
+
+    def _extras(self, way: Way) -> list[Value]:
+        """What its exit uses of the nodes before, which lie in an arm."""
+        if way.exit is None:
+            return []
+        own = {v for n in way.nodes for v in n.defs}
+        now = set(way.values.values())
+        found = [v for v in _free(*way.exit) if v in own and v not in now]
+        if any(v.type == "state" for v in found):
+            raise Unmergeable
+        return found
+
+    def _exits(
+        self, decision: Decision, one: tuple[tuple[Node, ...], End], two: tuple[tuple[Node, ...], End]
+    ) -> tuple[tuple[Node, ...], End]:
+        """Two ways out of a loop as one."""
+        items = [Item(LAST, LAST, n) for n in one[0]]
+        made, end = self._merge(decision, items, [LAST] * len(items), one[1], list(two[0]), two[1], (), [])
+        return tuple(i.node for i in made), end
+
     def _loop(self, turn: Round, body: list[Node]) -> tuple[Loop, list[Node], End]:
         head, decision = turn.head, turn.decision
         carried = {a: b for a, b in turn.back.values.items() if a != b}
@@ -647,6 +756,19 @@ class Explorer:
         to |= {a: o for a, o in zip(carried, outs, strict=False) if a.type != "state"}
         to |= dict(zip(extra, outs[len(carried) :], strict=True))
         return loop, [n.remap(to) for n in turn.exit_nodes], _remap_end(turn.exit, to)
+
+
+@dataclass(frozen=True, eq=False)
+class Way:
+    """An arm of a condition in a loop: what it does, whether it goes on, and what the values at the head are then.
+
+    `exit`: what comes after the loop where it is left here, as nodes and an end.
+    """
+
+    nodes: tuple[Node, ...]
+    again: Operand
+    values: Mapping[Value, Operand]
+    exit: tuple[tuple[Node, ...], End] | None
 
 
 def _leaves(end: End, back: Back) -> bool:
