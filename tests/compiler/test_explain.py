@@ -9,6 +9,7 @@ import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -178,6 +179,32 @@ def test_calls_of_every_path_are_within_the_bounds(tmp_path: Path) -> None:
         seen.add(len(backend.calls))
     assert len(seen) >= 3  # paths of different length were taken
     assert found.calls == Interval(4, 11) and found.output == Interval(0, 27)
+
+
+@pytest.fixture(scope="module")
+def graphs() -> ModuleType:
+    """The generator of random graphs, which is another test's."""
+    spec = importlib.util.spec_from_file_location(
+        "graphs_explained", Path(__file__).parent / "test_pass_properties.py"
+    )
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_graphs_stay_within_their_bounds_and_can_be_drawn(seed: int, graphs: ModuleType) -> None:
+    """Tokens are characters here, and the model is a hash of its prompt."""
+    module = graphs.random_module(seed)
+    arguments = {p.name: f"<{p.name}>" for p in module.graph.params}
+    found = costs(module, len, graphs.Plain(), arguments).total
+    _, calls = graphs.outcome(module)
+    assert sum(calls.values()) in found.calls
+    assert sum(len(key[0]) * number for key, number in calls.items()) in found.prompt
+    ElementTree.fromstring(to_svg(module.graph))
+    assert to_mermaid(module.graph).startswith("flowchart TD\n")
 
 
 def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
