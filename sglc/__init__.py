@@ -47,14 +47,16 @@ if TYPE_CHECKING:
     from runtime.backends.timeline import Timeline
     from runtime.engine.engine import Engine
     from sglc.artifact import Artifact, load_artifact
-    from sglc.backends import Runtime, RuntimeEndpoint
+    from sglc.backends import Anthropic, OpenAI, Runtime, RuntimeEndpoint
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Anthropic",
     "Artifact",
     "Cassette",
     "Engine",
+    "OpenAI",
     "Runtime",
     "RuntimeEndpoint",
     "Scripted",
@@ -87,6 +89,8 @@ __all__ = [
 ]
 
 _LAZY = {
+    "Anthropic": "sglc.backends",
+    "OpenAI": "sglc.backends",
     "Artifact": "sglc.artifact",
     "Cassette": "runtime.backends.cassette",
     "Timeline": "runtime.backends.timeline",

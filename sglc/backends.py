@@ -108,3 +108,34 @@ class Runtime:
         )
         with urllib.request.urlopen(request) as answer:
             return answer.read().decode()
+
+
+class OpenAI:
+    """An OpenAI model, or one behind the same protocol (`base_url=...`), as a backend.
+
+    `is_chat_model` is told by the name if it is not given; further options go to the vendor's client. `token_usage` counts
+    what the provider has counted. Raises InvalidRequest if the package `openai` is not there.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        is_chat_model: bool | None = None,
+        chat_template: str | None = None,
+        is_azure: bool = False,
+        **options: Any,
+    ) -> None:
+        from runtime.backends.openai import OpenAIBackend
+
+        self.endpoint = OpenAIBackend(model_name, is_chat_model, chat_template, is_azure, **options)
+        self.token_usage = self.endpoint.token_usage
+
+
+class Anthropic:
+    """An Anthropic model as a backend; options go to the vendor's client. Raises InvalidRequest without the package."""
+
+    def __init__(self, model_name: str, chat_template: str | None = None, **options: Any) -> None:
+        from runtime.backends.anthropic import AnthropicBackend
+
+        self.endpoint = AnthropicBackend(model_name, chat_template, **options)
+        self.token_usage = self.endpoint.token_usage

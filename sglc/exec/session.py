@@ -95,6 +95,14 @@ class Session:
                 "Leave the constraint out, use select, or run on a backend that enforces it",
                 at,
             )
+        given = [n for n in spec.sampling.__dataclass_fields__ if getattr(spec.sampling, n) is not None]
+        lacking = [n for n in given if able.sampling is not None and n not in able.sampling]
+        if lacking:
+            raise RunError(
+                f"gen({spec.name!r}): the backend ({able.name}) has no {', '.join(lacking)}; nothing was sent. Leave it out, "
+                "or run on a backend that has it",
+                at,
+            )
         if spec.sampling.return_logprob and not able.logprobs:
             raise RunError(
                 f"gen({spec.name!r}, return_logprob=True): the backend ({able.name}) gives no log-probabilities",
