@@ -2,7 +2,8 @@
 
 Strings among the arguments may differ from run to run. Other arguments, and the global values that the body
 reads, are constants of a plan: new ones make a new plan. Where the body does more than build its state, or
-cannot be traced, the Python function itself runs, and `breaks` says why; so compiling changes speed only.
+cannot be traced, the Python function itself runs, and `breaks` says why; the plan of what comes before the break
+runs ahead of it (exec/replay.py). So compiling changes speed only.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from sglc.errors import SglcError
+from sglc.errors import GraphBreak, SglcError
 from sglc.exec.batch import interpret_batch, warm_prefix
 from sglc.exec.executor import Execution, Schedule, as_raised
 from sglc.exec.interpreter import interpret
 from sglc.exec.plan_state import PlanState
+from sglc.exec.replay import replay, schedule_until
 from sglc.exec.session import Session
 from sglc.ir.core import Module
 from sglc.ir.specs import SamplingFields
 from sglc.lang.chat_template import chat_template_for
 from sglc.lang.choices import METHODS, ChoicesDecision, decide
+from sglc.lang.prefix import until_break
 from sglc.lang.program import Program, _with_sampling, resolve_backend
 from sglc.lang.purity import Break, Purity, Unplain, freeze
 from sglc.lang.state import ProgramState
@@ -37,11 +40,13 @@ ROWS_IN_FLIGHT = 1024
 
 @dataclass(frozen=True)
 class _Compiled:
-    """What one kind of arguments became: a schedule, or nothing if it runs interpreted."""
+    """What one kind of arguments became: a schedule, or nothing if it runs interpreted. `ahead`: the schedule of what
+    comes before the break."""
 
     schedule: Schedule | None
     reads: tuple[Purity, ...] = ()
     guards: tuple[Any, ...] = ()
+    ahead: Schedule | None = None
 
     def holds(self) -> bool:
         """Whether the global values that it was made for are still the same."""
@@ -85,6 +90,9 @@ class CompiledProgram:
 
     def schedule(self, arguments: Mapping[str, Any], template: Any) -> Schedule | None:
         """The plan for these arguments, compiled if there is none yet; None if they run interpreted."""
+        return self._compiled(arguments, template).schedule
+
+    def _compiled(self, arguments: Mapping[str, Any], template: Any) -> _Compiled:
         with self._lock:
             while True:
                 known = self._constants
@@ -92,7 +100,7 @@ class CompiledProgram:
                     key = self._key(arguments, template)
                 except Unplain as error:
                     self._note(Break(f"{self.__name__} has an argument that is {error}"))
-                    return None
+                    return _Compiled(None)
                 found = self._plans.get(key)
                 if found is None or not found.holds():
                     found = self._compile(arguments, template, key)
@@ -103,7 +111,7 @@ class CompiledProgram:
                 while len(self._plans) > MAX_PLANS:
                     dropped, _ = self._plans.popitem(last=False)
                     self._modules.pop(dropped, None)
-                return found.schedule
+                return found
 
     def _key(self, arguments: Mapping[str, Any], template: Any) -> Any:
         shapes: list[Any] = [repr(template)]
@@ -123,11 +131,31 @@ class CompiledProgram:
                 return _Compiled(None)  # the key was wrong: these strings belong into it
             module = self.pipeline.run(module, verify=self.verify)
             plan = lower(module, template)
+        except GraphBreak as error:
+            return self._broken(arguments, template, key, error)
         except SglcError as error:
             self._note(Break(error.message, error.at))
             return _Compiled(None, tuple(reads), _guards(reads))
         self._modules[key] = module
         return _Compiled(Schedule.of(plan), tuple(reads), _guards(reads))
+
+    def _broken(self, arguments: Mapping[str, Any], template: Any, key: Any, whole: GraphBreak) -> _Compiled:
+        """What can be done ahead of the function: the part before the break, as it was written."""
+        unknown = frozenset(n for n, v in arguments.items() if type(v) is str and n not in self._constants)
+        try:
+            found = until_break(self.program, arguments, unknown, whole)
+            if found is None:
+                self._note(Break(whole.message, whole.at))
+                return _Compiled(None)
+            module, reads = found
+            end = module.graph.nodes[-1]
+            self._note(Break(getattr(end, "reason", whole.message), end.at))
+            ahead = schedule_until(module, template)
+        except SglcError as error:
+            self._note(Break(error.message, error.at))
+            return _Compiled(None)
+        self._modules[key] = module
+        return _Compiled(None, tuple(reads), _guards(reads), ahead)
 
     def _note(self, found: Break) -> None:
         if found not in self.breaks:
@@ -149,7 +177,19 @@ class CompiledProgram:
         arguments = self.program.bind_arguments(args, kwargs)
         chosen = resolve_backend(backend or self.backend)
         template = chat_template_for(chosen.model)
-        schedule = self.schedule(arguments, template)
+        compiled = self._compiled(arguments, template)
+        schedule = compiled.schedule
+        if compiled.ahead is not None and not stream:
+            return replay(
+                self.program,
+                arguments,
+                compiled.ahead,
+                chosen,
+                template,
+                sampling,
+                decide,
+                raise_on_error=raise_on_error,
+            )
         if schedule is None:
             return interpret(
                 self.program, arguments, chosen, sampling, stream=stream, raise_on_error=raise_on_error

@@ -132,7 +132,9 @@ def purity(function: Callable[..., Any]) -> Purity:
     impure = checker.impure()
     for place, target in checker.places.get(function, ()):
         if target in impure:
-            found.stops.setdefault(place, impure[target])
+            code, name = function.__code__, getattr(target, "__qualname__", repr(target))
+            at = Location(code.co_filename, place[0], place[1] + 1)
+            found.stops.setdefault(place, Break(f"{name}(...) is called, and there {impure[target]}", at))
     found.stops.update(checker.stops.get(function, {}))
     return found
 
@@ -142,7 +144,9 @@ class _Checker:
         self.found = found
         self.seen = seen
         self.stops: dict[Any, dict[tuple[int, int], Break]] = {}  # by function and statement
-        self.places: dict[Any, list[tuple[tuple[int, int], Any]]] = {}  # who is called, and in which statement
+        self.places: dict[
+            Any, list[tuple[tuple[int, int], Any]]
+        ] = {}  # who is called, and in which statement
 
     def impure(self) -> dict[Any, Break]:
         """The functions that do something else, or call one that does."""
@@ -191,6 +195,7 @@ class _Body:
             elif isinstance(part, ast.arg):
                 self.locals.add(part.arg)
         self.fresh = self._fresh_names()
+        self.shared = self._shared_names(is_main=checker.seen == {function})
         self.place = (tree.lineno, tree.col_offset)  # of the innermost statement that is being looked at
 
     def stop(self, node: ast.AST, reason: str) -> None:
@@ -227,6 +232,39 @@ class _Body:
         arguments = {a.arg for a in ast.walk(self.tree.args) if isinstance(a, ast.arg)}
         return {name for name, fresh in made.items() if fresh} - arguments
 
+    def _shared_names(self, is_main: bool) -> set[str]:
+        """Local names that may hold a container of the world outside: a global one, or an argument of a function
+        that the body calls. Arguments of the body itself are copied for a trace."""
+        names = [a.arg for a in ast.walk(self.tree.args) if isinstance(a, ast.arg)]
+        found = set() if is_main else set(names[1:])
+        flows: list[tuple[ast.expr, ast.expr]] = []
+        for part in ast.walk(self.tree):
+            if isinstance(part, ast.Assign):
+                flows += [(target, part.value) for target in part.targets]
+            elif isinstance(part, (ast.AnnAssign, ast.NamedExpr)) and part.value is not None:
+                flows.append((part.target, part.value))
+            elif isinstance(part, (ast.For, ast.comprehension)):
+                flows.append((part.target, part.iter))
+        while True:
+            more = {
+                name.id
+                for target, value in flows
+                if self._mentions(value, found)
+                for name in ast.walk(target)
+                if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            }
+            if more <= found:
+                return found
+            found |= more
+
+    def _mentions(self, value: ast.expr, shared: set[str]) -> bool:
+        for part in ast.walk(value):
+            if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load):
+                known, held = self.known(part)
+                if part.id in shared or (known and isinstance(held, (list, dict, set, tuple))):
+                    return True
+        return False
+
     def statement(self, node: ast.stmt) -> None:
         outer, self.place = self.place, (node.lineno, node.col_offset)
         try:
@@ -242,6 +280,12 @@ class _Body:
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
             for target in targets:
                 self.target(target)
+            if (
+                isinstance(node, ast.AugAssign)
+                and isinstance(node.target, ast.Name)
+                and node.target.id in self.shared
+            ):
+                self.stop(node, f"{node.target.id} may be changed, which was not made in this function")
         if isinstance(node, ast.For):
             self.target(node.target)
         for child in ast.iter_child_nodes(node):
@@ -271,6 +315,13 @@ class _Body:
         for part in ast.walk(node):
             if isinstance(part, ast.Attribute) and not isinstance(part.ctx, ast.Load):
                 self.stop(part, f"the attribute .{part.attr} is set, which others can see")
+            elif isinstance(part, ast.Subscript) and not isinstance(part.ctx, ast.Load):
+                owner: ast.expr = part
+                while isinstance(owner, (ast.Subscript, ast.Attribute)):
+                    owner = owner.value
+                if not isinstance(owner, ast.Name) or owner.id not in self.locals or owner.id in self.shared:
+                    shown = ast.unparse(part)
+                    self.stop(part, f"{shown} is set, in a value that was not made in this function")
             elif (
                 isinstance(part, ast.Name) and part.id not in self.locals and isinstance(part.ctx, ast.Store)
             ):

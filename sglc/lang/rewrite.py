@@ -14,7 +14,7 @@ import ast
 import inspect
 import sys
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import CellType, CodeType, FunctionType, MappingProxyType
 from typing import Any
 
@@ -26,6 +26,7 @@ _FORMAT = "__sglc_format_parts__"
 _JOIN = "__sglc_join_parts__"
 _APPLY = "__sglc_apply__"
 _POINT = "__sglc_point__"
+_STOP = "__sglc_stop__"
 _COUNT = "__sglc_round_"
 _KEPT = "__sglc_kept_"
 TURN = "__sglc_turn_"

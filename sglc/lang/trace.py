@@ -9,6 +9,7 @@ lang/purity.py found harmless are run here, so tracing leaves no mark.
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -245,8 +246,9 @@ class Trace:
     def run(self, function: Any) -> None:
         """Run the body once; `paths.end` says how that ended."""
         state = ProgramState(self.root)
-        before = freeze(dict(self.constants))
-        arguments: dict[str, Any] = dict(self.constants)
+        given = copy.deepcopy(dict(self.constants))  # a body that changes an argument changes this one
+        before = freeze(given)
+        arguments: dict[str, Any] = dict(given)
         for param in self.params:
             arguments[param.name] = self.wrap(param, f"the argument {param.name}", frozenset({param.name}))
         token = ACTIVE.set(self)
@@ -266,7 +268,7 @@ class Trace:
             raise broken from error
         finally:
             ACTIVE.reset(token)
-        if freeze(dict(self.constants)) != before:
+        if freeze(given) != before:
             raise GraphBreak(f"{self.program.__name__} changes one of its arguments", self.where())
         result = self.operand(returned, "the result")
         self.flush_reads(result)
