@@ -6,7 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 
 class Severity(StrEnum):
@@ -92,9 +94,17 @@ def _sarif_result(item: Diagnostic, used: Sequence[str]) -> dict[str, Any]:
         "locations": [
             {
                 "physicalLocation": {
-                    "artifactLocation": {"uri": item.file.replace("\\", "/")},
+                    "artifactLocation": {"uri": _uri(item.file)},
                     "region": region,
                 }
             }
         ],
     }
+
+
+def _uri(file: str) -> str:
+    """Relative to the working folder where it can be, as those expect that show findings beside sources."""
+    path = Path(file)
+    if path.is_absolute() and path.is_relative_to(Path.cwd()):
+        path = path.relative_to(Path.cwd())
+    return path.as_uri() if path.is_absolute() else quote(path.as_posix())

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 
 from runtime.backends.targets import target
@@ -156,14 +157,64 @@ def test_text_shows_the_line_a_caret_and_the_fix(tmp_path: Path) -> None:
     assert lines[-1] == "1 error, 1 warning"
 
 
+TEXT = {"type": "object", "required": ["text"], "properties": {"text": {"type": "string", "minLength": 1}}}
+REGION = {
+    "type": "object",
+    "required": ["startLine"],
+    "properties": {k: {"type": "integer", "minimum": 1} for k in ("startLine", "startColumn", "endColumn")},
+    "additionalProperties": False,
+}
+PLACE = {
+    "type": "object",
+    "required": ["artifactLocation", "region"],
+    "properties": {
+        "artifactLocation": {"required": ["uri"], "properties": {"uri": {"pattern": r"^[^ \\\\]+$"}}},
+        "region": REGION,
+    },
+}
+RESULT = {
+    "type": "object",
+    "required": ["ruleId", "level", "message", "locations"],
+    "properties": {
+        "level": {"enum": ["none", "note", "warning", "error"]},
+        "ruleIndex": {"type": "integer", "minimum": 0},
+        "message": TEXT,
+        "locations": {"minItems": 1, "items": {"properties": {"physicalLocation": PLACE}}},
+    },
+}
+RULE = {"type": "object", "required": ["id"], "properties": {"shortDescription": TEXT}}
+DRIVER = {
+    "required": ["name"],
+    "properties": {"rules": {"type": "array", "uniqueItems": True, "items": RULE}},
+}
+SARIF = {  # what SARIF 2.1.0 requires of the parts that are used
+    "type": "object",
+    "required": ["version", "runs"],
+    "properties": {
+        "version": {"const": "2.1.0"},
+        "runs": {
+            "minItems": 1,
+            "items": {
+                "required": ["tool"],
+                "properties": {
+                    "tool": {"required": ["driver"], "properties": {"driver": DRIVER}},
+                    "results": {"type": "array", "items": RESULT},
+                },
+            },
+        },
+    },
+}
+
+
 def test_json_and_sarif(tmp_path: Path) -> None:
-    file = tmp_path / "ask.py"
+    file = tmp_path / "ask me.py"
     file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n')
     done = run_check(str(file), "--format", "json")
     assert done.returncode == 0
     (item,) = json.loads(done.stdout)
     assert (item["code"], item["severity"], item["line"]) == ("SGL202", "warning", 14)
     log = json.loads(run_check(str(file), "--format", "sarif").stdout)
+    jsonschema.validate(log, SARIF)
     (one,) = log["runs"]
     (result,) = one["results"]
     assert log["version"] == "2.1.0" and result["ruleId"] == "SGL202"
