@@ -248,8 +248,8 @@ def test_what_is_read_in_turn_is_computed_together() -> None:
             return super().generate(requests)
 
     one, two = Watching(), Watching()
-    in_turn.run(q="q", backend=one)
-    in_turn.compile().run(q="q", backend=two)
+    in_turn.run(q="q", backend=one).sync()
+    in_turn.compile().run(q="q", backend=two).sync()
     assert one.together == 1 < two.together
     assert len(one.calls) == len(two.calls)
 
