@@ -12,7 +12,7 @@ from sglc.check.subject import Subject
 from sglc.errors import GraphBreak
 from sglc.ir.analysis import users
 from sglc.ir.core import Graph, Node, Value
-from sglc.ir.ops import Begin, Fork, Gen, If, Join, Loop, Read, Return, RoleBegin, RoleEnd, Select
+from sglc.ir.ops import Begin, Break, Fork, Gen, If, Join, Loop, Read, Return, RoleBegin, RoleEnd, Select
 from sglc.lang.trace_sink import UndefinedVariable
 
 
@@ -142,7 +142,7 @@ class DeadFork(Rule, code="SGL103", name="dead-fork"):
 def _unjoined(subject: Subject) -> Iterator[tuple[Fork, list[list[Node]]]]:
     """Forks with the chains of their branches that end unused; forks one of whose branches is joined are left out."""
     graph = subject.graph
-    if graph is None:
+    if graph is None or any(isinstance(n, Break) for n in graph.nodes):  # what comes after it may read them
         return
     using = users(graph)
     for fork in graph.nodes_of(Fork):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.backends.base import Capabilities
 from sglc.check.diagnostic import Diagnostic, Severity
-from sglc.errors import SglcError
+from sglc.errors import GraphBreak, SglcError
 from sglc.ir.core import Graph, Module, Node
 from sglc.ir.specs import Location
+from sglc.lang.prefix import until_break
 from sglc.lang.rewrite import source_of
 from sglc.lang.trace import trace
 
@@ -67,7 +68,7 @@ class CheckOptions:
 
 
 class Subject:
-    """One program. `module` is its trace; `broken` says why there is none, or where it ends."""
+    """One program. `module` is its trace, up to a graph break if need be; `broken` says why it ends there, or there is none."""
 
     def __init__(self, program: Any, options: CheckOptions) -> None:
         self.program = program
@@ -87,6 +88,9 @@ class Subject:
             self.module = trace(program, known, unknown)
         except SglcError as error:
             self.broken = error
+            if isinstance(error, GraphBreak) and error.__cause__ is None:
+                found = until_break(program, {n: known[n] for n in names if n in known}, unknown, error)
+                self.module = found[0] if found is not None else None
 
     @property
     def graph(self) -> Graph | None:
