@@ -38,6 +38,7 @@ from sglc.lang.pieces import (
     user,
     user_begin,
     user_end,
+    video,
 )
 from sglc.lang.program import flush_cache, function, get_server_args, get_server_info, set_default_backend
 
@@ -86,6 +87,7 @@ __all__ = [
     "user",
     "user_begin",
     "user_end",
+    "video",
 ]
 
 _LAZY = {

@@ -202,6 +202,13 @@ def image(source: str | bytes | Path | Any) -> Image:
     raise TypeError(f"image({type(source).__name__}): give a path, bytes or a PIL image")
 
 
+def video(source: str | bytes | Path | Sequence[Any], num_frames: int) -> Row:
+    """A video as `num_frames` images in order, from a path, bytes or a list of frames. See `lang/frames.py` for errors."""
+    from sglc.lang.frames import frames_of
+
+    return Row(tuple(Image(ImageSpec(frame)) for frame in frames_of(source, num_frames)))
+
+
 def _message(role: str) -> Callable[..., Row]:
     def make(expr: Any = None) -> Row:
         inner = () if expr is None else _flat(expr)
