@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from sglc.errors import GraphBreak
     from sglc.ir.core import Module
 
 Target = Annotated[
@@ -205,11 +206,26 @@ def traced_for(program: Any, given: Mapping[str, Any]) -> Module:
     """The trace of a program; what is defined on the command line is a constant of it."""
     from sglc.lang.trace import trace
 
-    known = {**program.defaults(), **given}
-    names = list(program.parameter_names)
-    # What has only a string as default stays unknown.
-    unknown = frozenset(n for n in names if n not in given and (n not in known or type(known[n]) is str))
+    known, unknown = _known(program, given)
     return trace(program, known, unknown)
+
+
+def beginning_of(program: Any, given: Mapping[str, Any], error: GraphBreak) -> Module | None:
+    """What a program that cannot be traced does before it breaks; None if nothing of it is certain."""
+    from sglc.lang.prefix import until_break
+
+    if error.__cause__ is not None:
+        return None
+    known, unknown = _known(program, given)
+    found = until_break(program, {n: known[n] for n in program.parameter_names if n in known}, unknown, error)
+    return found[0] if found is not None else None
+
+
+def _known(program: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
+    """Arguments with their values, and those that stay unknown: what has only a string as default, or none."""
+    known = {**program.defaults(), **given}
+    names = program.parameter_names
+    return known, frozenset(n for n in names if n not in given and (n not in known or type(known[n]) is str))
 
 
 def optimised(module: Module, passes: str | None, *, verify: bool = False, after: Any = None) -> Module:

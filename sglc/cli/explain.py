@@ -13,6 +13,7 @@ from sglc.cli.common import (
     Define,
     Mistake,
     Target,
+    beginning_of,
     chat_template,
     defined,
     one_program,
@@ -56,8 +57,11 @@ def explain(
     try:
         raw = traced_for(program, given)
     except GraphBreak as error:
-        _interpreted(program.__name__, error, as_json)
-        return
+        start = beginning_of(program, given, error)
+        if start is None:
+            _interpreted(program.__name__, error, as_json)
+            return
+        raw = start
     reports: list[tuple[str, dict[str, int]]] = []
     module = optimised(
         raw, passes, after=lambda item, changed, report: reports.append((str(item), dict(report.counts)))
@@ -150,7 +154,10 @@ def _tables(
     before, after = facts["nodes"]
     console.print(f"[bold]{name}[/]: {before} nodes traced, {after} after the passes")
     for item in facts["breaks"]:
-        console.print(f"graph break at {item['at']}: {item['reason']}; interpreted from there on")
+        console.print(
+            f"graph break at {item['at']}: {item['reason']}; interpreted from there on",
+            soft_wrap=True, markup=False, highlight=False,
+        )  # fmt: skip
     path = facts["critical_path"]
     console.print(
         f"{len(path)} calls wait for each other on the longest path: "
