@@ -100,7 +100,7 @@ MISTAKES = {
     "syntax": (("run", "{folder}/syntax.py"), "{folder}/syntax.py:2: "),
     "raises": (("run", "{folder}/raises.py"), "{folder}/raises.py:3: ZeroDivisionError"),
     "no program": (("run", "{folder}/plain.py"), "has no program; write @sgl.function above `def ask(s, ...)`"),
-    "branches": (("compile", "{folder}/branches.py"), "{folder}/branches.py:8: "),
+    "branches": (("compile", "{folder}/branches.py", "--emit", "plan"), "{folder}/branches.py:8: "),
 }  # fmt: skip
 
 

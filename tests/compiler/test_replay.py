@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -268,3 +269,18 @@ def test_rows_of_a_batch_with_breaks() -> None:
     LOG.clear()
     found = prints.compile().run_batch(rows, backend=sgl.Scripted(), num_threads=4)
     assert [s.text() for s in found] == expected and Counter(LOG) == effects
+
+
+def test_the_command_line_shows_the_break(tmp_path: Path) -> None:
+    from typer.testing import CliRunner
+
+    from sglc.cli import app
+
+    file = tmp_path / "told.py"
+    file.write_text(
+        "import sglc as sgl\n\n\n@sgl.function\ndef told(s, q):\n    s += q + sgl.gen('a')\n    print(s['a'])\n"
+    )
+    result = CliRunner().invoke(app, ["compile", str(file), "--verify"])
+    assert result.exit_code == 0, result.output
+    assert "break %2 {reason=" in result.stdout and 'gen %1 {name="a"}' in result.stdout
+    assert f"graph break at {file}:7: print(...) is called" in result.stderr
