@@ -453,8 +453,7 @@ class LiveState:
         elif mode == "concate_and_append":
             for child in children:
                 text, start = child._text_now(), child._fork_at
-                segments = (TextSegment(text[start:]),) if child._base != self._base else tuple(child._tail)
-                self._do(_writer(self, text[start:], segments))
+                self._do(_writer(self, text[start:], _behind(child._prompt(), start, text)))
         else:
             with self._lock:
                 before = set(self._variables)
@@ -622,3 +621,20 @@ def _image_part(spec: ImageSpec) -> dict[str, Any]:
 
     url = f"data:image/png;base64,{base64.b64encode(spec.data).decode()}"
     return {"type": "image_url", "image_url": {"url": url}}
+
+
+def _behind(prompt: Prompt, start: int, text: str) -> Prompt:
+    """What of a prompt lies behind its first characters, with spans as they were generated; only `text` where one
+    of them lies across that place."""
+    found: list[Segment] = []
+    at = 0
+    for segment in prompt:
+        length = len(getattr(segment, "text", ""))
+        if at >= start and (found or length):  # an image right at the place is of what comes before
+            found.append(segment)
+        elif at < start < at + length:
+            if not isinstance(segment, TextSegment):
+                return (TextSegment(text[start:]),)
+            found.append(TextSegment(segment.text[start - at :]))
+        at += length
+    return tuple(found)

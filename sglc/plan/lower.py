@@ -116,7 +116,6 @@ class _State:
     opened: _Mark = _START  # before the open message's content
     scopes: dict[str, _Mark] = field(default_factory=dict)
     forked: int = -1  # the prefix it was forked at
-    base: int = -1  # the prefix of its last fork, or of its own beginning
     calls: list[int] = field(default_factory=list)  # those whose failure is its failure
 
     def copy(self) -> _State:
@@ -127,7 +126,6 @@ class _State:
             history=list(self.history),
             scopes=dict(self.scopes),
             forked=self.prefix,
-            base=self.prefix,
             calls=[],
         )
 
@@ -323,7 +321,6 @@ class _Lowering:
             variables=self._meet_variables(cond, one.variables, two.variables),
             messages=messages,
             history=self.meet_history(one.history, two.history),
-            base=one.base if one.base == two.base else -2,
             calls=list(dict.fromkeys((*one.calls, *two.calls))),
         )
 
@@ -437,7 +434,7 @@ class _Walk:
             self.states[node.out] = _State()
         elif isinstance(node, Fork):
             state = self.states[node.state]
-            state.base = self.to.flush(state)
+            self.to.flush(state)
             for out in node.outs:
                 self.states[out] = state.copy()
         elif isinstance(node, (Pure, Pack)):
@@ -618,8 +615,7 @@ class _Walk:
         if node.mode == "concate_and_append":
             for branch in branches:
                 parts = self.to.since(branch, branch.forked)
-                # Tokens go on as they are only where the branch goes on from where its parent stands.
-                state.pending.extend(parts if branch.base == state.base else map(_as_text, parts))
+                state.pending.extend(parts)
             return
         found: dict[str | None, list[Variable]] = {}
         for branch in branches:
@@ -725,7 +721,7 @@ class _Round:
         prefix = to.prefix(before.prefix, (Rounds(self.number, number, 0),), to.waves[before.prefix])
         to.conversation.append(PlanMessage(before.messages, "", ()))
         message = len(to.conversation) - 1
-        head = dataclasses.replace(before.in_arm(), prefix=prefix, messages=message, base=-2)
+        head = dataclasses.replace(before.in_arm(), prefix=prefix, messages=message)
         enters: dict[str | None, int] = {}
         for name, named in before.variables.items():
             if name in names:
@@ -775,7 +771,6 @@ class _Round:
             variables=variables,
             messages=messages,
             history=end.history,
-            base=-2,
             calls=list(dict.fromkeys((*before.calls, *end.calls))),
         )
 
@@ -813,19 +808,9 @@ def _names_in(loop: Loop) -> frozenset[str | None]:
     """Variables that the body may give a value."""
     found: set[str | None] = set()
     for node in walk(loop.body.nodes):
-        if isinstance(node, (Gen, Select, SetVar, ScopeEnd)):
+        if isinstance(node, (Gen, Select, Reuse, SetVar, ScopeEnd)):
             found.add(node.name)
     return frozenset(found)
-
-
-def _as_text(part: Part) -> Part:
-    if isinstance(part, Output):
-        return Output(part.step, tokens=False)
-    if isinstance(part, Rounds):
-        return msgspec.structs.replace(part, tokens=False)
-    if isinstance(part, Either):
-        return Either(part.cond, tuple(map(_as_text, part.then)), tuple(map(_as_text, part.orelse)))
-    return Const(part.token) if isinstance(part, ImagePart) else part
 
 
 def _set(state: _State, named: Named) -> None:
