@@ -13,11 +13,26 @@ from typing import Any
 import pytest
 
 from sglc.ir.core import Graph, Module, Node, Operand, Value
-from sglc.ir.ops import Fork, Gen, Join, Pure, ScopeBegin, ScopeEnd, SetVar, Text, pure
-from sglc.passes import hoist_prefix
+from sglc.ir.ops import (
+    Fork,
+    Gen,
+    If,
+    Join,
+    Loop,
+    Pure,
+    Reuse,
+    ScopeBegin,
+    ScopeEnd,
+    SetVar,
+    Text,
+    pure,
+)
+from sglc.passes import cse, hoist_prefix
 from sglc.passes.base import Report
 from sglc.passes.canonicalize import Canonicalize
+from sglc.passes.drop_dead import DropDead
 from sglc.passes.hoist_prefix import HoistPrefix
+from sglc.passes.inline import Inline
 
 
 def _load(name: str) -> ModuleType:
@@ -128,6 +143,68 @@ def fuse_over_scopes(graph: Graph) -> Graph:
     return graph.with_nodes(nodes)
 
 
+def everywhere(kind: type[Node], change: Callable[[Any], Node]) -> Rewrite:
+    """`each`, in arms and loops too; outer nodes last, so that they keep what changed inside of them."""
+
+    def rewrite(graph: Graph) -> Graph:
+        for node in reversed(graph.nodes_of(kind)):
+            graph = graph.replace_nodes({node: [change(node)]})
+        return graph
+
+    return rewrite
+
+
+def share_between_arms(graph: Graph) -> Graph:
+    """What one arm asked is taken for granted in the other, and after both."""
+
+    class Numbering(cse._Numbering):
+        def block(self, nodes: Any, seen: dict[Any, Node]) -> list[Node]:
+            self.everything = getattr(self, "everything", {})
+            return super().block(nodes, self.everything)
+
+    return graph.with_nodes(Numbering(Report()).block(graph.nodes, {}))
+
+
+def share_what_is_sampled(graph: Graph) -> Graph:
+    """Gens that draw are shared like greedy ones."""
+
+    class Numbering(cse._Numbering):
+        def call(self, node: Any, seen: dict[Any, Node]) -> Node:
+            if isinstance(node, Gen):
+                key = (self.state(node.state), node.sampling, node.constraint, node.n)
+                first = seen.setdefault(key, node)
+                if first is not node:
+                    assert isinstance(first, Gen)
+                    self.of[node.text] = self.of[first.text]
+                    self.of[node.out] = self.number(("answer", self.of[node.text]))
+                    return Reuse(node.out, node.text, node.state, first.text, node.name)
+                self.of[node.text] = self.number(("sampled", node.text))
+                self.of[node.out] = self.number(("answer", self.of[node.text]))
+                return node
+            return super().call(node, seen)
+
+    return graph.with_nodes(Numbering(Report()).block(graph.nodes, {}))
+
+
+def drop_what_is_only_joined(graph: Graph) -> Graph:
+    """Branches whose variables are gathered and not used again go."""
+    joined = {b for n in graph.nodes_of(Join) for b in n.branches[1:]}
+    changed = everywhere(
+        Join, lambda n: dataclasses.replace(n, branches=tuple(b for b in n.branches if b not in joined))
+    )(graph)
+    return DropDead().run(changed, Report())
+
+
+def inline_with_the_callers_defaults(module: Module) -> Module:
+    made = Inline().run_module(module, Report())
+    return made.map(everywhere(Gen, lambda n: dataclasses.replace(n, isolated=False)))
+
+
+def yield_the_first_round(node: Loop) -> Loop:
+    again, *_ = node.body.results
+    return dataclasses.replace(node, body=dataclasses.replace(node.body, results=(again, *node.body.params)))
+
+
 def set_after(graph: Graph) -> Graph:
     return each(SetVar, lambda n: dataclasses.replace(n, value=""))(graph)
 
@@ -148,10 +225,27 @@ MISTAKES: dict[str, Rewrite] = {
     "constraint lost": each(Gen, lambda n: dataclasses.replace(n, constraint=None)),
     "scope lost": each(ScopeEnd, lambda n: dataclasses.replace(n, name=n.name + "_")),
     "assignment lost": set_after,
+    "arms exchanged": everywhere(If, lambda n: dataclasses.replace(n, then=n.orelse, orelse=n.then)),
+    "always the first arm": everywhere(If, lambda n: dataclasses.replace(n, cond=True)),
+    "one round too few": everywhere(Loop, lambda n: dataclasses.replace(n, maximum=max(n.maximum - 1, 1))),
+    "a loop forgets its rounds": everywhere(Loop, yield_the_first_round),
+    "shared between arms": share_between_arms,
+    "sampled gens shared by cse": share_what_is_sampled,
+    "joined branches dropped": drop_what_is_only_joined,
+    "greedy where it was drawn": everywhere(
+        Gen, lambda n: dataclasses.replace(n, sampling=dataclasses.replace(n.sampling, temperature=0.0))
+    ),
+}
+MODULE_MISTAKES: dict[str, Callable[[Module], Module]] = {
+    "inlined with the caller's defaults": inline_with_the_callers_defaults,
 }
 
 
-@pytest.mark.parametrize("name", MISTAKES)
+def test_there_are_twenty() -> None:
+    assert len(MISTAKES) + len(MODULE_MISTAKES) >= 20
+
+
+@pytest.mark.parametrize("name", [*MISTAKES, *MODULE_MISTAKES])
 def test_mistakes_are_caught(name: str) -> None:
     tried = 0
     for seed in range(1500):
@@ -159,7 +253,7 @@ def test_mistakes_are_caught(name: str) -> None:
         plain = module.map(lambda g: Canonicalize().run(g, Report()))
         for start in (module, plain):
             try:
-                wrong = start.map(MISTAKES[name])
+                wrong = start.map(MISTAKES[name]) if name in MISTAKES else MODULE_MISTAKES[name](start)
             except ValueError:
                 continue
             if str(wrong) == str(start):
@@ -168,6 +262,6 @@ def test_mistakes_are_caught(name: str) -> None:
             try:
                 if graphs.outcome(wrong) != graphs.outcome(start):
                     return
-            except KeyError:  # it no longer even defines what it uses
+            except (KeyError, AttributeError):  # it no longer even defines what it uses
                 return
     pytest.fail(f"{tried} graphs were rewritten by the mistake {name!r}, and none of them showed it")
