@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from sglc.ir.core import Graph, Names, Node, Operand, Value
-from sglc.ir.ops import Fork, Join, RoleBegin, RoleEnd, Text
+from sglc.ir.core import Graph, Names, Node, Operand, Region, Value
+from sglc.ir.ops import Fork, If, Join, RoleBegin, RoleEnd, Text
 from sglc.ir.specs import Location
 from sglc.passes.base import Pass, Report
 
@@ -19,13 +20,15 @@ class HoistPrefix(Pass, name="hoist-prefix"):
 
     The text is then prefilled once, not once per branch. Constants, role markers and values that are known
     before the fork move; a state that goes on beside its branches is copied first, so it never sees what moved. Does
-    nothing for branches that a join concatenates: there the text after the fork is the result.
+    nothing for branches that a join concatenates: there the text after the fork is the result. Constant
+    text with which both arms of an `if` go on moves before it.
     """
 
     min_chars: int = 1  # shorter savings over all branches are not worth a node
     min_group_chars: int = 16  # ... over some of the branches
 
     def run(self, graph: Graph, report: Report) -> Graph:
+        graph = graph.with_nodes(self._arms(graph.nodes, graph.names(), report))
         work = _Work(graph)
         # Inner forks first: what they hoist, outer ones may hoist on.
         for position in reversed(range(len(graph.nodes))):
@@ -33,6 +36,36 @@ class HoistPrefix(Pass, name="hoist-prefix"):
             if isinstance(fork, Fork) and len(fork.outs) > 1:
                 self._hoist(work, position, fork, report)
         return work.graph()
+
+    def _arms(self, nodes: Sequence[Node], names: Names, report: Report) -> list[Node]:
+        """Constant text with which both arms of an `if` go on from the same state moves before it, inner ones first."""
+        found: list[Node] = []
+        for old in nodes:
+            node = old
+            for name in node.layout.regions:
+                region: Region = getattr(node, name)
+                inside = self._arms(region.nodes, names, report)
+                if len(inside) != len(region.nodes) or any(
+                    a is not b for a, b in zip(inside, region.nodes, strict=True)
+                ):
+                    node = replace(node, **{name: replace(region, nodes=tuple(inside))})  # type: ignore[arg-type]
+            if isinstance(node, If):
+                for state in [v for v in node.captures if v.type == "state"]:
+                    one, two = _first_text(node.then, state), _first_text(node.orelse, state)
+                    shared = _shared_text([str(one.parts[0]), str(two.parts[0])]) if one and two else ""
+                    if one is None or two is None or len(shared) < max(self.min_chars, 1):
+                        continue
+                    out = names.fresh("state")
+                    found.append(Text(out, state, (shared,), at=node.at))
+                    then, orelse = (
+                        _cut(node.then, one, out, len(shared)),
+                        _cut(node.orelse, two, out, len(shared)),
+                    )
+                    node = replace(node, then=then, orelse=orelse)
+                    report.add("characters hoisted", len(shared))
+                    report.add("conditions hoisted over")
+            found.append(node)
+        return found
 
     def _hoist(self, work: _Work, position: int, fork: Fork, report: Report) -> None:
         if any(work.is_concatenated(out) for out in fork.outs):
@@ -91,6 +124,21 @@ class HoistPrefix(Pass, name="hoist-prefix"):
             report.add("characters hoisted", _chars(shared) * (len(members) - 1))
             report.add("groups of branches hoisted")
             self._group(work, nodes, _append(nodes, work.names, out, shared, at), members, at, report)
+
+
+def _first_text(arm: Region, state: Value) -> Text | None:
+    """The text that the arm appends to `state`, if that is all it does with it and it begins with a constant."""
+    users = [n for n in arm.nodes if state in n.uses or state in n.captures]
+    if len(users) != 1 or state in arm.results or not isinstance(users[0], Text):
+        return None
+    return users[0] if users[0].parts and isinstance(users[0].parts[0], str) else None
+
+
+def _cut(arm: Region, text: Text, state: Value, count: int) -> Region:
+    """The arm without the first characters of a text, which now goes on from `state`."""
+    first = str(text.parts[0])[count:]
+    left = replace(text, state=state, parts=((first,) if first else ()) + text.parts[1:])
+    return replace(arm, nodes=tuple(left if n is text else n for n in arm.nodes))
 
 
 @dataclass(eq=False)
