@@ -39,7 +39,9 @@ from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
 from sglc.ir.verify import verify_module
 from sglc.lang.host import Host as HostFunction
 from sglc.lang.host import find_host
-from sglc.lang.paths import Choice, Ended, Explorer, Paths, Returned, Target, Unmergeable, pruned
+from sglc.lang.merge import Explorer
+from sglc.lang.paths import Choice, Ended, Paths, Returned, Target, Unmergeable
+from sglc.lang.prune import pruned
 from sglc.lang.purity import PLAIN, Purity, Unplain, freeze, purity
 from sglc.lang.rewrite import traceable
 from sglc.lang.state import ProgramState
