@@ -27,6 +27,7 @@ from runtime.plan import (
     PlanMessage,
     Ref,
     Rope,
+    Rounds,
     Step,
     Variable,
     refs,
@@ -176,7 +177,7 @@ class Ropes:
     def concat(self, parts: Rope, at: str) -> Variable:
         if not parts:
             return Const("")
-        if len(parts) == 1 and not isinstance(parts[0], ImagePart):
+        if len(parts) == 1 and not isinstance(parts[0], (ImagePart, Either, Rounds)):
             part = parts[0]
             return Ref(part.step) if isinstance(part, Output) else part
         return Ref(self.step(Compute(op="concat", operands=parts, at=at), self.wave(parts)))

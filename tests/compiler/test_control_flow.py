@@ -9,6 +9,7 @@ import pytest
 
 import sglc as sgl
 from runtime.api import Generate
+from sglc.errors import RunError
 from sglc.ir.ops import If, Loop
 from sglc.ir.parser import parse_module
 from sglc.plan.lower import lower
@@ -430,3 +431,24 @@ def test_text_json_and_bounds(program: Any) -> None:
         backend = sgl.Scripted()
         program.run(q=q, backend=backend, max_new_tokens=16).sync()
         assert len(backend.calls) <= limit.calls
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.__name__)
+def test_failing_calls_fail_the_same_run(program: Any) -> None:
+    """The same error at the same place. Whether a read raises it or the state has it may depend on which is first."""
+    compiled = program.compile(passes="canonicalize")
+
+    def error(runner: Any, q: str, wrong: str) -> str:
+        try:
+            state = runner.run(q=q, backend=sgl.Scripted(fail_on=wrong))
+            return str(state.error())
+        except RunError as raised:
+            return str(raised)
+
+    failed = 0
+    for q in ROWS[:5]:
+        for wrong in ("w1", "yes", "done", "question 3"):
+            expected = error(program, q, wrong)
+            assert error(compiled, q, wrong) == expected
+            failed += expected != "None"
+    assert failed
