@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from sglc.ir.core import Graph, Names, Node, Operand, Region, Value
+from sglc.ir.core import Graph, Names, Node, Operand, Region, Value, walk
 from sglc.ir.ops import Fork, If, Join, RoleBegin, RoleEnd, Text
 from sglc.ir.specs import Location
 from sglc.passes.base import Pass, Report
@@ -184,8 +184,11 @@ class _Work:
     def is_concatenated(self, state: Value) -> bool:
         while state in self.consumer:
             node = self.consumer[state][1]
-            if node.regions:
-                return any(self.is_concatenated(out) for out in node.defs if out.type == "state")
+            if node.regions:  # it may be joined inside, or go on behind
+                inside = (n for r in node.regions for n in walk(r.nodes) if isinstance(n, Join))
+                return any(n.mode == "concate_and_append" for n in inside) or any(
+                    self.is_concatenated(out) for out in node.defs if out.type == "state"
+                )
             if isinstance(node, Join) and node.state != state:
                 return node.mode == "concate_and_append"
             if not node.defs or node.defs[0].type != "state":
