@@ -18,7 +18,7 @@ from runtime.backends.base import Backend, Capabilities
 from sglc.config import global_config
 from sglc.errors import RunError
 from sglc.exec.loop import event_loop
-from sglc.ir.specs import GenSpec, Location, SamplingFields
+from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
 
 
 class Template(Protocol):
@@ -95,7 +95,11 @@ class Session:
                 "Leave the constraint out, use select, or run on a backend that enforces it",
                 at,
             )
-        given = [n for n in spec.sampling.__dataclass_fields__ if getattr(spec.sampling, n) is not None]
+        given = [
+            n
+            for n in spec.sampling.__dataclass_fields__
+            if getattr(spec.sampling, n) is not None or getattr(self.defaults, n) != getattr(RUN_DEFAULTS, n)
+        ]
         lacking = [n for n in given if able.sampling is not None and n not in able.sampling]
         if lacking:
             raise RunError(

@@ -256,6 +256,18 @@ def test_what_a_provider_cannot_do_is_refused_before_anything_is_sent(
     assert not provider.asked
 
 
+def test_defaults_of_the_run_are_refused_too(provider: Provider) -> None:
+    @sgl.function
+    def asks(s):  # type: ignore[no-untyped-def]
+        s += sgl.user("Hi")
+        s += sgl.assistant(sgl.gen("x"))
+
+    state = asks.run(backend=openai(provider), top_k=5)
+    assert "has no top_k" in str(state.error()) and not provider.asked
+    state = asks.run(backend=openai(provider), temperature=0.1, max_new_tokens=5)
+    assert state.error() is None and provider.asked[0]["temperature"] == 0.1
+
+
 def test_a_busy_provider_is_asked_again_and_a_refusal_is_told(provider: Provider) -> None:
     provider.failures = 2
     assert chat.run("Hi", backend=openai(provider))["a"] == "<Hi>"
