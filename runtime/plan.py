@@ -259,7 +259,7 @@ Step = Decode | Choose | Compute | HostCall | Pick | Enter | Repeat | Turn | Las
 
 
 class Gathered(msgspec.Struct, frozen=True, tag="list"):
-    """A list of variables of branches."""
+    """A list of variables of branches, of those that have it; if none has, it is absent."""
 
     items: tuple[Variable, ...]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -214,6 +215,7 @@ class Execution:
         self.stopped = False
         self.over = False
         self._decide = decide
+        self._failed_at = sys.maxsize  # no step after this one starts a call
         self._segments: list[Prompt | None] = [None] * len(self.plan.prefixes)
         self._needs = list(schedule.needs)
         self._running = 0
@@ -523,7 +525,7 @@ class Execution:
                 return False
             if isinstance(step, Prefill):
                 self._prefill(step)
-            elif self.stopped:
+            elif self.stopped or number > self._failed_at:
                 return False
             elif isinstance(step, Decode):
                 self._decode(number, step, at)
@@ -729,7 +731,8 @@ class Execution:
         self._reads_left.discard(number)
         self._poison(len(self.plan.prefixes) + number, found)
         if number in self._fatal or self.read_error is not None:
-            self.stop()
+            # What comes before in the program still runs: interpreted, it would have been there first.
+            self._failed_at = min(self._failed_at, number)
 
     def _poison(self, number: int, error: RunError) -> None:
         """What needs it will never be: its steps have the same error."""
@@ -810,7 +813,10 @@ class Execution:
             return self.values[part.step]
         if isinstance(part, Gathered):
             found = [self.value_of(item) for item in part.items]
-            return MISSING if any(v is MISSING for v in found) else found
+            there = [v for v in found if v is not ABSENT]
+            if any(v is MISSING for v in found):
+                return MISSING
+            return ABSENT if found and not there else there
         if isinstance(part, Output):
             return MISSING if self.values[part.step] is MISSING else self.answers[part.step].text
         if isinstance(part, (Either, Rounds)):

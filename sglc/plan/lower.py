@@ -174,6 +174,8 @@ class Walk:
     def packed(self, value: Variable) -> Part:
         if not isinstance(value, Gathered):
             return value
+        if any(self.to.maybe_absent(v) for v in value.items):
+            raise PlanError("a joined list is used whose length depends on the path")
         items = tuple(self.packed(v) for v in value.items)
         return Ref(self.to.step(Compute(op="pack", operands=items, kind="list"), self.to.wave(items)))
 
@@ -377,8 +379,8 @@ class Walk:
                 if known is None:
                     found.setdefault(name, []).append(named.value)
                 partial = [n for n in (known, named) if n is not None and self.to.maybe_absent(n.value)]
-                if partial and known != named:
-                    raise PlanError(f"the variable {name!r} is joined, which only some paths define")
+                if partial and known is not None and known != named:
+                    raise PlanError(f"the variable {name!r} is joined, which only some paths define before")
         for name, values in found.items():
             state.variables[name] = Named(name, Gathered(tuple(values)))
 

@@ -18,6 +18,7 @@ from runtime.plan import (
     Compute,
     Const,
     Either,
+    Gathered,
     Guard,
     ImagePart,
     Named,
@@ -261,6 +262,8 @@ class Ropes:
         return number
 
     def maybe_absent(self, value: Variable) -> bool:
+        if isinstance(value, Gathered):
+            return all(map(self.maybe_absent, value.items))
         return isinstance(value, Absent) or (isinstance(value, Ref) and value.step in self.partial)
 
     def close(self, state: State) -> int:

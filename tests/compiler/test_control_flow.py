@@ -289,6 +289,18 @@ def arms_in_forks(s, q):
 
 
 @sgl.function
+def some_branches_have_it(s, q):
+    s += q
+    forks = s.fork(3)
+    for k, f in enumerate(forks):
+        f += f" {k}: " + sgl.select("ok", ["yes", "no"])
+        if f["ok"] == "yes":
+            f += sgl.gen("x", max_tokens=2)
+    forks.join()
+    s += sgl.gen("end")
+
+
+@sgl.function
 def messages_in_arms(s, q):
     s += sgl.user(q)
     with s.assistant():
@@ -345,7 +357,8 @@ def calls_in_arms(s, q):
 
 PROGRAMS: list[Any] = [
     router, nested, matched, dispatched, members, early, only_one_arm, in_a_row, strings, bounded, skips, unbounded,
-    until, loop_with_arms, loop_with_forks, loop_of_messages, two_ways, leaves, nested_loops, forks_in_arms, arms_in_forks, messages_in_arms,
+    until, loop_with_arms, loop_with_forks, loop_of_messages, two_ways, leaves, nested_loops, forks_in_arms, arms_in_forks,
+    some_branches_have_it, messages_in_arms,
     a_message_more, inside_a_message, calls_in_arms,
 ]  # fmt: skip
 ROWS = [f"question {k}" for k in range(12)]
