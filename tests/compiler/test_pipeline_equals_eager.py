@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import random
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -343,6 +344,15 @@ def calls(backend: sgl.Scripted) -> Counter[Any]:
     return found
 
 
+def more_calls(two: sgl.Scripted, one: sgl.Scripted) -> Counter[Any]:
+    """What `two` was asked beyond `one`, which may still be asked for branches that nobody waits for."""
+    for _ in range(200):
+        if not (found := calls(two) - calls(one)):
+            break
+        time.sleep(0.02)
+    return found
+
+
 def seen(state: Any) -> dict[str, Any]:
     return {
         "text": state.text(),
@@ -365,7 +375,7 @@ def test_compiled_equals_interpreted(first: int, tmp_path: Path) -> None:
         source = write(seed, f"program_{seed}")
         assert not compiled.breaks, f"{compiled.breaks}\n{source}"
         assert found == expected, source
-        assert not calls(two) - calls(one), source
+        assert not more_calls(two, one), source
         assert seen(program.compile(passes=SAME_CALLS).run(**arguments, backend=three)) == expected, source
         assert calls(three) == calls(one), source
         for module in compiled.modules():
@@ -384,7 +394,7 @@ def test_conditions_and_loops_go_the_same_way(first: int, tmp_path: Path) -> Non
             expected = seen(program.run(**arguments, backend=one))
             found = seen(compiled.run(**arguments, backend=two))
             assert found == expected, source
-            assert compiled.breaks or not calls(two) - calls(one), source
+            assert compiled.breaks or not more_calls(two, one), source
         interpreted += bool(compiled.breaks)
         for module in compiled.modules():
             assert str(parse_module(str(module))) == str(module)
