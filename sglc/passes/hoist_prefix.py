@@ -50,25 +50,34 @@ class HoistPrefix(Pass, name="hoist-prefix"):
                 ):
                     node = replace(node, **{name: replace(region, nodes=tuple(inside))})  # type: ignore[arg-type]
             if isinstance(node, If):
-                for state in [v for v in node.captures if v.type == "state"]:
-                    one, two = _first_text(node.then, state), _first_text(node.orelse, state)
-                    shared = _shared_text([str(one.parts[0]), str(two.parts[0])]) if one and two else ""
-                    if one is None or two is None or len(shared) < max(self.min_chars, 1):
-                        continue
-                    out = names.fresh("state")
-                    found.append(Text(out, state, (shared,), at=node.at))
-                    then, orelse = (
-                        _cut(node.then, one, out, len(shared)),
-                        _cut(node.orelse, two, out, len(shared)),
-                    )
-                    node = replace(node, then=then, orelse=orelse)
-                    report.add("characters hoisted", len(shared))
-                    report.add("conditions hoisted over")
+                node = self._arm_texts(node, found, names, report)
             found.append(node)
         return found
 
+    def _arm_texts(self, node: If, found: list[Node], names: Names, report: Report) -> If:
+        """The `if` without what both arms append first; that is added to `found`."""
+        firsts = _first_texts(node.then), _first_texts(node.orelse)
+        cuts: tuple[dict[Node, Text], dict[Node, Text]] = {}, {}
+        for state, one in firsts[0].items():
+            two = firsts[1].get(state)
+            shared = _shared_text([str(one.parts[0]), str(two.parts[0])]) if two else ""
+            if two is None or len(shared) < max(self.min_chars, 1):
+                continue
+            out = names.fresh("state")
+            found.append(Text(out, state, (shared,), at=node.at))
+            cuts[0][one], cuts[1][two] = _cut(one, out, len(shared)), _cut(two, out, len(shared))
+            report.add("characters hoisted", len(shared))
+            report.add("conditions hoisted over")
+        if not cuts[0]:
+            return node
+        then, orelse = (
+            replace(arm, nodes=tuple(cut.get(n, n) for n in arm.nodes))
+            for arm, cut in zip((node.then, node.orelse), cuts, strict=True)
+        )
+        return replace(node, then=then, orelse=orelse)
+
     def _hoist(self, work: _Work, position: int, fork: Fork, report: Report) -> None:
-        if any(work.is_concatenated(out) for out in fork.outs):
+        if any(out in work.concatenated for out in fork.outs):
             return
         branches = [_Branch(out, *work.head(out, position)) for out in fork.outs]
         nodes: list[Node] = []
@@ -126,19 +135,29 @@ class HoistPrefix(Pass, name="hoist-prefix"):
             self._group(work, nodes, _append(nodes, work.names, out, shared, at), members, at, report)
 
 
-def _first_text(arm: Region, state: Value) -> Text | None:
-    """The text that the arm appends to `state`, if that is all it does with it and it begins with a constant."""
-    users = [n for n in arm.nodes if state in n.uses or state in n.captures]
-    if len(users) != 1 or state in arm.results or not isinstance(users[0], Text):
-        return None
-    return users[0] if users[0].parts and isinstance(users[0].parts[0], str) else None
+def _first_texts(arm: Region) -> dict[Value, Text]:
+    """By state from outside: the text that the arm appends to it, if that is all it does with it and it begins with a constant."""
+    users: dict[Value, list[Node | None]] = {}
+    inside: set[Value] = set(arm.params)
+    for node in arm.nodes:
+        for value in dict.fromkeys((*node.uses, *node.captures)):
+            if value.type == "state" and value not in inside:
+                users.setdefault(value, []).append(node)
+        inside.update(node.defs)
+    for result in arm.results:
+        if isinstance(result, Value):
+            users.setdefault(result, []).append(None)
+    return {
+        state: text
+        for state, (text, *others) in users.items()
+        if not others and isinstance(text, Text) and text.parts and isinstance(text.parts[0], str)
+    }
 
 
-def _cut(arm: Region, text: Text, state: Value, count: int) -> Region:
-    """The arm without the first characters of a text, which now goes on from `state`."""
+def _cut(text: Text, state: Value, count: int) -> Text:
+    """The text without its first characters, appended to `state`."""
     first = str(text.parts[0])[count:]
-    left = replace(text, state=state, parts=((first,) if first else ()) + text.parts[1:])
-    return replace(arm, nodes=tuple(left if n is text else n for n in arm.nodes))
+    return replace(text, state=state, parts=((first,) if first else ()) + text.parts[1:])
 
 
 @dataclass(eq=False)
@@ -165,6 +184,7 @@ class _Work:
     consumer: dict[Value, tuple[int, Node]] = field(init=False)
     forked: set[Value] = field(init=False)
     defined: dict[Value, int] = field(init=False)
+    concatenated: set[Value] = field(init=False)
 
     def __post_init__(self) -> None:
         self.names = self.source.names()
@@ -180,21 +200,24 @@ class _Work:
                     self.consumer[value] = (position, node)
             for value in node.defs:
                 self.defined[value] = position
+        self.concatenated = self._concatenated()
 
-    def is_concatenated(self, state: Value) -> bool:
-        while state in self.consumer:
-            node = self.consumer[state][1]
-            if node.regions:  # it may be joined inside, or go on behind
-                inside = (n for r in node.regions for n in walk(r.nodes) if isinstance(n, Join))
-                return any(n.mode == "concate_and_append" for n in inside) or any(
-                    self.is_concatenated(out) for out in node.defs if out.type == "state"
-                )
-            if isinstance(node, Join) and node.state != state:
-                return node.mode == "concate_and_append"
-            if not node.defs or node.defs[0].type != "state":
-                return False
-            state = node.defs[0]
-        return False
+    def _concatenated(self) -> set[Value]:
+        """The states whose text a join appends to another state, in an arm perhaps."""
+        found: set[Value] = set()
+        for node in reversed(self.source.nodes):
+            if isinstance(node, Fork):
+                continue
+            states = [v for v in (*node.uses, *node.captures) if v.type == "state"]
+            if isinstance(node, Join):
+                if node.mode == "concate_and_append":
+                    found.update(v for v in states if v != node.state)
+                states = [node.state]
+            outs = node.defs if node.regions else node.defs[:1]
+            inside = (n for r in node.regions for n in walk(r.nodes) if isinstance(n, Join))
+            if any(out in found for out in outs) or any(n.mode == "concate_and_append" for n in inside):
+                found.update(states)
+        return found
 
     def head(self, state: Value, before: int) -> tuple[list[Item], list[Node]]:
         """What is appended to `state` first, as far as it may move to position `before`, and by which nodes."""

@@ -116,8 +116,8 @@ def hoist_concatenated(graph: Graph) -> Graph:
     """Text that a join concatenates is moved before the fork."""
 
     class Work(hoist_prefix._Work):
-        def is_concatenated(self, state: Value) -> bool:
-            return False
+        def _concatenated(self) -> set[Value]:
+            return set()
 
     original = hoist_prefix._Work
     hoist_prefix._Work = Work  # type: ignore[misc]
