@@ -95,12 +95,7 @@ class Session:
                 "Leave the constraint out, use select, or run on a backend that enforces it",
                 at,
             )
-        given = [
-            n
-            for n in spec.sampling.__dataclass_fields__
-            if getattr(spec.sampling, n) is not None or getattr(self.defaults, n) != getattr(RUN_DEFAULTS, n)
-        ]
-        lacking = [n for n in given if able.sampling is not None and n not in able.sampling]
+        lacking = [] if able.sampling is None else self._lacking(spec.sampling, able.sampling)
         if lacking:
             raise RunError(
                 f"gen({spec.name!r}): the backend ({able.name}) has no {', '.join(lacking)}; nothing was sent. Leave it out, "
@@ -112,6 +107,15 @@ class Session:
                 f"gen({spec.name!r}, return_logprob=True): the backend ({able.name}) gives no log-probabilities",
                 at,
             )
+
+    def _lacking(self, sampling: SamplingFields, known: frozenset[str]) -> list[str]:
+        """Fields that the gen or the run gives, and the backend does not have."""
+        return [
+            n
+            for n in sampling.__dataclass_fields__
+            if n not in known
+            and (getattr(sampling, n) is not None or getattr(self.defaults, n) != getattr(RUN_DEFAULTS, n))
+        ]
 
     # -- calls ------------------------------------------------------------------------------------------------
 
