@@ -124,7 +124,9 @@ class Session:
         self._ready.append((request, receive))
         if not self._scheduled:
             self._scheduled = True
-            self.loop.call_soon_threadsafe(self._flush)
+            # On the loop itself there is nobody to wake.
+            here = asyncio._get_running_loop() is self.loop
+            (self.loop.call_soon if here else self.loop.call_soon_threadsafe)(self._flush)
 
     def _flush(self) -> None:
         self._scheduled = False
