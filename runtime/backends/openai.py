@@ -56,7 +56,7 @@ class OpenAIBackend:
         able = TARGETS["openai"]
         name = f"openai {model_name}"
         self._capabilities = msgspec.structs.replace(able, name=name) if self.is_chat else msgspec.structs.replace(
-            able, name=name, chat_only=False, constraints=frozenset(), images=False, logprobs=False
+            able, name=name, chat_only=False, constraints=frozenset(), images=False
         )  # fmt: skip
 
     @property

@@ -32,7 +32,6 @@ TARGETS: Mapping[str, Capabilities] = MappingProxyType(
             name="openai",
             constraints=frozenset({"json_schema"}),
             samples=True,
-            logprobs=True,
             images=True,
             sampling=_CHAT_FIELDS,
             chat_only=True,

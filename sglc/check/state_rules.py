@@ -10,9 +10,9 @@ from sglc.check.diagnostic import Diagnostic
 from sglc.check.rule import Rule
 from sglc.check.subject import Subject
 from sglc.errors import GraphBreak
-from sglc.ir.analysis import users
+from sglc.ir.analysis import open_messages, users
 from sglc.ir.core import Graph, Node, Value
-from sglc.ir.ops import Begin, Break, Fork, Gen, If, Join, Loop, Read, Return, RoleBegin, RoleEnd, Select
+from sglc.ir.ops import Begin, Break, Fork, Gen, If, Join, Loop, Read, Return, RoleBegin, Select
 from sglc.lang.trace_sink import UndefinedVariable
 
 
@@ -272,28 +272,10 @@ class RoleNotClosed(Rule, code="SGL106", name="role-not-closed"):
 
 
 def _open_at_end(graph: Graph) -> list[RoleBegin]:
-    """Messages that are open in a final state."""
-    opened: dict[Value, RoleBegin | None] = {}
-    ends = [n for n in graph.nodes if isinstance(n, Return)]
-    for node in graph.walk():
-        states = [v for v in node.uses if v.type == "state"]
-        now = next((opened[v] for v in states if v in opened), None)
-        if isinstance(node, RoleBegin):
-            now = node
-        elif isinstance(node, RoleEnd):
-            now = None
-        if node.regions:
-            continue
-        opened.update((v, now) for v in node.defs if v.type == "state")
-    for node in graph.walk():  # what arms yield: open if it is open in one of them
-        for region in node.regions:
-            for out, value in zip(
-                node.defs[-len(region.results) :] if region.results else (), region.results, strict=False
-            ):
-                if isinstance(value, Value) and opened.get(value) is not None:
-                    opened[out] = opened[value]
-    found = [opened.get(n.state) for n in ends]
-    return [b for b in found if b is not None]
+    """Messages that may be open in a final state."""
+    opened = open_messages(graph)
+    ends = [n.state for n in graph.nodes if isinstance(n, Return)]
+    return [begin for state in ends for begin in opened.get(state, ()) if begin is not None]
 
 
 class NotText(Rule, code="SGL107", name="not-text", severity="error"):

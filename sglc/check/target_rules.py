@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Iterator, Sequence
 
 from sglc.check.constraint_rules import GENS
@@ -9,8 +11,10 @@ from sglc.check.diagnostic import Diagnostic
 from sglc.check.rule import Rule
 from sglc.check.subject import MAX_TOKENS, Subject
 from sglc.errors import GraphBreak
+from sglc.ir.analysis import open_messages
 from sglc.ir.core import Node, Value
-from sglc.ir.ops import Begin, Fork, Gen, If, Image, Join, Loop, Select, Text
+from sglc.ir.lacks import of_node, of_place
+from sglc.ir.ops import Begin, Fork, Gen, If, Join, Loop, Select, Text
 from sglc.lang.trace_sink import UndefinedVariable
 
 
@@ -118,40 +122,9 @@ class Unsupported(Rule, code="SGL402", name="unsupported", severity="error", opt
         if able is None:
             return
         for node in subject.nodes():
-            if isinstance(node, Select) and not able.score:
+            for lack in of_node(able, subject.module, node) if subject.module is not None else ():
                 yield subject.found(
-                    self, node.at, f"{able.name} gives no log-probabilities to choose by",
-                    "let it write the answer, and compare", "select", "gen",
-                )  # fmt: skip
-            if isinstance(node, Image) and not able.images:
-                yield subject.found(
-                    self,
-                    node.at,
-                    f"{able.name} runs a model that sees no images",
-                    "use a vision model",
-                    "image",
-                    "video",
-                )
-            if not isinstance(node, Gen):
-                continue
-            if node.constraint is not None and subject.module is not None:
-                kind = subject.module.constraint_of(node.constraint).kind
-                if kind not in able.constraints:
-                    yield subject.found(
-                        self, node.at, f"{able.name} cannot enforce a {kind}",
-                        "run it on an engine that can, or check the answer yourself", *GENS,
-                    )  # fmt: skip
-            given = [n for n in node.sampling.__dataclass_fields__ if getattr(node.sampling, n) is not None]
-            lacking = [
-                n for n in given if able.sampling is not None and n not in able.sampling and n != "name"
-            ]
-            if lacking:
-                yield subject.found(
-                    self,
-                    node.at,
-                    f"{able.name} has no {', '.join(lacking)}",
-                    "leave it out for this backend",
-                    *GENS,
+                    self, node.at, lack.message, lack.remedy, *GENS, "select", "image", "video"
                 )
 
 
@@ -174,22 +147,10 @@ class OutsideMessage(
         able = subject.options.backend
         if able is None or not able.chat_only or subject.graph is None:
             return
-        from sglc.ir.ops import RoleBegin, RoleEnd
-
-        roles: dict[Value, str | None] = {}
+        opened = open_messages(subject.graph)
         for node in subject.nodes():
-            states = [v for v in node.uses if v.type == "state"]
-            role = roles.get(states[0]) if states else None
-            if isinstance(node, Gen) and role != "assistant":
-                yield subject.found(
-                    self, node.at, f"{able.name} only answers as the assistant, and no assistant message is open here",
-                    "write sgl.user(...) and sgl.assistant(sgl.gen(...))", *GENS,
-                )  # fmt: skip
-            if isinstance(node, RoleBegin):
-                role = node.role
-            elif isinstance(node, RoleEnd):
-                role = None
-            roles.update((v, role) for v in node.defs if v.type == "state")
+            for lack in of_place(able, opened.get(node.state, (None,))) if isinstance(node, Gen) else ():
+                yield subject.found(self, node.at, lack.message, lack.remedy, *GENS)
 
 
 class SelectTemperature(Rule, code="SGL404", name="select-temperature", severity="error"):
@@ -205,8 +166,6 @@ class SelectTemperature(Rule, code="SGL404", name="select-temperature", severity
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        import ast
-
         for call in subject.calls("select"):
             for keyword in call.keywords:
                 value = keyword.value
@@ -227,8 +186,6 @@ class BodyRaises(Rule, code="SGL405", name="body-raises", severity="error"):
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        import re
-
         broken = subject.broken
         cause = broken.__cause__ if broken is not None else None
         known = (UndefinedVariable, re.error)

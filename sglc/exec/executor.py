@@ -644,12 +644,7 @@ class Execution:
         return first.text if spec.n is None else [results[i].text for i in sorted(results)]
 
     def _choose(self, number: int, step: Choose, at: Location | None) -> None:
-        able = self.session.capabilities
-        if not able.score:
-            raise RunError(
-                f"select({step.name!r}): the backend ({able.name}) gives no log-probabilities to choose by",
-                at,
-            )
+        self.session.check_select(step.name, at)
         choices = tuple(self.text_of(c) for c in step.choices)
         answer = self.answers[number] = Answer()
         self._running += 1

@@ -296,12 +296,9 @@ class LiveState:
         self._define_later(spec.name)
 
         def step() -> bool:
-            able = self._session.capabilities
-            if not able.score:
-                error = RunError(
-                    f"select({spec.name!r}): the backend ({able.name}) gives no log-probabilities to choose by",
-                    at,
-                )
+            try:
+                self._session.check_select(spec.name, at)
+            except RunError as error:
                 self._fail(error, at)
                 return False
             without = bool(getattr(spec.method, "requires_unconditional_logprobs", False))
@@ -331,10 +328,10 @@ class LiveState:
 
     def image(self, spec: ImageSpec, at: Location | None) -> None:
         def step() -> bool:
-            if not self._session.capabilities.images:
-                self._fail(
-                    RunError(f"the backend ({self._session.capabilities.name}) takes no images", at), at
-                )
+            try:
+                self._session.check_image(at)
+            except RunError as error:
+                self._fail(error, at)
                 return False
             token = self._session.template.image_token
             self._images.append(spec)

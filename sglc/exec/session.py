@@ -18,6 +18,7 @@ from runtime.backends.base import Backend, Capabilities
 from sglc.config import global_config
 from sglc.errors import RunError
 from sglc.exec.loop import event_loop
+from sglc.ir.lacks import given, of_gen, of_image, of_select
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
 
 
@@ -39,6 +40,7 @@ class Template(Protocol):
     def get_prefix_and_suffix(self, role: str, hist_messages: Any) -> tuple[str, str]: ...
 
 
+_NONE: frozenset[str] = frozenset()
 Receive = Callable[[Delta | BaseException], None]
 
 
@@ -58,6 +60,11 @@ class Session:
         self._scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self.capabilities: Capabilities = self.backend.capabilities
+        self._changed = frozenset(
+            n
+            for n in self.defaults.__dataclass_fields__
+            if getattr(self.defaults, n) != getattr(RUN_DEFAULTS, n)
+        )
         self.labels = hasattr(self.backend, "spans")  # only a timeline looks at them
 
     # -- from what a program wrote to what a backend is sent ------------------------------------------------
@@ -86,36 +93,29 @@ class Session:
         )
 
     def _check(self, spec: GenSpec, at: Location | None) -> None:
+        kind = spec.constraint.kind if spec.constraint is not None else None
         able = self.capabilities
-        if spec.constraint is not None and spec.constraint.kind not in able.constraints:
-            what = f"dtype={spec.dtype}" if spec.dtype else spec.constraint.kind
-            enforced = ", ".join(sorted(able.constraints)) or "no constraints"
+        # Asked for each call: only where something may be lacking is it worth the time.
+        fields = (
+            given(spec.sampling) | self._changed if able.sampling is not None or not able.logprobs else _NONE
+        )
+        lack = next(of_gen(able, kind, fields, spec.n), None)
+        if lack is not None:
+            what = f"dtype={spec.dtype}" if spec.dtype else kind if spec.constraint is not None else ""
             raise RunError(
-                f"gen({spec.name!r}, {what}): the backend ({able.name}) enforces {enforced}; nothing was sent. "
-                "Leave the constraint out, use select, or run on a backend that enforces it",
-                at,
-            )
-        lacking = [] if able.sampling is None else self._lacking(spec.sampling, able.sampling)
-        if lacking:
-            raise RunError(
-                f"gen({spec.name!r}): the backend ({able.name}) has no {', '.join(lacking)}; nothing was sent. Leave it out, "
-                "or run on a backend that has it",
-                at,
-            )
-        if spec.sampling.return_logprob and not able.logprobs:
-            raise RunError(
-                f"gen({spec.name!r}, return_logprob=True): the backend ({able.name}) gives no log-probabilities",
+                f"gen({spec.name!r}{what and ', '}{what}): {lack.message}; nothing was sent; {lack.remedy}",
                 at,
             )
 
-    def _lacking(self, sampling: SamplingFields, known: frozenset[str]) -> list[str]:
-        """Fields that the gen or the run gives, and the backend does not have."""
-        return [
-            n
-            for n in sampling.__dataclass_fields__
-            if n not in known
-            and (getattr(sampling, n) is not None or getattr(self.defaults, n) != getattr(RUN_DEFAULTS, n))
-        ]
+    def check_select(self, name: str | None, at: Location | None) -> None:
+        """Raises RunError if the backend cannot choose."""
+        for lack in of_select(self.capabilities):
+            raise RunError(f"select({name!r}): {lack}", at)
+
+    def check_image(self, at: Location | None) -> None:
+        """Raises RunError if the backend's model sees no images."""
+        for lack in of_image(self.capabilities):
+            raise RunError(str(lack), at)
 
     # -- calls ------------------------------------------------------------------------------------------------
 

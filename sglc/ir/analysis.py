@@ -10,10 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from sglc.ir.core import Graph, Node, Operand, Value
-from sglc.ir.ops import Call, Fork, Gen, Join, Loop, Select, Text
+from sglc.ir.ops import Call, Fork, Gen, Join, Loop, RoleBegin, RoleEnd, Select, Text
 
 if TYPE_CHECKING:
     import networkx
+
+Opened = tuple[
+    RoleBegin | None, ...
+]  # the message that is open, None for none; several if that depends on the path
 
 
 def users(graph: Graph) -> Mapping[Value, list[Node]]:
@@ -56,6 +60,50 @@ def chain(graph: Graph, state: Value, using: Mapping[Value, Sequence[Node]] | No
         if isinstance(following, Join) and following.state != current:
             goes_on = False
         current = first if goes_on else None
+    return found
+
+
+def open_messages(graph: Graph) -> Mapping[Value, Opened]:
+    """Which message is open in each state, in arms and loops too; a state that is not in it has none."""
+    found: dict[Value, Opened] = {}
+
+    def of(value: Operand) -> Opened:
+        return found.get(value, (None,)) if isinstance(value, Value) else (None,)
+
+    def meet(outs: Sequence[Value], ways: Sequence[Sequence[Operand]]) -> bool:
+        """Unite what comes on several ways; whether that told anything new."""
+        grew = False
+        for position, out in enumerate(outs):
+            if out.type == "state":
+                united = tuple(dict.fromkeys(b for way in ways for b in of(way[position])))
+                grew |= found.get(out) != united
+                found[out] = united
+        return grew
+
+    def block(nodes: Sequence[Node]) -> None:
+        for node in nodes:
+            if isinstance(node, Loop):
+                params, again = node.body.params, node.body.results[1:]
+                meet(params, [node.inits])
+                while True:
+                    block(node.body.nodes)
+                    if not meet(params, [params, again]):
+                        break
+                meet(node.outs, [again])
+            elif node.regions:
+                for region in node.regions:
+                    block(region.nodes)
+                meet(node.defs, [region.results for region in node.regions])
+            else:
+                state = next((v for v in node.uses if v.type == "state"), None)
+                now = of(state) if state is not None else (None,)
+                if isinstance(node, RoleBegin):
+                    now = (node,)
+                elif isinstance(node, RoleEnd):
+                    now = (None,)
+                found.update((v, now) for v in node.defs if v.type == "state")
+
+    block(graph.nodes)
     return found
 
 

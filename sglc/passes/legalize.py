@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from runtime.backends.base import Capabilities
 from runtime.backends.targets import target
 from runtime.errors import InvalidRequest
 from sglc.errors import PassError
-from sglc.ir.core import Module, Value
-from sglc.ir.ops import Gen, Image, RoleBegin, RoleEnd, Select
+from sglc.ir.analysis import open_messages
+from sglc.ir.core import Module
+from sglc.ir.lacks import of_node, of_place
+from sglc.ir.ops import Gen, Select
 from sglc.passes.base import Pass, Report
 
 
@@ -31,41 +32,13 @@ class Legalize(Pass, name="legalize"):
         except InvalidRequest as error:
             raise PassError(f"legalize{{backend={self.backend}}}: {error.message}") from None
         for graph in module.graphs.values():
-            roles: dict[Value, str | None] = {}
+            opened = open_messages(graph)
             for node in graph.walk():
-                states = [v for v in node.uses if v.type == "state"]
-                role = roles.get(states[0]) if states else None
-                reason = refusal(module, node, able, role)
-                if reason is not None:
-                    raise PassError(reason, node.at)
+                lacking = list(of_node(able, module, node))
+                if isinstance(node, Gen):
+                    lacking += of_place(able, opened.get(node.state, (None,)))
+                if lacking:
+                    raise PassError(str(lacking[0]), node.at)
                 if isinstance(node, (Gen, Select)):
                     report.add("calls checked")
-                if isinstance(node, RoleBegin):
-                    role = node.role
-                elif isinstance(node, RoleEnd):
-                    role = None
-                roles.update((v, role) for v in node.defs if v.type == "state")
         return module
-
-
-def refusal(module: Module, node: object, able: Capabilities, role: str | None) -> str | None:
-    """What the backend cannot do of this node, in words; None if it can do all of it."""
-    if isinstance(node, Select) and not able.score:
-        return f"{able.name} gives no log-probabilities to choose by, so a select cannot run on it"
-    if isinstance(node, Image) and not able.images:
-        return f"{able.name} runs a model that sees no images"
-    if not isinstance(node, Gen):
-        return None
-    if node.constraint is not None:
-        kind = module.constraint_of(node.constraint).kind
-        if kind not in able.constraints:
-            return f"{able.name} cannot enforce a {kind}"
-    if node.n is not None and not able.samples:
-        return f"{able.name} gives one sample at a time, but n is {node.n}"
-    fields = [n for n in node.sampling.__dataclass_fields__ if getattr(node.sampling, n) is not None]
-    lacking = [n for n in fields if able.sampling is not None and n not in able.sampling]
-    if lacking:
-        return f"{able.name} has no {', '.join(lacking)}"
-    if able.chat_only and role != "assistant":
-        return f"{able.name} only answers as the assistant, and no assistant message is open"
-    return None
