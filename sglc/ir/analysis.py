@@ -15,9 +15,8 @@ from sglc.ir.ops import Call, Fork, Gen, Join, Loop, RoleBegin, RoleEnd, Select,
 if TYPE_CHECKING:
     import networkx
 
-Opened = tuple[
-    RoleBegin | None, ...
-]  # the message that is open, None for none; several if that depends on the path
+# The message that is open, None for none; several if that depends on the path.
+Opened = tuple[RoleBegin | None, ...]
 
 
 def users(graph: Graph) -> Mapping[Value, list[Node]]:
