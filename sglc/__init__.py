@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from runtime.backends.timeline import Timeline
     from runtime.engine.engine import Engine
     from sglc.artifact import Artifact, load_artifact
-    from sglc.backends import Anthropic, OpenAI, Runtime, RuntimeEndpoint
+    from sglc.backends import Anthropic, LiteLLM, OpenAI, Runtime, RuntimeEndpoint, VertexAI
 
 __version__ = "0.1.0"
 
@@ -57,11 +57,13 @@ __all__ = [
     "Artifact",
     "Cassette",
     "Engine",
+    "LiteLLM",
     "OpenAI",
     "Runtime",
     "RuntimeEndpoint",
     "Scripted",
     "Timeline",
+    "VertexAI",
     "assistant",
     "assistant_begin",
     "assistant_end",
@@ -92,7 +94,9 @@ __all__ = [
 
 _LAZY = {
     "Anthropic": "sglc.backends",
+    "LiteLLM": "sglc.backends",
     "OpenAI": "sglc.backends",
+    "VertexAI": "sglc.backends",
     "Artifact": "sglc.artifact",
     "Cassette": "runtime.backends.cassette",
     "Timeline": "runtime.backends.timeline",

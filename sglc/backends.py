@@ -139,3 +139,31 @@ class Anthropic:
 
         self.endpoint = AnthropicBackend(model_name, chat_template, **options)
         self.token_usage = self.endpoint.token_usage
+
+
+class VertexAI:
+    """A Gemini model on Vertex AI as a backend. The project comes from GCP_PROJECT_ID, the location from GCP_LOCATION
+    (default us-central1); options go to Google's client. Raises InvalidRequest without the package or the project."""
+
+    def __init__(
+        self,
+        model_name: str,
+        safety_settings: list[Any] | None = None,
+        chat_template: str | None = None,
+        **options: Any,
+    ) -> None:
+        from runtime.backends.vertex import VertexBackend
+
+        self.endpoint = VertexBackend(model_name, safety_settings, chat_template, **options)
+        self.token_usage = self.endpoint.token_usage
+
+
+class LiteLLM:
+    """A model of any provider that LiteLLM knows, as a backend; options go with every call (api_key, base_url, timeout,
+    max_retries, default_headers). Raises InvalidRequest without the package."""
+
+    def __init__(self, model_name: str, chat_template: str | None = None, **options: Any) -> None:
+        from runtime.backends.litellm import LiteLLMBackend
+
+        self.endpoint = LiteLLMBackend(model_name, chat_template, **options)
+        self.token_usage = self.endpoint.token_usage

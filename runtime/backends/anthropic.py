@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
-import msgspec
-
-from runtime.api import Delta, Finish, Generate, Prompt, Score, ScoreResult, Usage
-from runtime.backends.base import Capabilities, ModelInfo
-from runtime.backends.targets import TARGETS
-from runtime.backends.together import TokenUsage, together
+from runtime.api import Delta, Finish, Generate, Usage
+from runtime.backends.provider import RETRIES, Provider, conversation, inline_image, missing
 from runtime.errors import InvalidRequest
 
 MAX_TOKENS = 1024  # of a gen without a limit: the protocol demands one
-RETRIES = 3
 
 
-class AnthropicBackend:
+class AnthropicBackend(Provider):
     """`options` go to the client: api_key, base_url, timeout, ... Raises InvalidRequest if it cannot be made."""
 
     def __init__(self, model_name: str, chat_template: str | None = None, **options: Any) -> None:
         try:
             import anthropic
         except ImportError:
-            raise InvalidRequest(
-                "this backend needs the package anthropic: pip install 'sglc[anthropic]'", param="backend"
-            ) from None
+            raise missing("anthropic", "anthropic") from None
         options.setdefault("max_retries", RETRIES)
         try:
             self._client: Any = anthropic.AsyncAnthropic(**options)
@@ -34,35 +27,16 @@ class AnthropicBackend:
             raise InvalidRequest(
                 f"the client of Anthropic cannot be made: {error}", param="backend"
             ) from None
-        self.model_name = model_name
-        self.token_usage = TokenUsage()
-        self._model = ModelInfo(model_path=model_name, chat_template=chat_template or "claude")
-        self._capabilities = msgspec.structs.replace(TARGETS["anthropic"], name=f"anthropic {model_name}")
+        super().__init__("anthropic", model_name, chat_template or "claude")
 
-    @property
-    def capabilities(self) -> Capabilities:
-        return self._capabilities
-
-    @property
-    def model(self) -> ModelInfo:
-        return self._model
-
-    def generate(self, requests: Sequence[Generate]) -> AsyncIterator[Delta]:
-        return together(requests, self._ask)
-
-    async def _ask(self, request: Generate) -> AsyncIterator[Delta]:
-        if request.messages is None:
-            raise InvalidRequest(
-                "this model takes a conversation: write sgl.user(...) and sgl.assistant(sgl.gen(...))"
-            )
+    async def ask(self, request: Generate) -> AsyncIterator[Delta]:
+        messages = conversation(request)
         s = request.sampling
-        system = "\n\n".join(str(m.content) for m in request.messages if m.role == "system")
+        system = "\n\n".join(str(m.content) for m in messages if m.role == "system")
         fields: dict[str, Any] = {
             "model": self.model_name,
             "messages": [
-                {"role": m.role, "content": _content(m.content)}
-                for m in request.messages
-                if m.role != "system"
+                {"role": m.role, "content": _content(m.content)} for m in messages if m.role != "system"
             ],
             "max_tokens": MAX_TOKENS if s.max_new_tokens is None else s.max_new_tokens,
             "extra_body": {"temperature": s.temperature},  # clients differ in which of these they name
@@ -97,21 +71,7 @@ class AnthropicBackend:
 
     def _count(self, usage: Any) -> Usage:
         cached = getattr(usage, "cache_read_input_tokens", None) or 0
-        found = Usage(usage.input_tokens + cached, usage.output_tokens, cached)
-        self.token_usage.prompt_tokens += found.prompt_tokens
-        self.token_usage.completion_tokens += found.completion_tokens
-        return found
-
-    async def score(self, request: Score) -> ScoreResult:
-        raise InvalidRequest(
-            f"{self.capabilities.name} gives no log-probabilities of given choices", param="choices"
-        )
-
-    async def prefill(self, prompt: Prompt) -> None:
-        """The provider decides itself what it keeps."""
-
-    async def flush_cache(self) -> bool:
-        return True
+        return self.count(usage.input_tokens + cached, usage.output_tokens, cached)
 
     async def close(self) -> None:
         await self._client.close()
@@ -123,9 +83,8 @@ def _content(content: Any) -> Any:
         return content
     found: list[dict[str, Any]] = []
     for part in content:
-        if part.get("type") == "image_url":
-            head, _, data = part["image_url"]["url"].partition(";base64,")
-            source = {"type": "base64", "media_type": head.removeprefix("data:"), "data": data}
+        if image := inline_image(part):
+            source = {"type": "base64", "media_type": image[0], "data": image[1]}
             found.append({"type": "image", "source": source})
         else:
             found.append(part)

@@ -45,10 +45,13 @@ TARGETS: Mapping[str, Capabilities] = MappingProxyType(
         "vertex": Capabilities(
             name="vertex",
             images=True,
-            sampling=frozenset({"temperature", "top_p", "top_k", "max_tokens", "stop"}),
+            samples=True,
+            sampling=_CHAT_FIELDS | {"top_k"},
             chat_only=True,
         ),
-        "litellm": Capabilities(name="litellm", images=True, sampling=_CHAT_FIELDS, chat_only=True),
+        "litellm": Capabilities(
+            name="litellm", images=True, samples=True, sampling=_CHAT_FIELDS, chat_only=True
+        ),
     }
 )
 

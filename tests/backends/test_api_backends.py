@@ -1,10 +1,12 @@
-"""OpenAI and Anthropic through the vendors' clients, against servers on loopback that answer in their formats."""
+"""OpenAI, Anthropic, Vertex AI and LiteLLM through the vendors' clients, against servers on loopback that answer in their formats."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import sys
 import threading
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,13 +23,17 @@ class Provider:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.paths: list[str] = []
         self.failures = 0
         app = web.Application()
         app.router.add_post("/v1/chat/completions", self.chat)
         app.router.add_post("/v1/completions", self.complete)
         app.router.add_post("/v1/messages", self.messages)
+        app.router.add_post("/{path:.*}:generateContent", self.gemini)
+        app.router.add_post("/{path:.*}:streamGenerateContent", self.gemini)
+        app.router.add_post("/openai/deployments/{name}/chat/completions", self.chat)
         self.loop = asyncio.new_event_loop()
-        self.runner = web.AppRunner(app)
+        self.runner = web.AppRunner(app, shutdown_timeout=0.5)
         started = threading.Event()
 
         async def start() -> None:
@@ -138,6 +144,27 @@ class Provider:
         ]
         return await self.sse(request, [(str(e["type"]), e) for e in events])
 
+    async def gemini(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        self.paths.append(request.path)
+        last = body["contents"][-1]["parts"][-1]
+        text = f"{{{last.get('text', 'image')}}}"
+        usage = {"promptTokenCount": 5, "candidatesTokenCount": 2, "cachedContentTokenCount": 1}
+
+        def candidates(said: str, reason: str | None) -> list[dict[str, Any]]:
+            count = body.get("generationConfig", {}).get("candidateCount", 1)
+            end = {"finishReason": reason} if reason else {}
+            return [
+                {"index": i, "content": {"role": "model", "parts": [{"text": f"{said}{i or ''}"}]}, **end}
+                for i in range(count)
+            ]
+
+        if "stream" in request.path:
+            first = {"candidates": candidates(text[:2], None)}
+            rest = {"candidates": candidates(text[2:], "STOP"), "usageMetadata": usage}
+            return await self.sse(request, [(None, first), (None, rest)])
+        return web.json_response({"candidates": candidates(text, "MAX_TOKENS"), "usageMetadata": usage})
+
 
 @pytest.fixture
 def provider() -> Iterator[Provider]:
@@ -152,6 +179,39 @@ def openai(provider: Provider, name: str = "gpt-4o", **options: Any) -> sgl.Open
 
 def anthropic(provider: Provider) -> sgl.Anthropic:
     return sgl.Anthropic("claude-x", base_url=f"http://127.0.0.1:{provider.port}", api_key="key")
+
+
+def vertex(provider: Provider, **options: Any) -> sgl.VertexAI:
+    from google.oauth2.credentials import Credentials
+
+    return sgl.VertexAI(
+        "gemini-x",
+        project="p",
+        credentials=Credentials(token="t"),
+        http_options={"base_url": f"http://127.0.0.1:{provider.port}"},
+        **options,
+    )
+
+
+def litellm(provider: Provider) -> sgl.LiteLLM:
+    """The real package where it is installed, else a stand-in that hands the call to OpenAI's client."""
+    try:
+        import litellm  # noqa: F401
+    except ImportError:
+        import openai as client
+
+        async def acompletion(
+            *, api_key: str, base_url: str, timeout: float, max_retries: int, **fields: Any
+        ) -> Any:
+            made = client.AsyncOpenAI(
+                api_key=api_key, base_url=base_url, timeout=timeout, max_retries=max_retries
+            )
+            return await made.chat.completions.create(**fields)
+
+        module = types.ModuleType("litellm")
+        module.acompletion = acompletion  # type: ignore[attr-defined]
+        sys.modules["litellm"] = module
+    return sgl.LiteLLM("openai/some", base_url=f"http://127.0.0.1:{provider.port}/v1", api_key="key")
 
 
 @sgl.function
@@ -232,7 +292,7 @@ def test_anthropic(provider: Provider, stream: bool) -> None:
     assert backend.token_usage.completion_tokens == 8
 
 
-@pytest.mark.parametrize("make", [openai, anthropic])
+@pytest.mark.parametrize("make", [openai, anthropic, vertex, litellm])
 @pytest.mark.parametrize(
     ("piece", "told"),
     [
@@ -285,3 +345,84 @@ def test_clients_that_cannot_be_made_are_told(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(InvalidRequest, match="client of OpenAI cannot be made"):
         sgl.OpenAI("gpt-4o")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_vertex(provider: Provider, stream: bool) -> None:
+    backend = vertex(provider, safety_settings=[{"category": "HARM_CATEGORY_HARASSMENT", "threshold": "OFF"}])
+    state = chat.run("Hi", backend=backend, stream=stream)
+    assert "{And {Hi}}" in "".join(state.text_iter())
+    assert (state["a"], state["b"]) == ("{Hi}", "{And {Hi}}")
+    one, two = provider.asked
+    assert "projects/p/locations/us-central1" in provider.paths[0] and "gemini-x" in provider.paths[0]
+    assert one["systemInstruction"]["parts"] == [{"text": "Be brief."}]
+    assert one["contents"] == [{"role": "user", "parts": [{"text": "Hi"}]}]
+    settings = one["generationConfig"]
+    assert (settings["maxOutputTokens"], settings["temperature"], settings["stopSequences"]) == (
+        9,
+        0.5,
+        ["END"],
+    )
+    assert one["safetySettings"] and [c["role"] for c in two["contents"]] == ["user", "model", "user"]
+    usage = backend.token_usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (10, 4)
+    meta = state.get_meta_info("a")
+    assert meta is not None and meta["finish_reason"]["type"] == ("stop" if stream else "length")
+
+
+def test_vertex_takes_images_and_gives_samples(provider: Provider) -> None:
+    @sgl.function
+    def asks(s):  # type: ignore[no-untyped-def]
+        with s.user():
+            s += "look"
+            s += sgl.image(b"\x89PNG\r\n\x1a\n")
+        s += sgl.assistant(sgl.gen("seen", n=2, top_k=4))
+
+    state = asks.run(backend=vertex(provider))
+    assert state.error() is None and len(state["seen"]) == 2 and state["seen"][1].endswith("1")
+    kinds = [set(p) for p in provider.asked[0]["contents"][0]["parts"]]
+    assert {"inlineData"} in kinds and provider.asked[0]["generationConfig"]["topK"] == 4
+
+
+def test_vertex_needs_a_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GCP_PROJECT_ID", raising=False)
+    with pytest.raises(InvalidRequest, match="set the environment variable GCP_PROJECT_ID"):
+        sgl.VertexAI("gemini-x")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_litellm(provider: Provider, stream: bool) -> None:
+    backend = litellm(provider)
+    state = chat.run("Hi", backend=backend, stream=stream)
+    assert "<And <Hi>>" in "".join(state.text_iter()) and state["b"] == "<And <Hi>>"
+    assert provider.asked[0]["temperature"] == 0.5 and backend.token_usage.prompt_tokens == 14
+
+
+def test_azure_and_other_servers_are_reached_through_their_own_addresses(provider: Provider) -> None:
+    backend = sgl.OpenAI(
+        "gpt-4o",
+        is_azure=True,
+        azure_endpoint=f"http://127.0.0.1:{provider.port}",
+        api_version="2024-06-01",
+        api_key="key",
+    )
+    assert chat.run("Hi", backend=backend)["a"] == "<Hi>"
+    other = openai(provider, "meta/llama", is_chat_model=True)
+    assert chat.run("Hi", backend=other)["a"] == "<Hi>" and provider.asked[-1]["model"] == "meta/llama"
+
+
+@pytest.mark.parametrize(
+    ("module", "make", "extra"),
+    [
+        ("openai", lambda: sgl.OpenAI("m"), "openai"),
+        ("anthropic", lambda: sgl.Anthropic("m"), "anthropic"),
+        ("google", lambda: sgl.VertexAI("m"), "vertex"),
+        ("litellm", lambda: sgl.LiteLLM("m"), "litellm"),
+    ],
+)
+def test_a_package_that_is_not_there_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, module: str, make: Any, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(InvalidRequest, match=rf"pip install 'sglc\[{extra}\]'"):
+        make()
