@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from runtime.reasoning import split_reasoning
+
 
 class ComputeError(ValueError):
     """An operation that has no result for these operands, such as `int` of text that is not a number.
@@ -130,6 +132,7 @@ OPERATIONS: Mapping[str, Operation] = MappingProxyType(
         "and": _operation("bool", "bool", "bool", run=lambda a, b: a and b),
         "or": _operation("bool", "bool", "bool", run=lambda a, b: a or b),
         "not": _operation("bool", "bool", run=lambda a: not a),
+        "reasoning": _operation("list<str>", "str", "str", run=split_reasoning),
         "format": _operation("str", "any", "str", "str", run=_format, total=False),
     }
 )

@@ -30,7 +30,7 @@ RUNTIME = [
     ["runtime.batch", "runtime.request", "runtime.log", "runtime.metrics"],
     ["runtime.config"],
     ["runtime.models.spec", "runtime.backends.base"],  # contracts: data and a protocol
-    ["runtime.api", "runtime.plan", "runtime.compute", "runtime.errors"],
+    ["runtime.api", "runtime.plan", "runtime.compute", "runtime.errors", "runtime.reasoning"],
 ]
 SGLC = [
     ["sglc.cli"],
@@ -52,6 +52,7 @@ PACKAGES = {
         "runtime.plan",
         "runtime.compute",
         "runtime.errors",
+        "runtime.reasoning",
         "runtime.backends",
         "runtime.config",
         "runtime.engine.native",  # names of fields, plain Python

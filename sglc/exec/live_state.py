@@ -29,6 +29,7 @@ from runtime.api import (
     merge_text,
 )
 from runtime.engine.native import meta_info
+from runtime.reasoning import split_reasoning
 from sglc.errors import RunError
 from sglc.exec.session import Session
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
@@ -237,7 +238,12 @@ class LiveState:
 
     def gen(self, spec: GenSpec, at: Location | None) -> None:
         self._define_later(spec.name)
+        if spec.reasoning is not None:
+            self._define_later(spec.thoughts)
         deltas: dict[int, list[Delta]] = {}
+        grows = (
+            self._session.stream and spec.reasoning is None
+        )  # reasoning is told from the answer at the end
 
         def step() -> bool:
             try:
@@ -257,22 +263,27 @@ class LiveState:
                 return
             deltas.setdefault(delta.index, []).append(delta)
             if delta.finish is None:
-                if delta.index == 0:
+                if grows and delta.index == 0:
                     self._grow(spec.name, delta, deltas[0])
                 return
             if sum(d[-1].finish is not None for d in deltas.values()) < (spec.n or 1):
-                if delta.index == 0:
+                if grows and delta.index == 0:
                     self._grow(spec.name, delta, deltas[0])
                 return
             whole = _whole(deltas[0])
-            streamed = self._session.stream and (len(deltas[0]) > 1 or delta.index != 0)
+            streamed = grows and (len(deltas[0]) > 1 or delta.index != 0)
             if streamed and delta.index == 0:
                 self._grow(spec.name, delta, deltas[0])
             text = whole.text
+            segments = answer_segments(text, whole.ids, whole.ids_text)
+            if spec.reasoning is not None:
+                thoughts, text = split_reasoning(text, spec.reasoning)
+                segments = (TextSegment(text),)
+                self._defined(spec.thoughts, thoughts, None)
             with self._lock:
                 self._parts.append(text)
                 self._length += len(text)
-                self._extend(answer_segments(text, whole.ids, whole.ids_text))
+                self._extend(segments)
                 if self._session.stream and not streamed and text:
                     self._log.append((spec.name, text, meta_info(whole, whole.id)))
             value: Any = text
@@ -286,7 +297,7 @@ class LiveState:
     def _grow(self, name: Any, delta: Delta, so_far: list[Delta]) -> None:
         """A chunk of a variable that is still being written."""
         with self._lock:
-            if not self._session.stream or not delta.text:
+            if not delta.text:
                 return
             self._log.append((name, delta.text, meta_info(delta, delta.id)))
             self._variables[name] = "".join(d.text for d in so_far)

@@ -141,10 +141,13 @@ class PlanState:
             self.sync()
         else:
             named = self._named.get(name)
-            if named is not None and named.step >= 0 and (step := self._call_of(named)) >= 0:
+            own = named is not None and named.value == Ref(
+                named.step
+            )  # else it is a part of what a call wrote
+            if named is not None and own and (step := self._call_of(named)) >= 0:
                 yield from self._chunks_of(Output(step))
             elif named is not None:
-                yield self.read(name, None), None
+                yield self.read(name, None), self.meta(name)
         error = self._error()
         if error is not None:
             self.error_seen = True

@@ -71,13 +71,22 @@ RUN_DEFAULTS = SamplingFields(
 
 @dataclass(frozen=True, slots=True)
 class GenSpec:
-    """One `gen`. `n`: how many samples (the variable is a list if it was given). `dtype` is int, float, str, bool."""
+    """One `gen`. `n`: how many samples (the variable is a list if it was given). `dtype` is int, float, str, bool.
+
+    `reasoning`: the family whose tags separate reasoning from the answer (runtime/reasoning.py): the state goes on with the
+    answer alone, and the reasoning becomes the variable `thoughts`.
+    """
 
     name: str | None = None
     sampling: SamplingFields = SamplingFields()
     constraint: Constraint | None = None
     dtype: str | None = None
     n: int | None = None
+    reasoning: str | None = None
+
+    @property
+    def thoughts(self) -> str:
+        return f"{self.name}_reasoning_content"
 
 
 @dataclass(frozen=True, slots=True)

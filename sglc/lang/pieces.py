@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from runtime.api import Constraint
+from runtime.reasoning import reasoning_tags
 from sglc.ir.specs import GenSpec, ImageSpec, SamplingFields, SelectSpec
 from sglc.lang.choices import ChoicesSamplingMethod, token_length_normalized
 from sglc.lang.values import TracedStr
@@ -157,6 +158,25 @@ def gen(
         return_text_in_logprobs=return_text_in_logprobs,
     )
     return Gen(GenSpec(name, fields, constraint, kind, n))
+
+
+def separate_reasoning(expr: Gen | Row, model_type: str) -> Row:
+    """Of what the gens in `expr` write, only the answer stays in the state and in their variables.
+
+    The reasoning of gen("x") becomes the variable "x_reasoning_content". `model_type` is the family of the model, which
+    says by which tags it reasons. Raises ValueError for an unknown family, or where there is no named gen to separate.
+    """
+    reasoning_tags(model_type)
+    pieces: list[Any] = []
+    for piece in _flat(expr):
+        if isinstance(piece, Gen):
+            if piece.spec.name is None or piece.spec.n is not None:
+                raise ValueError("separate_reasoning: the gen needs a name, and cannot have n samples")
+            piece = Gen(replace(piece.spec, reasoning=model_type))
+        pieces.append(piece)
+    if not any(isinstance(p, Gen) for p in pieces):
+        raise ValueError("separate_reasoning: there is no gen in it; write separate_reasoning(gen(...), ...)")
+    return Row(tuple(pieces))
 
 
 def gen_int(name: str | None = None, max_tokens: int | None = None, **fields: Any) -> Gen | Select:

@@ -7,6 +7,7 @@ traced state never tells the body anything that a run might contradict.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sglc.ir.core import Value
@@ -126,6 +127,9 @@ class TraceSink:
         self._check_name(spec.name, at)
         if self.over:
             self.trace.stop("a state that was joined or has ended is appended to", at, "ended-state")
+        if spec.reasoning is not None:
+            self._separated(spec, at)
+            return
         out = self.trace.names.fresh("state")
         text = self.trace.names.fresh("str" if spec.n is None else "list<str>")
         symbol = self.trace.tracing.symbol(spec.constraint)
@@ -139,6 +143,19 @@ class TraceSink:
             value = [self.trace.compute("item", value, k) for k in range(spec.n)]
             self.trace.samples.update((v.value, text) for v in value)
         self._define(spec.name, value)
+
+    def _separated(self, spec: GenSpec, at: Location | None) -> None:
+        """The model writes in a branch, of which only the answer comes back."""
+        aside = self.trace.names.fresh("state")
+        self.trace.nodes.append(Fork((aside,), self.state, at=at))
+        branch = TraceSink(self.trace, aside, self)
+        branch.gen(replace(spec, reasoning=None), at)
+        parts = self.trace.compute("reasoning", branch.env[spec.name], spec.reasoning)
+        thoughts, answer = (self.trace.compute("item", parts, k) for k in (0, 1))
+        self.text(answer, at)
+        for name, value in ((spec.thoughts, thoughts), (spec.name, answer)):
+            self._append(SetVar, at, value.value, name)
+            self._define(name, value)
 
     def select(self, spec: SelectSpec, at: Location | None) -> None:
         self._check_name(spec.name, at)

@@ -276,7 +276,8 @@ class Walk:
             self.known[node.text] = text
             _set(state, Named(node.name, text))
         elif isinstance(node, SetVar):
-            _set(state, Named(node.name, self.operand(node.value)))
+            value = self.operand(node.value)
+            _set(state, Named(node.name, value, self._separated(value)))
         elif isinstance(node, Gen):
             self._gen(state, node, at)
         elif isinstance(node, Select):
@@ -287,6 +288,20 @@ class Walk:
             self._join(state, node)
         else:
             raise PlanError(f"there is no way to lower {node.op!r} ({node})")
+
+    def _separated(self, value: Variable) -> int:
+        """The call of whose text the value is the answer, without the reasoning; -1 if it is no such value."""
+        found: Any = value
+        for op in ("item", "reasoning"):
+            step = self.to.steps[found.step] if isinstance(found, Ref) else None
+            if (
+                not isinstance(step, Compute)
+                or step.op != op
+                or (op == "item" and step.operands[1] != Const(1))
+            ):
+                return -1
+            found = step.operands[0]
+        return found.step if isinstance(found, Ref) else -1
 
     def _role_begin(self, state: State, role: str) -> None:
         template = self.to.template
