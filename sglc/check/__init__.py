@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from sglc.check.diagnostic import Diagnostic, Severity
 from sglc.check.run import check_file, check_program
-from sglc.check.subject import CheckOptions
+from sglc.check.subject import Budget, CheckOptions
 
-__all__ = ["CheckOptions", "Diagnostic", "Severity", "check_file", "check_program"]
+__all__ = ["Budget", "CheckOptions", "Diagnostic", "Severity", "check_file", "check_program"]

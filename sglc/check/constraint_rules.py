@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from sglc.check.diagnostic import Diagnostic
 from sglc.check.rule import Rule
-from sglc.check.subject import MAX_TOKENS, Subject
+from sglc.check.subject import Subject
 from sglc.ir.ops import Gen
+from sglc.ir.specs import MAX_TOKENS
 
 if TYPE_CHECKING:
     from grammar import ConstraintError

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from sglc.check import boundary_rules as boundaries
+from sglc.check import budget_rules as budgets
 from sglc.check import choice_rules as choices
 from sglc.check import constraint_rules as constraints
 from sglc.check import state_rules as states
@@ -29,8 +30,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             constraints.BadRegex, constraints.Unsatisfiable, constraints.LargeConstraint, constraints.BadSchema,
             constraints.TooFewTokens, constraints.ImpossibleStop, constraints.EarlyStop, constraints.EmptyStop,
             constraints.EndlessSpace,
-            targets.ContextOverflow, targets.Unsupported, targets.OutsideMessage, targets.SelectTemperature,
-            targets.BodyRaises, targets.GraphBreaks,
+            budgets.ContextOverflow, targets.Unsupported, targets.OutsideMessage, targets.SelectTemperature,
+            targets.BodyRaises, budgets.OverBudget, targets.GraphBreaks,
         )
     }
 )  # fmt: skip

@@ -14,30 +14,48 @@ from sglc.check.diagnostic import Diagnostic, Severity
 from sglc.errors import GraphBreak, SglcError
 from sglc.ir.core import Graph, Module, Node
 from sglc.ir.specs import Location
+from sglc.lang.chat_template import get_chat_template
 from sglc.lang.prefix import until_break
 from sglc.lang.rewrite import source_of
 from sglc.lang.trace import trace
+from sglc.plan.cost import Costs, costs
+from sglc.plan.interval import Interval, Price
+from sglc.plan.sizes import Sizes
 
 if TYPE_CHECKING:
     from grammar import CompiledConstraint, Vocabulary
 
-MAX_TOKENS = 128  # of a gen that names no limit
+
+@dataclass(frozen=True)
+class Budget:
+    """What one run may cost at most; None: any. `cost` is in the currency of `prices`, for each model of which it holds."""
+
+    calls: int | None = None
+    tokens: int | None = None
+    cost: float | None = None
+    prices: Mapping[str, Price] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class CheckOptions:
     """What the program is to run on.
 
-    backend    capabilities of the target; None: rules about it are silent
-    tokenizer  folder of a tokenizer, for counting tokens; None: that of the model which comes with sglc
-    context    tokens of prompt and answer together; None: not checked
-    arguments  values of parameters; the others stay unknown
+    backend          capabilities of the target; None: rules about it are silent
+    tokenizer        folder of a tokenizer, for counting tokens; None: that of the model which comes with sglc
+    context          tokens of prompt and answer together; None: not checked
+    arguments        values of parameters; the others stay unknown
+    argument_tokens  how long an argument is at most that stays unknown; None: that is not known
+    template         chat template of the model
+    budget           what a run may cost
     """
 
     backend: Capabilities | None = None
     tokenizer: Path | None = None
     context: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    argument_tokens: int | None = None
+    template: str = "chatml"
+    budget: Budget = Budget()
 
     @cached_property
     def folder(self) -> Path:
@@ -66,6 +84,14 @@ class CheckOptions:
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    @cached_property
+    def bound(self) -> Sizes:
+        return Sizes.bound(self.count)
+
+    @cached_property
+    def nominal(self) -> Sizes:
+        return Sizes.nominal(self.count)
+
 
 class Subject:
     """One program. `module` is its trace, up to a graph break if need be; `broken` says why it ends there, or there is none."""
@@ -79,7 +105,7 @@ class Subject:
         self.module: Module | None = None
         self.broken: SglcError | None = None
         self._compiled: dict[tuple[str, str], Any] = {}
-        known = {**program.defaults(), **options.arguments}
+        known = self._arguments = {**program.defaults(), **options.arguments}
         names = list(program.parameter_names)
         unknown = frozenset(
             n for n in names if n not in options.arguments and (n not in known or type(known[n]) is str)
@@ -95,6 +121,11 @@ class Subject:
     @property
     def graph(self) -> Graph | None:
         return self.module.graph if self.module is not None else None
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Parameters whose values are not known."""
+        return tuple(p.name for p in self.graph.params) if self.graph is not None else ()
 
     def nodes(self) -> Iterator[Node]:
         """All nodes of the program, those of arms and loops too; nothing if it could not be traced."""
@@ -115,6 +146,15 @@ class Subject:
         if isinstance(found, ConstraintError):
             raise found
         return found  # type: ignore[no-any-return]
+
+    def costs(self, sizes: Sizes) -> Costs | None:
+        """What a run costs, as the program is written; None if it could not be traced."""
+        if self.module is None:
+            return None
+        most = self.options.argument_tokens
+        length = None if most is None else Interval(0, most)
+        template = get_chat_template(self.options.template)
+        return costs(self.module, sizes, template, self._arguments, argument=length)
 
     # Places.
 

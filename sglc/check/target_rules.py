@@ -1,106 +1,20 @@
-"""Rules about what the program is to run on: context, backend, and what is not compiled."""
+"""Rules about what the program is to run on, and what is not compiled."""
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from sglc.check.constraint_rules import GENS
 from sglc.check.diagnostic import Diagnostic
 from sglc.check.rule import Rule
-from sglc.check.subject import MAX_TOKENS, Subject
+from sglc.check.subject import Subject
 from sglc.errors import GraphBreak
 from sglc.ir.analysis import open_messages
-from sglc.ir.core import Node, Value
 from sglc.ir.lacks import of_node, of_place
-from sglc.ir.ops import Begin, Fork, Gen, If, Join, Loop, Select, Text
+from sglc.ir.ops import Gen
 from sglc.lang.trace_sink import UndefinedVariable
-
-
-class ContextOverflow(
-    Rule, code="SGL401", name="context-overflow", severity="error", options="--context 4096"
-):
-    """More tokens, at worst, than the model has room for.
-
-    Bad:
-
-        s += "Write a book: " + sgl.gen("book", max_tokens=100000)
-
-    Good:
-
-        s += "Write a page: " + sgl.gen("page", max_tokens=800)
-    """
-
-    def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        limit = subject.options.context
-        if limit is None and subject.options.backend is not None:
-            limit = subject.options.backend.context
-        if limit is None or subject.graph is None:
-            return
-        sizes: dict[Value, int] = {}
-        found: list[tuple[Gen, int]] = []
-        self._block(subject, subject.graph.nodes, sizes, limit, found)
-        if found:
-            gen, size = found[0]
-            yield subject.found(
-                self, gen.at, f"up to {size} tokens of prompt and answer, in a context of {limit}",
-                "lower max_tokens here or before, or shorten the text", *GENS,
-            )  # fmt: skip
-
-    def _block(
-        self,
-        subject: Subject,
-        nodes: Sequence[Node],
-        sizes: dict[Value, int],
-        limit: int,
-        found: list[tuple[Gen, int]],
-    ) -> None:
-        """Tokens of each state at worst, unknown arguments counted as nothing and loops as one round."""
-        count = subject.options.count
-        values: dict[Value, int] = sizes
-
-        def size(operand: object) -> int:
-            if isinstance(operand, str):
-                return count(operand)
-            return values.get(operand, 0) if isinstance(operand, Value) else 0
-
-        for node in nodes:
-            if isinstance(node, Begin):
-                sizes[node.out] = 0
-            elif isinstance(node, Text):
-                sizes[node.out] = sizes.get(node.state, 0) + sum(size(p) for p in node.parts)
-            elif isinstance(node, Gen):
-                given = node.sampling.max_tokens
-                new = given if given is not None else MAX_TOKENS
-                total = sizes.get(node.state, 0) + new
-                values[node.text] = new
-                sizes[node.out] = total
-                if total > limit:
-                    found.append((node, total))
-            elif isinstance(node, Select):
-                new = max((size(c) for c in node.choices), default=0)
-                values[node.text] = new
-                sizes[node.out] = sizes.get(node.state, 0) + new
-            elif isinstance(node, Fork):
-                sizes.update(dict.fromkeys(node.outs, sizes.get(node.state, 0)))
-            elif isinstance(node, Join):
-                own = sizes.get(node.state, 0)
-                more = sum(max(sizes.get(b, own) - own, 0) for b in node.branches)
-                sizes[node.out] = own + (more if node.mode == "concate_and_append" else 0)
-            elif isinstance(node, (If, Loop)):
-                if isinstance(node, Loop):
-                    starts = zip(node.body.params, node.inits, strict=True)
-                    sizes.update((p, size(v)) for p, v in starts)
-                for region in node.regions:
-                    self._block(subject, region.nodes, sizes, limit, found)
-                results = [r.results[-len(node.outs) :] if node.outs else () for r in node.regions]
-                for k, out in enumerate(node.outs):
-                    sizes[out] = max(size(r[k]) for r in results)
-            elif node.defs:
-                states = [v for v in node.uses if v.type == "state"]
-                base = sizes.get(states[0], 0) if states else sum(size(v) for v in node.operands)
-                sizes.update(dict.fromkeys(node.defs, base))
 
 
 class Unsupported(Rule, code="SGL402", name="unsupported", severity="error", options="--backend anthropic"):

@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sglc.cli.common import Define, Mistake, defined, load, named, near, split, tokenizer_folder, top_programs
+from sglc.cli.common import (
+    Define,
+    Mistake,
+    chat_template,
+    defined,
+    load,
+    named,
+    near,
+    split,
+    tokenizer_folder,
+    top_programs,
+)
+from sglc.cli.prices import FORM, prices_in
+from sglc.cli.settings import settings_for
+
+if TYPE_CHECKING:
+    from sglc.check import CheckOptions
 
 
 def check_command(
@@ -26,18 +43,31 @@ def check_command(
         typer.Option(help="Folder of a model whose tokenizer counts tokens; tiny: the small one."),
     ] = None,
     context: Annotated[int | None, typer.Option(help="Tokens that the model has room for.")] = None,
+    max_calls: Annotated[int | None, typer.Option(help="Calls that one run may take.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that one run may take, of prompts and answers.")
+    ] = None,
+    max_cost: Annotated[
+        float | None, typer.Option(help="What one run may cost, by --prices, with every model of them.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help=FORM)] = None,
+    argument_tokens: Annotated[
+        int | None, typer.Option(help="How long an argument is at most that is not defined.")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Chat template of the model; chatml if none is named.")
+    ] = None,
     select: Annotated[list[str] | None, typer.Option(help="Only these rules, by code.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Not these rules, by code.")] = None,
     define: Define = None,
 ) -> None:
     """Check programs: variables, forks, choices, constraints, budgets, and what a backend can do.
 
-    Exit code 1 if there are errors. `# sglc: ignore[SGL202]` at the end of a line silences a rule there.
+    Exit code 1 if there are errors. `# sglc: ignore[SGL202]` at the end of a line silences a rule there. Options stand
+    in [tool.sglc.check] of pyproject.toml too: context = 8192, max-calls = 20, ignore = ["SGL207"].
     """
-    from runtime.backends.targets import target
-    from runtime.errors import InvalidRequest
     from sglc import __version__
-    from sglc.check import CheckOptions, Severity
+    from sglc.check import Severity
     from sglc.check.diagnostic import to_json, to_sarif, to_text
     from sglc.check.run import RULES, check_file, lines_of
 
@@ -45,16 +75,19 @@ def check_command(
         raise Mistake(
             f"--format {format_}: choose text, json or sarif{near(format_, ('text', 'json', 'sarif'))}"
         )
+    own = settings_for(Path.cwd())
+    select, ignore = select or own.get("select"), ignore or own.get("ignore")
     for code in [*(select or []), *(ignore or [])]:
         if code not in RULES:
-            raise Mistake(f"there is no rule {code}{near(code, RULES)}")
-    tokenizer = tokenizer_folder(tokenizer)
-    if context is not None and context < 1:
-        raise Mistake(f"--context {context}: it must be at least 1")
-    try:
-        able = target(backend) if backend is not None else None
-    except InvalidRequest as error:
-        raise Mistake(f"--backend: {error.message}") from None
+            raise Mistake(f"there is no rule {code}{near(str(code), RULES)}")
+    options = _options(
+        own,
+        {
+            "backend": backend, "tokenizer": tokenizer, "context": context, "max-calls": max_calls,
+            "max-tokens": max_tokens, "max-cost": max_cost, "prices": prices, "argument-tokens": argument_tokens,
+            "template": template,
+        },
+    )  # fmt: skip
     codes = set(select or RULES) - set(ignore or ())
     found = set()
     for name in _files(targets):
@@ -65,7 +98,7 @@ def check_command(
             given = defined(
                 program, [p for p in define or [] if p.partition("=")[0] in program.parameter_names]
             )
-            found.update(check_file([program], CheckOptions(able, tokenizer, context, given), codes))
+            found.update(check_file([program], replace(options, arguments=given), codes))
     ordered = sorted(found)
     if format_ == "json":
         sys.stdout.write(to_json(ordered))
@@ -78,6 +111,36 @@ def check_command(
         print(told or "nothing found")
     if any(d.severity == Severity.ERROR for d in ordered):
         raise typer.Exit(1)
+
+
+def _options(own: dict[str, Any], words: dict[str, Any]) -> CheckOptions:
+    """What is said of the target: `words` of the command line, before those that the project has of its `own`."""
+    from runtime.backends.targets import target
+    from runtime.errors import InvalidRequest
+    from sglc.check import Budget, CheckOptions
+
+    given = {**own, **{key: value for key, value in words.items() if value is not None}}
+    for key in ("context", "max-calls", "max-tokens", "max-cost", "argument-tokens"):
+        least = 1 if key == "context" else 0
+        if key in given and not given[key] >= least:
+            raise Mistake(f"--{key} {given[key]}: it must be at least {least}")
+    try:
+        able = target(given["backend"]) if "backend" in given else None
+    except InvalidRequest as error:
+        raise Mistake(f"--backend: {error.message}") from None
+    rates = prices_in(Path(given["prices"]) if "prices" in given else None)
+    if "max-cost" in given and not rates:
+        raise Mistake("--max-cost needs the prices of a model: --prices prices.toml")
+    template = given.get("template", CheckOptions.template)
+    chat_template(template)
+    return CheckOptions(
+        backend=able,
+        tokenizer=tokenizer_folder(Path(given["tokenizer"]) if "tokenizer" in given else None),
+        context=given.get("context"),
+        argument_tokens=given.get("argument-tokens"),
+        template=template,
+        budget=Budget(given.get("max-calls"), given.get("max-tokens"), given.get("max-cost"), rates),
+    )
 
 
 def _summary(rule: object) -> str:

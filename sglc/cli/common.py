@@ -236,12 +236,13 @@ def optimised(module: Module, passes: str | None, *, verify: bool = False, after
 
 
 def chat_template(name: str) -> Any:
-    from sglc.lang.chat_template import get_chat_template
+    from sglc.lang.chat_template import chat_template_registry, get_chat_template
 
     try:
         return get_chat_template(name)
     except KeyError:
-        raise Mistake(f"--template {name}: there is no chat template of that name") from None
+        hint = near(name, chat_template_registry)
+        raise Mistake(f"--template {name}: there is no chat template of that name{hint}") from None
 
 
 def tokenizer_folder(given: Path | None) -> Path | None:

@@ -120,14 +120,9 @@ def _with(passes: str | None, backend: str | None, tokenizer: str | None) -> str
 def _save(program: Any, module: Module, template: str, tokenizer: str | None, out: Path) -> None:
     from runtime.config import embedded_model_path
     from sglc.artifact import Artifact
-    from sglc.lang.chat_template import get_chat_template
 
-    try:
-        chosen = get_chat_template(template)
-    except KeyError:
-        raise Mistake(f"--template {template}: there is no chat template of that name") from None
     folder = embedded_model_path() if tokenizer == "tiny" else tokenizer
-    made = Artifact.of(module, chosen, Path(folder) if folder else None, program.defaults())
+    made = Artifact.of(module, chat_template(template), Path(folder) if folder else None, program.defaults())
     made.save(out)
     print(f"{out}: build {made.build}", file=sys.stderr)
 

@@ -55,8 +55,8 @@ def _facts(which: str, pairs: list[str], template: str) -> dict[str, Any]:
     program = one_program(which)
     given = defined(program, [p for p in pairs if p.partition("=")[0] in program.parameter_names])
     module = optimised(traced_for(program, given), None)
-    count = CheckOptions().count
-    found = costs(module, count, chosen, {**program.defaults(), **given})
+    options = CheckOptions()
+    found = costs(module, options.bound, chosen, {**program.defaults(), **given})
     calls: dict[str, Any] = {}
     for node in module.graph.walk():
         if not isinstance(node, (Gen, Select)):
@@ -79,7 +79,7 @@ def _facts(which: str, pairs: list[str], template: str) -> dict[str, Any]:
         "program": program.__name__,
         "texts": _texts(module),
         "calls": calls,
-        "shared_prefix": {"characters": len(prefix), "tokens": count(prefix)},
+        "shared_prefix": {"characters": len(prefix), "tokens": options.count(prefix)},
         "cost": {
             n: [getattr(total, n).low, getattr(total, n).high]
             for n in ("calls", "prompt", "computed", "output")

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sglc.cli.common import (
     Define,
-    Mistake,
     Target,
     beginning_of,
     chat_template,
@@ -21,9 +19,7 @@ from sglc.cli.common import (
     tokenizer_folder,
     traced_for,
 )
-
-if TYPE_CHECKING:
-    from sglc.plan.interval import Price
+from sglc.cli.prices import FORM, prices_in
 
 
 def explain(
@@ -37,9 +33,7 @@ def explain(
     ] = None,
     prices: Annotated[
         Path | None,
-        typer.Option(
-            help="TOML or JSON: [model] input = 2.5, output = 10, cached = 1.25, by a million tokens."
-        ),
+        typer.Option(help=FORM),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -50,8 +44,8 @@ def explain(
     from sglc.plan.cost import costs
 
     chosen = chat_template(template)
-    count = CheckOptions(tokenizer=tokenizer_folder(tokenizer)).count
-    rates = _prices(prices)
+    sizes = CheckOptions(tokenizer=tokenizer_folder(tokenizer)).bound
+    rates = prices_in(prices)
     program = one_program(target)
     given = defined(program, define or [])
     try:
@@ -67,7 +61,7 @@ def explain(
         raw, passes, after=lambda item, changed, report: reports.append((str(item), dict(report.counts)))
     )
     known = {**program.defaults(), **given}
-    before, found = costs(raw, count, chosen, known), costs(module, count, chosen, known)
+    before, found = costs(raw, sizes, chosen, known), costs(module, sizes, chosen, known)
     graph = module.graph
     facts = {
         "nodes": [sum(1 for _ in raw.graph.walk()), sum(1 for _ in graph.walk())],
@@ -117,31 +111,6 @@ def _pair(interval: Any) -> list[int | None]:
 
 def _cost_json(cost: Any) -> dict[str, list[int | None]]:
     return {n: _pair(getattr(cost, n)) for n in ("calls", "prompt", "computed", "output")}
-
-
-def _prices(file: Path | None) -> dict[str, Price]:
-    from sglc.plan.interval import Price
-
-    if file is None:
-        return {}
-    try:
-        text = file.read_text(encoding="utf-8")
-        data = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
-    except OSError as error:
-        raise Mistake(f"--prices {file}: {error.strerror}") from None
-    except ValueError as error:  # what both parsers raise
-        raise Mistake(f"--prices {file}: {error}") from None
-    if not isinstance(data, dict):
-        raise Mistake(f"--prices {file}: it needs a table for each model")
-    found: dict[str, Price] = {}
-    for name, entry in data.items():
-        try:
-            found[name] = Price(**{key: float(value) for key, value in entry.items()})
-        except (TypeError, ValueError, AttributeError):
-            raise Mistake(
-                f"--prices {file}: [{name}] needs input and output, and may have cached, as numbers"
-            ) from None
-    return found
 
 
 def _tables(

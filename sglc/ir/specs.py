@@ -54,8 +54,10 @@ class SamplingFields:
         return replace(defaults, **given)
 
 
+MAX_TOKENS = 128  # of a gen, in a run that names no limit either
+
 RUN_DEFAULTS = SamplingFields(
-    max_tokens=128,
+    max_tokens=MAX_TOKENS,
     min_tokens=0,
     stop=(),
     stop_token_ids=(),

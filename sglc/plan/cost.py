@@ -1,9 +1,8 @@
 """What a run will cost, before it runs: intervals of calls, prompt tokens, computed tokens and new tokens, by source line too.
 
-An abstract run of the graph in which every text is an interval of tokens. Constants and given arguments are counted by the
-tokenizer as whole runs of text; what is not known is bounded by the limits of the gens that write it. Where known text
-meets unknown text, tokens may fall otherwise than in either alone, so each such place widens the interval by SLACK. Of an
-`if` both arms are hulled, of a `loop` the rounds go from one to its maximum; after a `break` no limit is known.
+An abstract run of the graph in which every text is an interval of tokens (sizes.py). Constants and given arguments are
+counted; what is not known is bounded by the limits of the gens that write it. Of an `if` both arms are hulled, of a
+`loop` the rounds go from one to its maximum; after a `break` no limit is known.
 
 Computed tokens are what prefix caching leaves to do: at most, each piece of a prompt once; at least, the last token of each.
 """
@@ -34,19 +33,21 @@ from sglc.ir.ops import (
     Select,
     Text,
 )
-from sglc.ir.specs import Location
+from sglc.ir.specs import MAX_TOKENS, Location
 from sglc.plan.interval import NOTHING, UNKNOWN, Cost, Interval
-
-SLACK = 8
-MAX_TOKENS = 128  # of a gen that names no limit, as in every run
+from sglc.plan.sizes import Piece, Sizes
 
 
 @dataclass
 class Costs:
-    """A program's cost, in all and for each place that calls the model."""
+    """A program's cost, in all and for each place that calls the model.
+
+    `room`: tokens of the prompt and the answer of one call at each place, which is what a context must hold.
+    """
 
     total: Cost
     lines: dict[Location | None, Cost] = field(default_factory=dict)
+    room: dict[Location | None, Interval] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,53 +58,45 @@ class _State:
     """
 
     size: Interval = NOTHING
-    run: tuple[str | Interval, ...] = ()
+    run: tuple[Piece, ...] = ()
     marks: tuple[tuple[int, Interval], ...] = ()
-    tail: tuple[str | Interval, ...] = ()
+    tail: tuple[Piece, ...] = ()
     since: Interval = NOTHING  # appended since the fork, at least roughly
     roles: tuple[str, ...] = ()
 
 
 def costs(
-    module: Module, count: Callable[[str], int], template: Any, arguments: Mapping[str, Any] | None = None
+    module: Module,
+    sizes: Sizes,
+    template: Any,
+    arguments: Mapping[str, Any] | None = None,
+    *,
+    argument: Interval | None = None,
 ) -> Costs:
-    """`count`: tokens of a text; `template`: the chat template of the model; arguments not given are of unknown length."""
-    work = _Work(module, count, template)
+    """What a run costs with these arguments.
+
+    template  the chat template of the model
+    argument  tokens of an argument that is not given; None: it is unknown
+    """
+    work = _Work(module, sizes, template)
     known: dict[Value, Any] = {}
     for param in module.graph.params:
         given = (arguments or {}).get(param.name)
-        known[param] = given if isinstance(given, str) else UNKNOWN
+        known[param] = given if isinstance(given, str) else (argument or sizes.unknown)
     total = work.graph(module.graph, known)
-    return Costs(total, work.lines)
+    return Costs(total, work.lines, work.room)
 
 
 class _Work:
-    def __init__(self, module: Module, count: Callable[[str], int], template: Any) -> None:
+    def __init__(self, module: Module, sizes: Sizes, template: Any) -> None:
         self.module = module
-        self.count = count
+        self.sizes = sizes
         self.template = template
         self.lines: dict[Location | None, Cost] = {}
-        self.cache: dict[str, int] = {}
+        self.room: dict[Location | None, Interval] = {}
         self.limit = MAX_TOKENS
         self.seen: set[int] = set()  # marks up to which some call has computed
         self.made = 0
-
-    def tokens(self, run: Sequence[str | Interval]) -> Interval:
-        """Of a run of text between answers."""
-        texts: list[str] = []
-        total, places = NOTHING, 0
-        for piece in (*run, NOTHING):
-            if isinstance(piece, str):
-                texts.append(piece)
-                continue
-            if texts and (text := "".join(texts)):
-                if text not in self.cache:
-                    self.cache[text] = self.count(text)
-                total = total + Interval(self.cache[text], self.cache[text])
-            texts = []
-            if piece is not NOTHING:
-                total, places = total + piece, places + 1
-        return total.wider(2 * SLACK * places) if places else total
 
     def graph(self, graph: Graph, known: dict[Value, Any]) -> Cost:
         return self.block(graph.nodes, dict(known), {})
@@ -118,24 +111,24 @@ class _Work:
 
         def size(value: Operand) -> Any:
             if isinstance(value, Value):
-                return known.get(value, UNKNOWN)
-            return value if isinstance(value, str) else Interval(0, SLACK)
+                return known.get(value, self.sizes.unknown)
+            return value if isinstance(value, str) else Interval(0, self.sizes.slack)
 
         for node in nodes:
             if isinstance(node, Begin):
                 states[node.out] = _State()
             elif isinstance(node, Text):
-                pieces = tuple(p for part in node.parts for p in _pieces(size(part)))
+                pieces = tuple(p for part in node.parts for p in self.sizes.pieces(size(part)))
                 states[node.out] = self.appended(states[node.state], pieces)
             elif isinstance(node, Image):
-                states[node.out] = self.appended(states[node.state], (UNKNOWN,))
+                states[node.out] = self.appended(states[node.state], (self.sizes.unknown,))
             elif isinstance(node, (RoleBegin, RoleEnd)):
                 states[node.out] = self.role(states[node.state], node)
             elif isinstance(node, (Gen, Select)):
                 total = total.plus(self.call(node, states, known, size))
             elif isinstance(node, Reuse):
                 here = states[node.state]
-                answer = _interval(size(node.source))
+                answer = self.sizes.interval(size(node.source))
                 known[node.text] = answer
                 states[node.out] = self.appended(here, (answer,))
             elif isinstance(node, Fork):
@@ -144,10 +137,10 @@ class _Work:
             elif isinstance(node, Join):
                 here = states[node.state]
                 if node.mode == "concate_and_append":
-                    here = self.appended(here, tuple(states[b].since.wider(SLACK) for b in node.branches))
+                    here = self.appended(here, tuple(self.sizes.edge(states[b].since) for b in node.branches))
                 states[node.out] = here
             elif isinstance(node, Pure):
-                known[node.out] = _computed(node, [size(a) for a in node.args])
+                known[node.out] = self.sizes.computed(node, [size(a) for a in node.args])
             elif isinstance(node, Call):
                 total = total.plus(self.called(node, known, size))
             elif isinstance(node, If):
@@ -161,11 +154,11 @@ class _Work:
             elif node.uses and node.defs and node.defs[0].type == "state":
                 states[node.defs[0]] = states[node.uses[0]]
                 if isinstance(node, ScopeEnd):
-                    known[node.text] = UNKNOWN
+                    known[node.text] = self.sizes.unknown
         return total
 
-    def appended(self, state: _State, pieces: tuple[str | Interval, ...]) -> _State:
-        more = self.tokens(pieces).wider(SLACK if pieces else 0)
+    def appended(self, state: _State, pieces: tuple[Piece, ...]) -> _State:
+        more = self.sizes.edge(self.sizes.tokens(pieces)) if pieces else NOTHING
         return replace(
             state, run=(*state.run, *pieces), tail=(*state.tail, *pieces), since=state.since + more
         )
@@ -176,7 +169,7 @@ class _Work:
             return state
         self.made += 1
         return replace(
-            state, marks=(*state.marks, (self.made, self.tokens(state.tail).wider(SLACK))), tail=()
+            state, marks=(*state.marks, (self.made, self.sizes.edge(self.sizes.tokens(state.tail)))), tail=()
         )
 
     def role(self, state: _State, node: RoleBegin | RoleEnd) -> _State:
@@ -200,23 +193,22 @@ class _Work:
         size: Callable[[Operand], Any],
     ) -> Cost:
         here = states[node.state]
-        run = self.tokens(here.run)
-        prompt = here.size + run
+        prompt = self.whole(here)
         if isinstance(node, Gen):
             given = node.sampling.max_tokens
             limit = given if given is not None else MAX_TOKENS if node.isolated else self.limit
             written = Interval(0, limit)
             output = written.times(node.n or 1, node.n or 1)
-            known[node.text] = Interval(0, 2 * limit + SLACK)  # its text, if it is tokenised again
+            known[node.text] = self.sizes.answer(limit)
         else:
-            choices = [self.tokens(_pieces(size(c))).wider(SLACK) for c in node.choices]
+            choices = [self.sizes.edge(self.sizes.tokens(self.sizes.pieces(size(c)))) for c in node.choices]
             written = choices[0]
             for other in choices[1:]:
                 written = written.hull(other)
             output = NOTHING
             known[node.text] = written
         scored = prompt
-        computed = self.tokens(here.tail).wider(SLACK)
+        computed = self.sizes.edge(self.sizes.tokens(here.tail))
         for mark, between in here.marks:
             computed = computed if mark in self.seen else computed + between
             self.seen.add(mark)
@@ -228,21 +220,21 @@ class _Work:
         if scored.high is not None:
             high = scored.high if high is None else min(high, scored.high)
         self.made += 1
-        self.seen.add(
-            self.made
-        )  # what an answer appends is computed as it is written, all but its last token
+        self.seen.add(self.made)  # an answer is computed as it is written, all but its last token
         states[node.out] = replace(
             here, size=prompt + written, run=(), tail=(Interval(0, 1),), since=here.since + written,
             marks=(*here.marks, (self.made, NOTHING)),
         )  # fmt: skip
         found = Cost(Interval(1, 1), scored, Interval(1, None if high is None else max(high, 1)), output)
         self.lines[node.at] = self.lines.get(node.at, Cost()).plus(found)
+        needed = prompt + written
+        self.room[node.at] = self.room.get(node.at, needed).hull(needed)
         return found
 
     def called(self, node: Call, known: dict[Value, Any], size: Callable[[Operand], Any]) -> Cost:
         callee = self.module.graph_of(node.symbol)
         given = {p: size(a) for p, a in zip(callee.params, node.args, strict=True)}
-        known.update(dict.fromkeys((node.text, *node.values), UNKNOWN))
+        known.update(dict.fromkeys((node.text, *node.values), self.sizes.unknown))
         outer, own = self.limit, node.sampling.max_tokens
         self.limit = MAX_TOKENS if own is None else own
         total = self.graph(callee, given)
@@ -258,7 +250,7 @@ class _Work:
             self.seen, self.lines = set(before), {}
             inner_known, inner_states = dict(known), dict(states)
             found.append(self.block(region.nodes, inner_known, inner_states))
-            ends.append([_end(v, inner_known, inner_states) for v in region.results])
+            ends.append([self.end(v, inner_known, inner_states) for v in region.results])
             after.append(self.seen)
             inside.append(self.lines)
         self.seen, self.lines = set.intersection(*after), outer
@@ -269,13 +261,13 @@ class _Work:
             if isinstance(one, _State) and isinstance(two, _State):
                 states[out] = self.either(one, two)
             else:
-                known[out] = one if one == two else _interval(one).hull(_interval(two))
+                known[out] = one if one == two else self.sizes.interval(one).hull(self.sizes.interval(two))
         return found[0].hull(found[1])
 
     def either(self, one: _State, two: _State) -> _State:
         if one == two:
             return one
-        size = (one.size + self.tokens(one.run)).hull(two.size + self.tokens(two.run)).wider(SLACK)
+        size = self.sizes.edge(self.whole(one).hull(self.whole(two)))
         roles = one.roles if len(one.roles) >= len(two.roles) else two.roles
         shared = 0
         while shared < min(len(one.marks), len(two.marks)) and one.marks[shared] == two.marks[shared]:
@@ -285,7 +277,7 @@ class _Work:
 
     def uncached(self, state: _State, start: int) -> Interval:
         """Tokens after the first `start` marks, less those that some call has computed on every way here."""
-        total = self.tokens(state.tail).wider(SLACK)
+        total = self.sizes.edge(self.sizes.tokens(state.tail))
         for mark, between in state.marks[start:]:
             total = total if mark in self.seen else total + between
         return total
@@ -296,81 +288,47 @@ class _Work:
             if isinstance(init, Value) and init in states:
                 inner_states[param] = states[init]
             else:
-                inner_known[param] = UNKNOWN
+                inner_known[param] = self.sizes.unknown
         before = {p: inner_states[p] for p in node.body.params if p in inner_states}
-        lines, self.lines = self.lines, {}
+        outer_lines, outer_room, self.lines, self.room = self.lines, self.room, {}, {}
         once = self.block(node.body.nodes, inner_known, inner_states)
-        inside, self.lines = self.lines, lines
-        grown = NOTHING
-        for out, end in zip(node.outs, node.body.results[1:], strict=True):
-            found = _end(end, inner_known, inner_states)
+        lines, room, self.lines, self.room = self.lines, self.room, outer_lines, outer_room
+        most = node.maximum if node.bounded or self.sizes.endless else 1
+        grown, later = NOTHING, NOTHING
+        for out, param, end in zip(node.outs, node.body.params, node.body.results[1:], strict=True):
+            found = self.end(end, inner_known, inner_states)
             if not isinstance(found, _State):
-                known[out] = UNKNOWN
+                known[out] = self.sizes.unknown
                 continue
-            first = next(iter(before.values()), _State())
-            start, after = first.size + self.tokens(first.run), found.size + self.tokens(found.run)
+            first = before[param]
+            start, after = self.whole(first), self.whole(found)
             growth = Interval(0, None if after.high is None or start.high is None else after.high - start.low)
-            more = growth.times(0, node.maximum)
-            grown = grown.hull(more)
-            states[out] = _State(
-                (start + more).wider(SLACK), (), (), ((start + more).wider(SLACK),), found.since + more, found.roles
-            )  # fmt: skip
+            more = growth.times(0, most)
+            grown, later = grown.hull(more), later.hull(growth.times(0, most - 1))
+            size = self.sizes.edge(start + more)
+            states[out] = _State(size, (), (), (size,), found.since + more, found.roles)
         # Later rounds have longer prompts: by all that was appended before.
-        calls = once.calls.times(1, node.maximum)
+        calls = once.calls.times(1, most)
         longer = Interval(0, None if calls.high is None or grown.high is None else calls.high * grown.high)
 
         def times(cost: Cost) -> Cost:
             prompt, computed, output = (
-                part.times(1, node.maximum) for part in (cost.prompt, cost.computed, cost.output)
+                part.times(1, most) for part in (cost.prompt, cost.computed, cost.output)
             )
-            return Cost(cost.calls.times(1, node.maximum), prompt + longer, computed + longer, output)
+            return Cost(cost.calls.times(1, most), prompt + longer, computed + longer, output)
 
-        for at, cost in inside.items():
+        for at, cost in lines.items():
             self.lines[at] = self.lines.get(at, Cost()).plus(times(cost))
+        for at, needed in room.items():
+            self.room[at] = self.room.get(at, needed).hull(needed + later)
         return times(once)
 
+    def whole(self, state: _State) -> Interval:
+        """All tokens of a state."""
+        return state.size + self.sizes.tokens(state.run)
 
-def _end(value: Operand, known: Mapping[Value, Any], states: Mapping[Value, _State]) -> Any:
-    if isinstance(value, Value):
-        return states[value] if value in states else known.get(value, UNKNOWN)
-    return value
-
-
-def _pieces(value: Any) -> tuple[str | Interval, ...]:
-    return value if isinstance(value, tuple) else (value if isinstance(value, (str, Interval)) else UNKNOWN,)
-
-
-def _interval(value: Any) -> Interval:
-    if isinstance(value, Interval):
+    def end(self, value: Operand, known: Mapping[Value, Any], states: Mapping[Value, _State]) -> Any:
+        """What a region yields."""
+        if isinstance(value, Value):
+            return states[value] if value in states else known.get(value, self.sizes.unknown)
         return value
-    if isinstance(value, str):
-        return Interval(0, len(value.encode()))
-    if isinstance(value, tuple):
-        total = NOTHING
-        for piece in value:
-            total = total + _interval(piece)
-        return total
-    return UNKNOWN
-
-
-def _computed(node: Pure, operands: list[Any]) -> Any:
-    """What a pure op gives: concatenations keep their pieces, what shortens a text is bounded by it."""
-    if node.op == "concat":
-        return tuple(p for value in operands for p in _pieces(value))
-    if node.op in (
-        "strip",
-        "lstrip",
-        "rstrip",
-        "lower",
-        "upper",
-        "title",
-        "capitalize",
-        "removeprefix",
-        "removesuffix",
-    ):
-        whole = _interval(operands[0])
-        return Interval(0, None if whole.high is None else 2 * whole.high + SLACK)
-    if node.op in ("item", "slice"):
-        whole = _interval(operands[0])
-        return Interval(0, whole.high)
-    return UNKNOWN

@@ -19,7 +19,7 @@ import pytest
 
 from runtime.backends.targets import target
 from runtime.config import embedded_model_path
-from sglc.check import CheckOptions, Diagnostic, Severity, check_program
+from sglc.check import Budget, CheckOptions, Diagnostic, Severity, check_program
 from sglc.check.run import RULES
 from sglc.lang.program import Program
 
@@ -47,10 +47,13 @@ def load(tmp_path: Path) -> Load:
 def options_of(words: str) -> CheckOptions:
     parts = shlex.split(words)
     given = dict(zip(parts[::2], parts[1::2], strict=True))
-    backend, context = given.get("--backend"), given.get("--context")
+    number = {n: int(given[f"--{n}"]) for n in ("context", "max-calls", "max-tokens") if f"--{n}" in given}
+    backend, length = given.get("--backend"), given.get("--argument-tokens")
     return CheckOptions(
         backend=target(backend) if backend else None,
-        context=int(context) if context else None,
+        context=number.get("context"),
+        argument_tokens=int(length) if length else None,
+        budget=Budget(number.get("max-calls"), number.get("max-tokens")),
         tokenizer=Path(embedded_model_path()) if given.get("--tokenizer") == "tiny" else None,
     )
 
@@ -229,6 +232,10 @@ def test_json_and_sarif(tmp_path: Path) -> None:
         (["--format", "xml"], "choose text, json or sarif"),
         (["--select", "SGL999"], "there is no rule SGL999"),
         (["--tokenizer", "nowhere"], "there is no tokenizer.json"),
+        (["--template", "chatlm"], "no chat template of that name; did you mean 'chatml'"),
+        (["--max-calls", "-1"], "--max-calls -1: it must be at least 0"),
+        (["--max-cost", "0.5"], "--prices prices.toml"),
+        (["--max-cost", "0.5", "--prices", "none.toml"], "--prices none.toml: No such file"),
     ],
 )
 def test_mistakes_are_told_in_one_line(words: list[str], told: str, tmp_path: Path) -> None:
@@ -236,6 +243,47 @@ def test_mistakes_are_told_in_one_line(words: list[str], told: str, tmp_path: Pa
     file.write_text(HEAD + "    s += q\n")
     done = run_check(str(file), *words)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+ASK = HEAD + '    s += q + sgl.gen("a", max_tokens=100)\n'
+
+
+def test_the_budget_in_money_holds_for_each_model(tmp_path: Path) -> None:
+    (tmp_path / "ask.py").write_text(ASK)
+    (tmp_path / "prices.toml").write_text(
+        "[small]\ninput = 1\noutput = 2\n[large]\ninput = 50\noutput = 99\n"
+    )
+    words = [
+        str(tmp_path / "ask.py:checked"),
+        "--prices",
+        str(tmp_path / "prices.toml"),
+        "--max-cost",
+        "0.01",
+    ]
+    done = run_check(*words, "-D", "q=Why?")
+    assert done.returncode == 1
+    assert "cost of large: up to 0.0" in done.stdout and ", and 0.01 is allowed" in done.stdout
+    assert "small" not in done.stdout
+    unbounded = run_check(*words)
+    assert "cost of small: no limit is known, as the length of q is not known" in unbounded.stdout
+
+
+def test_a_project_sets_options_and_the_command_line_comes_first(tmp_path: Path) -> None:
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src" / "ask.py").write_text(ASK)
+    (tmp_path / "prices.toml").write_text("[small]\ninput = 1\noutput = 2\n")
+    table = '[tool.sglc.check]\ncontext = 64\nmax-cost = 9\nprices = "prices.toml"\nargument-tokens = 9\n'
+    (tmp_path / "pyproject.toml").write_text(table)
+
+    def check(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "sglc.cli", "check", "ask.py:checked", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path / "src")
+
+    assert "SGL401" in check().stdout and check("--context", "4096").returncode == 0
+    (tmp_path / "pyproject.toml").write_text("[tool.sglc.check]\ncontex = 64\n")
+    assert "has no option 'contex'" in check().stderr and "did you mean 'context'" in check().stderr
+    (tmp_path / "pyproject.toml").write_text('[tool.sglc.check]\ncontext = "64"\n')
+    assert check().stderr.endswith("context = '64'; give an integer\n")
 
 
 def test_examples_of_the_project_have_no_errors() -> None:

@@ -30,6 +30,7 @@ from sglc.lang.trace import trace
 from sglc.passes.pipeline import DEFAULT, Pipeline
 from sglc.plan.cost import costs
 from sglc.plan.interval import Interval
+from sglc.plan.sizes import Sizes
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -88,7 +89,7 @@ def test_bounds_hold_what_is_measured(
     unknown = frozenset(n for n, v in arguments.items() if type(v) is str)
     module = Pipeline.parse(DEFAULT).run(trace(program, arguments, unknown))
     template = get_chat_template("chatml")
-    found = costs(module, CheckOptions().count, template, arguments)
+    found = costs(module, CheckOptions().bound, template, arguments)
     assert calls and len(calls) in found.total.calls
     assert used["output"] in found.total.output
     if "select" not in calls:
@@ -110,7 +111,7 @@ def test_loops_and_arms_are_bounded_by_their_worst(tmp_path: Path) -> None:
 
     found = costs(
         trace(program, {"q": "hi"}, frozenset({"q"})),
-        CheckOptions().count,
+        CheckOptions().bound,
         get_chat_template("chatml"),
         {"q": "hi"},
     )
@@ -170,7 +171,7 @@ def test_calls_of_every_path_are_within_the_bounds(tmp_path: Path) -> None:
     count, template = CheckOptions().count, get_chat_template("chatml")
     seen: set[int] = set()
     for number in range(24):
-        found = costs(traced, count, template, {"q": f"Mail {number}"}).total
+        found = costs(traced, CheckOptions().bound, template, {"q": f"Mail {number}"}).total
         backend = Scripted()
         module.outer.run(q=f"Mail {number}", backend=backend).sync()
         assert len(backend.calls) in found.calls
@@ -199,10 +200,16 @@ def test_random_graphs_stay_within_their_bounds_and_can_be_drawn(seed: int, grap
     """Tokens are characters here, and the model is a hash of its prompt."""
     module = graphs.random_module(seed)
     arguments = {p.name: f"<{p.name}>" for p in module.graph.params}
-    found = costs(module, len, graphs.Plain(), arguments).total
+    whole = costs(module, Sizes.bound(len), graphs.Plain(), arguments)
+    found, room = whole.total, [r.high for r in whole.room.values()]
     _, calls = graphs.outcome(module)
     assert sum(calls.values()) in found.calls
     assert sum(len(key[0]) * number for key, number in calls.items()) in found.prompt
+    assert (
+        not calls
+        or None in room
+        or max(len(key[0]) for key in calls) <= max(h for h in room if h is not None)
+    )
     ElementTree.fromstring(to_svg(module.graph))
     assert to_mermaid(module.graph).startswith("flowchart TD\n")
 
