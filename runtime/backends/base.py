@@ -27,6 +27,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     images       images in prompts
     sampling     fields of SamplingParams it honours; None means all of them
     chat_only    prompts must be conversations that end with an open assistant turn
+    continues    it goes on from what the open assistant turn holds already
     context      tokens of prompt and answer together; None if not known
     """
 
@@ -40,6 +41,7 @@ class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
     images: bool = False
     sampling: frozenset[str] | None = None
     chat_only: bool = False
+    continues: bool = True
     context: int | None = None
 
 

@@ -41,7 +41,11 @@ class OpenAIBackend(OpenAIProtocol):
         except (openai.OpenAIError, TypeError, ValueError) as error:
             raise InvalidRequest(f"the client of OpenAI cannot be made: {error}", param="backend") from None
         self.is_chat = model_name not in COMPLETION_MODELS if is_chat_model is None else is_chat_model
-        plain = {} if self.is_chat else {"chat_only": False, "constraints": frozenset(), "images": False}
+        plain = (
+            {}
+            if self.is_chat
+            else {"chat_only": False, "continues": True, "constraints": frozenset(), "images": False}
+        )
         super().__init__("openai", model_name, chat_template or "default", **plain)
 
     async def create(self, **fields: Any) -> Any:

@@ -35,6 +35,7 @@ TARGETS: Mapping[str, Capabilities] = MappingProxyType(
             images=True,
             sampling=_CHAT_FIELDS,
             chat_only=True,
+            continues=False,
         ),
         "anthropic": Capabilities(
             name="anthropic",
@@ -48,9 +49,10 @@ TARGETS: Mapping[str, Capabilities] = MappingProxyType(
             samples=True,
             sampling=_CHAT_FIELDS | {"top_k"},
             chat_only=True,
+            continues=False,
         ),
         "litellm": Capabilities(
-            name="litellm", images=True, samples=True, sampling=_CHAT_FIELDS, chat_only=True
+            name="litellm", images=True, samples=True, sampling=_CHAT_FIELDS, chat_only=True, continues=False
         ),
     }
 )

@@ -23,7 +23,7 @@ from sglc.exec.plan_state import PlanState
 from sglc.exec.replay import replay, schedule_until
 from sglc.exec.session import Session
 from sglc.ir.core import Module
-from sglc.ir.specs import SamplingFields
+from sglc.ir.specs import Location, SamplingFields
 from sglc.lang.chat_template import chat_template_for
 from sglc.lang.choices import METHODS, ChoicesDecision, decide
 from sglc.lang.prefix import until_break
@@ -122,6 +122,15 @@ class CompiledProgram:
 
     def _compile(self, arguments: Mapping[str, Any], template: Any, key: Any) -> _Compiled:
         reads: list[Purity] = []
+        if self.program.num_api_spec_tokens is not None:
+            code = self.program.func.__code__
+            self._note(
+                Break(
+                    f"{self.__name__} has num_api_spec_tokens, so its gens are served from what the model wrote before them",
+                    Location(code.co_filename, code.co_firstlineno),
+                )
+            )
+            return _Compiled(None)
         try:
             module, reads = traced(self.program, arguments)
             unknown = {p.name for p in module.graph.params}

@@ -10,6 +10,7 @@ from runtime.backends.base import Backend
 from sglc.config import global_config
 from sglc.exec.live_state import LiveState
 from sglc.exec.session import Session
+from sglc.exec.speculation import Speculation
 from sglc.ir.specs import SamplingFields
 
 
@@ -35,7 +36,17 @@ def interpret(
     from sglc.lang.program import _CURRENT
     from sglc.lang.state import ProgramState
 
-    sink = LiveState(session or session_for(backend, sampling, stream=stream), decide)
+    session = session or session_for(backend, sampling, stream=stream)
+    ahead = None
+    if program.num_api_spec_tokens is not None:
+        if stream:
+            raise AssertionError(
+                f"{program.__name__} has num_api_spec_tokens={program.num_api_spec_tokens}, so it cannot be streamed: what "
+                "the model writes is only known to be an answer when it is whole; leave one of the two out"
+            )
+        if not session.capabilities.prefill:  # where prefixes are kept, going on from one costs nothing
+            ahead = Speculation(session, program.num_api_spec_tokens)
+    sink = LiveState(session, decide, ahead=ahead)
     state = ProgramState(sink)
 
     def body() -> None:

@@ -32,6 +32,7 @@ from runtime.engine.native import meta_info
 from runtime.reasoning import split_reasoning
 from sglc.errors import RunError
 from sglc.exec.session import Session
+from sglc.exec.speculation import Expected, Speculation
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
 
 Decide = Callable[[Any, tuple[str, ...], ScoreResult], Any]
@@ -42,7 +43,13 @@ log = logging.getLogger("sglc")
 class LiveState:
     """A `Sink` (lang/sink.py) that sends calls to a backend at once. `decide` applies a select's method to scores."""
 
-    def __init__(self, session: Session, decide: Decide, parent: LiveState | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        decide: Decide,
+        parent: LiveState | None = None,
+        ahead: Speculation | None = None,
+    ) -> None:
         self._session = session
         self._decide = decide
         self._lock = threading.RLock()
@@ -70,11 +77,16 @@ class LiveState:
         self._error: BaseException | None = None
         self._log: list[tuple[Any, str, dict[str, Any] | None]] = []
         self._owner = threading.get_ident()
+        self._ahead = ahead
 
     # -- doing things in order --------------------------------------------------------------------------------
 
-    def _do(self, step: Callable[[], bool]) -> None:
-        """Run a step now, or when those before it are done. It returns False if it waits for something."""
+    def _do(self, step: Callable[[], bool], item: Expected = None) -> None:
+        """Run a step now, or when those before it are done. It returns False if it waits for something.
+
+        `item` is what it appends, if that can be told."""
+        if self._ahead is not None:
+            step = self._expected(self._ahead, step, item)
         with self._lock:
             if self._error is not None:
                 return
@@ -83,6 +95,14 @@ class LiveState:
                 return
             self._busy = True
         self._step(step)
+
+    def _expected(self, ahead: Speculation, step: Callable[[], bool], item: Expected) -> Callable[[], bool]:
+        def begin() -> bool:
+            ahead.passed()
+            return step()
+
+        ahead.expect(item)
+        return begin
 
     def _step(self, step: Callable[[], bool]) -> None:
         try:
@@ -179,6 +199,8 @@ class LiveState:
     def _write(self, text: str, segments: Sequence[Segment] | None = None) -> None:
         if not text and not segments:
             return
+        if self._ahead is not None:
+            self._ahead.wrote(text)
         with self._lock:
             self._parts.append(text)
             self._length += len(text)
@@ -234,7 +256,7 @@ class LiveState:
             self._write(value)
             return True
 
-        self._do(step)
+        self._do(step, value)
 
     def gen(self, spec: GenSpec, at: Location | None) -> None:
         self._define_later(spec.name)
@@ -247,7 +269,11 @@ class LiveState:
 
         def step() -> bool:
             try:
-                request = self._session.request(spec, self._prompt(), self._conversation(), at)
+                ahead = self._ahead is not None
+                request = self._session.request(spec, self._prompt(), self._conversation(), at, ahead)
+                if self._ahead is not None:
+                    self._ahead.answer(request, receive, at)
+                    return False
             except BaseException as error:
                 self._fail(error, at)
                 return False
@@ -292,7 +318,7 @@ class LiveState:
             self._defined(spec.name, value, whole)
             self._pump()
 
-        self._do(step)
+        self._do(step, self._session.fields_of(spec) if self._ahead is not None else None)
 
     def _grow(self, name: Any, delta: Delta, so_far: list[Delta]) -> None:
         """A chunk of a variable that is still being written."""
@@ -326,6 +352,8 @@ class LiveState:
             except BaseException as error:
                 self._fail(error, at)
                 return
+            if self._ahead is not None:
+                self._ahead.wrote(decision.decision)
             with self._lock:
                 self._parts.append(decision.decision)
                 self._length += len(decision.decision)
@@ -376,6 +404,8 @@ class LiveState:
                 now = f"the {self._role} message is open" if self._role else "no message is open"
                 self._fail(RunError(f"{role}_end without {role}_begin: {now}", at), at)
                 return False
+            if self._ahead is not None and self._session.capabilities.chat_only:
+                self._ahead.drop()
             content: Any = self._text_now()[self._role_at :].lstrip()
             suffix = self._session.template.get_prefix_and_suffix(role, self._messages)[1]
             if self._images:

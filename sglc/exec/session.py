@@ -10,15 +10,16 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from itertools import count
+from itertools import chain, count
 from typing import Any, Protocol
 
 from runtime.api import Delta, Generate, LogprobOptions, Message, Prompt, SamplingParams, Score, ScoreResult
 from runtime.backends.base import Backend, Capabilities
+from runtime.errors import InvalidRequest
 from sglc.config import global_config
 from sglc.errors import RunError
 from sglc.exec.loop import event_loop
-from sglc.ir.lacks import given, of_gen, of_image, of_select
+from sglc.ir.lacks import given, of_begun, of_gen, of_image, of_select
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
 
 
@@ -70,18 +71,20 @@ class Session:
     # -- from what a program wrote to what a backend is sent ------------------------------------------------
 
     def request(
-        self, spec: GenSpec, prompt: Prompt, messages: tuple[Message, ...] | None, at: Location | None
+        self,
+        spec: GenSpec,
+        prompt: Prompt,
+        messages: tuple[Message, ...] | None,
+        at: Location | None,
+        ahead: bool = False,
     ) -> Generate:
-        """The call of a gen. Raises RunError for what the backend cannot do, before anything is sent."""
-        self._check(spec, at)
-        config = global_config
-        sampling, logprobs = resolve(
-            spec,
-            self.defaults,
-            self.template.stop_str,
-            config.skip_special_tokens_in_output,
-            config.spaces_between_special_tokens_in_out,
-        )
+        """The call of a gen. Raises RunError for what the backend cannot do, before anything is sent.
+
+        `ahead`: it may be served from what the model wrote before (exec/speculation.py).
+        """
+        begun = not ahead and messages is not None and messages[-1].role == "assistant"
+        self._check(spec, begun, at)
+        sampling, logprobs = self._resolve(spec)
         return Generate(
             prompt=prompt,
             sampling=sampling,
@@ -92,14 +95,31 @@ class Session:
             label=f"{spec.name or 'gen'} {at}" if self.labels else "",
         )
 
-    def _check(self, spec: GenSpec, at: Location | None) -> None:
+    def _resolve(self, spec: GenSpec) -> tuple[SamplingParams, LogprobOptions | None]:
+        config = global_config
+        return resolve(
+            spec,
+            self.defaults,
+            self.template.stop_str,
+            config.skip_special_tokens_in_output,
+            config.spaces_between_special_tokens_in_out,
+        )
+
+    def fields_of(self, spec: GenSpec) -> SamplingParams | None:
+        """What a gen would be sent with; None if it will be refused."""
+        try:
+            return self._resolve(spec)[0]
+        except InvalidRequest:
+            return None
+
+    def _check(self, spec: GenSpec, begun: bool, at: Location | None) -> None:
         kind = spec.constraint.kind if spec.constraint is not None else None
         able = self.capabilities
         # Asked for each call: only where something may be lacking is it worth the time.
         fields = (
             given(spec.sampling) | self._changed if able.sampling is not None or not able.logprobs else _NONE
         )
-        lack = next(of_gen(able, kind, fields, spec.n), None)
+        lack = next(chain(of_gen(able, kind, fields, spec.n), of_begun(able, begun)), None)
         if lack is not None:
             what = f"dtype={spec.dtype}" if spec.dtype else kind if spec.constraint is not None else ""
             raise RunError(

@@ -76,6 +76,16 @@ def of_place(able: Capabilities, opened: Opened) -> Iterator[Lack]:
         )
 
 
+def of_begun(able: Capabilities, begun: bool) -> Iterator[Lack]:
+    """A gen in an assistant's message that holds text already, if `begun`."""
+    if begun and able.chat_only and not able.continues:
+        yield Lack(
+            f"{able.name} answers with whole messages, and this one holds text already",
+            "write each gen in a message of its own, or let the model fill in the whole message: "
+            "@function(num_api_spec_tokens=...)",
+        )
+
+
 def of_node(able: Capabilities, module: Module, node: Node) -> Iterator[Lack]:
     """All that is lacking for a node, its place apart."""
     if isinstance(node, Select):

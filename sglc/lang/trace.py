@@ -435,6 +435,8 @@ class Trace:
     ) -> ProgramState:
         """Record a call; its state can be read like that of a finished run."""
         at = self.where()
+        if program.num_api_spec_tokens is not None:
+            self.stop(f"{program.__name__} is called, which has num_api_spec_tokens", at)
         try:
             arguments = program.bind_arguments(args, kwargs)
         except TypeError as error:
