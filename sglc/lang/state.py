@@ -103,14 +103,19 @@ class ProgramState:
     # -- branches -----------------------------------------------------------------------------------------------
 
     def fork(self, size: int = 1, position_ids_offset: Sequence[int] | None = None) -> ProgramStateGroup:
-        """`size` states that go on from here independently."""
+        """`size` states that go on from here independently. Raises ValueError for offsets that are not 0."""
+        if position_ids_offset is not None and any(position_ids_offset):
+            raise ValueError(
+                f"{user_location()}: position_ids_offset={list(position_ids_offset)}: positions cannot be shifted, since a "
+                "branch goes on from what its parent has computed; leave it out"
+            )
         children = self.sink.fork(int(size), user_location())
         return ProgramStateGroup([ProgramState(child) for child in children], self)
 
     @contextmanager
     def copy(self, position_ids_offset: Sequence[int] | None = None) -> Iterator[ProgramState]:
         """One branch, joined at the end of the block."""
-        group = self.fork(1)
+        group = self.fork(1, position_ids_offset)
         try:
             yield group[0]
         finally:
