@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from sglc.errors import GraphBreak
     from sglc.ir.core import Module
 
@@ -202,23 +205,26 @@ def use_backend(backend: str | None, model: str | None) -> Any:
     return made
 
 
-def traced_for(program: Any, given: Mapping[str, Any]) -> Module:
-    """The trace of a program; what is defined on the command line is a constant of it."""
+def traced_for(program: Any, given: Mapping[str, Any]) -> tuple[Module, GraphBreak | None]:
+    """The trace of a program; what is defined on the command line is a constant of it.
+
+    If the program breaks, the trace of what comes before, and the break. Raises GraphBreak if the program is wrong, or
+    nothing of it is certain.
+    """
+    from sglc.errors import GraphBreak
+    from sglc.lang.prefix import until_break
     from sglc.lang.trace import trace
 
     known, unknown = _known(program, given)
-    return trace(program, known, unknown)
-
-
-def beginning_of(program: Any, given: Mapping[str, Any], error: GraphBreak) -> Module | None:
-    """What a program that cannot be traced does before it breaks; None if nothing of it is certain."""
-    from sglc.lang.prefix import until_break
-
-    if error.__cause__ is not None:
-        return None
-    known, unknown = _known(program, given)
-    found = until_break(program, {n: known[n] for n in program.parameter_names if n in known}, unknown, error)
-    return found[0] if found is not None else None
+    try:
+        return trace(program, known, unknown), None
+    except GraphBreak as error:
+        own = {n: known[n] for n in program.parameter_names if n in known}
+        wrong = error.mark or error.__cause__ is not None
+        found = None if wrong else until_break(program, own, unknown, error)
+        if found is None:
+            raise
+        return found[0], error
 
 
 def _known(program: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
@@ -229,10 +235,32 @@ def _known(program: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
 
 
 def optimised(module: Module, passes: str | None, *, verify: bool = False, after: Any = None) -> Module:
-    """The module after these passes, or the default ones."""
-    from sglc.passes.pipeline import DEFAULT, Pipeline
+    """The module after these passes, or those that it runs with."""
+    from sglc.passes.pipeline import Pipeline
 
-    return Pipeline.parse(DEFAULT if passes is None else passes).run(module, verify=verify, after=after)
+    chosen = default_passes(module) if passes is None else passes
+    return Pipeline.parse(chosen).run(module, verify=verify, after=after)
+
+
+def default_passes(module: Module) -> str:
+    from sglc.ir.ops import Break
+    from sglc.passes.pipeline import BEFORE_BREAK, DEFAULT
+
+    return BEFORE_BREAK if isinstance(module.graph.nodes[-1], Break) else DEFAULT
+
+
+def end_of(module: Module) -> str:
+    """Where a trace that breaks ends, and why."""
+    end = module.graph.nodes[-1]
+    return f"{end.at}: {end.attrs['reason']}" if end.at else str(end.attrs["reason"])
+
+
+def console() -> Console:
+    """For tables: as wide as the terminal, and wide where there is none."""
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 160
+    return Console(width=wide, highlight=False, markup=False)
 
 
 def chat_template(name: str) -> Any:

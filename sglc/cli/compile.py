@@ -13,7 +13,9 @@ from sglc.cli.common import (
     Mistake,
     Target,
     chat_template,
+    default_passes,
     defined,
+    end_of,
     near,
     one_program,
     optimised,
@@ -22,8 +24,6 @@ from sglc.cli.common import (
 
 if TYPE_CHECKING:
     from sglc.ir.core import Module
-
-BEFORE_BREAK = "canonicalize,inline"  # what comes before a break is run as it was written
 
 
 def compile_command(
@@ -57,11 +57,15 @@ def compile_command(
     if emit not in forms:
         raise Mistake(f"--emit {emit}: choose one of {', '.join(forms)}{near(emit, forms)}")
     program = one_program(target)
-    module, broken = _traced(program, defined(program, define or []), emit)
+    module, broken = traced_for(program, defined(program, define or []))
+    if broken is not None:
+        if emit in ("plan", "rt"):
+            raise broken
+        print(f"graph break at {end_of(module)}; interpreted from there on", file=sys.stderr)
     if emit != "raw":
         module = optimised(
             module,
-            _with(BEFORE_BREAK if broken and passes is None else passes, backend, tokenizer),
+            _with(default_passes(module) if passes is None else passes, backend, tokenizer),
             verify=verify,
             after=_shown if print_after_all else None,
         )
@@ -77,39 +81,9 @@ def compile_command(
         out.write_text(text, encoding="utf-8")
 
 
-def _traced(program: Any, given: dict[str, Any], emit: str) -> tuple[Module, bool]:
-    """The trace of a program, and whether it ends in a break; then stderr says where and why."""
-    from sglc.errors import GraphBreak
-    from sglc.lang.prefix import until_break
-
-    try:
-        return traced_for(program, given), False
-    except GraphBreak as error:
-        if emit in ("plan", "rt") or error.mark:
-            raise
-        known = {**program.defaults(), **given}
-        names = program.parameter_names
-        unknown = frozenset(n for n in names if n not in given and (n not in known or type(known[n]) is str))
-        found = until_break(program, known, unknown, error)
-        if found is None:
-            raise
-        module = found[0]
-        end = module.graph.nodes[-1]
-        place = f" at {end.at}" if end.at else ""
-        print(
-            f"graph break{place}: {end.attrs['reason']}; interpreted from there on",
-            file=sys.stderr,
-        )
-        return module, True
-
-
-def _with(passes: str | None, backend: str | None, tokenizer: str | None) -> str | None:
+def _with(passes: str, backend: str | None, tokenizer: str | None) -> str:
     """The pipeline with what the options ask for at its end."""
-    from sglc.passes.pipeline import DEFAULT
-
-    if backend is None and tokenizer is None:
-        return passes
-    found = DEFAULT if passes is None else passes
+    found = passes
     if backend is not None:
         found += f',legalize{{backend="{backend}"}}'
     if tokenizer is not None:

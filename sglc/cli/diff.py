@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sglc.cli.common import Define, Mistake, chat_template, defined, one_program, optimised, traced_for
+from sglc.cli.common import (
+    Define,
+    Mistake,
+    chat_template,
+    defined,
+    near,
+    one_program,
+    optimised,
+    tokenizer_folder,
+    traced_for,
+)
+from sglc.cli.prices import FORM, prices_in
+from sglc.plan.interval import Interval
+
+if TYPE_CHECKING:
+    from sglc.check import CheckOptions
+    from sglc.ir.core import Module
+    from sglc.plan.interval import Price
 
 _COSTS = (
     ("calls", "calls"),
@@ -28,77 +45,127 @@ def diff(
     after: Annotated[str, typer.Argument(metavar="B", help="The same, for the new version.")],
     define: Define = None,
     template: Annotated[str, typer.Option(help="Chat template of the model.")] = "chatml",
+    tokenizer: Annotated[
+        Path | None, typer.Option(help="Folder of a model whose tokenizer counts tokens; else `tiny`.")
+    ] = None,
+    prices: Annotated[Path | None, typer.Option(help=FORM)] = None,
     exit_code: Annotated[bool, typer.Option("--exit-code", help="Exit with 1 if something changed.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare two versions: each call's prompt, fields and constraint, the shared beginning, and the cost."""
+    """Compare two versions: each call's prompt, fields and constraint, the shared beginning, and the cost.
+
+    Of a program with a graph break, what comes before it is compared.
+    """
+    from sglc.check import CheckOptions
+
+    chosen, rates = chat_template(template), prices_in(prices)
+    options = CheckOptions(tokenizer=tokenizer_folder(tokenizer))
     with tempfile.TemporaryDirectory(prefix="sglc-diff-") as folder:
         places = [_file_of(which, Path(folder) / side) for side, which in (("a", before), ("b", after))]
-        one, two = (_facts(place, define or [], template) for place in places)
+        programs = [one_program(place) for place in places]
+        _refuse_unknown(programs, define or [])
+        one, two = (_facts(program, define or [], chosen, options, rates) for program in programs)
     changes = _changes(one, two)
+    notes = [
+        f"{side}: compared up to the graph break in {facts['break']}"
+        for side, facts in (("A", one), ("B", two))
+        if facts["break"]
+    ]
     if as_json:
-        print(json.dumps({"before": one, "after": two, "changes": changes}, indent=1, ensure_ascii=False))
+        shown = {"before": one, "after": two, "changes": changes, "notes": notes}
+        print(json.dumps(shown, indent=1, ensure_ascii=False))
     else:
-        for line in changes or ["no difference"]:
+        for line in [*notes, *(changes or ["no difference"])]:
             print(line)
     if changes and exit_code:
         raise typer.Exit(1)
 
 
-def _facts(which: str, pairs: list[str], template: str) -> dict[str, Any]:
-    from sglc.check import CheckOptions
-    from sglc.ir.ops import Gen, Select
-    from sglc.lang.trace import constant_prefix
+def _refuse_unknown(programs: list[Any], pairs: list[str]) -> None:
+    """Arguments that neither version takes."""
+    names = {name for program in programs for name in program.parameter_names}
+    for pair in pairs:
+        name, equals, _ = pair.partition("=")
+        if not equals:
+            raise Mistake(f"-D {pair}: write it as NAME=VALUE")
+        if name not in names:
+            raise Mistake(f"neither version has an argument {name!r}{near(name, names)}")
+
+
+def _facts(
+    program: Any, pairs: list[str], template: Any, options: CheckOptions, rates: dict[str, Price]
+) -> dict[str, Any]:
+    from sglc.lang.trace import leading_text
+    from sglc.passes.pipeline import BEFORE_BREAK
     from sglc.plan.cost import costs
 
-    chosen = chat_template(template)
-    program = one_program(which)
     given = defined(program, [p for p in pairs if p.partition("=")[0] in program.parameter_names])
-    module = optimised(traced_for(program, given), None)
-    options = CheckOptions()
-    found = costs(module, options.bound, chosen, {**program.defaults(), **given})
-    calls: dict[str, Any] = {}
-    for node in module.graph.walk():
+    raw, broken = traced_for(program, given)
+    known = {**program.defaults(), **given}
+    total = costs(optimised(raw, None), options.bound, template, known).total
+    written = optimised(
+        raw, BEFORE_BREAK
+    )  # as it was written, so that a change in one place shows in one place
+    prefix = leading_text(raw.graph, template)
+    end = raw.graph.nodes[-1]
+    return {
+        "program": program.__name__,
+        "break": f"line {end.at.line}: {end.attrs['reason']}" if broken is not None and end.at else None,
+        "texts": _texts(written),
+        "calls": _calls(written),
+        "shared_prefix": {"characters": len(prefix), "tokens": options.count(prefix)},
+        "cost": {n: [getattr(total, n).low, getattr(total, n).high] for n, _ in _COSTS},
+        "money": {model: list(total.money(price)) for model, price in rates.items()},
+    }
+
+
+def _calls(module: Module) -> dict[str, Any]:
+    """What is asked of each call, by name; calls of one line that ask the same are one."""
+    from sglc.ir.ops import Gen, Select
+
+    found: dict[str, Any] = {}
+    seen: list[tuple[Any, str, Any]] = []
+    for node in (n for graph in module.graphs.values() for n in graph.walk()):
         if not isinstance(node, (Gen, Select)):
             continue
         name = node.name or f"unnamed {node.op}"
-        key, number = name, 2
-        while key in calls:
-            key, number = f"{name} ({number})", number + 1
         fields = {k: v for k, v in node.attrs.items() if k not in ("name", "constraint", "isolated")}
         entry: dict[str, Any] = {"op": node.op, "fields": {k: repr(v) for k, v in fields.items()}}
         if isinstance(node, Gen) and node.constraint is not None:
             constraint = module.constraint_of(node.constraint)
             entry["constraint"] = f"{constraint.kind} {constraint.source}"
         if isinstance(node, Select):
-            entry["choices"] = [c if isinstance(c, str) else str(c) for c in node.choices]
-        calls[key] = entry
-    prefix = constant_prefix(program, chosen, given)
-    total = found.total
-    return {
-        "program": program.__name__,
-        "texts": _texts(module),
-        "calls": calls,
-        "shared_prefix": {"characters": len(prefix), "tokens": options.count(prefix)},
-        "cost": {
-            n: [getattr(total, n).low, getattr(total, n).high]
-            for n in ("calls", "prompt", "computed", "output")
-        },
-    }
+            entry["choices"] = [c if isinstance(c, str) else "{...}" for c in node.choices]
+        if (node.at, name, entry) in seen:
+            continue
+        seen.append((node.at, name, entry))
+        key, number = name, 2
+        while key in found:
+            key, number = f"{name} ({number})", number + 1
+        found[key] = entry
+    return found
 
 
-def _texts(module: Any) -> list[str]:
-    """What the program writes, in order: constants, and marks for what is not constant."""
+def _texts(module: Module) -> list[str]:
+    """What the program writes, in order, with {names} for what is not constant; what one line writes twice is there once."""
     from sglc.ir.core import Value
-    from sglc.ir.ops import RoleBegin, Text
+    from sglc.ir.ops import Gen, Image, RoleBegin, Select, Text
 
-    found: list[str] = []
-    for node in module.graph.walk():
-        if isinstance(node, Text):
-            found.append("".join("{" + str(p) + "}" if isinstance(p, Value) else str(p) for p in node.parts))
-        elif isinstance(node, RoleBegin):
-            found.append(f"<{node.role}>")
-    return [re.sub(r"\{%\d+\}", "{...}", text) for text in found]
+    found: dict[tuple[Any, str], None] = {}
+    for graph in module.graphs.values():
+        names = {p: p.name for p in graph.params}
+        names |= {n.text: n.name for n in graph.walk() if isinstance(n, (Gen, Select)) and n.name}
+        for node in graph.walk():
+            if isinstance(node, Text):
+                parts = [
+                    "{" + names.get(p, "...") + "}" if isinstance(p, Value) else str(p) for p in node.parts
+                ]
+                found[node.at, "".join(parts)] = None
+            elif isinstance(node, RoleBegin):
+                found[node.at, f"<{node.role}>"] = None
+            elif isinstance(node, Image):
+                found[node.at, f"<{node.kind} {hashlib.sha256(node.data).hexdigest()[:12]}>"] = None
+    return [text for _, text in found]
 
 
 def _changes(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
@@ -111,8 +178,11 @@ def _changes(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
     before, after = one["calls"], two["calls"]
     found += [f"call - {name}" for name in before if name not in after]
     found += [f"call + {name}" for name in after if name not in before]
-    for name in before.keys() & after.keys():
+    for name in (name for name in before if name in after):
         old, new = before[name], after[name]
+        if old["op"] != new["op"]:
+            found.append(f"call {name}: {old['op']} -> {new['op']}")
+            continue
         for key in sorted(old["fields"].keys() | new["fields"].keys()):
             a, b = old["fields"].get(key, "unset"), new["fields"].get(key, "unset")
             if a != b:
@@ -121,24 +191,34 @@ def _changes(one: dict[str, Any], two: dict[str, Any]) -> list[str]:
             a, b = old.get(key), new.get(key)
             if a != b:
                 found.append(f"call {name}: {key} {a or 'none'} -> {b or 'none'}")
+    if one["break"] is None and two["break"] is not None:
+        found.append(f"graph break: none -> {two['break']}")
+    elif one["break"] is not None and two["break"] is None:
+        found.append(f"graph break: {one['break']} -> none")
     a, b = one["shared_prefix"], two["shared_prefix"]
     if a != b:
         found.append(
-            f"shared prefix: {a['tokens']} -> {b['tokens']} tokens ({_percent(a['tokens'], b['tokens'])})"
+            f"shared prefix: {a['tokens']} -> {b['tokens']} tokens{_percent(a['tokens'], b['tokens'])}"
         )
     for key, title in _COSTS:
-        if one["cost"][key] != two["cost"][key]:
-            found.append(f"{title}: {_range(one['cost'][key])} -> {_range(two['cost'][key])}")
+        a, b = one["cost"][key], two["cost"][key]
+        if a != b:
+            found.append(f"{title}: {Interval(*a)} -> {Interval(*b)}{_percent(a[1], b[1])}")
+    for model in one["money"]:
+        a, b = one["money"][model], two["money"][model]
+        if a != b:
+            found.append(f"cost of {model}: {_money(a)} -> {_money(b)}{_percent(a[1], b[1])}")
     return found
 
 
-def _percent(a: int, b: int) -> str:
-    return "new" if not a else f"{(b - a) / a:+.0%}"
+def _percent(a: float | None, b: float | None) -> str:
+    """How much more the second is than the first, where that says something."""
+    return f" ({(b - a) / a:+.0%})" if a and b is not None and a != b else ""
 
 
-def _range(pair: list[int | None]) -> str:
+def _money(pair: list[float | None]) -> str:
     low, high = pair
-    return f"{low}" if low == high else f"{low} to {'no limit' if high is None else high}"
+    return f"at least {low:.6f}" if high is None else f"{low:.6f} to {high:.6f}"
 
 
 def _file_of(which: str, folder: Path) -> str:

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sglc.cli.common import (
     Define,
     Target,
-    beginning_of,
     chat_template,
     defined,
+    end_of,
     one_program,
     optimised,
     tokenizer_folder,
     traced_for,
 )
+from sglc.cli.explain_tables import print_tables
 from sglc.cli.prices import FORM, prices_in
+
+if TYPE_CHECKING:
+    from grammar import Vocabulary
+    from sglc.ir.core import Module, Node
+    from sglc.plan.interval import Cost, Interval
 
 
 def explain(
@@ -31,63 +37,68 @@ def explain(
         Path | None,
         typer.Option(help="Folder of a model whose tokenizer counts tokens; else `tiny`, the small one."),
     ] = None,
-    prices: Annotated[
-        Path | None,
-        typer.Option(help=FORM),
-    ] = None,
+    prices: Annotated[Path | None, typer.Option(help=FORM)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Say what each pass did, what the run will cost at least and at most, and where, line by line."""
+    """Say what each pass did, what the run will cost at least and at most, and where, line by line.
+
+    Of a program with a graph break, that is told of what comes before it.
+    """
     from sglc.check import CheckOptions
     from sglc.errors import GraphBreak
     from sglc.ir.analysis import constant_chars, critical_path, shared_prefixes
+    from sglc.ir.ops import Loop
     from sglc.plan.cost import costs
 
     chosen = chat_template(template)
-    sizes = CheckOptions(tokenizer=tokenizer_folder(tokenizer)).bound
+    options = CheckOptions(tokenizer=tokenizer_folder(tokenizer))
     rates = prices_in(prices)
     program = one_program(target)
     given = defined(program, define or [])
     try:
-        raw = traced_for(program, given)
+        raw, broken = traced_for(program, given)
     except GraphBreak as error:
-        start = beginning_of(program, given, error)
-        if start is None:
-            _interpreted(program.__name__, error, as_json)
-            return
-        raw = start
-    reports: list[tuple[str, dict[str, int]]] = []
+        if error.mark or error.__cause__ is not None:
+            raise
+        _interpreted(program.__name__, error, as_json)
+        return
+    did: list[dict[str, Any]] = []
     module = optimised(
-        raw, passes, after=lambda item, changed, report: reports.append((str(item), dict(report.counts)))
+        raw, passes, after=lambda item, _, report: did.append({"pass": str(item), "did": dict(report.counts)})
     )
     known = {**program.defaults(), **given}
-    before, found = costs(raw, sizes, chosen, known), costs(module, sizes, chosen, known)
+    found = costs(module, options.bound, chosen, known)
+    nominal = costs(module, options.nominal, chosen, known).total
     graph = module.graph
-    facts = {
+    facts: dict[str, Any] = {
+        "program": graph.name,
         "nodes": [sum(1 for _ in raw.graph.walk()), sum(1 for _ in graph.walk())],
         "constant_characters": constant_chars(graph),
-        "computed_before": _pair(before.total.computed),
         "critical_path": [_call_json(node) for node in critical_path(graph)],
         "shared_prefixes": [count for _, count in shared_prefixes(graph)],
-        "breaks": [
-            {"at": str(node.at) if node.at else None, "reason": node.attrs["reason"]}
+        "breaks": [_break_json(raw)] if broken is not None else [],
+        "passes": did,
+        "computed_before": _pair(costs(raw, options.bound, chosen, known).total.computed),
+        "nominal": {  # with arguments of unknown length left out
+            "prompt": nominal.prompt.high,
+            "computed": nominal.computed.high,
+            "computed_before": costs(raw, options.nominal, chosen, known).total.computed.high,
+        },
+        "endless_loops": [
+            {"at": str(node.at), "rounds": node.maximum}
             for node in graph.walk()
-            if node.op == "break"
+            if isinstance(node, Loop) and not node.bounded
         ],
+        "unknown_arguments": [p.name for p in graph.params],
+        "constraints": list(_constraints(module, options.vocabulary)),
+        "total": _cost_json(found.total),
+        "lines": [{"at": str(at) if at else None, **_cost_json(c)} for at, c in found.lines.items()],
+        "money": {name: list(found.total.money(price)) for name, price in rates.items()},
     }
-    charged = {name: found.total.money(price) for name, price in rates.items()}
     if as_json:
-        shown = {
-            "program": graph.name,
-            **facts,
-            "passes": [{"pass": name, "did": did} for name, did in reports],
-            "total": _cost_json(found.total),
-            "lines": [{"at": str(at) if at else None, **_cost_json(c)} for at, c in found.lines.items()],
-            "money": {n: list(m) for n, m in charged.items()},
-        }
-        print(json.dumps(shown, indent=1, ensure_ascii=False))
-        return
-    _tables(graph.name, facts, reports, found, charged)
+        print(json.dumps(facts, indent=1, ensure_ascii=False))
+    else:
+        print_tables(facts)
 
 
 def _interpreted(name: str, error: Any, as_json: bool) -> None:
@@ -96,8 +107,13 @@ def _interpreted(name: str, error: Any, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"program": name, "breaks": [{"at": at, "reason": error.message}]}, indent=1))
         return
-    print(f"{name} runs interpreted: it could not be traced")
+    print(f"{name} runs interpreted: nothing of it can be traced")
     print(f"graph break at {at}: {error.message}" if at else f"graph break: {error.message}")
+
+
+def _break_json(module: Module) -> dict[str, Any]:
+    end = module.graph.nodes[-1]
+    return {"at": str(end.at) if end.at else None, "reason": end.attrs["reason"], "shown": end_of(module)}
 
 
 def _call_json(node: Any) -> dict[str, Any]:
@@ -105,56 +121,43 @@ def _call_json(node: Any) -> dict[str, Any]:
     return {"op": node.op, "name": named, "at": str(node.at) if node.at else None}
 
 
-def _pair(interval: Any) -> list[int | None]:
+def _pair(interval: Interval) -> list[int | None]:
     return [interval.low, interval.high]
 
 
-def _cost_json(cost: Any) -> dict[str, list[int | None]]:
+def _cost_json(cost: Cost) -> dict[str, list[int | None]]:
     return {n: _pair(getattr(cost, n)) for n in ("calls", "prompt", "computed", "output")}
 
 
-def _tables(
-    name: str, facts: dict[str, Any], reports: list[Any], found: Any, charged: dict[str, Any]
-) -> None:
-    from rich.console import Console
-    from rich.table import Table
+def _constraints(module: Module, vocabulary: Vocabulary) -> Any:
+    """Each constraint once for each gen that has it: whether it is kept exactly, how long its texts are, and who keeps it."""
+    from grammar import ConstraintError, compile_constraint
+    from runtime.backends.targets import TARGETS
+    from sglc.ir.ops import Gen
 
-    console = Console()
-    before, after = facts["nodes"]
-    console.print(f"[bold]{name}[/]: {before} nodes traced, {after} after the passes")
-    for item in facts["breaks"]:
-        console.print(
-            f"graph break at {item['at']}: {item['reason']}; interpreted from there on",
-            soft_wrap=True, markup=False, highlight=False,
-        )  # fmt: skip
-    path = facts["critical_path"]
-    console.print(
-        f"{len(path)} calls wait for each other on the longest path: "
-        + " > ".join(c["name"] or c["op"] for c in path)
-        if path
-        else "no calls"
-    )
-    if facts["shared_prefixes"]:
-        shared = ", ".join(map(str, facts["shared_prefixes"]))
-        console.print(f"prompts shared by several calls: {shared} calls each")
-    total = found.total
-    if None not in (facts["computed_before"][1], total.computed.high, total.prompt.high):
-        console.print(
-            f"at most {total.computed.high:,} tokens of {total.prompt.high:,} in prompts are computed; "
-            f"before the passes {facts['computed_before'][1]:,}"
-        )
-    table = Table("pass", "what it did", box=None, pad_edge=False)
-    for item, did in reports:
-        table.add_row(item, ", ".join(f"{what}: {count}" for what, count in did.items()) or "-")
-    console.print(table)
-    lines = Table("where", "calls", "prompt tokens", "computed", "new tokens", box=None, pad_edge=False)
-    for at, cost in found.lines.items():
-        lines.add_row(
-            str(at) if at else "-", str(cost.calls), str(cost.prompt), str(cost.computed), str(cost.output)
-        )
-    lines.add_row("[bold]in all", str(total.calls), str(total.prompt), str(total.computed), str(total.output))
-    console.print(lines)
-    if total.prompt.high is None:
-        console.print("arguments of unknown length have no limit; give them with -D NAME=VALUE")
-    for model, (low, high) in charged.items():
-        console.print(f"{model}: {low:.6f} to {'no limit' if high is None else f'{high:.6f}'}")
+    known: dict[Any, dict[str, Any]] = {}
+
+    def told(kind: Any, source: str) -> dict[str, Any]:
+        keepers = [name for name, able in TARGETS.items() if kind in able.constraints]
+        shown = {"kind": kind, "source": source, "kept_by": keepers}
+        try:
+            report = compile_constraint(kind, source, vocabulary).report()
+        except ConstraintError as error:
+            return {**shown, "exact": False, "refused": error.message}
+        size = {"tokens": [report.min_tokens, report.max_tokens], "states": report.states}
+        return {**shown, "exact": report.exact, "form": report.engine, **size,
+                "shortest": report.witness, "begins": report.forced}  # fmt: skip
+
+    seen: set[Any] = set()
+    nodes: list[Node] = [node for graph in module.graphs.values() for node in graph.walk()]
+    for node in nodes:
+        if not isinstance(node, Gen) or node.constraint is None:
+            continue
+        constraint = module.constraint_of(node.constraint)
+        if (node.at, constraint) in seen:
+            continue
+        seen.add((node.at, constraint))
+        key = (constraint.kind, constraint.source)
+        if key not in known:
+            known[key] = told(*key)
+        yield {"at": str(node.at) if node.at else None, "name": node.name, **known[key]}

@@ -29,7 +29,7 @@ from sglc.exec.session import Receive, Session, Template
 from sglc.ir.core import Module
 from sglc.ir.ops import Break, Host, Return
 from sglc.ir.specs import SamplingFields
-from sglc.passes.pipeline import Pipeline
+from sglc.passes.pipeline import BEFORE_BREAK, Pipeline
 from sglc.plan.lower import lower
 
 
@@ -113,7 +113,7 @@ def schedule_until(module: Module, template: Template) -> Schedule | None:
     No pass may change what is sent, since each call must be one that the function makes. A host function is called by the
     body itself, so a plan that would call one is not run.
     """
-    module = Pipeline.parse("canonicalize,inline").run(module)
+    module = Pipeline.parse(BEFORE_BREAK).run(module)
     graph = module.graph
     end = graph.nodes[-1]
     if any(isinstance(node, Host) for node in graph.walk()) or not isinstance(end, Break):

@@ -541,6 +541,11 @@ def constant_prefix(program: Any, template: Any = None, arguments: Mapping[str, 
         graph = trace(program, known, frozenset(program.parameter_names) - known.keys()).graph
     except Exception:  # whatever keeps a program from being traced, it can still run
         return ""
+    return leading_text(graph, template)
+
+
+def leading_text(graph: Graph, template: Any = None) -> str:
+    """The constant text that a graph begins with."""
     found: list[str] = []
     history: list[dict[str, Any]] = []
     joined: dict[Value, list[Operand]] = {}  # the parts of concatenations

@@ -19,6 +19,7 @@ from sglc.ir.verify import verify_module
 from sglc.passes.base import Pass, Report, passes
 
 DEFAULT = "canonicalize,inline,drop-dead,cse,merge-forks,hoist-prefix,canonicalize"
+BEFORE_BREAK = "canonicalize,inline"  # what comes before a break is sent as the function sends it
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from sglc.ir.ops import (
     Text,
 )
 from sglc.ir.specs import MAX_TOKENS, Location
-from sglc.plan.interval import NOTHING, UNKNOWN, Cost, Interval
+from sglc.plan.interval import NOTHING, Cost, Interval
 from sglc.plan.sizes import Piece, Sizes
 
 
@@ -150,7 +150,7 @@ class _Work:
             elif isinstance(node, Return):
                 break
             elif isinstance(node, Break):
-                return total.plus(Cost(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN))
+                return total.plus(Cost(*[self.sizes.unknown] * 4))
             elif node.uses and node.defs and node.defs[0].type == "state":
                 states[node.defs[0]] = states[node.uses[0]]
                 if isinstance(node, ScopeEnd):

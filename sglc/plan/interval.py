@@ -30,9 +30,9 @@ class Interval:
         return isinstance(value, int) and self.low <= value and (self.high is None or value <= self.high)
 
     def __str__(self) -> str:
-        if self.low == self.high:
-            return f"{self.low:,}"
-        return f"{self.low:,} to {'no limit' if self.high is None else f'{self.high:,}'}"
+        if self.high is None:
+            return f"at least {self.low:,}" if self.low else "no limit"
+        return f"{self.low:,}" if self.low == self.high else f"{self.low:,} to {self.high:,}"
 
 
 NOTHING = Interval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -242,6 +243,80 @@ def test_explain_tells_where_the_graph_breaks(tmp_path: Path) -> None:
     assert done.returncode == 0 and f"graph break at {tmp_path}/p.py:8: " in done.stdout, done.stderr
     (found,) = json.loads(run("explain", str(tmp_path / "p.py"), "--json").stdout)["breaks"]
     assert found["at"] == f"{tmp_path}/p.py:8" and "print" in found["reason"]
+
+
+BREAKS = """import sglc as sgl
+
+
+@sgl.function
+def tips(s, q):
+    s += sgl.system("You are helpful, and know much.")
+    s += sgl.user(q)
+    s += sgl.assistant(sgl.gen("a", max_tokens=30))
+    forks = s.fork(2)
+    for k, f in enumerate(forks):
+        f += sgl.user("Give a tip, number " + str(k))
+        f += sgl.assistant(sgl.gen("tip", max_tokens=10))
+    forks.join()
+    print(s["a"])
+    s += sgl.user("More!")
+    s += sgl.assistant(sgl.gen("b", max_tokens=40))
+"""
+
+
+def test_explain_tells_what_is_known_before_the_break(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(BREAKS)
+    data = json.loads(run("explain", str(tmp_path / "p.py"), "-D", "q=Why?", "--json").stdout)
+    assert data["total"]["calls"] == [3, None] and data["total"]["output"] == [0, None]
+    assert [p["pass"] for p in data["passes"]] == ["canonicalize", "inline"]  # what such a run is made with
+    assert [line["calls"] for line in data["lines"]] == [[1, 1], [2, 2]]
+    assert data["lines"][1]["output"] == [0, 20]
+    assert data["nominal"]["computed"] <= data["nominal"]["prompt"]
+    done = run("explain", str(tmp_path / "p.py"), "-D", "q=Why?")
+    assert "at least 3" in done.stdout and "is not counted below" in done.stdout
+    wrong = run("explain", str(tmp_path / "p.py"), "-D", "p=Why?")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+
+
+def test_explain_tells_what_is_kept_of_each_constraint(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(
+        ONE.replace('stop="\\n"', 'regex="[0-9]{4}-x"')
+        + '    s += sgl.gen("r", json_schema=\'{"type": "string", "format": "colour"}\')\n'
+    )
+    date, colour = json.loads(run("explain", str(tmp_path / "p.py"), "--json").stdout)["constraints"]
+    assert (date["kind"], date["exact"], date["shortest"][4:]) == ("regex", True, "-x")
+    assert 1 <= date["tokens"][0] <= date["tokens"][1] <= 6 and "engine" in date["kept_by"]
+    assert not colour["exact"] and "colour" in colour["refused"]
+    shown = run("explain", str(tmp_path / "p.py")).stdout
+    assert "regex [0-9]{4}-x" in shown and f"refused at {tmp_path}/p.py:8: #/format: " in shown
+
+
+def test_explain_fits_narrow_terminals(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(BREAKS)
+    command = [sys.executable, "-m", "sglc.cli", "explain", str(tmp_path / "p.py")]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "64"}
+    )
+    rows = done.stdout[done.stdout.index("prompt tokens") :].splitlines()
+    assert any(row.startswith("8 ") and "0 to 30" in row for row in rows), done.stdout
+    assert "…" not in done.stdout
+
+
+def test_diff_compares_what_comes_before_a_break(tmp_path: Path) -> None:
+    (tmp_path / "one.py").write_text(BREAKS)
+    (tmp_path / "two.py").write_text(
+        BREAKS.replace("much", "little").replace("max_tokens=10", "max_tokens=20")
+    )
+    (tmp_path / "three.py").write_text(BREAKS.replace('    print(s["a"])\n', ""))
+    done = run("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"))
+    assert done.returncode == 0 and "A: compared up to the graph break in line 14: print" in done.stdout
+    assert "call tip: max_tokens 10 -> 20\n" in done.stdout and done.stdout.count("call tip") == 1
+    assert "text + 'You are helpful, and know little.'" in done.stdout
+    mended = run("diff", str(tmp_path / "one.py"), str(tmp_path / "three.py"), "-D", "q=Why?")
+    assert "graph break: line 14: " in mended.stdout and "-> none" in mended.stdout
+    assert "call + b\n" in mended.stdout and "calls: at least 3 -> 4\n" in mended.stdout
+    unknown = run("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "-D", "question=Why?")
+    assert unknown.returncode == 2 and "neither version has an argument 'question'" in unknown.stderr
 
 
 ONE = """import sglc as sgl
