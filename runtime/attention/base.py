@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -29,10 +29,37 @@ class AttentionInputs:
     slots: Tensor
 
 
+@dataclass(frozen=True)
+class PagedInputs:
+    """The same for kernels on a device, which find a request's slots in the page table themselves.
+
+    table       int32 [seats, width]: page of each seat's k-th page
+    seats       int32 [requests]
+    lengths     int32 [requests]: tokens attended to, the new ones included; 0 marks a padding row
+    starts      int32 [requests + 1]: rows of the batch that hold each request's new tokens
+    slots       int64 [tokens]: where the new tokens' k and v go; -1 stores nothing
+    max_new     bound of the new tokens of one request, max_length bound of `lengths`
+    decodes     requests [0, decodes) have one new token each, row i for request i; prompts follow
+    fresh       (first row, tokens) of every prompt, if none of them has anything before it; else empty
+    """
+
+    table: Tensor
+    seats: Tensor
+    lengths: Tensor
+    starts: Tensor
+    slots: Tensor
+    max_new: int
+    max_length: int
+    decodes: int
+    fresh: tuple[tuple[int, int], ...] = ()
+
+
 class AttentionImpl(Protocol):
     """Attend new tokens to everything before them, their own k and v stored first."""
 
-    def plan(self, inputs: AttentionInputs) -> None: ...
+    def plan(self, inputs: Any) -> None:
+        """`inputs` is what this implementation reads: AttentionInputs or PagedInputs."""
+        ...
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
         """q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; returns [tokens, heads, head_dim]."""
