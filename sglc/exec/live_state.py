@@ -160,6 +160,8 @@ class LiveState:
 
     def _wait(self, ready: Callable[[], bool]) -> None:
         """Block until `ready`, which is evaluated under the lock."""
+        if self._ahead is not None:
+            self._ahead.hurry()
         with self._lock:
             if ready():
                 return
@@ -579,6 +581,8 @@ class LiveState:
         self.finish()
 
     def finish(self) -> None:
+        if self._ahead is not None:
+            self._ahead.hurry()
         with self._lock:
             self._closed = True
             self._notify()

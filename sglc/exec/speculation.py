@@ -10,8 +10,9 @@ must follow the form; if it does not, it is asked for again.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -80,12 +81,35 @@ class Speculation:
         self._session = session
         self._tokens = tokens
         self._surplus: Surplus | None = None
+        self._lock = threading.Lock()
+        self._hurried = False  # since the body appended last
+        self._waiting: Callable[[], None] | None = None
         self._form: deque[Expected] = deque()  # what the body has appended, from the next operation on
 
     # What the body appends, which may be long before it is done.
 
     def expect(self, item: Expected) -> None:
         self._form.append(item)
+        if item is None:
+            self.hurry()
+        else:
+            self._hurried = False
+
+    def hurry(self) -> None:
+        """The form is whole, or somebody waits for what it holds so far."""
+        with self._lock:
+            self._hurried = True
+            waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._session.loop.call_soon_threadsafe(waiting)
+
+    def _when_whole(self, use: Callable[[], None]) -> None:
+        """Use an answer once the form that it must follow is known, which the body may still be writing."""
+        with self._lock:
+            if not self._hurried and None not in self._form:
+                self._waiting = use
+                return
+        use()
 
     # What is done.
 
@@ -137,10 +161,18 @@ class Speculation:
             assert delta.finish is not None, "a call that is not streamed has one delta"
             tokens = delta.usage.completion_tokens if delta.usage is not None else 0
             found = Surplus(delta.text, delta.finish.type == "stop", tokens, _bare(s))
-            must = not self._session.capabilities.continues
-            if must and tries > 1 and not s.greedy and not follows(found, (s, *self._form)):
+            if self._session.capabilities.continues:
+                use(delta, found)
+            else:
+                self._when_whole(lambda: again_or_use(delta, found))
+
+        def again_or_use(delta: Delta, found: Surplus) -> None:
+            if tries > 1 and not s.greedy and not follows(found, (s, *self._form)):
                 self._ask(request, receive, tries - 1)
-                return
+            else:
+                use(delta, found)
+
+        def use(delta: Delta, found: Surplus) -> None:
             served = found.take_gen(s)
             if served is None:  # it may have been cut by max_tokens, at a place that only the model knows
                 self._session.submit(request, receive)

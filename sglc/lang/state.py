@@ -5,28 +5,14 @@ A ProgramState turns these into calls of its Sink (lang/sink.py), so the same pr
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from sglc.ir.specs import Location
+from sglc.lang.location import user_location
 from sglc.lang.pieces import Appended, Gen, Image, Piece, Role, Row, Select, assistant, system, user
 from sglc.lang.sink import Sink
-
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
-
-
-def user_location() -> Location | None:
-    """The innermost line outside of this package."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        file = frame.f_code.co_filename
-        if not file.startswith(_PACKAGE):
-            return Location(file, frame.f_lineno)
-        frame = frame.f_back  # type: ignore[assignment]
-    return None
 
 
 class ProgramState:

@@ -10,10 +10,8 @@ lang/purity.py found harmless are run here, so tracing leaves no mark.
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -39,6 +37,7 @@ from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
 from sglc.ir.verify import verify_module
 from sglc.lang.host import Host as HostFunction
 from sglc.lang.host import find_host
+from sglc.lang.location import of_user, user_location
 from sglc.lang.merge import Explorer
 from sglc.lang.paths import Choice, Ended, Paths, Returned, Target, Unmergeable
 from sglc.lang.prune import pruned
@@ -49,7 +48,6 @@ from sglc.lang.trace_sink import CallSink, TraceSink, type_of_shape
 from sglc.lang.values import ACTIVE, Traced, TracedBool, TracedList, TracedStr
 
 MAX_GRAPHS = 256
-_PACKAGE = str(Path(__file__).resolve().parent.parent)
 
 
 def trace(program: Any, arguments: Mapping[str, Any], symbolic: frozenset[str] | None = None) -> Module:
@@ -393,14 +391,8 @@ class Trace:
         raise error
 
     def where(self) -> Location | None:
-        """The line of the program that is running: the innermost frame outside of this package."""
-        frame = sys._getframe(1)
-        while frame is not None:
-            file = frame.f_code.co_filename
-            if not file.startswith(_PACKAGE):
-                return Location(file, frame.f_lineno)
-            frame = frame.f_back  # type: ignore[assignment]
-        return None
+        """The line of the program that is running."""
+        return user_location()
 
     # Calls of other programs, and of the user's own functions.
 
@@ -522,7 +514,7 @@ def _raised_at(error: BaseException, own: str) -> Location | None:
     found, mine, step = None, None, error.__traceback__
     while step is not None:
         file = step.tb_frame.f_code.co_filename
-        if not file.startswith(_PACKAGE):
+        if of_user(file):
             found = Location(file, step.tb_lineno)
         if file == own:
             mine = found

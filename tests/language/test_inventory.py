@@ -197,7 +197,7 @@ def test_rows_11_and_12_a_join_that_appends() -> None:
     assert state.text() == f"Q\n0:{written[0]}\n1:{written[1]}\nSo:{state['y']}"
 
 
-@pytest.mark.parametrize("make", [lambda s, o: s.fork(2, o), lambda s, o: s.copy(o[:1]).__enter__()])
+@pytest.mark.parametrize("make", [lambda s, o: s.fork(2, o), lambda s, o: s.copy(o).__enter__()])
 def test_row_13_shifted_positions_are_refused_and_zero_is_the_plain_fork(make: Any) -> None:
     @sgl.function
     def ask(s, offsets):  # type: ignore[no-untyped-def]
