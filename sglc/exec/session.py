@@ -82,7 +82,7 @@ class Session:
 
         `ahead`: it may be served from what the model wrote before (exec/speculation.py).
         """
-        begun = not ahead and messages is not None and messages[-1].role == "assistant"
+        begun = not ahead and bool(messages) and messages[-1].role == "assistant"  # type: ignore[index]
         self._check(spec, begun, at)
         sampling, logprobs = self._resolve(spec)
         return Generate(

@@ -133,7 +133,7 @@ class Speculation:
             receive(Delta(id=request.id, text=served[0], finish=served[1], usage=Usage()))
             return
         self._surplus = None
-        begun = request.messages is not None and request.messages[-1].role == "assistant"
+        begun = bool(request.messages) and request.messages[-1].role == "assistant"  # type: ignore[index]
         if self._session.capabilities.chat_only and not self._session.capabilities.continues and begun:
             raise RunError(
                 f"the model did not write the form that the program expects, {TRIES} times, and "
