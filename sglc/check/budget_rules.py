@@ -8,11 +8,13 @@ from sglc.check.constraint_rules import GENS
 from sglc.check.diagnostic import Diagnostic
 from sglc.check.rule import Rule
 from sglc.check.subject import Subject
-from sglc.ir.ops import Break, Image, Loop
+from sglc.ir.core import Value
+from sglc.ir.ops import Begin, Break, Image, Loop, RoleBegin, RoleEnd, Text
 from sglc.ir.specs import Location
 from sglc.plan.cost import Costs
 from sglc.plan.interval import Cost
 
+LONG = 100  # tokens that are worth moving
 CALLS = (*GENS, "select")
 
 
@@ -144,3 +146,43 @@ def _endless(subject: Subject, unit: str) -> tuple[str, str, Location | None]:
             None,
         )
     return "", _less(subject), None
+
+
+class LateConstant(Rule, code="SGL407", name="late-constant", severity="note"):
+    """A long constant text after an argument: it is computed again for each row of a batch, as rows differ before it.
+
+    Bad:
+
+        s += question + "\\n"
+        s += "Answer in one sentence, without any word of which you are not sure. " * 9
+        s += sgl.gen("answer")
+
+    Good:
+
+        s += "Answer in one sentence, without any word of which you are not sure. " * 9
+        s += question + "\\n"
+        s += sgl.gen("answer")
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        state: Value | None = None
+        first: Text | None = None  # that is not the same in each row
+        late: list[str] = []
+        for node in subject.nodes():
+            if isinstance(node, Begin) and state is None:
+                state = node.out
+            elif isinstance(node, (Text, RoleBegin, RoleEnd)) and node.state == state:
+                state = node.out
+                for part in node.parts if isinstance(node, Text) else ():
+                    if not isinstance(part, str):
+                        first = first or (node if isinstance(node, Text) else None)
+                    elif first is not None:
+                        late.append(part)
+            elif state in node.uses or state in node.captures:
+                break
+        count = subject.options.count("".join(late))
+        if first is not None and count >= LONG:
+            yield subject.found(
+                self, first.at, f"{count} tokens of constant text come after this, which no two rows of a batch share",
+                "write what is constant first, and what differs last",
+            )  # fmt: skip

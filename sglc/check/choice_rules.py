@@ -1,96 +1,16 @@
-"""Rules about selects and what is compared with them."""
+"""Rules about the choices of selects."""
 
 from __future__ import annotations
 
 import ast
-import difflib
 import itertools
 from collections.abc import Iterator, Mapping
-from typing import Any
 
-from runtime.compute import ComputeError, compute
 from sglc.check.diagnostic import Diagnostic
 from sglc.check.rule import Rule
-from sglc.check.subject import Subject, argument, called, constant_texts
+from sglc.check.subject import Subject, argument, called
 from sglc.ir.core import Value
-from sglc.ir.ops import Pure, Select, Text, type_of
-
-
-class ImpossibleCompare(Rule, code="SGL201", name="impossible-compare", severity="error"):
-    """A condition on a select that comes out the same whatever is chosen.
-
-    Bad:
-
-        s += "Tool: " + sgl.select("tool", ["calc", "search"])
-        if s["tool"] == "calculator":
-            s += sgl.gen("expression")
-
-    Good:
-
-        s += "Tool: " + sgl.select("tool", ["calc", "search"])
-        if s["tool"] == "calc":
-            s += sgl.gen("expression")
-    """
-
-    def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        tables: dict[Value, tuple[Select, Mapping[str, Any]]] = {}
-        seen: set[Any] = set()
-        for node in subject.nodes():
-            if isinstance(node, Select):
-                choices = constant_texts(node.choices)
-                if choices:
-                    tables[node.text] = (node, {c: c for c in choices})
-            elif isinstance(node, Pure):
-                found = _derived(node, tables)
-                if found is None:
-                    continue
-                tables[node.out] = found
-                select, table = found
-                place = (node.at, node.args[-1]) if node.args else node.at
-                if node.op in _TESTS and len(set(table.values())) == 1 and place not in seen:
-                    seen.add(place)
-                    yield self._tell(subject, node, select, next(iter(table.values())))
-
-    def _tell(self, subject: Subject, node: Pure, select: Select, outcome: bool) -> Diagnostic:
-        choices = [c for c in select.choices if isinstance(c, str)]
-        other = next((a for a in node.args if isinstance(a, str)), "")
-        near = difflib.get_close_matches(other, choices, n=1, cutoff=0.4)
-        fix = f"did you mean {near[0]!r}?" if near else f"compare with one of {', '.join(map(repr, choices))}"
-        shown = f"s[{select.name!r}]" if select.name else "the choice"
-        told = f"{shown} is one of {', '.join(map(repr, choices))}, so this is always {outcome}"
-        return subject.found(self, _compare_at(subject, node, other) or node.at, told, fix)
-
-
-_TESTS = frozenset({"eq", "contains", "startswith", "endswith", "matches", "lt", "le"})
-
-
-def _derived(
-    node: Pure, tables: Mapping[Value, tuple[Select, Mapping[str, Any]]]
-) -> tuple[Select, Mapping[str, Any]] | None:
-    owners = [tables[a] for a in node.args if isinstance(a, Value) and a in tables]
-    if not owners or any(isinstance(a, Value) and a not in tables for a in node.args):
-        return None
-    select = owners[0][0]
-    if any(o is not select for o, _ in owners):
-        return None
-    table: dict[str, Any] = {}
-    for case in owners[0][1]:
-        try:
-            table[case] = compute(
-                node.op, tuple(tables[a][1][case] if isinstance(a, Value) else a for a in node.args)
-            )
-        except ComputeError:
-            return None
-    return select, table
-
-
-def _compare_at(subject: Subject, node: Pure, text: str) -> ast.AST | None:
-    """The constant that was compared with."""
-    line = node.at.line if node.at is not None else 0
-    for part in ast.walk(subject.tree) if subject.tree is not None else ():
-        if isinstance(part, ast.Constant) and part.value == text and part.lineno == line:
-            return part
-    return None
+from sglc.ir.ops import Pure, Select, Text
 
 
 class ChoicePrefix(Rule, code="SGL202", name="choice-prefix"):
@@ -290,33 +210,3 @@ def _element(call: ast.Call, text: str) -> ast.AST | None:
     """The last place in a call where this constant is written."""
     found = [p for p in ast.walk(call) if isinstance(p, ast.Constant) and p.value == text]
     return found[-1] if found else None
-
-
-class AnswerType(Rule, code="SGL208", name="compare-types"):
-    """A text is compared with something that is not a text, which is never equal.
-
-    Bad:
-
-        s += "How many? " + sgl.gen("n", dtype=int)
-        if s["n"] == 3:
-            s += "three"
-
-    Good:
-
-        s += "How many? " + sgl.gen("n", dtype=int)
-        if int(s["n"]) == 3:
-            s += "three"
-    """
-
-    def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        for node in subject.nodes():
-            if not isinstance(node, Pure) or node.op != "eq":
-                continue
-            kinds = {type_of(a) for a in node.args}
-            if "str" in kinds and kinds & {"int", "float", "bool"}:
-                yield subject.found(
-                    self,
-                    node.at,
-                    "a text is compared with a number, which is never equal",
-                    "compare int(...) of it, or compare with a text",
-                )

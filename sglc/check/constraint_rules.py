@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from grammar.constraint_errors import ConstraintError, RegexError, TooLarge
+from grammar.constraint_errors import Unsatisfiable as Contradiction
 from sglc.check.diagnostic import Diagnostic
 from sglc.check.rule import Rule
 from sglc.check.subject import Subject
@@ -13,7 +15,6 @@ from sglc.ir.ops import Gen
 from sglc.ir.specs import MAX_TOKENS
 
 if TYPE_CHECKING:
-    from grammar import ConstraintError
     from grammar.regex_syntax import Node, Repeat
     from runtime.api import Constraint
 
@@ -33,8 +34,6 @@ def constrained(subject: Subject) -> Iterator[tuple[Gen, Constraint]]:
 
 def refusal(subject: Subject, constraint: Constraint) -> ConstraintError | None:
     """Why the constraint cannot be enforced; None if it can."""
-    from grammar import ConstraintError
-
     try:
         subject.compiled(constraint.kind, constraint.source)
     except ConstraintError as error:
@@ -64,8 +63,6 @@ class BadRegex(Rule, code="SGL301", name="bad-regex", severity="error"):
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        from grammar.constraint_errors import RegexError
-
         broken = subject.broken
         if broken is not None and isinstance(broken.__cause__, re.error):
             yield subject.found(
@@ -93,11 +90,9 @@ class Unsatisfiable(Rule, code="SGL302", name="unsatisfiable", severity="error")
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        from grammar.constraint_errors import Unsatisfiable as Impossible
-
         for node, constraint in constrained(subject):
             error = refusal(subject, constraint)
-            if error is not None and (isinstance(error, Impossible) or _never(error)):
+            if error is not None and (isinstance(error, Contradiction) or _never(error)):
                 yield subject.found(
                     self, node.at, f"no text fulfils this {constraint.kind}: {_first_line(error.message)}",
                     "loosen the part that contradicts itself", *GENS,
@@ -117,8 +112,6 @@ class LargeConstraint(Rule, code="SGL303", name="large-constraint"):
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        from grammar.constraint_errors import TooLarge
-
         for node, constraint in constrained(subject):
             error = refusal(subject, constraint)
             fix = "make repeat counts smaller, or tell alternatives apart by their first characters"
@@ -136,22 +129,19 @@ class BadSchema(Rule, code="SGL304", name="bad-schema", severity="error"):
 
     Bad:
 
-        s += sgl.gen("r", json_schema='{"type": "objekt"}')
+        s += "Record: " + sgl.gen("r", json_schema='{"type": "objekt"}')
 
     Good:
 
-        s += sgl.gen("r", json_schema='{"type": "object", "properties": {"a": {"type": "integer"}}}')
+        s += "Record: " + sgl.gen("r", json_schema='{"type": "object", "properties": {"a": {"type": "integer"}}}')
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        from grammar.constraint_errors import RegexError, TooLarge
-        from grammar.constraint_errors import Unsatisfiable as Impossible
-
         for node, constraint in constrained(subject):
             if constraint.kind != "json_schema":
                 continue
             error = refusal(subject, constraint)
-            if error is not None and not isinstance(error, (RegexError, TooLarge, Impossible)):
+            if error is not None and not isinstance(error, (RegexError, TooLarge, Contradiction)):
                 yield subject.found(
                     self, node.at, f"this schema cannot be enforced: {_first_line(error.message)}",
                     "correct it, or leave the keyword out and check the answer yourself", *GENS,
@@ -187,85 +177,6 @@ class TooFewTokens(Rule, code="SGL305", name="too-few-tokens", severity="error")
                 )
 
 
-class ImpossibleStop(Rule, code="SGL306", name="impossible-stop"):
-    """A stop string that the constraint never lets the model write.
-
-    Bad:
-
-        s += "Number: " + sgl.gen("n", regex="[0-9]+", stop="END")
-
-    Good:
-
-        s += "Number: " + sgl.gen("n", regex="[0-9]+;", stop=";")
-    """
-
-    def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        from grammar import compile_regex
-
-        for node, constraint in constrained(subject):
-            stops = [s for s in _stops(node) if s]
-            if not stops or refusal(subject, constraint) is not None:
-                continue
-            fsm = subject.compiled(constraint.kind, constraint.source).fsm
-            for stop in stops if fsm is not None else ():
-                assert fsm is not None
-                if fsm.intersection(compile_regex(f"(?s:.*){re.escape(stop)}(?s:.*)")).is_empty:
-                    yield subject.found(
-                        self, node.at, f"the constraint never lets the model write the stop string {stop!r}",
-                        "drop the stop string, or let the constraint end with it", *GENS,
-                    )  # fmt: skip
-
-
-class EarlyStop(Rule, code="SGL307", name="early-stop"):
-    """A stop string with which every text of the constraint begins: nothing is ever generated.
-
-    Bad:
-
-        s += "Value" + sgl.gen("v", regex=": [0-9]+", stop=":")
-
-    Good:
-
-        s += "Value:" + sgl.gen("v", regex=" [0-9]+")
-    """
-
-    def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        for node, constraint in constrained(subject):
-            if not _stops(node) or refusal(subject, constraint) is not None:
-                continue
-            forced = subject.compiled(constraint.kind, constraint.source).report().forced
-            stop = next((s for s in _stops(node) if s and forced.startswith(s)), None)
-            if stop is not None:
-                yield subject.found(
-                    self, node.at, f"every text of the constraint begins with the stop string {stop!r}",
-                    "drop the stop string", *GENS,
-                )  # fmt: skip
-
-
-class EmptyStop(Rule, code="SGL308", name="empty-stop", severity="error"):
-    """An empty stop string.
-
-    Bad:
-
-        s += "Q: " + sgl.gen("a", stop="")
-
-    Good:
-
-        s += "Q: " + sgl.gen("a", stop="\\n")
-    """
-
-    def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        for node in subject.nodes():
-            if isinstance(node, Gen) and "" in _stops(node):
-                yield subject.found(
-                    self, node.at, "a stop string is empty", "give the text to stop at, or no stop", *GENS
-                )
-
-
-def _stops(node: Gen) -> tuple[str, ...]:
-    stop = node.sampling.stop
-    return () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-
-
 class EndlessSpace(Rule, code="SGL309", name="endless-space"):
     """White space without a limit in a regex: a model that begins with it may write nothing else until its tokens run out.
 
@@ -279,7 +190,6 @@ class EndlessSpace(Rule, code="SGL309", name="endless-space"):
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        from grammar.constraint_errors import RegexError
         from grammar.regex_syntax import parse
 
         for node, constraint in constrained(subject):

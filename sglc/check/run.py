@@ -11,8 +11,12 @@ from typing import Any
 from sglc.check import boundary_rules as boundaries
 from sglc.check import budget_rules as budgets
 from sglc.check import choice_rules as choices
+from sglc.check import compare_rules as compares
 from sglc.check import constraint_rules as constraints
+from sglc.check import fork_rules as forks
+from sglc.check import message_rules as messages
 from sglc.check import state_rules as states
+from sglc.check import stop_rules as stops
 from sglc.check import target_rules as targets
 from sglc.check.diagnostic import Diagnostic, Severity
 from sglc.check.rule import Rule
@@ -22,16 +26,17 @@ RULES: Mapping[str, Rule] = MappingProxyType(
     {
         rule.code: rule()
         for rule in (
-            states.ReadBeforeGen, states.DeadGen, states.DeadFork, states.EmptyFork, states.NestedRole,
-            states.RoleNotClosed, states.NotText, states.EndedState, states.OpenScope, states.EndlessLoop,
-            choices.ImpossibleCompare, choices.ChoicePrefix, choices.ChoiceSpace, choices.EqualChoices,
-            choices.EmptyChoices, choices.OneChoice, choices.UnevenChoices, choices.AnswerType,
+            states.ReadBeforeGen, forks.DeadGen, forks.DeadFork, forks.EmptyFork, messages.NestedRole,
+            messages.RoleNotClosed, messages.NotText, forks.EndedState, states.OpenScope, states.EndlessLoop,
+            forks.EqualBranches, messages.EmptyPrompt, states.DeadCall,
+            compares.ImpossibleCompare, choices.ChoicePrefix, choices.ChoiceSpace, choices.EqualChoices,
+            choices.EmptyChoices, choices.OneChoice, choices.UnevenChoices, compares.AnswerType,
             boundaries.UnknownMethod, boundaries.TokenBoundary,
             constraints.BadRegex, constraints.Unsatisfiable, constraints.LargeConstraint, constraints.BadSchema,
-            constraints.TooFewTokens, constraints.ImpossibleStop, constraints.EarlyStop, constraints.EmptyStop,
-            constraints.EndlessSpace,
+            constraints.TooFewTokens, stops.ImpossibleStop, stops.EarlyStop, stops.EmptyStop,
+            constraints.EndlessSpace, stops.RedundantStop, forks.EqualSamples,
             budgets.ContextOverflow, targets.Unsupported, targets.OutsideMessage, targets.SelectTemperature,
-            targets.BodyRaises, budgets.OverBudget, targets.GraphBreaks,
+            targets.BodyRaises, budgets.OverBudget, budgets.LateConstant, targets.GraphBreaks,
         )
     }
 )  # fmt: skip

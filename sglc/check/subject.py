@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from grammar.constraint_errors import ConstraintError
 from runtime.backends.base import Capabilities
 from sglc.check.diagnostic import Diagnostic, Severity
 from sglc.errors import GraphBreak, SglcError
@@ -134,7 +135,7 @@ class Subject:
 
     def compiled(self, kind: Any, source: str) -> CompiledConstraint:
         """The constraint for the tokenizer. Raises ConstraintError, the same each time."""
-        from grammar import ConstraintError, compile_constraint
+        from grammar import compile_constraint
 
         key = (kind, source)
         if key not in self._compiled:

@@ -92,11 +92,11 @@ class BodyRaises(Rule, code="SGL405", name="body-raises", severity="error"):
 
     Bad:
 
-        s += sgl.gen("x", dtype="integer")
+        s += "How many? " + sgl.gen("x", dtype="integer")
 
     Good:
 
-        s += sgl.gen("x", dtype="int")
+        s += "How many? " + sgl.gen("x", dtype="int")
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:

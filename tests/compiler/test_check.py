@@ -65,7 +65,20 @@ def example(rule: Any, word: str) -> str:
     after = text.split(f"{word}:\n\n", 1)[1]
     lines = list(itertools.takewhile(lambda line: not line or line.startswith("    "), after.splitlines()))
     body = textwrap.indent(textwrap.dedent("\n".join(lines)).strip(), "    ")
-    return f"import sglc as sgl\n\n\n@sgl.function\ndef shown(s):\n{body}\n"
+    return EXAMPLE_HEAD + body + "\n"
+
+
+EXAMPLE_HEAD = """import sglc as sgl
+
+
+@sgl.function
+def ask(s, question):
+    s += question + sgl.gen("answer")
+
+
+@sgl.function
+def shown(s, question):
+"""
 
 
 @pytest.mark.parametrize("code", RULES)
