@@ -1,0 +1,122 @@
+"""How work is cut for a device: block sizes, warps, pipeline stages and splits of each kernel.
+
+Tables are by device name and shape class, filled from benchmarks/gpu/kernels.py; a device that is not in them gets
+the row of "". Nothing here changes results beyond the order of sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Literal
+
+import torch
+
+
+@dataclass(frozen=True)
+class DecodeTiles:
+    """`shortest`: tokens that a split holds at least."""
+
+    block_n: int
+    warps: int
+    stages: int
+    splits: int
+    shortest: int = 128
+
+
+@dataclass(frozen=True)
+class PrefillTiles:
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class LinearTiles:
+    """`gemv`: one row, `stages` is how far its loop is unrolled; `tiled`: any; `library`: torch, sizes unused."""
+
+    kind: Literal["gemv", "tiled", "library"]
+    block_m: int = 16
+    block_n: int = 64
+    block_k: int = 128
+    warps: int = 4
+    stages: int = 4
+    splits: int = 1
+
+
+@lru_cache(maxsize=16)
+def device_name(index: int) -> str:
+    return torch.cuda.get_device_name(index)
+
+
+@lru_cache(maxsize=16)
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a device; 4 where there is no GPU, so that tests split too."""
+    if device.type != "cuda":
+        return 4
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _name(device: torch.device) -> str:
+    return device_name(device.index or 0) if device.type == "cuda" else "cpu"
+
+
+# (block_n, warps, stages, programs per multiprocessor) by head size of at most so many bytes
+_DECODE = MappingProxyType(
+    {
+        "": ((128, (64, 4, 3, 4)), (256, (64, 4, 3, 4)), (512, (32, 4, 3, 3)), (1 << 30, (16, 4, 2, 2))),
+        "cpu": ((1 << 30, (16, 4, 1, 1)),),
+    }
+)
+# (block_m, block_n, warps, stages) by head size of at most so many bytes
+_PREFILL = MappingProxyType(
+    {
+        "": (
+            (128, (128, 128, 8, 3)),
+            (256, (128, 64, 8, 3)),
+            (512, (64, 64, 8, 2)),
+            (1 << 30, (32, 32, 4, 1)),
+        ),
+        "cpu": ((1 << 30, (16, 16, 4, 1)),),
+    }
+)
+
+
+def decode_tiles(
+    device: torch.device, requests: int, kv_heads: int, dim: int, dtype: torch.dtype
+) -> DecodeTiles:
+    """Tiles and the number of splits that fills the device with so many requests."""
+    table = _DECODE.get(_name(device)) or _DECODE[""]
+    size = triton_width(dim) * max(2, dtype.itemsize)
+    block_n, warps, stages, per = next(row for most, row in table if size <= most)
+    programs = processors(device) * per
+    splits = min(64, max(1, programs // max(1, requests * kv_heads)))
+    return DecodeTiles(block_n, warps, stages, 1 << (splits.bit_length() - 1))
+
+
+def prefill_tiles(device: torch.device, dim: int, dtype: torch.dtype) -> PrefillTiles:
+    table = _PREFILL.get(_name(device)) or _PREFILL[""]
+    size = triton_width(dim) * max(2, dtype.itemsize)
+    return PrefillTiles(*next(row for most, row in table if size <= most))
+
+
+def linear_tiles(
+    device: torch.device, rows: int, n: int, k: int, dtype: torch.dtype, gated: bool
+) -> LinearTiles:
+    """How to multiply `rows` rows by a matrix [n, k] (twice n if gated)."""
+    if rows == 1:
+        block_k = min(1024, k & -k) if k & -k >= 128 else min(1024, triton_width(k))
+        block_n = max(1, 4096 // block_k // (2 if gated else 1))
+        return LinearTiles("gemv", 1, min(block_n, 16), block_k, 4, 1)
+    if rows > 64 or dtype == torch.float32:
+        return LinearTiles("library")
+    block_k = 64 if gated else 128
+    splits = min(k // (4 * block_k), 2 * processors(device) // max(1, n // 64))
+    return LinearTiles("tiled", triton_width(rows), 64, block_k, 4, 4, max(1, splits))
+
+
+def triton_width(size: int) -> int:
+    """The power of two that holds `size`, 16 at least."""
+    return max(16, 1 << (size - 1).bit_length())
