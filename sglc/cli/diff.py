@@ -95,7 +95,7 @@ def _refuse_unknown(programs: list[Any], pairs: list[str]) -> None:
 def _facts(
     program: Any, pairs: list[str], template: Any, options: CheckOptions, rates: dict[str, Price]
 ) -> dict[str, Any]:
-    from sglc.lang.trace import leading_text
+    from sglc.lang.known_prefix import prefix_of
     from sglc.passes.pipeline import BEFORE_BREAK
     from sglc.plan.cost import costs
 
@@ -106,7 +106,7 @@ def _facts(
     written = optimised(
         raw, BEFORE_BREAK
     )  # as it was written, so that a change in one place shows in one place
-    prefix = leading_text(raw.graph, template)
+    prefix = prefix_of(raw.graph, template).constant
     end = raw.graph.nodes[-1]
     return {
         "program": program.__name__,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -211,7 +212,9 @@ def _run_batch(
     """Rows by the chunk, results to the journal as each chunk is done."""
     from tqdm import tqdm
 
+    from runtime.backends.metered import Metered
     from sglc.exec.batch_file import CHUNK, Journal, RowError, rows_of
+    from sglc.lang.program import resolve_backend
 
     if not file.is_file():
         raise Mistake(f"--batch {file}: there is no such file")
@@ -228,13 +231,15 @@ def _run_batch(
         print(f"sglc: {journal.foreign} results in {out} are of another program or other options; they stay, and their "
               "rows run again", file=sys.stderr)  # fmt: skip
     failed = 0
+    began = time.perf_counter()
+    metered = Metered(resolve_backend(backend))
     bar = tqdm(total=total, unit="row", disable=None)
     try:
         for chunk in _chunks(rows_of(file), CHUNK):
             todo = [row for row in chunk if not journal.has(row, retry_failed)]
             bar.update(len(chunk) - len(todo))
             if todo:
-                results = _run_rows(runnable, program, todo, given, backend, sampling)
+                results = _run_rows(runnable, program, todo, given, metered, sampling)
                 journal.write(results)
                 bar.update(len(todo))
         failed = len(journal.failed - journal.done)
@@ -244,6 +249,12 @@ def _run_batch(
         bar.close()
         journal.close()
     print(f"{total} rows, {failed} failed: {out}")
+    spent = metered.spent
+    if spent.calls:
+        print(
+            f"{spent.calls} calls in {time.perf_counter() - began:.1f} s: {spent.prompt_tokens} prompt tokens, "
+            f"{spent.hit_rate:.0%} of them from the prefix cache, {spent.completion_tokens} written"
+        )
     if failed:
         raise typer.Exit(1)
 

@@ -14,15 +14,14 @@ from runtime.backends.base import Backend
 from sglc.config import global_config
 from sglc.exec.interpreter import interpret, session_for
 from sglc.exec.loop import event_loop
+from sglc.exec.row_groups import LEAST_PREFIX, Warmup, groups_of
 from sglc.ir.specs import SamplingFields
-
-LEAST_PREFIX = 64  # characters; a shorter prefix is not worth a call of its own
 
 
 def warm_prefix(program: Any, backend: Backend, shared: dict[str, Any]) -> None:
     """Compute the text that all rows begin with, if it is known without running a body that does more than build its state."""
     from sglc.lang.chat_template import chat_template_for
-    from sglc.lang.trace import constant_prefix
+    from sglc.lang.known_prefix import constant_prefix
 
     if not backend.capabilities.prefill:
         return
@@ -44,8 +43,8 @@ def interpret_batch(
     """Finished states in the rows' order; see `Program.run_batch`."""
     threads = max(96, (os.cpu_count() or 1) * 16) if num_threads == "auto" else int(num_threads)
     threads = min(threads, len(rows))
-    if len(rows) > 1 and global_config.enable_precache_with_tracing:
-        warm_prefix(program, backend, {})
+    groups = groups_of(program, rows if global_config.enable_precache_with_tracing else (), backend)
+    warmup = Warmup(groups, backend)
     session = session_for(backend, sampling)
     bar = None
     if progress_bar:
@@ -53,22 +52,34 @@ def interpret_batch(
 
         bar = tqdm(total=len(rows), desc=program.__name__)
 
-    def one(arguments: dict[str, Any]) -> Any:
+    async def warmed(position: int) -> None:
+        if (task := warmup.before(position)) is not None:
+            await asyncio.wait([task])
+
+    def one(position: int, number: int) -> Any:
+        if groups.groups:
+            asyncio.run_coroutine_threadsafe(warmed(position), session.loop).result()
+        arguments = rows[number]
         state = interpret(program, arguments, backend, sampling, session=session)
         state.sync()
         if bar is not None:
             bar.update()
         return state
 
-    results: list[Any] = []
+    results: list[Any] = [None] * len(rows)
+    order = groups.order or tuple(range(len(rows)))
     try:
         if threads == 1:
-            for row in rows:
-                results.append(_caught(one, row))
+            for position, number in enumerate(order):
+                results[number] = _caught(one, position, number)
         else:
             with ThreadPoolExecutor(threads, thread_name_prefix="sglc-row") as pool:
-                jobs = [pool.submit(contextvars.copy_context().run, _caught, one, row) for row in rows]
-                results = [job.result() for job in jobs]
+                jobs = [
+                    pool.submit(contextvars.copy_context().run, _caught, one, position, number)
+                    for position, number in enumerate(order)
+                ]
+                for number, job in zip(order, jobs, strict=True):
+                    results[number] = job.result()
     finally:
         if bar is not None:
             bar.close()
@@ -79,8 +90,8 @@ def interpret_batch(
     return results
 
 
-def _caught(one: Any, row: dict[str, Any]) -> Any:
+def _caught(one: Any, position: int, number: int) -> Any:
     try:
-        return one(row)
+        return one(position, number)
     except Exception as error:
         return error

@@ -15,12 +15,14 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from sglc.config import global_config
 from sglc.errors import GraphBreak, SglcError
-from sglc.exec.batch import interpret_batch, warm_prefix
+from sglc.exec.batch import interpret_batch
 from sglc.exec.executor import Execution, Schedule, as_raised
 from sglc.exec.interpreter import interpret
 from sglc.exec.plan_state import PlanState
 from sglc.exec.replay import replay, schedule_until
+from sglc.exec.row_groups import RowGroups, Warmup, groups_of
 from sglc.exec.session import Session
 from sglc.ir.core import Module
 from sglc.ir.specs import Location, SamplingFields
@@ -233,13 +235,11 @@ class CompiledProgram:
                 progress_bar=progress_bar,
                 return_exceptions=return_exceptions,
             )
-        if len(rows) > 1:
-            warm_prefix(self.program, chosen, {})
+        groups = groups_of(self.program, rows if global_config.enable_precache_with_tracing else (), chosen)
         limit = num_threads if isinstance(num_threads, int) else ROWS_IN_FLIGHT
         known = [s for s in schedules if s is not None]
-        return run_schedules(
-            known, Session(chosen, template, sampling), rows, max(limit, 1), progress_bar, return_exceptions
-        )
+        session = Session(chosen, template, sampling)
+        return run_schedules(known, session, rows, max(limit, 1), progress_bar, return_exceptions, groups)
 
     async def arun(self, *args: Any, **kwargs: Any) -> ProgramState:
         """`run` for asyncio; the state is finished when it returns."""
@@ -287,10 +287,14 @@ def run_schedules(
     limit: int = ROWS_IN_FLIGHT,
     progress_bar: bool = False,
     return_exceptions: bool = False,
+    groups: RowGroups | None = None,
 ) -> list[Any]:
-    """A run for each row, at most `limit` at a time; finished states in order."""
+    """A run for each row, at most `limit` at a time; finished states in the rows' order."""
     runs = [_execution(s, session, row) for s, row in zip(schedules, rows, strict=True)]
-    _run_all(runs, limit, progress_bar)
+    if groups is not None and groups.groups:
+        _run_all([runs[k] for k in groups.order], limit, progress_bar, Warmup(groups, session.backend))
+    else:
+        _run_all(runs, limit, progress_bar)
     return _outcomes(runs, return_exceptions)
 
 
@@ -304,7 +308,7 @@ def _returned(state: ProgramState, execution: Execution) -> None:
         state.ret_value = execution.value_of(execution.plan.result)
 
 
-def _run_all(runs: Sequence[Execution], limit: int, progress_bar: bool) -> None:
+def _run_all(runs: Sequence[Execution], limit: int, progress_bar: bool, warmup: Warmup | None = None) -> None:
     """Run all, at most `limit` at a time, in order; each one that ends lets the next one begin."""
     bar = None
     if progress_bar:
@@ -312,13 +316,17 @@ def _run_all(runs: Sequence[Execution], limit: int, progress_bar: bool) -> None:
 
         bar = tqdm(total=len(runs))
     done = threading.Event()
-    waiting = iter(runs)
+    waiting = iter(enumerate(runs))
     left = len(runs)
 
     def begin(count: int) -> None:  # on the loop; rows that begin together share requests
-        for run in islice(waiting, count):
+        for position, run in islice(waiting, count):
             run.when_over(ended)
-            run.begin()
+            task = warmup.before(position) if warmup is not None else None
+            if task is None:
+                run.begin()
+            else:
+                task.add_done_callback(lambda _, run=run: run.begin())  # type: ignore[misc]
 
     def ended() -> None:  # on the loop
         nonlocal left

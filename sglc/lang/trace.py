@@ -24,12 +24,8 @@ from sglc.ir.ops import (
     Call,
     Host,
     Pack,
-    Pure,
     Read,
     Return,
-    RoleBegin,
-    RoleEnd,
-    Text,
     pure,
     type_of,
 )
@@ -520,59 +516,3 @@ def _raised_at(error: BaseException, own: str) -> Location | None:
             mine = found
         step = step.tb_next
     return mine or found
-
-
-def constant_prefix(program: Any, template: Any = None, arguments: Mapping[str, Any] | None = None) -> str:
-    """The text that every run begins with, whatever its arguments are; "" if that cannot be known safely.
-
-    `template` is the chat template that role markers become; without one the text ends at the first marker.
-    `arguments` are values that all runs share. Never runs a body that does more than build its state.
-    """
-    known = dict(arguments or {})
-    try:
-        graph = trace(program, known, frozenset(program.parameter_names) - known.keys()).graph
-    except Exception:  # whatever keeps a program from being traced, it can still run
-        return ""
-    return leading_text(graph, template)
-
-
-def leading_text(graph: Graph, template: Any = None) -> str:
-    """The constant text that a graph begins with."""
-    found: list[str] = []
-    history: list[dict[str, Any]] = []
-    joined: dict[Value, list[Operand]] = {}  # the parts of concatenations
-    state: Value | None = None
-    for node in graph.nodes:
-        if isinstance(node, Begin):
-            state = node.out
-        elif isinstance(node, Pure) and node.op == "concat":
-            joined[node.out] = [
-                p for a in node.args for p in (joined.get(a, [a]) if isinstance(a, Value) else [a])
-            ]
-        elif isinstance(node, Text) and node.state == state:
-            for operand in node.parts:
-                for part in joined.get(operand, [operand]) if isinstance(operand, Value) else [operand]:
-                    if not isinstance(part, str):
-                        return "".join(found)
-                    found.append(part)
-            state = node.out
-        elif isinstance(node, (RoleBegin, RoleEnd)) and node.state == state and template is not None:
-            found.append(_marker(node, template, history))
-            state = node.out
-        elif state in node.uses or state in node.captures:
-            break
-    return "".join(found)
-
-
-def _marker(node: RoleBegin | RoleEnd, template: Any, history: list[dict[str, Any]]) -> str:
-    """The text of a role marker after the messages in `history`, which is kept up to date."""
-    text = ""
-    if isinstance(node, RoleBegin):
-        default = template.default_system_prompt
-        if not history and node.role != "system" and default:
-            text = default.join(template.get_prefix_and_suffix("system", history))
-            history.append({"role": "system", "content": default})
-        return text + template.get_prefix_and_suffix(node.role, history)[0]
-    text = template.get_prefix_and_suffix(node.role, history)[1]
-    history.append({"role": node.role, "content": ""})
-    return text

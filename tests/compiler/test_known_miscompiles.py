@@ -12,7 +12,7 @@ import sglc as sgl
 from runtime.api import Generate, render
 from sglc.errors import GraphBreak, RunError
 from sglc.lang.chat_template import get_chat_template
-from sglc.lang.trace import constant_prefix
+from sglc.lang.known_prefix import constant_prefix
 
 HERE = __file__
 noise: list[str] = []
