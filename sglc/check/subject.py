@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import linecache
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -193,7 +194,8 @@ class Subject:
             place = place or (self.statement_at(at) if file == self.file else None)
         else:
             place = at
-        column, end = 1, 0
+        text = linecache.getline(file, line).rstrip()
+        column, end = len(text) - len(text.lstrip()) + 1, len(text) + 1
         if place is not None and hasattr(place, "lineno"):
             line, column = place.lineno, getattr(place, "col_offset", 0) + 1
             same = getattr(place, "end_lineno", line) == line

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 
 from sglc.check.constraint_rules import GENS
 from sglc.check.diagnostic import Diagnostic
@@ -14,6 +16,7 @@ from sglc.errors import GraphBreak
 from sglc.ir.analysis import open_messages
 from sglc.ir.lacks import of_node, of_place
 from sglc.ir.ops import Gen
+from sglc.ir.specs import Location
 from sglc.lang.trace_sink import UndefinedVariable
 
 
@@ -132,10 +135,18 @@ class GraphBreaks(Rule, code="SGL501", name="graph-break", severity="note"):
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
         broken = subject.broken
-        if isinstance(broken, GraphBreak) and not broken.mark and broken.__cause__ is None:
-            yield subject.found(
-                self,
-                broken.at,
-                broken.message,
-                "nothing needs to be done: it only runs without the compiler's help",
-            )
+        if not isinstance(broken, GraphBreak) or broken.mark or broken.__cause__ is not None:
+            return
+        at, message = broken.at, broken.message
+        if at is not None and _is_foreign(at.file, subject.file):  # in a library that the program calls
+            at, message = Location(subject.file, subject.line), f"{message} ({at})"
+        fix = "nothing needs to be done: it only runs without the compiler's help"
+        unknown = [n for n in subject.program.parameter_names if f"argument {n} is not known" in message]
+        if unknown:
+            fix = f"check it for a value of {unknown[0]}, which a run knows: -D {unknown[0]}=..."
+        yield subject.found(self, at, message, fix)
+
+
+def _is_foreign(file: str, own: str) -> bool:
+    libraries = {sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib")}
+    return file != own and any(Path(file).is_relative_to(folder) for folder in libraries if folder)

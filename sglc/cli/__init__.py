@@ -8,6 +8,9 @@ them, so `sglc --help` is quick.
 from __future__ import annotations
 
 import sys
+import sysconfig
+import traceback
+from pathlib import Path
 from typing import NoReturn
 
 import typer
@@ -26,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("compile")(compile_command)
@@ -55,12 +59,32 @@ def main() -> None:
         _die("interrupted", 130)
     except BrokenPipeError:
         sys.exit(0)
-    except Exception as error:  # of click: usage errors carry their own message
-        if hasattr(error, "format_message"):
+    except Exception as error:
+        if hasattr(error, "format_message"):  # of click: usage errors carry their own message
             _die(error.format_message(), 2)
-        raise
+        own = _users_part(error)
+        if own is None:
+            raise
+        print(own, file=sys.stderr, end="")
+        sys.exit(1)
 
 
 def _die(message: str, code: int) -> NoReturn:
-    print(f"sglc: {message}", file=sys.stderr)
+    if message:  # none where the help was printed instead
+        print(f"sglc: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _users_part(error: Exception) -> str | None:
+    """The traceback of an error that a user's code raised, without the calls that led there; None if it did not."""
+    told = traceback.TracebackException.from_exception(error)
+    ours = [sysconfig.get_path(kind) for kind in ("stdlib", "purelib", "platlib", "scripts")]
+    ours += [str(Path(__file__).parents[2] / name) for name in ("sglc", "runtime", "grammar", "stdlib")]
+    first = next(
+        (k for k, step in enumerate(told.stack) if not step.filename.startswith((*ours, "<"))),
+        None,
+    )
+    if first is None:
+        return None
+    told.stack = traceback.StackSummary.from_list(told.stack[first:])
+    return "".join(told.format(chain=False))

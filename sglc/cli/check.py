@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,8 @@ def check_command(
             "template": template,
         },
     )  # fmt: skip
+    asked = [pair.partition("=")[0] for pair in define or []]
+    taken: set[str] = set()
     codes = set(select or RULES) - set(ignore or ())
     found = set()
     for name in _files(targets):
@@ -95,10 +98,14 @@ def check_command(
         module = load(file)
         programs = [named(module, which, file)] if which else _all_programs(module, file)
         for program in programs:
+            taken.update(program.parameter_names)
             given = defined(
                 program, [p for p in define or [] if p.partition("=")[0] in program.parameter_names]
             )
             found.update(check_file([program], replace(options, arguments=given), codes))
+    for given_name in asked:
+        if given_name not in taken:
+            raise Mistake(f"no program has an argument {given_name!r}{near(given_name, taken)}")
     ordered = sorted(found)
     if format_ == "json":
         sys.stdout.write(to_json(ordered))
@@ -164,9 +171,21 @@ def _files(targets: list[str]) -> list[str]:
 def _has_programs(path: Path) -> bool:
     try:
         text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text) if "sglc" in text and "function" in text else None
     except (OSError, UnicodeDecodeError):
         return False
-    return "sglc" in text and ".function" in text
+    except SyntaxError:  # which is told when it is loaded
+        return True
+    return tree is not None and any(_is_program(part) for part in tree.body)
+
+
+def _is_program(part: ast.stmt) -> bool:
+    """Whether it is decorated as `@sgl.function`, `@function` or `@sgl.function(...)`."""
+    for mark in part.decorator_list if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef)) else ():
+        named = mark.func if isinstance(mark, ast.Call) else mark
+        if (named.attr if isinstance(named, ast.Attribute) else getattr(named, "id", "")) == "function":
+            return True
+    return False
 
 
 def _all_programs(module: Any, file: Path) -> list[Any]:

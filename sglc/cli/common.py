@@ -110,7 +110,7 @@ def top_programs(module: Any, file: Path) -> list[Any]:
             for n, v in vars(module).items()
             if callable(v) and getattr(v, "__module__", "") == module.__name__
         ]
-        hint = f"; write @sgl.function above `def {plain[0]}(s, ...)`" if plain else ""
+        hint = f"; write @sgl.function above `def {plain[0] if plain else 'ask'}(s, ...)`"
         raise Mistake(f"{file} has no program{hint}")
     called = {n for p in found.values() for n in p.func.__code__.co_names if found.get(n) is not p}
     return [p for n, p in found.items() if n not in called] or list(found.values())
@@ -146,10 +146,14 @@ def pairs(words: list[str]) -> list[str]:
 
 
 def defined(program: Any, pairs: list[str]) -> dict[str, Any]:
-    """NAME=VALUE as arguments. Where the default is not a string, the value is read as Python's literals are."""
+    """NAME=VALUE as arguments.
+
+    Where the default is not a string, or the annotation is of another type, the value is read as Python's literals are.
+    """
     import ast
 
     defaults = program.defaults()
+    annotated = _annotated(program)
     found: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
@@ -161,12 +165,30 @@ def defined(program: Any, pairs: list[str]) -> dict[str, Any]:
                 f"{program.__name__} has no argument {name!r}; it takes {names}{near(name, program.parameter_names)}"
             )
         value: Any = text
-        if name in defaults and defaults[name] is not None and type(defaults[name]) is not str:
+        default = defaults.get(name)
+        kind = annotated.get(name) if default is None else type(default).__name__
+        if kind not in (None, "str"):
             try:
                 value = ast.literal_eval(text)
             except (ValueError, SyntaxError):
-                raise Mistake(f"{name}={text!r} is not a {type(defaults[name]).__name__}") from None
+                raise Mistake(
+                    f"{name}={text!r} is not of type {kind}; write it as in Python, such as {_EXAMPLES.get(str(kind), '7')}"
+                ) from None
         found[name] = value
+    return found
+
+
+_EXAMPLES = {"int": "7", "float": "0.5", "bool": "True", "list": "\"['a', 'b']\"", "dict": "\"{'a': 1}\""}
+
+
+def _annotated(program: Any) -> dict[str, str]:
+    """By parameter, the plain type that it is annotated with."""
+    found = {}
+    for name, annotation in getattr(program.func, "__annotations__", {}).items():
+        kind = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+        kind = kind.partition("[")[0]
+        if kind in _EXAMPLES:
+            found[name] = kind
     return found
 
 
@@ -273,6 +295,24 @@ def chat_template(name: str) -> Any:
         raise Mistake(f"--template {name}: there is no chat template of that name{hint}") from None
 
 
+def write_text(text: str, file: Path, option: str) -> None:
+    """Raises Mistake where that cannot be."""
+    try:
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise Mistake(f"{option} {file}: {error.strerror}") from None
+
+
+def must_be_writable(file: Path | None, option: str) -> None:
+    """Before a run of which the outcome is to be written there. Raises Mistake."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise Mistake(f"{option} {file}: that is a folder; name a file")
+    if not file.absolute().parent.is_dir():
+        raise Mistake(f"{option} {file}: there is no folder {file.absolute().parent}")
+
+
 def tokenizer_folder(given: Path | None) -> Path | None:
     """The folder of --tokenizer; `tiny` is the model that comes with sglc."""
     if given is None:
@@ -283,4 +323,10 @@ def tokenizer_folder(given: Path | None) -> Path | None:
         return Path(embedded_model_path())
     if not (given / "tokenizer.json").is_file():
         raise Mistake(f"--tokenizer {given}: there is no tokenizer.json in that folder")
+    from tokenizers import Tokenizer
+
+    try:
+        Tokenizer.from_file(str(given / "tokenizer.json"))
+    except Exception as error:  # the library raises nothing narrower
+        raise Mistake(f"--tokenizer {given}: its tokenizer.json cannot be read: {error}") from None
     return given

@@ -16,10 +16,13 @@ from sglc.cli.common import (
     default_passes,
     defined,
     end_of,
+    must_be_writable,
     near,
     one_program,
     optimised,
+    tokenizer_folder,
     traced_for,
+    write_text,
 )
 
 if TYPE_CHECKING:
@@ -36,9 +39,13 @@ def compile_command(
     ] = "ir",
     define: Define = None,
     passes: Annotated[str | None, typer.Option(help="Passes in order: a,b{k=v}.")] = None,
-    print_after_all: Annotated[bool, typer.Option(help="Print the IR after every pass, to stderr.")] = False,
-    verify: Annotated[bool, typer.Option(help="Verify the IR around every pass.")] = False,
-    locations: Annotated[bool, typer.Option(help="Print where each node was written.")] = False,
+    print_after_all: Annotated[
+        bool, typer.Option("--print-after-all", help="Print the IR after every pass, to stderr.")
+    ] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Verify the IR around every pass.")] = False,
+    locations: Annotated[
+        bool, typer.Option("--locations", help="Print where each node was written.")
+    ] = False,
     template: Annotated[str, typer.Option(help="Chat template that a plan is made for.")] = "chatml",
     backend: Annotated[
         str | None, typer.Option(help="Refuse what it cannot do: engine, openai, anthropic, vertex, litellm.")
@@ -56,6 +63,8 @@ def compile_command(
     forms = ("raw", "ir", "plan", "rt", "json", "dot", "mermaid", "svg", "artifact")
     if emit not in forms:
         raise Mistake(f"--emit {emit}: choose one of {', '.join(forms)}{near(emit, forms)}")
+    must_be_writable(out, "--out")
+    folder = tokenizer_folder(Path(tokenizer) if tokenizer is not None else None)
     program = one_program(target)
     module, broken = traced_for(program, defined(program, define or []))
     if broken is not None:
@@ -72,13 +81,13 @@ def compile_command(
     if emit == "artifact":
         if out is None:
             raise Mistake("--emit artifact: say where with -o FILE.sglc")
-        _save(program, module, template, tokenizer, out)
+        _save(program, module, template, folder, out)
         return
     text = _emitted(module, emit, locations, template)
     if out is None:
         sys.stdout.write(text)
     else:
-        out.write_text(text, encoding="utf-8")
+        write_text(text, out, "--out")
 
 
 def _with(passes: str, backend: str | None, tokenizer: str | None) -> str:
@@ -91,12 +100,10 @@ def _with(passes: str, backend: str | None, tokenizer: str | None) -> str:
     return found.lstrip(",")
 
 
-def _save(program: Any, module: Module, template: str, tokenizer: str | None, out: Path) -> None:
-    from runtime.config import embedded_model_path
+def _save(program: Any, module: Module, template: str, tokenizer: Path | None, out: Path) -> None:
     from sglc.artifact import Artifact
 
-    folder = embedded_model_path() if tokenizer == "tiny" else tokenizer
-    made = Artifact.of(module, chat_template(template), Path(folder) if folder else None, program.defaults())
+    made = Artifact.of(module, chat_template(template), tokenizer, program.defaults())
     made.save(out)
     print(f"{out}: build {made.build}", file=sys.stderr)
 

@@ -234,7 +234,7 @@ def _file_of(which: str, folder: Path) -> str:
             (folder / Path(other).name).write_bytes(done.stdout)
         elif other == file:
             told = done.stderr.decode(errors="replace").strip().partition("\n")[0]
-            raise Mistake(f"{which}: {told or 'git cannot show it'}")
+            raise Mistake(f"{which}: git: {told.removeprefix('fatal: ') or 'it cannot be shown'}")
     return f"{folder / Path(file).name}" + (f":{program}" if program else "")
 
 

@@ -48,6 +48,7 @@ def explain(
     from sglc.errors import GraphBreak
     from sglc.ir.analysis import constant_chars, critical_path, shared_prefixes
     from sglc.ir.ops import Loop
+    from sglc.passes.pipeline import BEFORE_BREAK
     from sglc.plan.cost import costs
 
     chosen = chat_template(template)
@@ -67,6 +68,7 @@ def explain(
         raw, passes, after=lambda item, _, report: did.append({"pass": str(item), "did": dict(report.counts)})
     )
     known = {**program.defaults(), **given}
+    written = optimised(raw, BEFORE_BREAK)
     found = costs(module, options.bound, chosen, known)
     nominal = costs(module, options.nominal, chosen, known).total
     graph = module.graph
@@ -78,11 +80,11 @@ def explain(
         "shared_prefixes": [count for _, count in shared_prefixes(graph)],
         "breaks": [_break_json(raw)] if broken is not None else [],
         "passes": did,
-        "computed_before": _pair(costs(raw, options.bound, chosen, known).total.computed),
+        "computed_before": _pair(costs(written, options.bound, chosen, known).total.computed),
         "nominal": {  # with arguments of unknown length left out
             "prompt": nominal.prompt.high,
             "computed": nominal.computed.high,
-            "computed_before": costs(raw, options.nominal, chosen, known).total.computed.high,
+            "computed_before": costs(written, options.nominal, chosen, known).total.computed.high,
         },
         "endless_loops": [
             {"at": str(node.at), "rounds": node.maximum}

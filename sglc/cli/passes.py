@@ -7,9 +7,9 @@ def passes() -> None:
     """List the passes and their options."""
     import inspect
 
-    from rich.console import Console
     from rich.table import Table
 
+    from sglc.cli.common import console
     from sglc.passes.base import passes as known
     from sglc.passes.pipeline import DEFAULT
 
@@ -17,6 +17,6 @@ def passes() -> None:
     for name, cls in known().items():
         options = ", ".join(f"{key}={f.default}" for key, f in cls.options().items())
         table.add_row(name, options, (inspect.getdoc(cls) or "").partition("\n")[0])
-    console = Console()
-    console.print(table)
-    console.print(f"default: {DEFAULT}")
+    out = console()
+    out.print(table)
+    out.print(f"default: {DEFAULT}", soft_wrap=True)

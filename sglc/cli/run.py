@@ -19,6 +19,7 @@ from sglc.cli.common import (
     arguments,
     defined,
     load,
+    must_be_writable,
     named,
     pairs,
     split,
@@ -36,8 +37,10 @@ def run(
         typer.Option(help="http://... of a server, `scripted`, or nothing: the model that comes with sglc."),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Folder of a model to run in this process.")] = None,
-    stream: Annotated[bool, typer.Option(help="Print text as it is written.")] = False,
-    interpret: Annotated[bool, typer.Option(help="Run the Python function, without compiling.")] = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Print text as it is written.")] = False,
+    interpret: Annotated[
+        bool, typer.Option("--interpret", help="Run the Python function, without compiling.")
+    ] = False,
     json_: Annotated[
         bool, typer.Option("--json", help="Print text, variables and messages as JSON.")
     ] = False,
@@ -49,8 +52,10 @@ def run(
         Path | None,
         typer.Option(help="Where results of a batch go; if it is there already, only what is missing runs."),
     ] = None,
-    restart: Annotated[bool, typer.Option(help="Begin the results anew.")] = False,
-    retry_failed: Annotated[bool, typer.Option(help="Run rows again whose result is an error.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Begin the results anew.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run rows again whose result is an error.")
+    ] = False,
     timeline: Annotated[
         Path | None, typer.Option(help="Write a Chrome trace of all calls, for Perfetto or chrome://tracing.")
     ] = None,
@@ -117,6 +122,8 @@ def _backend(
     from runtime.backends.cassette import Cassette
     from runtime.backends.timeline import Timeline
 
+    must_be_writable(timeline, "--timeline")
+    must_be_writable(record, "--record")
     if replay is not None and not replay.is_file():
         raise Mistake(f"--replay {replay}: there is no such file")
     chosen: Any = None if replay is not None else use_backend(backend, model)
@@ -219,6 +226,7 @@ def _run_batch(
     if not file.is_file():
         raise Mistake(f"--batch {file}: there is no such file")
     out = out or file.with_suffix(".results.jsonl")
+    must_be_writable(out, "--out")
     if out.resolve() == file.resolve():
         raise Mistake(f"--out {out}: that is the file of the rows")
     runnable = program if interpret else program.compile()
@@ -230,7 +238,7 @@ def _run_batch(
     if journal.foreign:
         print(f"sglc: {journal.foreign} results in {out} are of another program or other options; they stay, and their "
               "rows run again", file=sys.stderr)  # fmt: skip
-    failed = 0
+    failed, first = 0, ""
     began = time.perf_counter()
     metered = Metered(resolve_backend(backend))
     bar = tqdm(total=total, unit="row", disable=None)
@@ -242,13 +250,17 @@ def _run_batch(
                 results = _run_rows(runnable, program, todo, given, metered, sampling)
                 journal.write(results)
                 bar.update(len(todo))
+                wrong = (f"row {row.number}: {r['error']}" for row, r in results if "error" in r)
+                first = first or next(wrong, "")
         failed = len(journal.failed - journal.done)
     except KeyboardInterrupt:
         raise Mistake(f"interrupted; the same command goes on where it was, from {out}") from None
     finally:
         bar.close()
         journal.close()
-    print(f"{total} rows, {failed} failed: {out}")
+    print(f"{total} row{'s' if total != 1 else ''}, {failed} failed: {out}")
+    if first:
+        print(f"sglc: {first}", file=sys.stderr)
     spent = metered.spent
     if spent.calls:
         print(

@@ -84,6 +84,40 @@ def test_help_is_short_of_nothing() -> None:
         assert done.returncode == 0 and "Usage" in done.stdout
 
 
+def test_what_a_body_raises_is_shown_without_our_calls(file: Path) -> None:
+    file.write_text(
+        PROGRAM.replace("        s += sgl.assistant", "        open('/none/x')\n        s += sgl.assistant")
+    )
+    done = sglc("run", str(file), "--question", "Why?", "--backend", "scripted")
+    assert done.returncode == 1
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith("Traceback") and lines[1] == f'  File "{file}", line 9, in ask'
+    assert (
+        lines[-1].startswith("FileNotFoundError") and sum(": line" in x or ", line" in x for x in lines) == 1
+    )
+
+
+def test_annotated_arguments_are_read_as_their_type(file: Path) -> None:
+    file.write_text(PROGRAM.replace("times=1", "times: int"))
+    done = sglc("run", str(file), "--question", "Why?", "--times", "2", "--backend", "scripted", "--json")
+    assert len(json.loads(done.stdout)["messages"]) == 3, done.stderr
+
+
+def test_a_reader_that_stops_is_no_failure(file: Path) -> None:
+    for words in (("explain", str(file)), ("compile", str(file)), ("passes",), ("check", str(file))):
+        work = subprocess.Popen(
+            [sys.executable, "-m", "sglc.cli", *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+        )
+        assert work.stdout is not None and work.stderr is not None
+        work.stdout.close()
+        assert work.stderr.read() == b""
+        work.stderr.close()
+        work.wait(timeout=60)
+
+
 MISTAKES = {
     "no file": (("compile", "{folder}/aks.py"), "there is no file {folder}/aks.py; did you mean 'ask.py'?"),
     "no program of that name": (("compile", "{file}:akk"), "{file} has no program 'akk'; it has ask; did you mean 'ask'?"),
@@ -93,13 +127,24 @@ MISTAKES = {
     "unknown form": (("compile", "{file}", "--emit", "plam"), "did you mean 'plan'?"),
     "missing argument": (("run", "{file}", "--backend", "scripted"), "ask needs a value for 'question'"),
     "unknown argument": (("run", "{file}", "--questoin", "x"), "ask has no argument 'questoin'; it takes question, times; did you mean 'question'?"),
-    "wrong type": (("run", "{file}", "--question", "x", "--times", "many"), "times='many' is not a int"),
+    "wrong type": (("run", "{file}", "--question", "x", "--times", "many"), "times='many' is not of type int; write it as in Python, such as 7"),
     "bad backend": (("run", "{file}", "--question", "x", "--backend", "sglang"), "--backend sglang"),
     "no server": (("run", "{file}", "--question", "x", "--backend", "http://127.0.0.1:9"), "127.0.0.1:9"),
     "no s": (("run", "{folder}/no_s.py"), "sglc: {folder}/no_s.py:4: the first argument of a program must be `s`"),
     "syntax": (("run", "{folder}/syntax.py"), "{folder}/syntax.py:2: "),
     "raises": (("run", "{folder}/raises.py"), "{folder}/raises.py:3: ZeroDivisionError"),
     "no program": (("run", "{folder}/plain.py"), "has no program; write @sgl.function above `def ask(s, ...)`"),
+    "annotated": (("compile", "{folder}/typed.py", "-D", "count=many"), "count='many' is not of type int"),
+    "nowhere to write": (("compile", "{file}", "-o", "{folder}/none/ask.ir"), "--out {folder}/none/ask.ir: there is no folder {folder}/none"),
+    "a folder to write": (("compile", "{file}", "-o", "{folder}"), "--out {folder}: that is a folder; name a file"),
+    "nowhere for the timeline": (("run", "{file}", "--question", "x", "--backend", "scripted", "--timeline", "{folder}/none/t"), "--timeline"),
+    "no tokenizer": (("compile", "{file}", "--tokenizer", "{folder}"), "there is no tokenizer.json in that folder"),
+    "not a tokenizer": (("check", "{file}", "--tokenizer", "{folder}/broken"), "its tokenizer.json cannot be read"),
+    "not an artefact": (("run", "{folder}/broken.sglc", "--backend", "scripted"), "broken.sglc is not an artefact"),
+    "no program takes it": (("check", "{file}", "-D", "tmies=3"), "no program has an argument 'tmies'; did you mean 'times'?"),
+    "no programs in the folder": (("check", "{folder}/broken"), "broken has no file with programs"),
+    "rows that are not JSON": (("run", "{file}", "--backend", "scripted", "--batch", "{folder}/syntax.py"), "syntax.py:1: this is not JSON"),
+    "no revision": (("diff", "HEAD:{folder}/ask.py", "{file}"), "git: "),
     "branches": (("compile", "{folder}/branches.py", "--emit", "plan"), "{folder}/branches.py:8: "),
 }  # fmt: skip
 
@@ -110,6 +155,10 @@ def test_mistakes_are_told_in_one_line(name: str, file: Path) -> None:
     (folder / "no_s.py").write_text("import sglc as sgl\n\n\n@sgl.function\ndef ask(question):\n    pass\n")
     (folder / "syntax.py").write_text("import sglc\ndef (\n")
     (folder / "raises.py").write_text("import sglc\n\n1 / 0\n")
+    (folder / "typed.py").write_text(PROGRAM.replace("times=1", "count: int").replace("times", "count"))
+    (folder / "broken").mkdir()
+    (folder / "broken" / "tokenizer.json").write_text("{}")
+    (folder / "broken.sglc").write_text("{}")
     (folder / "plain.py").write_text("def ask(s, q):\n    s += q\n")
     (folder / "branches.py").write_text(
         PROGRAM.replace("sgl.user(question)", "sgl.gen('x')\n    for c in s['x']:\n        s += 'y'")
