@@ -274,8 +274,31 @@ class Maker:
             self.strings = before
         joined = [c for c in children if self.rng.random() < 0.8]
         if joined and self.rng.random() < 0.7:
-            mode = self.rng.choice(["gather_variable", "gather_variable", "concate_and_append"])
-            self.append(branch, Join, tuple(c.state for c in joined), mode)
+            if self.rng.random() < 0.3:
+                self.join_in_arms(branch, joined)
+            else:
+                self.append(branch, Join, tuple(c.state for c in joined), self.mode())
+
+    def mode(self) -> str:
+        return self.rng.choice(["gather_variable", "gather_variable", "concate_and_append"])
+
+    def join_in_arms(self, branch: Branch, children: list[Branch]) -> None:
+        """Each arm joins some of the branches, or writes on."""
+        cond = self.condition()
+        arms: list[Region] = []
+        for _ in range(2):
+            outer, self.nodes = self.nodes, []
+            arm = Branch(branch.state, branch.role)
+            if self.rng.random() < 0.3:
+                self.append(arm, Text, (self.rng.choice(TEXTS),))
+            some = [c.state for c in children if self.rng.random() < 0.7]
+            if some:
+                self.append(arm, Join, tuple(some), self.mode())
+            inner, self.nodes = self.nodes, outer
+            arms.append(Region(tuple(inner), (arm.state,)))
+        state = self.names.fresh("state")
+        self.nodes.append(If((state,), cond, *arms))
+        branch.state = state
 
 
 def random_module(seed: int) -> Module:
@@ -288,8 +311,11 @@ def random_module(seed: int) -> Module:
     return Module({g.name: g for g in graphs}, "main", {"c0": Constraint("regex", "[0-9]+")})
 
 
-def outcome(module: Module) -> tuple[Any, Counter[Any]]:
-    """What the graph gives with a model that is a hash of its prompt, and the calls that it made."""
+def outcome(module: Module, alike: bool = False) -> tuple[Any, Counter[Any]]:
+    """What the graph gives with a model that is a hash of its prompt, and the calls that it made.
+
+    `alike`: all samples of a call are equal, so that two calls are what two samples are.
+    """
     calls: Counter[Any] = Counter()
 
     def model(call: ModelCall) -> Any:
@@ -299,7 +325,7 @@ def outcome(module: Module) -> tuple[Any, Counter[Any]]:
         digest = hashlib.sha256(repr(key).encode()).hexdigest()
         if call.choices:
             return call.choices[int(digest, 16) % len(call.choices)]
-        return digest[:5] if n is None else [digest[k : k + 5] for k in range(n)]
+        return digest[:5] if n is None else [digest[0 if alike else k :][:5] for k in range(n)]
 
     arguments = {p.name: f"<{p.name}>" for p in module.graph.params}
     return evaluate(module, model, arguments, Plain(), SamplingFields(max_tokens=16)), calls
@@ -342,13 +368,33 @@ def test_random_graphs_verify_and_print_back(seed: int) -> None:
     assert to_json(from_json(data)) == data
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32), st.lists(st.sampled_from(PIPELINES), min_size=1, max_size=4))
 def test_passes_keep_the_meaning_in_any_order(seed: int, order: list[str]) -> None:
     module = random_module(seed)
     changed = Pipeline.parse(",".join(order)).run(module, verify=True)
     assert_licensed(outcome(module), outcome(changed), order)
     assert str(parse_module(str(changed))) == str(changed)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32), st.sampled_from(["canonicalize", "hoist-prefix", "inline", "cse"]))
+def test_equal_draws_are_drawn_as_often_when_they_are_samples_of_one(seed: int, before: str) -> None:
+    module = random_module(seed)
+    changed = Pipeline.parse(f"{before},merge-forks{{samples=true}}").run(module, verify=True)
+    (expected, asked), (found, drawn) = outcome(module, alike=True), outcome(changed, alike=True)
+    assert found == expected
+    for key, count in samples(drawn).items():
+        assert count <= samples(asked)[key] and (before == "cse" or count == samples(asked)[key])
+    assert sum(drawn.values()) <= sum(asked.values())
+
+
+def samples(calls: Counter[Any]) -> Counter[Any]:
+    """How often each thing was drawn, in however many calls."""
+    found: Counter[Any] = Counter()
+    for (*key, n, _), count in calls.items():
+        found[tuple(key)] += count * (n or 1)
+    return found
 
 
 @pytest.mark.parametrize("pipeline", PIPELINES)
