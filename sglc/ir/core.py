@@ -27,6 +27,9 @@ class Value:
     name: str
     type: str
 
+    def __hash__(self) -> int:
+        return hash(self.name)  # kept by the string; passes look values up all the time
+
     def __str__(self) -> str:
         return f"%{self.name}"
 
@@ -157,11 +160,13 @@ class Node:
     @cached_property
     def uses(self) -> tuple[Value, ...]:
         """Values that the node needs, those of its operands only (regions have their own)."""
-        return tuple(v for v in self.operands if isinstance(v, Value))
+        return tuple([v for v in self.operands if isinstance(v, Value)])
 
     @cached_property
     def captures(self) -> tuple[Value, ...]:
         """Values from outside that the regions use, each once, in order."""
+        if not self.layout.regions:
+            return ()
         found: dict[Value, None] = {}
         for region in self.regions:
             found.update(dict.fromkeys(region.free))
@@ -184,7 +189,8 @@ class Node:
 
     @property
     def regions(self) -> tuple[Region, ...]:
-        return tuple(getattr(self, name) for name in self.layout.regions)
+        names = self.layout.regions
+        return tuple([getattr(self, name) for name in names]) if names else ()
 
     @property
     def licence(self) -> Licence:
@@ -192,7 +198,7 @@ class Node:
 
     def remap(self, to: Mapping[Value, Operand]) -> Node:
         """The same node with other operands, in its regions too; itself if none of them changes."""
-        if not any(v in to for v in self.uses) and not any(v in to for v in self.captures):
+        if to.keys().isdisjoint(self.uses) and to.keys().isdisjoint(self.captures):
             return self
         changed: dict[str, Any] = {n: getattr(self, n).remap(to) for n in self.layout.regions}
         for name, slot in self.layout.uses:
@@ -272,7 +278,7 @@ class Region:
         return tuple(found)
 
     def remap(self, to: Mapping[Value, Operand]) -> Region:
-        if not any(v in to for v in self.free):
+        if to.keys().isdisjoint(self.free):
             return self
         results = tuple(to.get(v, v) if isinstance(v, Value) else v for v in self.results)
         return Region(tuple(item.remap(to) for item in self.nodes), results, self.params)
@@ -361,8 +367,9 @@ def replaced(nodes: Sequence[Node], changes: Mapping[Node, Sequence[Node]]) -> t
 def walk(nodes: Iterable[Node]) -> Iterator[Node]:
     for item in nodes:
         yield item
-        for region in item.regions:
-            yield from walk(region.nodes)
+        if item.layout.regions:
+            for region in item.regions:
+                yield from walk(region.nodes)
 
 
 @dataclass(frozen=True, eq=False)

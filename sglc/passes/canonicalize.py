@@ -35,9 +35,9 @@ class Canonicalize(Pass, name="canonicalize"):
     ) -> tuple[list[Node], tuple[Operand, ...]]:
         """The nodes of a graph or a region, and what it yields."""
         before: list[Node] = []
-        while [id(n) for n in nodes] != [
-            id(n) for n in before
-        ]:  # what one step drops may be what held another back
+        while (
+            nodes != before
+        ):  # nodes are themselves or not equal; what one step drops may have held another back
             before = nodes
             nodes = [self._inside(n, report) for n in nodes]
             for step in (self._fold, self._take_arms, self._drop_forks, self._fuse):
@@ -181,9 +181,12 @@ class Canonicalize(Pass, name="canonicalize"):
 
 def _uses(nodes: list[Node], results: tuple[Operand, ...]) -> Counter[Value]:
     """How often each value is used; all uses inside of one region's owner count once."""
-    found = Counter(v for n in nodes for v in (*n.uses, *n.captures))
-    found.update(v for v in results if isinstance(v, Value))
-    return found
+    every: list[Value] = [v for v in results if isinstance(v, Value)]
+    for node in nodes:
+        every.extend(node.uses)
+        if node.layout.regions:
+            every.extend(node.captures)
+    return Counter(every)
 
 
 def _is_sample(node: Node, lengths: dict[Value, int]) -> bool:
@@ -255,6 +258,9 @@ def renumbered(graph: Graph) -> Graph:
 
 
 def _renamed(node: Node, to: dict[Value, Value]) -> Node:
+    if not node.layout.regions and to.keys().isdisjoint(node.defs) and to.keys().isdisjoint(node.uses):
+        return node
+
     def new(value: Any) -> Any:
         if isinstance(value, tuple):
             return tuple(to.get(v, v) if isinstance(v, Value) else v for v in value)
