@@ -1,4 +1,4 @@
-"""A graph as a picture, drawn without another program: boxes by rank, branches side by side."""
+"""A graph as a picture, drawn without another program."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from html import escape
 from types import MappingProxyType
 
 from sglc.ir.core import Graph
-from sglc.ir.layout import Box, picture_of
+from sglc.ir.layout import GAP_Y, LINE, MARGIN, PAD, TITLE, Picture, picture_of
 
-CHARACTER, LINE, PAD, GAP_X, GAP_Y, MARGIN = 7.3, 16, 9, 26, 34, 20
 COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
     {
         "text": ("#f4f4f2", "#9a9a94"),
@@ -23,57 +22,68 @@ COLOURS: Mapping[str, tuple[str, str]] = MappingProxyType(
 
 def to_svg(graph: Graph) -> str:
     """Text that is appended is grey, calls of the model blue, forks, joins and conditions yellow, values green. Solid lines
-    are states, dashed ones values."""
+    are states, dashed ones values; frames are arms and the bodies of loops."""
     picture = picture_of(graph)
-    wide = max((_width(b) for b in picture.boxes), default=100.0) + GAP_X
-    tops: dict[int, float] = {}
-    top = float(MARGIN + 24)
-    for rank in range(max((b.rank for b in picture.boxes), default=0) + 1):
-        tops[rank] = top
-        top += max((_height(b) for b in picture.boxes if b.rank == rank), default=0) + GAP_Y
-    lanes = max((b.lane for b in picture.boxes), default=0) + 1
-    width, height = MARGIN * 2 + lanes * wide, top - GAP_Y + MARGIN
-    where = {b.number: (MARGIN + b.lane * wide + wide / 2, tops[b.rank], b) for b in picture.boxes}
+    size = f"{picture.width:.0f}", f"{picture.height:.0f}"
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width:.0f}" height="{height:.0f}" '
-        f'viewBox="0 0 {width:.0f} {height:.0f}" font-family="ui-monospace, monospace" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{size[0]}" height="{size[1]}" '
+        f'viewBox="0 0 {size[0]} {size[1]}" font-family="ui-monospace, monospace" font-size="12">',
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">'
         '<path d="M0 0 L8 4 L0 8 z" fill="#666"/></marker></defs>',
-        f'<rect width="{width:.0f}" height="{height:.0f}" fill="white"/>',
+        f'<rect width="{size[0]}" height="{size[1]}" fill="white"/>',
         f'<text x="{MARGIN}" y="{MARGIN}" font-weight="bold" font-size="14">{escape(graph.name)}</text>',
+        *_frames(picture),
+        *_edges(picture),
+        *_boxes(picture),
+        "</svg>",
     ]
-    for one, two, dashed in picture.edges:
-        x, y, box = where[one]
-        to_x, to_y, _ = where[two]
-        y += _height(box)
-        style = ' stroke-dasharray="4 3"' if dashed else ""
-        bend = max((to_y - y) / 2, 12)
-        lines.append(
-            f'<path d="M{x:.0f} {y:.0f} C{x:.0f} {y + bend:.0f} {to_x:.0f} {to_y - bend:.0f} {to_x:.0f} {to_y:.0f}" '
-            f'fill="none" stroke="#888"{style} marker-end="url(#arrow)"/>'
+    return "\n".join(lines) + "\n"
+
+
+def _frames(picture: Picture) -> list[str]:
+    found: list[str] = []
+    for frame in picture.frames:
+        found.append(
+            f'<rect class="frame" x="{frame.x:.0f}" y="{frame.y:.0f}" width="{frame.width:.0f}" '
+            f'height="{frame.height:.0f}" rx="6" fill="#b07d1c" fill-opacity="0.05" stroke="#d9b877"/>'
         )
-        inner = where[two][2].group
-        if box.kind == "branch" and inner != box.group and inner.startswith(box.group):
-            told = inner.rpartition(".")[2]
-            lines.append(f'<text x="{to_x + 6:.0f}" y="{to_y - 8:.0f}" fill="#b07d1c">{escape(told)}</text>')
-    for x, y, box in where.values():
+        found.append(
+            f'<text x="{frame.x + PAD:.0f}" y="{frame.y + 15:.0f}" fill="#b07d1c">{escape(frame.title)}</text>'
+        )
+    return found
+
+
+def _edges(picture: Picture) -> list[str]:
+    found: list[str] = []
+    for edge in picture.edges:
+        one, two = picture.boxes[edge.source], picture.boxes[edge.target]
+        top = one.y + one.height
+        start = f"M{one.x:.0f} {top:.0f}"
+        if one.group.startswith(
+            f"{two.group}/"
+        ):  # out of a region: down beside the others, where nothing stands
+            top = max(two.y - GAP_Y - TITLE, top)
+            start += f" V{top:.0f}"
+        bend = max((two.y - top) / 2, 12)
+        style = ' stroke-dasharray="4 3"' if edge.dashed else ""
+        found.append(
+            f'<path d="{start} C{one.x:.0f} {top + bend:.0f} {two.x:.0f} {two.y - bend:.0f} '
+            f'{two.x:.0f} {two.y:.0f}" fill="none" stroke="#888"{style} marker-end="url(#arrow)"/>'
+        )
+    return found
+
+
+def _boxes(picture: Picture) -> list[str]:
+    found: list[str] = []
+    for box in picture.boxes:
         fill, line = COLOURS[box.kind]
-        w, h = _width(box), _height(box)
         round_ = 10 if box.kind == "call" else 3
-        lines.append(
-            f'<rect x="{x - w / 2:.0f}" y="{y:.0f}" width="{w:.0f}" height="{h:.0f}" rx="{round_}" fill="{fill}" '
-            f'stroke="{line}"/>'
+        found.append(
+            f'<rect x="{box.x - box.width / 2:.0f}" y="{box.y:.0f}" width="{box.width:.0f}" height="{box.height:.0f}" '
+            f'rx="{round_}" fill="{fill}" stroke="{line}"/>'
         )
         for k, text in enumerate(box.lines):
-            lines.append(
-                f'<text x="{x:.0f}" y="{y + PAD + 11 + k * LINE:.0f}" text-anchor="middle">{escape(text)}</text>'
+            found.append(
+                f'<text x="{box.x:.0f}" y="{box.y + PAD + 11 + k * LINE:.0f}" text-anchor="middle">{escape(text)}</text>'
             )
-    return "\n".join([*lines, "</svg>"]) + "\n"
-
-
-def _width(box: Box) -> float:
-    return max((len(line) for line in box.lines), default=4) * CHARACTER + 2 * PAD
-
-
-def _height(box: Box) -> float:
-    return len(box.lines) * LINE + 2 * PAD - 4
+    return found

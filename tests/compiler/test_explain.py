@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -211,7 +212,7 @@ def test_random_graphs_stay_within_their_bounds_and_can_be_drawn(seed: int, grap
         or None in room
         or max(len(key[0]) for key in calls) <= max(h for h in room if h is not None)
     )
-    ElementTree.fromstring(to_svg(module.graph))
+    assert_tidy(ElementTree.fromstring(to_svg(module.graph)))
     assert to_mermaid(module.graph).startswith("flowchart TD\n")
 
 
@@ -373,15 +374,45 @@ def test_pictures_are_well_formed(name: str, program: Program) -> None:
     unknown = frozenset(n for n in program.parameter_names if type(program.defaults().get(n, "")) is str)
     graph = trace(program, program.defaults(), unknown).graph
     root = ElementTree.fromstring(to_svg(graph))
-    boxes = [e for e in root if e.tag.endswith("rect")][1:]
-    spots = [tuple(float(b.attrib[k]) for k in ("x", "y", "width", "height")) for b in boxes]
-    for k, (x, y, w, h) in enumerate(spots):  # no box lies on another
-        for other_x, other_y, other_w, other_h in spots[:k]:
-            assert x + w <= other_x or other_x + other_w <= x or y + h <= other_y or other_y + other_h <= y
+    assert_tidy(root)
     text = to_mermaid(graph)
-    assert text.startswith("flowchart TD\n") and text.count("subgraph") == text.count("\n  end") + text.count(
-        "\n    end"
-    )
+    assert text.startswith("flowchart TD\n")
+    lines = [line.strip() for line in text.splitlines()]
+    assert sum(line.startswith("subgraph ") for line in lines) == lines.count("end")
+
+
+def assert_tidy(root: ElementTree.Element) -> None:
+    """No box lies on another, and of frames and boxes one is in the other, or beside it; all are on the page."""
+    rects = [e for e in root if e.tag.endswith("rect")]
+    spots = [tuple(float(r.attrib[k]) for k in ("width", "height")) for r in rects[:1]]
+    width, height = spots[0]
+    seen: list[tuple[float, float, float, float, bool]] = []
+    for rect in rects[1:]:
+        left, top = float(rect.attrib["x"]), float(rect.attrib["y"])
+        right, low = left + float(rect.attrib["width"]), top + float(rect.attrib["height"])
+        assert 0 <= left < right <= width and 0 <= top < low <= height
+        frame = rect.attrib.get("class") == "frame"
+        for x, y, to_x, to_y, framed in seen:
+            apart = right <= x or to_x <= left or low <= y or to_y <= top
+            within = framed and x <= left and right <= to_x and y <= top and low <= to_y
+            around = frame and left <= x and to_x <= right and top <= y and to_y <= low
+            assert apart or within or around
+        seen.append((left, top, right, low, frame))
+
+
+def test_a_picture_has_a_frame_for_each_arm_and_loop(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(CHANGING)
+    done = run("compile", str(tmp_path / "p.py:outer"), "--emit", "svg", "--passes", "canonicalize")
+    root = ElementTree.fromstring(done.stdout)
+    assert_tidy(root)
+    frames = [r for r in root if r.attrib.get("class") == "frame"]
+    ir = run("compile", str(tmp_path / "p.py:outer"), "--passes", "canonicalize").stdout
+    assert len(frames) == 2 * ir.count("= if ") and len(frames) >= 4
+    mermaid = run(
+        "compile", str(tmp_path / "p.py:outer"), "--emit", "mermaid", "--passes", "canonicalize"
+    ).stdout
+    names = re.findall(r"subgraph (\S+)\[", mermaid)
+    assert len(set(names)) == len(names) == len(frames) and all(name.isalnum() for name in names)
 
 
 def test_compile_emits_and_refuses(tmp_path: Path) -> None:
