@@ -78,10 +78,11 @@ def guarded(seed: int) -> tuple[Counter[str], list[str]]:
 
 
 def revision() -> str:
-    """The code that is checked: the digest of the passes, the IR and the generator."""
+    """The code that is checked: the digest of these passes, the IR and the generator."""
     digest = hashlib.sha256()
-    folders = (ROOT / "sglc" / "passes", ROOT / "sglc" / "ir")
-    files = [f for folder in folders for f in sorted(folder.glob("*.py"))]
+    used = {item.partition("{")[0].replace("-", "_") for item in graphs().PIPELINES}
+    files = [ROOT / "sglc" / "passes" / f"{name}.py" for name in sorted({*used, "base"})]
+    files += sorted((ROOT / "sglc" / "ir").glob("*.py"))
     for file in (*files, ROOT / "tests" / "compiler" / "test_pass_properties.py"):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:12]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from sglc.ir.core import Graph, Names, Node, Operand, Region, Value, walk
@@ -28,27 +28,27 @@ class HoistPrefix(Pass, name="hoist-prefix"):
     min_group_chars: int = 16  # ... over some of the branches
 
     def run(self, graph: Graph, report: Report) -> Graph:
-        graph = graph.with_nodes(self._arms(graph.nodes, graph.names(), report))
-        work = _Work(graph)
+        names = graph.names()
+        block = Region(tuple(self._arms(graph.nodes, names, report)))
+        joins = any(isinstance(n, Join) and n.mode == "concate_and_append" for n in walk(block.nodes))
+        return graph.with_nodes(self._forks(block, names, joins, report).nodes)
+
+    def _forks(self, block: Region, names: Names, joins: bool, report: Report) -> Region:
+        """The forks of a block and of the regions in it. `joins`: the text of a branch may be concatenated somewhere."""
+        nodes = [_with_regions(n, lambda r: self._forks(r, names, joins, report)) for n in block.nodes]
+        work = _Work(replace(block, nodes=tuple(nodes)), names, joins)
         # Inner forks first: what they hoist, outer ones may hoist on.
-        for position in reversed(range(len(graph.nodes))):
-            fork = graph.nodes[position]
+        for position in reversed(range(len(nodes))):
+            fork = nodes[position]
             if isinstance(fork, Fork) and len(fork.outs) > 1:
                 self._hoist(work, position, fork, report)
-        return work.graph()
+        return work.block()
 
     def _arms(self, nodes: Sequence[Node], names: Names, report: Report) -> list[Node]:
         """Constant text with which both arms of an `if` go on from the same state moves before it, inner ones first."""
         found: list[Node] = []
         for old in nodes:
-            node = old
-            for name in node.layout.regions:
-                region: Region = getattr(node, name)
-                inside = self._arms(region.nodes, names, report)
-                if len(inside) != len(region.nodes) or any(
-                    a is not b for a, b in zip(inside, region.nodes, strict=True)
-                ):
-                    node = replace(node, **{name: replace(region, nodes=tuple(inside))})  # type: ignore[arg-type]
+            node = _with_regions(old, lambda r: replace(r, nodes=tuple(self._arms(r.nodes, names, report))))
             if isinstance(node, If):
                 node = self._arm_texts(node, found, names, report)
             found.append(node)
@@ -135,6 +135,21 @@ class HoistPrefix(Pass, name="hoist-prefix"):
             self._group(work, nodes, _append(nodes, work.names, out, shared, at), members, at, report)
 
 
+def _with_regions(node: Node, change: Callable[[Region], Region]) -> Node:
+    """The node with its regions changed; the node itself if they stay the same."""
+    new: dict[str, Region] = {}
+    for name in node.layout.regions:
+        old: Region = getattr(node, name)
+        region = change(old)
+        if (
+            region.results != old.results
+            or len(region.nodes) != len(old.nodes)
+            or any(a is not b for a, b in zip(region.nodes, old.nodes, strict=True))
+        ):
+            new[name] = region
+    return replace(node, **new) if new else node  # type: ignore[arg-type]
+
+
 def _first_texts(arm: Region) -> dict[Value, Text]:
     """By state from outside: the text that the arm appends to it, if that is all it does with it and it begins with a constant."""
     users: dict[Value, list[Node | None]] = {}
@@ -175,10 +190,11 @@ class _Branch:
 
 @dataclass
 class _Work:
-    """The graph while it is rewritten: `now` are the nodes in the place of each of its nodes."""
+    """A block while it is rewritten: `now` are the nodes in the place of each of its nodes."""
 
-    source: Graph
-    names: Names = field(init=False)
+    source: Region
+    names: Names
+    joins: bool
     now: list[list[Node]] = field(init=False)
     uses: dict[Value, int] = field(init=False)
     consumer: dict[Value, tuple[int, Node]] = field(init=False)
@@ -187,10 +203,12 @@ class _Work:
     concatenated: set[Value] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.names = self.source.names()
         self.now = [[node] for node in self.source.nodes]
         self.uses, self.consumer, self.forked = {}, {}, set()
-        self.defined = dict.fromkeys(self.source.params, -1)
+        self.defined = dict.fromkeys((*self.source.params, *self.source.free), -1)
+        for result in self.source.results:
+            if isinstance(result, Value):
+                self.uses[result] = self.uses.get(result, 0) + 1
         for position, node in enumerate(self.source.nodes):
             for value in (*node.uses, *node.captures):
                 self.uses[value] = self.uses.get(value, 0) + 1
@@ -205,6 +223,9 @@ class _Work:
     def _concatenated(self) -> set[Value]:
         """The states whose text a join appends to another state, in an arm perhaps."""
         found: set[Value] = set()
+        if not self.joins:
+            return found
+        found.update(v for v in self.source.results if isinstance(v, Value) and v.type == "state")
         for node in reversed(self.source.nodes):
             if isinstance(node, Fork):
                 continue
@@ -280,8 +301,8 @@ class _Work:
             if left:
                 return
 
-    def graph(self) -> Graph:
-        """The rewritten graph, without the texts that became empty."""
+    def block(self) -> Region:
+        """The rewritten block, without the texts that became empty."""
         same: dict[Value, Operand] = {}
         nodes: list[Node] = []
         for place in self.now:
@@ -291,7 +312,8 @@ class _Work:
                     same[node.out] = node.state
                 else:
                     nodes.append(node)
-        return self.source.with_nodes(nodes)
+        results = tuple(same.get(r, r) if isinstance(r, Value) else r for r in self.source.results)
+        return replace(self.source, nodes=tuple(nodes), results=results)
 
 
 def _common(rows: list[list[Item]]) -> list[Item]:
