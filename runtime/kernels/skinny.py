@@ -146,7 +146,7 @@ def _finish(acc, other, at, m, n, live, bias, residual, out, GATED: tl.constexpr
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _tiled(
     x,
     w,
