@@ -66,6 +66,9 @@ class Bench:
             return torch.randn(shape, device=self.device, dtype=torch.float16).to(dtype)
         return torch.randn(shape, device=self.device, dtype=dtype)
 
+    def weight(self, n: int, k: int) -> Tensor:
+        return self.normal(n, k) * k**-0.5
+
     def compile(self, calls: Iterable[Callable[[], Any]]) -> None:
         """Launch each once, several compiling at a time; one that fails does so again when it is timed."""
 
@@ -349,7 +352,14 @@ def decode(b: Bench) -> None:
 
 
 def prefill(b: Bench) -> None:
-    shapes = [(128, 64, 8, 3), (128, 128, 8, 2), (128, 128, 8, 3), (64, 64, 4, 3), (128, 64, 4, 3), (128, 64, 8, 4), (64, 128, 4, 2), (128, 32, 4, 4)]  # fmt: skip
+    shapes = [
+        (128, 64, 8, 3),
+        (128, 128, 8, 2),
+        (128, 128, 8, 3),
+        (64, 64, 4, 3),
+        (128, 64, 8, 4),
+        (64, 128, 4, 2),
+    ]
     for model in MODELS:
         heads, kv_heads, dim, *_ = MODELS[model]
         for new, before in ((8192, 0), (2048, 6144)):
@@ -449,9 +459,9 @@ def linear_variants(rows: int, n: int, k: int, gated: bool) -> list[LinearTiles]
             if k % bk:
                 bk = 128 if k % 128 == 0 else 64
             tiles = -(-n // bn) * -(-rows // bm)
-            for splits in (1, 2, 4, 8, 16):
-                if (splits == 1 or tiles * splits <= 600) and tiles * splits >= 100 and splits * bk * 4 <= k:
-                    found.append(LinearTiles("tiled", bm, bn, bk, warps, stages, splits))
+            counts = [c for c in (1, 2, 4, 8, 16) if c == 1 or (tiles * c <= 600 and c * bk * 2 <= k)]
+            counts = [c for c in counts if tiles * c >= 100] or counts[-1:]
+            found += [LinearTiles("tiled", bm, bn, bk, warps, stages, c) for c in counts]
     return list(dict.fromkeys(found))[:14]
 
 
@@ -555,11 +565,11 @@ def layer(b: Bench) -> None:
         copies = 8 if model == "8b" else 24
         inner_ = b.size(inner, 256)
         ws = [
-            (b.normal((heads + 2 * kv) * dim, hidden), b.normal(hidden, heads * dim),
-             b.normal(2 * inner_, hidden), b.normal(hidden, inner_))
+            (b.weight((heads + 2 * kv) * dim, hidden), b.weight(hidden, heads * dim),
+             b.weight(2 * inner_, hidden), b.weight(hidden, inner_))
             for _ in range(b.size(copies, 2))
         ]  # fmt: skip
-        head = b.normal(vocabulary, hidden)
+        head = b.weight(vocabulary, hidden)
         norm = RowNorm(b.normal(hidden), 1e-5)
         scratch = linear_scratch(b.device, 1 << 24)
         angles = torch.rand(2048, dim // 2, device=b.device)
