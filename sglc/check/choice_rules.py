@@ -10,7 +10,8 @@ from sglc.check.diagnostic import Diagnostic
 from sglc.check.rule import Rule
 from sglc.check.subject import Subject, argument, called
 from sglc.ir.core import Value
-from sglc.ir.ops import Pure, Select, Text
+from sglc.ir.ops import Select, Text
+from sglc.ir.pure import Pure
 
 
 class ChoicePrefix(Rule, code="SGL202", name="choice-prefix"):

@@ -15,7 +15,9 @@ from sglc.check.rule import Rule
 from sglc.check.stop_rules import stops
 from sglc.check.subject import Subject, constant_texts
 from sglc.ir.core import Value
-from sglc.ir.ops import Gen, Pure, Select, type_of
+from sglc.ir.ops import Gen, Select
+from sglc.ir.pure import Pure
+from sglc.ir.types import type_of
 
 if TYPE_CHECKING:
     from grammar import CompiledConstraint

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sglc.errors import IRError
-from sglc.ir.core import Node, Region, Role, Value
+from sglc.ir.core import Node, Region, Value
 from sglc.ir.ops import OPS
+from sglc.ir.slots import Role
 from sglc.ir.specs import Location, SamplingFields
 
 

@@ -25,7 +25,6 @@ from sglc.ir.ops import (
     Join,
     Loop,
     Pack,
-    Pure,
     Read,
     Return,
     Reuse,
@@ -37,6 +36,7 @@ from sglc.ir.ops import (
     SetVar,
     Text,
 )
+from sglc.ir.pure import Pure
 from sglc.ir.specs import RUN_DEFAULTS, SamplingFields
 
 

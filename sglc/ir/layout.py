@@ -20,7 +20,6 @@ from sglc.ir.ops import (
     Join,
     Loop,
     Pack,
-    Pure,
     Read,
     Return,
     Reuse,
@@ -32,6 +31,7 @@ from sglc.ir.ops import (
     SetVar,
     Text,
 )
+from sglc.ir.pure import Pure
 
 WIDTH = 34  # characters of a line in a box
 CHARACTER, LINE, PAD = 7.3, 16, 9

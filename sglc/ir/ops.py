@@ -1,19 +1,20 @@
-"""Every op, one frozen class each.
+"""Every op, one frozen class each; the string and scalar ops are in ir/pure.py.
 
 What a class declares is all there is to know of it: the printer, the parser, JSON, the verifier and the
-passes read the roles of its fields. The pure string and scalar ops are one class each too, made from the
-table of their meanings (runtime/compute.py), so that folding, evaluating and executing agree.
+passes read the roles of its fields.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import Any
 
-from runtime.compute import OPERATIONS, compute, pack
+from runtime.compute import pack
 from sglc.errors import IRError
-from sglc.ir.core import (
+from sglc.ir.core import Licence, Node, Region, node
+from sglc.ir.pure import PURE_OPS
+from sglc.ir.slots import (
     AnyDef,
     AnyDefs,
     Arg,
@@ -21,12 +22,6 @@ from sglc.ir.core import (
     Carried,
     Fields,
     Inner,
-    Licence,
-    Node,
-    Operand,
-    Region,
-    Role,
-    Slot,
     State,
     StateDef,
     StateDefs,
@@ -35,9 +30,9 @@ from sglc.ir.core import (
     StrDefs,
     Symbol,
     Value,
-    node,
 )
 from sglc.ir.specs import SamplingFields
+from sglc.ir.types import check_results, fits, type_of
 
 JOIN_MODES = ("gather_variable", "concate_and_append")
 METHODS = ("token_length_normalized", "greedy_token_selection", "unconditional_likelihood_normalized")
@@ -369,52 +364,6 @@ class Return(Node, op="return"):
     result: Arg = None
 
 
-class Pure(Node):
-    """Root of the string and scalar ops, which have one result and any number of operands."""
-
-    if TYPE_CHECKING:
-        out: Value
-        args: tuple[Operand, ...]
-    result: ClassVar[str] = "any"
-
-    @property
-    def licence(self) -> Licence:
-        return Licence.PURE
-
-    def verify(self) -> None:
-        operation = OPERATIONS[self.op]
-        least = len(operation.takes) - (1 if operation.variadic else 0)
-        if len(self.args) < least or (len(self.args) > least and not operation.variadic):
-            raise IRError(f"{self.op}: takes {least} operands, got {len(self.args)}")
-        wanted = operation.takes + operation.takes[-1:] * (len(self.args) - len(operation.takes))
-        for value, type_ in zip(self.args, wanted, strict=False):
-            if not fits(type_of(value), type_):
-                raise IRError(f"{self.op}: {value!r} is {type_of(value)} where a {type_} is wanted")
-
-    def compute(self, operands: tuple[Any, ...]) -> Any:
-        """The result for operands that are known. Raises runtime.compute.ComputeError."""
-        return compute(self.op, operands)
-
-
-def _pure(name: str) -> type[Node]:
-    result = OPERATIONS[name].result
-    return node(
-        type(
-            "".join(part.capitalize() for part in name.split("_")) + "Op",
-            (Pure,),
-            {
-                "__annotations__": {"out": Annotated[Value, Slot(Role.DEF, result)], "args": Args},
-                "__doc__": f"`{name}` of its operands (runtime/compute.py).",
-                "__module__": __name__,
-                "op": name,
-                "result": result,
-            },
-        )
-    )
-
-
-PURE_OPS: Mapping[str, type[Node]] = MappingProxyType({name: _pure(name) for name in OPERATIONS})
-
 OPS: Mapping[str, type[Node]] = MappingProxyType(
     {
         **{
@@ -428,42 +377,6 @@ OPS: Mapping[str, type[Node]] = MappingProxyType(
         **PURE_OPS,
     }
 )  # fmt: skip
-
-
-def pure(name: str, out: Value, args: tuple[Operand, ...], at: Any = None) -> Pure:
-    """A node of one of the string and scalar ops."""
-    make: Any = PURE_OPS[name]
-    made = make(out, args, at=at)
-    assert isinstance(made, Pure)
-    return made
-
-
-def type_of(operand: Any) -> str:
-    """The type of an operand, be it a value or a constant."""
-    if isinstance(operand, Value):
-        return operand.type
-    if isinstance(operand, bool):
-        return "bool"
-    for kind in (int, float, str):
-        if isinstance(operand, kind):
-            return kind.__name__
-    return "any"
-
-
-def fits(given: str, wanted: str) -> bool:
-    """Whether a value of one type may stand where the other is wanted; `any` is checked when the plan runs."""
-    return given == wanted or "any" in (given, wanted) or (given == "int" and wanted == "float")
-
-
-def check_results(owner: str, given: tuple[Any, ...], wanted: tuple[Value, ...]) -> None:
-    """Raise IRError if what a region hands on does not fit the values that it becomes."""
-    if len(given) != len(wanted):
-        raise IRError(f"{owner} gives {len(given)} values where {len(wanted)} are wanted")
-    for value, out in zip(given, wanted, strict=True):
-        kind = type_of(value)
-        same = kind == out.type if "state" in (kind, out.type) else fits(kind, out.type)
-        if not same:
-            raise IRError(f"{owner} gives {value!r}, a {type_of(value)}, for {out}, a {out.type}")
 
 
 def weakest(regions: tuple[Region, ...]) -> Licence:

@@ -13,7 +13,8 @@ from grammar.loader import load
 from runtime.api import Constraint
 from sglc.errors import IRError
 from sglc.ir.build import build_node
-from sglc.ir.core import Graph, Module, Node, Region, Symbol, Value, is_type
+from sglc.ir.core import Graph, Module, Node, Region, Symbol, Value
+from sglc.ir.slots import is_type
 from sglc.ir.specs import Location
 
 _ESCAPE = re.compile(r'\\(?:u\{([0-9a-f]{1,6})\}|([ntr"\\]))', re.IGNORECASE)

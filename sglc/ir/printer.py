@@ -6,7 +6,8 @@ import base64
 import re
 from typing import Any
 
-from sglc.ir.core import Graph, Module, Node, Region, Role, Symbol, Value
+from sglc.ir.core import Graph, Module, Node, Region, Symbol, Value
+from sglc.ir.slots import Role
 
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r", '"': '\\"', "\\": "\\\\"}
 # Not printed as they are: controls, surrogates, and what an editor would take for the end of a line.

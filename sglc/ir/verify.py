@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sglc.errors import IRError
-from sglc.ir.core import ANYTHING, Graph, Module, Node, Region, Symbol, Value, is_type
-from sglc.ir.ops import Break, Call, Fork, Loop, Return, fits, type_of
+from sglc.ir.core import Graph, Module, Node, Region, Symbol, Value
+from sglc.ir.ops import Break, Call, Fork, Loop, Return
+from sglc.ir.slots import ANYTHING, is_type
+from sglc.ir.types import fits, type_of
 
 
 def verify(graph: Graph, module: Module | None = None) -> None:

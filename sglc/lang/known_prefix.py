@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sglc.ir.core import Graph, Operand, Value
-from sglc.ir.ops import Begin, Pure, RoleBegin, RoleEnd, Text
+from sglc.ir.ops import Begin, RoleBegin, RoleEnd, Text
+from sglc.ir.pure import Pure
 from sglc.lang.trace import trace
 
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from sglc.errors import GraphBreak
 from sglc.ir.core import Node, Operand, Region, Value, walk
-from sglc.ir.ops import If, Loop, type_of
+from sglc.ir.ops import If, Loop
+from sglc.ir.types import type_of
 from sglc.lang.paths import (
     LAST,
     MAX_PATHS,

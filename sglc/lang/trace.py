@@ -19,17 +19,10 @@ from runtime.api import Constraint
 from runtime.compute import OPERATIONS
 from sglc.errors import GraphBreak, IRError, TraceError
 from sglc.ir.core import Graph, Module, Names, Node, Operand, Symbol, Value
-from sglc.ir.ops import (
-    Begin,
-    Call,
-    Host,
-    Pack,
-    Read,
-    Return,
-    pure,
-    type_of,
-)
+from sglc.ir.ops import Begin, Call, Host, Pack, Read, Return
+from sglc.ir.pure import pure
 from sglc.ir.specs import RUN_DEFAULTS, Location, SamplingFields
+from sglc.ir.types import type_of
 from sglc.ir.verify import verify_module
 from sglc.lang.host import Host as HostFunction
 from sglc.lang.host import find_host

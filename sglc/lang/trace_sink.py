@@ -11,21 +11,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sglc.ir.core import Value
-from sglc.ir.ops import (
-    Fork,
-    Gen,
-    Image,
-    Join,
-    RoleBegin,
-    RoleEnd,
-    ScopeBegin,
-    ScopeEnd,
-    Select,
-    SetVar,
-    Text,
-    type_of,
-)
+from sglc.ir.ops import Fork, Gen, Image, Join, RoleBegin, RoleEnd, ScopeBegin, ScopeEnd, Select, SetVar, Text
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
+from sglc.ir.types import type_of
 from sglc.lang.choices import METHODS
 from sglc.lang.values import Traced, TracedStr
 

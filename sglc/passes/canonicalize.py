@@ -10,7 +10,8 @@ from typing import Any
 
 from runtime.compute import OPERATIONS, ComputeError
 from sglc.ir.core import Graph, Names, Node, Operand, Region, Value
-from sglc.ir.ops import Fork, Gen, If, Pack, Pure, Text, pure
+from sglc.ir.ops import Fork, Gen, If, Pack, Text
+from sglc.ir.pure import Pure, pure
 from sglc.passes.base import Pass, Report
 
 _FOLDED = (str, int, float, bool, type(None))

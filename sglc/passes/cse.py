@@ -15,7 +15,6 @@ from sglc.ir.ops import (
     Image,
     Join,
     Pack,
-    Pure,
     Reuse,
     RoleBegin,
     RoleEnd,
@@ -25,6 +24,7 @@ from sglc.ir.ops import (
     SetVar,
     Text,
 )
+from sglc.ir.pure import Pure
 from sglc.passes.base import Pass, Report
 
 

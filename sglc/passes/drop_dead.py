@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from runtime.compute import OPERATIONS
 from sglc.ir.core import Graph, Node, Operand, Region, Value
-from sglc.ir.ops import Break, Call, Fork, Gen, Host, If, Loop, Pure, Read, Return, Select
+from sglc.ir.ops import Break, Call, Fork, Gen, Host, If, Loop, Read, Return, Select
+from sglc.ir.pure import Pure
 from sglc.passes.base import Pass, Report
 
 

@@ -7,20 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sglc.ir.core import Graph, Module, Names, Node, Operand, Region, Value
-from sglc.ir.ops import (
-    Begin,
-    Call,
-    Fork,
-    Gen,
-    Join,
-    Pack,
-    Return,
-    ScopeBegin,
-    ScopeEnd,
-    Select,
-    SetVar,
-    type_of,
-)
+from sglc.ir.ops import Begin, Call, Fork, Gen, Join, Pack, Return, ScopeBegin, ScopeEnd, Select, SetVar
+from sglc.ir.types import type_of
 from sglc.passes.base import Pass, Report
 
 TEXT = "text of the call"  # the scope that gives a call's text; nobody can read the state that it is in

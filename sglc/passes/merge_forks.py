@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from sglc.ir.analysis import users
 from sglc.ir.core import Graph, Licence, Node, Operand, Value
-from sglc.ir.ops import Fork, Gen, Join, SetVar, pure
+from sglc.ir.ops import Fork, Gen, Join, SetVar
+from sglc.ir.pure import pure
 from sglc.passes.base import Pass, Report
 
 Changes = dict[Node, list[Node]]

@@ -24,7 +24,6 @@ from sglc.ir.ops import (
     Image,
     Join,
     Loop,
-    Pure,
     Return,
     Reuse,
     RoleBegin,
@@ -33,6 +32,7 @@ from sglc.ir.ops import (
     Select,
     Text,
 )
+from sglc.ir.pure import Pure
 from sglc.ir.specs import MAX_TOKENS, Location
 from sglc.plan.interval import NOTHING, Cost, Interval
 from sglc.plan.sizes import Piece, Sizes

@@ -41,7 +41,6 @@ from sglc.ir.ops import (
     Join,
     Loop,
     Pack,
-    Pure,
     Read,
     Return,
     Reuse,
@@ -53,6 +52,7 @@ from sglc.ir.ops import (
     SetVar,
     Text,
 )
+from sglc.ir.pure import Pure
 from sglc.ir.specs import Location, SamplingFields
 from sglc.plan.loops import LoopLowering
 from sglc.plan.ropes import Mark, Ropes, State, Template

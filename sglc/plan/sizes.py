@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sglc.ir.ops import Pure
+from sglc.ir.pure import Pure
 from sglc.plan.interval import NOTHING, UNKNOWN, Interval
 
 SLACK = 8

@@ -32,9 +32,9 @@ from sglc.ir.ops import (
     Select,
     SetVar,
     Text,
-    pure,
 )
 from sglc.ir.parser import parse_module
+from sglc.ir.pure import pure
 from sglc.ir.specs import SamplingFields
 from sglc.ir.verify import verify_module
 from sglc.passes.base import passes

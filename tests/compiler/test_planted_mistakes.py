@@ -13,20 +13,8 @@ from typing import Any
 import pytest
 
 from sglc.ir.core import Graph, Module, Node, Operand, Value
-from sglc.ir.ops import (
-    Fork,
-    Gen,
-    If,
-    Join,
-    Loop,
-    Pure,
-    Reuse,
-    ScopeBegin,
-    ScopeEnd,
-    SetVar,
-    Text,
-    pure,
-)
+from sglc.ir.ops import Fork, Gen, If, Join, Loop, Reuse, ScopeBegin, ScopeEnd, SetVar, Text
+from sglc.ir.pure import Pure, pure
 from sglc.passes import cse, hoist_prefix
 from sglc.passes.base import Report
 from sglc.passes.canonicalize import Canonicalize
