@@ -51,6 +51,7 @@ class ConstraintStore:
     def __init__(self, folder: str | Path, max_bytes: int = 1 << 30) -> None:
         self.folder = Path(folder)
         self.max_bytes = max_bytes
+        self._room = 0  # bytes that may be written before the folder is looked through again
 
     @staticmethod
     def default() -> ConstraintStore:
@@ -75,6 +76,8 @@ class ConstraintStore:
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
         """Keep `arrays`; False if they cannot be kept (no room, no permission): that costs time, nothing else."""
+        if self.path(key).exists():
+            return True
         payload = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
         described = tuple(_Array(n, str(a.dtype), tuple(a.shape)) for n, a in arrays.items())
         header = msgspec.json.encode(_Header(VERSION, key, described, zlib.crc32(payload)))
@@ -88,12 +91,15 @@ class ConstraintStore:
             except BaseException:
                 Path(name).unlink(missing_ok=True)
                 raise
-            self._prune()
+            self._prune(len(header) + len(payload))
         except OSError:
             return False
         return True
 
-    def _prune(self) -> None:
+    def _prune(self, written: int) -> None:
+        self._room -= written
+        if self._room >= 0:
+            return
         files = []
         for path in self.folder.glob("*.constraint"):
             try:
@@ -104,9 +110,10 @@ class ConstraintStore:
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self.max_bytes:
-                return
+                break
             path.unlink(missing_ok=True)
             total -= size
+        self._room = (self.max_bytes - total) // 8  # others may write too
 
 
 def _decode(data: bytes, key: str) -> dict[str, np.ndarray] | None:

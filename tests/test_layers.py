@@ -65,6 +65,7 @@ PACKAGES = {
 LATE = {
     ("sglc.backends", "runtime.server.launch"),
     ("sglc.backends", "runtime.tokenizer"),
+    ("sglc.passes.precompile", "runtime.tokenizer"),  # which tokens end an answer
     ("sglc.lang.program", "sglc.exec"),
     ("sglc.lang.program", "sglc.plan"),
     ("sglc.lang.program", "sglc.passes"),

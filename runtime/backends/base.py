@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from runtime.api import Delta, Generate, Prompt, Score, ScoreResult
+from runtime.api import Constraint, Delta, Generate, Prompt, Score, ScoreResult
 
 
 class Capabilities(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,3 +85,13 @@ class Backend(Protocol):
         ...
 
     async def close(self) -> None: ...
+
+
+@runtime_checkable
+class PreparesConstraints(Protocol):
+    """A backend that can be told of constraints before a call brings them."""
+
+    def prepare_constraints(self, constraints: Sequence[Constraint]) -> None:
+        """Begin to compile them, beside whatever runs; returns at once. One that cannot be enforced is refused where a call
+        brings it."""
+        ...

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from grammar.automaton import TokenAutomaton
 from grammar.compile import Options
+from grammar.constraint_errors import ConstraintError
+from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
 from runtime.api import Constraint
 from runtime.constrain.cache import ConstraintCache
@@ -28,20 +30,29 @@ class ConstraintCompiler:
     folder      of the tokenizer
     ends        ids that end an answer
     whitespace  in JSON: compact or spaced
+    store       where tables are found and kept; None: the user's cache folder
     """
 
-    def __init__(self, folder: str | Path, ends: Iterable[int], *, whitespace: str = "compact") -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        ends: Iterable[int],
+        *,
+        whitespace: str = "compact",
+        store: ConstraintStore | None = None,
+    ) -> None:
         if whitespace not in ("compact", "spaced"):
             raise InvalidRequest(f"constrained_json_whitespace is {whitespace!r}; choose compact or spaced")
         self.options = Options(whitespace="compact" if whitespace == "compact" else "spaced")
         self.folder = Path(folder)
         self.ends = tuple(ends)
+        self.store = ConstraintStore.default() if store is None else store
         self._lock = threading.Lock()
 
     @cached_property
     def _cache(self) -> ConstraintCache:
         vocabulary = Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", self.ends)
-        return ConstraintCache(vocabulary, options=self.options)
+        return ConstraintCache(vocabulary, options=self.options, store=self.store)
 
     def get(self, constraint: Constraint) -> TokenAutomaton:
         """The automaton of a constraint. Raises InvalidRequest, which says where and why, if it cannot be enforced exactly."""
@@ -53,6 +64,14 @@ class ConstraintCompiler:
     def matcher(self, constraint: Constraint, max_tokens: int | None) -> Matcher:
         """A request's place in its constraint. Raises InvalidRequest also if the budget is too small."""
         return Matcher(self.get(constraint), max_tokens)
+
+    def prepare(self, constraints: Iterable[Constraint]) -> None:
+        """Compile these; one that is refused is refused again where it is used, which is where the caller hears of it."""
+        for constraint in constraints:
+            try:
+                self.get(constraint)
+            except (InvalidRequest, ConstraintError):
+                continue
 
     def check(self, constraint: Constraint, max_tokens: int | None) -> None:
         """Raise InvalidRequest if the constraint cannot be enforced, or not within the budget (0 asks for nothing)."""

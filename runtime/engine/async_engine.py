@@ -19,6 +19,7 @@ import msgspec
 
 from runtime.api import (
     ChoiceScore,
+    Constraint,
     Delta,
     Generate,
     LogprobOptions,
@@ -133,6 +134,13 @@ class AsyncEngine:
         s = request.sampling
         if s.constraint is not None:
             await asyncio.to_thread(self._constraints.check, s.constraint, s.max_new_tokens)
+
+    def prepare_constraints(self, constraints: Sequence[Constraint]) -> None:
+        """See `PreparesConstraints`. The loop finds the tables in the store."""
+        work = threading.Thread(
+            target=self._constraints.prepare, args=(tuple(constraints),), name="constraints", daemon=True
+        )
+        work.start()
 
     @staticmethod
     def _too_long(tokens: int, context: int) -> list[int]:

@@ -9,12 +9,15 @@ runs ahead of it (exec/replay.py). So compiling changes speed only.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
+from runtime.api import Constraint
+from runtime.backends.base import PreparesConstraints
 from sglc.config import global_config
 from sglc.errors import GraphBreak, SglcError
 from sglc.exec.batch import interpret_batch
@@ -43,12 +46,13 @@ ROWS_IN_FLIGHT = 1024
 @dataclass(frozen=True)
 class _Compiled:
     """What one kind of arguments became: a schedule, or nothing if it runs interpreted. `ahead`: the schedule of what
-    comes before the break."""
+    comes before the break. `constraints`: those of either, in order."""
 
     schedule: Schedule | None
     reads: tuple[Purity, ...] = ()
     guards: tuple[Any, ...] = ()
     ahead: Schedule | None = None
+    constraints: tuple[Constraint, ...] = ()
 
     def holds(self) -> bool:
         """Whether the global values that it was made for are still the same."""
@@ -82,6 +86,7 @@ class CompiledProgram:
         self._plans: OrderedDict[Any, _Compiled] = OrderedDict()
         self._modules: dict[Any, Module] = {}
         self._constants: frozenset[str] = frozenset()  # strings that a plan had to know
+        self._prepared: weakref.WeakKeyDictionary[Any, set[Constraint]] = weakref.WeakKeyDictionary()
         self._lock = threading.Lock()
 
     def modules(self) -> list[Module]:
@@ -148,7 +153,8 @@ class CompiledProgram:
             self._note(Break(error.message, error.at))
             return _Compiled(None, tuple(reads), _guards(reads))
         self._modules[key] = module
-        return _Compiled(Schedule.of(plan), tuple(reads), _guards(reads))
+        wanted = tuple(module.constraints.values())
+        return _Compiled(Schedule.of(plan), tuple(reads), _guards(reads), constraints=wanted)
 
     def _broken(self, arguments: Mapping[str, Any], template: Any, key: Any, whole: GraphBreak) -> _Compiled:
         """What can be done ahead of the function: the part before the break, as it was written."""
@@ -166,7 +172,18 @@ class CompiledProgram:
             self._note(Break(error.message, error.at))
             return _Compiled(None)
         self._modules[key] = module
-        return _Compiled(None, tuple(reads), _guards(reads), ahead)
+        return _Compiled(None, tuple(reads), _guards(reads), ahead, tuple(module.constraints.values()))
+
+    def _prepare(self, compiled: Sequence[_Compiled], backend: Any) -> None:
+        """Have the backend compile constraints while the run is on its way to them, each one once."""
+        if not any(c.constraints for c in compiled) or not isinstance(backend, PreparesConstraints):
+            return
+        with self._lock:
+            known = self._prepared.setdefault(backend, set())
+            new = [c for c in dict.fromkeys(chain(*(c.constraints for c in compiled))) if c not in known]
+            known.update(new)
+        if new:
+            backend.prepare_constraints(new)
 
     def _note(self, found: Break) -> None:
         if found not in self.breaks:
@@ -189,6 +206,7 @@ class CompiledProgram:
         chosen = resolve_backend(backend or self.backend)
         template = chat_template_for(chosen.model)
         compiled = self._compiled(arguments, template)
+        self._prepare([compiled], chosen)
         schedule = compiled.schedule
         if compiled.ahead is not None and not stream:
             return replay(
@@ -224,7 +242,9 @@ class CompiledProgram:
             return []
         chosen = resolve_backend(backend or self.backend)
         template = chat_template_for(chosen.model)
-        schedules = [self.schedule(row, template) for row in rows]
+        compiled = [self._compiled(row, template) for row in rows]
+        schedules = [c.schedule for c in compiled]
+        self._prepare(list({id(c): c for c in compiled}.values()), chosen)
         if any(s is None for s in schedules):
             return interpret_batch(
                 self.program,

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrecompileConstraints(Pass, name="precompile-constraints"):
-    """Compile each constraint once, and keep it in the store on disk; its size is printed beside it.
+    """Compile each constraint once, and keep its table in the store on disk; its size is printed beside it.
 
     Licence: changes nothing that runs. A constraint that cannot be enforced exactly is an error with the place of the gen.
     `tokenizer` is the folder of a model, or `tiny` for the one that comes with sglc; without one, only the automaton over
-    bytes is made.
+    bytes is made. An engine that runs this model reads the table from the store: it stands there under what decides it, the
+    constraint and the bytes and end tokens of the vocabulary. What becomes no table, as a JSON schema, is checked and
+    measured here, and its rows are made where a run visits them.
     """
 
     tokenizer: str = ""
@@ -60,7 +62,9 @@ class PrecompileConstraints(Pass, name="precompile-constraints"):
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise PassError(f"precompile-constraints{{tokenizer={self.tokenizer}}}: there is no {file}")
-        return Vocabulary.from_tokenizer_json(file, eos=())
+        from runtime.tokenizer.tokenizer import Tokenizer
+
+        return Vocabulary.from_tokenizer_json(file, eos=Tokenizer(folder).ends)
 
 
 def _place(module: Module, name: str) -> object:
