@@ -297,6 +297,7 @@ def run_schedule(
     _returned(state, execution)
     if raise_on_error and (error := state.error()) is not None:
         raise error
+    _show(state)
     return state
 
 
@@ -321,6 +322,11 @@ def run_schedules(
 def _execution(schedule: Schedule, session: Session, arguments: Mapping[str, Any]) -> Execution:
     given = {name: arguments[name] for name in schedule.plan.params}
     return Execution(schedule, session, given, _decide)
+
+
+def _show(state: ProgramState) -> None:
+    if global_config.verbosity >= 2:
+        print(state.text())
 
 
 def _returned(state: ProgramState, execution: Execution) -> None:
@@ -372,6 +378,7 @@ def _outcomes(runs: Sequence[Execution], return_exceptions: bool) -> list[Any]:
             continue
         state = ProgramState(PlanState(run))
         _returned(state, run)
+        _show(state)
         found.append(state)
     if not return_exceptions:
         for item in found:

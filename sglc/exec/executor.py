@@ -67,6 +67,7 @@ from runtime.plan import (
     Variable,
 )
 from sglc.errors import PlanError, RunError
+from sglc.exec.conversation import content_of
 from sglc.exec.rounds import Shift
 from sglc.exec.session import Session
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
@@ -249,14 +250,15 @@ class Execution:
 
     # -- waiting ----------------------------------------------------------------------------------------------
 
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Block until `ready`, which is asked again whenever something has changed."""
+    def wait(self, ready: Callable[[], bool], timeout: float | None = None) -> None:
+        """Block until `ready`, which is asked again whenever something has changed. Raises TimeoutError."""
         if ready():
             return
         with self._changed:
             self._waiting += 1
             try:
-                self._changed.wait_for(ready)
+                if not self._changed.wait_for(ready, timeout):
+                    raise TimeoutError(f"not there after {timeout} s")
             finally:
                 self._waiting -= 1
 
@@ -681,7 +683,7 @@ class Execution:
         if step.role is not None:
             partial = "".join(self.text_of(p) for p in step.content)
             if partial or step.role != "assistant":
-                found.append(Message(step.role, partial))
+                found.append(Message(step.role, content_of(partial, _images(step.content))))
         return tuple(found)
 
     def _ended(
@@ -868,9 +870,7 @@ class Execution:
             if any(self.value_of(p) is MISSING for p in message.content):
                 break
             text = "".join(self.text_of(p) for p in message.content).lstrip()
-            images = [_image_part(p.data) for p in message.content if isinstance(p, ImagePart)]
-            content: Any = [{"type": "text", "text": text}, *images] if images else text
-            found.append({"role": message.role, "content": content})
+            found.append({"role": message.role, "content": content_of(text, _images(message.content))})
         return found
 
 
@@ -893,13 +893,8 @@ def _put(items: Any, at: int, more: Sequence[Any], hole: Any) -> None:
     items.extend(more)
 
 
-def _image_part(data: bytes) -> dict[str, Any]:
-    import base64
-
-    return {
-        "type": "image_url",
-        "image_url": {"url": f"data:image/png;base64,{base64.b64encode(data).decode()}"},
-    }
+def _images(content: Rope) -> list[bytes]:
+    return [p.data for p in content if isinstance(p, ImagePart)]
 
 
 def _located(error: BaseException, at: Location | None) -> RunError:

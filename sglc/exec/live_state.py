@@ -31,6 +31,7 @@ from runtime.api import (
 from runtime.engine.native import meta_info
 from runtime.reasoning import split_reasoning
 from sglc.errors import RunError
+from sglc.exec.conversation import content_of
 from sglc.exec.session import Session
 from sglc.exec.speculation import Expected, Speculation
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
@@ -72,7 +73,7 @@ class LiveState:
         self._messages: list[dict[str, Any]] = []
         self._role: str | None = None
         self._role_at = 0
-        self._images: list[ImageSpec] = []
+        self._images: list[bytes] = []  # of the open message
         self._scopes: dict[str, int] = {}
         self._error: BaseException | None = None
         self._log: list[tuple[Any, str, dict[str, Any] | None]] = []
@@ -158,8 +159,8 @@ class LiveState:
         for call in calls:
             call()
 
-    def _wait(self, ready: Callable[[], bool]) -> None:
-        """Block until `ready`, which is evaluated under the lock."""
+    def _wait(self, ready: Callable[[], bool], timeout: float | None = None) -> None:
+        """Block until `ready`, which is evaluated under the lock. Raises TimeoutError."""
         if self._ahead is not None:
             self._ahead.hurry()
         with self._lock:
@@ -167,8 +168,8 @@ class LiveState:
                 return
             if self._changed is None:
                 self._changed = threading.Condition(self._lock)
-            while not ready():
-                self._changed.wait()
+            if not self._changed.wait_for(ready, timeout):
+                raise TimeoutError(f"not there after {timeout} s")
 
     def _when_idle(self, call: Callable[[], None]) -> None:
         with self._lock:
@@ -243,7 +244,7 @@ class LiveState:
         if self._role is not None:
             partial = self._text_now()[self._role_at :]
             if partial or self._role != "assistant":
-                messages.append(Message(self._role, partial))
+                messages.append(Message(self._role, content_of(partial, self._images)))
         return tuple(messages)
 
     # -- appending: the Sink ------------------------------------------------------------------------------------
@@ -375,7 +376,7 @@ class LiveState:
                 self._fail(error, at)
                 return False
             token = self._session.template.image_token
-            self._images.append(spec)
+            self._images.append(spec.data)
             self._write(token, (TextSegment(token), ImageSegment(spec.data)))
             return True
 
@@ -408,12 +409,10 @@ class LiveState:
                 return False
             if self._ahead is not None and self._session.capabilities.chat_only:
                 self._ahead.drop()
-            content: Any = self._text_now()[self._role_at :].lstrip()
+            content = self._text_now()[self._role_at :].lstrip()
             suffix = self._session.template.get_prefix_and_suffix(role, self._messages)[1]
-            if self._images:
-                content = [{"type": "text", "text": content}, *map(_image_part, self._images)]
             self._write(suffix)
-            self._messages.append({"role": role, "content": content})
+            self._messages.append({"role": role, "content": content_of(content, self._images)})
             self._role, self._images = None, []
             return True
 
@@ -476,14 +475,12 @@ class LiveState:
             self._length = self._fork_at = parent._length
             self._variables = {**parent._variables, **self._variables}
             self._messages = list(parent._messages)
-            self._role, self._role_at = parent._role, parent._role_at
+            self._role, self._role_at, self._images = parent._role, parent._role_at, list(parent._images)
             if self._session.stream:
                 self._log.append((_END, text, None))
         self._pump()
 
     def join(self, children: Sequence[Any], mode: str, at: Location | None) -> None:
-        if mode not in ("gather_variable", "concate_and_append"):
-            raise ValueError(f"{at}: join(mode={mode!r}): choose gather_variable or concate_and_append")
         self._settle()
         for child in children:
             child._settle()
@@ -540,8 +537,8 @@ class LiveState:
         with self._lock:
             self._variables[name] = value
 
-    def meta(self, name: Any) -> dict[str, Any] | None:
-        self._wait(lambda: self._error is not None or name not in self._pending)
+    def meta(self, name: Any, timeout: float | None = None) -> dict[str, Any] | None:
+        self._wait(lambda: self._error is not None or name not in self._pending, timeout)
         self._raise()
         return self._meta_of(name)
 
@@ -656,13 +653,6 @@ def _whole(deltas: list[Delta]) -> Delta:
         input_logprobs=result.input_logprobs,
         input_top_logprobs=result.input_top_logprobs,
     )
-
-
-def _image_part(spec: ImageSpec) -> dict[str, Any]:
-    import base64
-
-    url = f"data:image/png;base64,{base64.b64encode(spec.data).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}}
 
 
 def _behind(prompt: Prompt, start: int, text: str) -> Prompt:

@@ -26,7 +26,7 @@ class PlanState:
 
     # -- reading ------------------------------------------------------------------------------------------------
 
-    def read(self, name: Any, at: Location | None) -> Any:
+    def read(self, name: Any, at: Location | None, timeout: float | None = None) -> Any:
         if name in self._given:
             return self._given[name]
         run = self._execution
@@ -37,7 +37,7 @@ class PlanState:
                 return True
             return run.value_of(named.value) is not MISSING
 
-        run.wait(ready)
+        run.wait(ready, timeout)
         value = MISSING if named is None else run.value_of(named.value)
         error = self._error() or (
             run.error_of(named.value) if named is not None and value is MISSING else None
@@ -65,19 +65,21 @@ class PlanState:
     def assign(self, name: Any, value: Any) -> None:
         self._given[name] = value
 
-    def meta(self, name: Any) -> dict[str, Any] | None:
+    def meta(self, name: Any, timeout: float | None = None) -> dict[str, Any] | None:
         named = self._named.get(name)
         if named is None or named.step < 0:
             return None
-        if name not in self._given and self._absent(named):
+        if name not in self._given and self._absent(named, timeout):
             return None
-        self.read(name, None)
+        self.read(name, None, timeout)
         return self._execution.meta_of(named.step)
 
-    def _absent(self, named: Named) -> bool:
+    def _absent(self, named: Named, timeout: float | None) -> bool:
         """Whether the path taken does not define it; waits until that is known."""
         run = self._execution
-        run.wait(lambda: run.over or self._error() is not None or run.value_of(named.value) is not MISSING)
+        run.wait(
+            lambda: run.over or self._error() is not None or run.value_of(named.value) is not MISSING, timeout
+        )
         return run.value_of(named.value) is ABSENT
 
     def variables(self) -> dict[Any, Any]:

@@ -32,6 +32,10 @@ class ChatTemplate:
     image_token: str = "<image>"
     style: ChatTemplateStyle = field(default=ChatTemplateStyle.PLAIN)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.stop_str, str):  # not its letters
+            object.__setattr__(self, "stop_str", (self.stop_str,))
+
     def get_prefix_and_suffix(self, role: str, hist_messages: Sequence[dict[str, Any]]) -> tuple[str, str]:
         """What to write before and after a message of `role` that follows `hist_messages`."""
         prefix, suffix = self.role_prefix_and_suffix.get(role, ("", ""))
@@ -59,17 +63,19 @@ class ChatTemplate:
         return text
 
 
+Matching = Callable[[str], ChatTemplate | None]
 chat_template_registry: dict[str, ChatTemplate] = {}
-matching_function_registry: list[Callable[[str], ChatTemplate | None]] = []
+matching_function_registry: list[Matching] = []
 
 
 def register_chat_template(template: ChatTemplate) -> None:
     chat_template_registry[template.name] = template
 
 
-def register_chat_template_matching_function(function: Callable[[str], ChatTemplate | None]) -> None:
+def register_chat_template_matching_function(function: Matching) -> Matching:
     """`function` gets the lower-cased path of a model and returns a template or None; tried in order of registration."""
     matching_function_registry.append(function)
+    return function
 
 
 def get_chat_template(name: str) -> ChatTemplate:

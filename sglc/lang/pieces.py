@@ -123,8 +123,9 @@ def gen(
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
     if regex is not None:
         re.compile(regex)
-    if regex is not None and json_schema is not None:
-        raise ValueError("gen: regex and json_schema cannot be given together; leave one out")
+    if json_schema is not None and (regex is not None or dtype is not None):
+        other = "regex" if regex is not None else "dtype"
+        raise ValueError(f"gen: {other} and json_schema cannot be given together; leave one out")
     if n is not None and n < 1:
         raise ValueError(f"gen(n={n}): ask for at least one sample")
     kind = _dtype_name(dtype)
@@ -179,14 +180,58 @@ def separate_reasoning(expr: Gen | Row, model_type: str) -> Row:
     return Row(tuple(pieces))
 
 
-def gen_int(name: str | None = None, max_tokens: int | None = None, **fields: Any) -> Gen | Select:
-    """`gen` of an integer; the variable is its text."""
-    return gen(name, max_tokens, dtype=int, **fields)
+def _typed(dtype: type, name: str, doc: str) -> Callable[..., Gen]:
+    def make(
+        name: str | None = None,
+        max_tokens: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        stop_token_ids: Sequence[int] | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        top_k: int | None = None,
+        min_p: float | None = None,
+        frequency_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        ignore_eos: bool | None = None,
+        return_logprob: bool | None = None,
+        logprob_start_len: int | None = None,
+        top_logprobs_num: int | None = None,
+        return_text_in_logprobs: bool | None = None,
+        *,
+        n: int | None = None,
+        seed: int | None = None,
+    ) -> Gen:
+        made = gen(
+            name,
+            max_tokens,
+            None,
+            stop,
+            stop_token_ids,
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            frequency_penalty,
+            presence_penalty,
+            ignore_eos,
+            return_logprob,
+            logprob_start_len,
+            top_logprobs_num,
+            return_text_in_logprobs,
+            dtype,
+            n=n,
+            seed=seed,
+        )
+        assert isinstance(made, Gen)
+        return made
+
+    make.__name__ = make.__qualname__ = name
+    make.__doc__ = doc
+    return make
 
 
-def gen_string(name: str | None = None, max_tokens: int | None = None, **fields: Any) -> Gen | Select:
-    """`gen` of a quoted string; the variable keeps the quotes."""
-    return gen(name, max_tokens, dtype=str, **fields)
+gen_int = _typed(int, "gen_int", "`gen` of an integer; the variable is its text.")
+gen_string = _typed(str, "gen_string", "`gen` of a quoted string; the variable keeps the quotes.")
 
 
 def select(

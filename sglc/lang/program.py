@@ -25,11 +25,11 @@ def set_default_backend(backend: Any) -> None:
 def resolve_backend(backend: Any) -> Any:
     """The `runtime.backends.base.Backend` behind what a user gave: itself, or its `endpoint`.
 
-    Raises ValueError if there is none.
+    Raises AssertionError if there is none.
     """
     found = backend or _CURRENT.get() or global_config.default_backend
     if found is None:
-        raise ValueError(
+        raise AssertionError(
             "Please specify a backend: run(backend=...), or set_default_backend(...); sgl.Engine() runs the embedded model"
         )
     return getattr(found, "endpoint", found)

@@ -44,7 +44,8 @@ class Sink(Protocol):
 
     def assign(self, name: Any, value: Any) -> None: ...
 
-    def meta(self, name: Any) -> dict[str, Any] | None: ...
+    def meta(self, name: Any, timeout: float | None = None) -> dict[str, Any] | None:
+        """What is known of the call that wrote it; waits for it, raises TimeoutError after so many seconds."""
 
     def full_text(self) -> str: ...
 

@@ -123,8 +123,11 @@ class ProgramState:
         return self.sink.has(name)
 
     def get_meta_info(self, name: Any, timeout: float | None = None) -> dict[str, Any] | None:
-        """Token counts, finish reason and log-probabilities of the gen that wrote `name`; None if there is none."""
-        return self.sink.meta(name)
+        """Token counts, finish reason and log-probabilities of the gen that wrote `name`; None if there is none.
+
+        Raises TimeoutError if it is not there after `timeout` seconds.
+        """
+        return self.sink.meta(name, timeout)
 
     def text(self) -> str:
         """The whole text, once everything appended so far is there."""
@@ -167,6 +170,10 @@ class ProgramStateGroup:
 
     def join(self, mode: str = "gather_variable") -> None:
         """End the branches: their new variables become lists in the parent, or their texts are appended to it."""
+        if mode not in ("gather_variable", "concate_and_append"):
+            raise ValueError(
+                f"{user_location()}: join(mode={mode!r}): choose gather_variable or concate_and_append"
+            )
         self.parent.sink.join([s.sink for s in self.states], mode, user_location())
 
     def __getitem__(self, index: int) -> ProgramState:

@@ -262,7 +262,7 @@ class TraceSink:
 
     finish = sync
 
-    def meta(self, name: Any) -> dict[str, Any] | None:
+    def meta(self, name: Any, timeout: float | None = None) -> dict[str, Any] | None:
         self.trace.stop("get_meta_info() tells what happened in a run")
 
     def full_text(self) -> str:

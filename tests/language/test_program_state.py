@@ -460,7 +460,7 @@ def test_bind_defaults_and_bad_programs() -> None:
         program.run(backend=scripted())
     with pytest.raises(AssertionError, match="first argument of a program must be `s`"):
         sgl.function(lambda x: x)
-    with pytest.raises(ValueError, match="Please specify a backend"):
+    with pytest.raises(AssertionError, match="Please specify a backend"):
         program.run("x")
 
 
