@@ -63,7 +63,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         hosts = sorted({n.function for g in module.graphs.values() for n in g.walk() if n.op == "host"})  # type: ignore[attr-defined]
         if hosts:
             raise PlanError(
-                f"{module.main} calls {', '.join(hosts)}: a program with host functions runs from its source"
+                f"{module.main} calls {', '.join(hosts)}: a program with host functions runs from its source, with sglc run FILE.py"
             )
         plan = _without_folders(lower(module, template))
         made = cls(
@@ -95,7 +95,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
             if name in self.constants:
                 if repr(value) != self.constants[name] and str(value) != self.constants[name].strip("'\""):
                     raise TypeError(
-                        f"{self.name} was compiled for {name}={self.constants[name]}, not {value!r}"
+                        f"{self.name} was compiled for {name}={self.constants[name]}, not {value!r}; compile it for that with -D {name}={value}"
                     )
                 values.pop(name)
             elif name not in self.plan.params:
@@ -103,7 +103,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
                 raise TypeError(f"{self.name} got an unexpected argument {name!r}; it takes {known}")
             elif type(value) is not str:
                 raise TypeError(
-                    f"{self.name}: {name} is a {type(value).__name__}, but the plan was made for a str"
+                    f"{self.name}: {name} is a {type(value).__name__}, but the plan was made for a str; pass str(...) of it"
                 )
         missing = [n for n in self.plan.params if n not in values]
         if missing:
@@ -180,20 +180,26 @@ def load_artifact(path: str | Path) -> Artifact:
         size = file.stat().st_size
         if size > MAX_BYTES:
             raise InvalidRequest(
-                f"{file} has {size:,} bytes; an artefact has at most {MAX_BYTES:,}", param="artifact"
+                f"{file} has {size:,} bytes; an artefact has at most {MAX_BYTES:,}; is it the right file?",
+                param="artifact",
             )
         made = msgspec.json.decode(file.read_bytes(), type=Artifact)
     except OSError as error:
         raise InvalidRequest(f"{file}: {error.strerror}", param="artifact") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest(f"{file} is not an artefact: {error}", param="artifact") from None
+        raise InvalidRequest(
+            f"{file} is not an artefact: {error}; make one with sglc compile --emit artifact",
+            param="artifact",
+        ) from None
     if made.format != FORMAT:
         raise InvalidRequest(
-            f"{file} has format {made.format!r}; this version reads {FORMAT!r}", param="artifact"
+            f"{file} has format {made.format!r}, and this version reads {FORMAT!r}; compile it again",
+            param="artifact",
         )
     if made._digest() != made.build:
         raise InvalidRequest(
-            f"{file} was changed since it was compiled (build {made.build})", param="artifact"
+            f"{file} was changed since it was compiled (build {made.build}); compile it again",
+            param="artifact",
         )
     made.plan.verify()
     return made

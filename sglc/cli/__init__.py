@@ -21,6 +21,7 @@ from sglc.cli.compile import compile_command
 from sglc.cli.diff import diff
 from sglc.cli.explain import explain
 from sglc.cli.passes import passes
+from sglc.cli.rules import rules
 from sglc.cli.run import run
 
 app = typer.Typer(
@@ -38,6 +39,7 @@ app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options"
 app.command()(explain)
 app.command()(diff)
 app.command()(passes)
+app.command()(rules)
 
 
 def main() -> None:

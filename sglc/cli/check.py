@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -58,8 +59,10 @@ def check_command(
     template: Annotated[
         str | None, typer.Option(help="Chat template of the model; chatml if none is named.")
     ] = None,
-    select: Annotated[list[str] | None, typer.Option(help="Only these rules, by code.")] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="Not these rules, by code.")] = None,
+    select: Annotated[
+        list[str] | None, typer.Option(help="Only these rules, by code or its beginning: SGL3.")
+    ] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Not these rules.")] = None,
     define: Define = None,
 ) -> None:
     """Check programs: variables, forks, choices, constraints, budgets, and what a backend can do.
@@ -79,8 +82,8 @@ def check_command(
     own = settings_for(Path.cwd())
     select, ignore = select or own.get("select"), ignore or own.get("ignore")
     for code in [*(select or []), *(ignore or [])]:
-        if code not in RULES:
-            raise Mistake(f"there is no rule {code}{near(str(code), RULES)}")
+        if not any(known.startswith(str(code)) for known in RULES):
+            raise Mistake(f"there is no rule {code}{near(str(code), RULES)}; `sglc rules` lists them")
     options = _options(
         own,
         {
@@ -91,7 +94,7 @@ def check_command(
     )  # fmt: skip
     asked = [pair.partition("=")[0] for pair in define or []]
     taken: set[str] = set()
-    codes = set(select or RULES) - set(ignore or ())
+    codes = _chosen(RULES, select or ["SGL"]) - _chosen(RULES, ignore or [])
     found = set()
     for name in _files(targets):
         file, which = split(name)
@@ -105,7 +108,9 @@ def check_command(
             found.update(check_file([program], replace(options, arguments=given), codes))
     for given_name in asked:
         if given_name not in taken:
-            raise Mistake(f"no program has an argument {given_name!r}{near(given_name, taken)}")
+            raise Mistake(
+                f"no program has an argument {given_name!r}{near(given_name, taken)}; they take {', '.join(sorted(taken)) or 'none'}"
+            )
     ordered = sorted(found)
     if format_ == "json":
         sys.stdout.write(to_json(ordered))
@@ -150,6 +155,10 @@ def _options(own: dict[str, Any], words: dict[str, Any]) -> CheckOptions:
     )
 
 
+def _chosen(codes: Iterable[str], beginnings: list[str]) -> set[str]:
+    return {code for code in codes if code.startswith(tuple(beginnings))}
+
+
 def _summary(rule: object) -> str:
     return (type(rule).__doc__ or "").partition("\n")[0]
 
@@ -163,7 +172,7 @@ def _files(targets: list[str]) -> list[str]:
             continue
         files = sorted(p for p in path.rglob("*.py") if _has_programs(p))
         if not files:
-            raise Mistake(f"{target} has no file with programs")
+            raise Mistake(f"{target} has no file with programs; write @sgl.function above a function of it")
         found += map(str, files)
     return found
 

@@ -48,11 +48,11 @@ def load(file: Path) -> Any:
     if not file.is_file():
         folder = file.parent if file.parent.is_dir() else Path()
         hint = near(file.name, (p.name for p in folder.glob("*.py")))
-        raise Mistake(f"there is no file {file}{hint}")
+        raise Mistake(f"there is no file {file}{hint or '; give FILE.py or FILE.py:PROGRAM'}")
     name = "".join(c if c.isalnum() else "_" for c in file.stem)
     spec = importlib.util.spec_from_file_location(f"sglc_file_{name}", file)
     if spec is None or spec.loader is None:
-        raise Mistake(f"{file} is not a Python file")
+        raise Mistake(f"{file} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.resolve().parent))
     sys.modules[module.__name__] = module
@@ -139,7 +139,7 @@ def pairs(words: list[str]) -> list[str]:
         name, equals, value = word[2:].partition("=")
         if not equals:
             if not rest:
-                raise Mistake(f"--{name} has no value")
+                raise Mistake(f"--{name} has no value; write --{name} VALUE or --{name}=VALUE")
             value = rest.pop(0)
         found.append(f"{name.replace('-', '_')}={value}")
     return found
@@ -291,7 +291,7 @@ def chat_template(name: str) -> Any:
     try:
         return get_chat_template(name)
     except KeyError:
-        hint = near(name, chat_template_registry)
+        hint = near(name, chat_template_registry) or f"; there are {', '.join(chat_template_registry)}"
         raise Mistake(f"--template {name}: there is no chat template of that name{hint}") from None
 
 
@@ -310,7 +310,7 @@ def must_be_writable(file: Path | None, option: str) -> None:
     if file.is_dir():
         raise Mistake(f"{option} {file}: that is a folder; name a file")
     if not file.absolute().parent.is_dir():
-        raise Mistake(f"{option} {file}: there is no folder {file.absolute().parent}")
+        raise Mistake(f"{option} {file}: there is no folder {file.absolute().parent}; make it first")
 
 
 def tokenizer_folder(given: Path | None) -> Path | None:
@@ -322,11 +322,15 @@ def tokenizer_folder(given: Path | None) -> Path | None:
 
         return Path(embedded_model_path())
     if not (given / "tokenizer.json").is_file():
-        raise Mistake(f"--tokenizer {given}: there is no tokenizer.json in that folder")
+        raise Mistake(
+            f"--tokenizer {given}: there is no tokenizer.json in that folder; name the folder of a model, or tiny"
+        )
     from tokenizers import Tokenizer
 
     try:
         Tokenizer.from_file(str(given / "tokenizer.json"))
     except Exception as error:  # the library raises nothing narrower
-        raise Mistake(f"--tokenizer {given}: its tokenizer.json cannot be read: {error}") from None
+        raise Mistake(
+            f"--tokenizer {given}: its tokenizer.json cannot be read: {error}; name the folder of a model, or tiny"
+        ) from None
     return given

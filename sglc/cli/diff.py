@@ -89,7 +89,9 @@ def _refuse_unknown(programs: list[Any], pairs: list[str]) -> None:
         if not equals:
             raise Mistake(f"-D {pair}: write it as NAME=VALUE")
         if name not in names:
-            raise Mistake(f"neither version has an argument {name!r}{near(name, names)}")
+            raise Mistake(
+                f"neither version has an argument {name!r}; they take {', '.join(sorted(names)) or 'none'}{near(name, names)}"
+            )
 
 
 def _facts(

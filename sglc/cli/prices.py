@@ -22,9 +22,9 @@ def prices_in(file: Path | None) -> dict[str, Price]:
     except OSError as error:
         raise Mistake(f"--prices {file}: {error.strerror}") from None
     except ValueError as error:  # what both parsers raise
-        raise Mistake(f"--prices {file}: {error}") from None
+        raise Mistake(f"--prices {file}: {error}; write it as {FORM}") from None
     if not isinstance(data, dict):
-        raise Mistake(f"--prices {file}: it needs a table for each model")
+        raise Mistake(f"--prices {file}: it is a {type(data).__name__}; it needs a table for each model")
     found: dict[str, Price] = {}
     for name, entry in data.items():
         try:

@@ -125,7 +125,7 @@ def _backend(
     must_be_writable(timeline, "--timeline")
     must_be_writable(record, "--record")
     if replay is not None and not replay.is_file():
-        raise Mistake(f"--replay {replay}: there is no such file")
+        raise Mistake(f"--replay {replay}: there is no such file; make it with --record {replay}")
     chosen: Any = None if replay is not None else use_backend(backend, model)
     inner = getattr(chosen, "endpoint", chosen)
     cassette = None
@@ -224,11 +224,11 @@ def _run_batch(
     from sglc.lang.program import resolve_backend
 
     if not file.is_file():
-        raise Mistake(f"--batch {file}: there is no such file")
+        raise Mistake(f"--batch {file}: there is no such file; give JSON lines, or CSV with a header")
     out = out or file.with_suffix(".results.jsonl")
     must_be_writable(out, "--out")
     if out.resolve() == file.resolve():
-        raise Mistake(f"--out {out}: that is the file of the rows")
+        raise Mistake(f"--out {out}: that is the file of the rows; name another one")
     runnable = program if interpret else program.compile()
     try:
         total = sum(1 for _ in rows_of(file))  # all rows are read once before the first one runs

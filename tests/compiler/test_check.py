@@ -299,6 +299,14 @@ def test_a_project_sets_options_and_the_command_line_comes_first(tmp_path: Path)
     assert check().stderr.endswith("context = '64'; give an integer\n")
 
 
+def test_rules_are_chosen_by_the_beginning_of_their_code(tmp_path: Path) -> None:
+    file = tmp_path / "ask.py"
+    file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n    s += s["kk"]\n')
+    assert "SGL202" in run_check(str(file), "--select", "SGL2").stdout
+    assert "SGL101" not in run_check(str(file), "--select", "SGL2").stdout
+    assert run_check(str(file), "--ignore", "SGL1", "--ignore", "SGL202").stdout == "nothing found\n"
+
+
 def test_examples_of_the_project_have_no_errors() -> None:
     done = run_check(str(Path(__file__).parents[2] / "examples"), "--select", "SGL101", "--select", "SGL201")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -78,8 +78,16 @@ def test_passes_are_listed() -> None:
     assert "hoist-prefix" in shown and "min-chars=1" in shown
 
 
+def test_rules_are_listed_and_explained() -> None:
+    shown = sglc("rules").stdout
+    assert "SGL101" in shown and "read-before-gen" in shown
+    for which in ("SGL201", "impossible-compare"):
+        assert "Bad:" in sglc("rules", which).stdout
+    assert "did you mean 'impossible-compare'" in sglc("rules", "impossible-compares").stderr
+
+
 def test_help_is_short_of_nothing() -> None:
-    for words in ((), ("compile",), ("run",), ("passes",)):
+    for words in ((), ("compile",), ("run",), ("check",), ("explain",), ("diff",), ("passes",), ("rules",)):
         done = sglc(*words, "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
 
