@@ -71,6 +71,7 @@ def _rope_store(
     q_weight,
     k_weight,
     out,
+    k_out,
     eps,
     offset,
     q_stride,
@@ -130,6 +131,8 @@ def _rope_store(
         wide = wide * c + sign * across * s
     result = wide.to(x.dtype)
     tl.store(out + (token * HEADS + head) * DIM + d, result, mask=is_q)
+    if k_out is not None:
+        tl.store(k_out + (token * KV_HEADS + head - HEADS) * DIM + d, result, mask=is_k)
     slot = tl.load(slots + token + head * 0)
     stored = slot >= 0  # padding of a captured graph
     k_slot = pool_k + slot * pool_stride + (head - HEADS) * DIM
@@ -155,6 +158,7 @@ def rope_store(
     eps: float = 0.0,
     offset: float = 0.0,
     out: Tensor | None = None,
+    k_out: Tensor | None = None,
 ) -> Tensor:
     """Return q normed and rotated; store k, normed and rotated, and v at `slots`.
 
@@ -163,6 +167,7 @@ def rope_store(
     positions       int64 [tokens]; slots int64 [tokens], -1 stores nothing
     pool_k, pool_v  [slots, kv_heads, head_dim], of q's dtype or float8
     q_weight, k_weight  [head_dim]: RMS norm of each head with `eps` and `offset`; None: no norm
+    k_out           [tokens, kv_heads, head_dim], contiguous: the keys that were stored, for prompts attended from rows
 
     Returns [tokens, heads, head_dim], contiguous.
     """
@@ -192,6 +197,8 @@ def rope_store(
         out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     elif out.shape != q.shape or not out.is_contiguous():
         raise ValueError(f"rope_store: out must be contiguous {tuple(q.shape)}, got {tuple(out.shape)}")
+    if k_out is not None and (k_out.shape != k.shape or not k_out.is_contiguous()):
+        raise ValueError(f"rope_store: k_out must be contiguous {tuple(k.shape)}, got {tuple(k_out.shape)}")
     if tokens:
         width = triton.next_power_of_2(dim)
         block = max(1, 1024 // width)
@@ -208,6 +215,7 @@ def rope_store(
             q_weight,
             k_weight,
             out,
+            k_out,
             eps,
             offset,
             q.stride(0),

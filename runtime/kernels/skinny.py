@@ -210,12 +210,13 @@ def _tiled(
             tl.store(place + split * (PARTS * SIZE) + SIZE, other)
         if arrive(arrived + tile) == SPLITS - 1:
             # .cg: other multiprocessors wrote these, so the nearest cache may be stale
+            parts = tl.num_programs(2)  # SPLITS, but unknown to the compiler: unrolled sums spill
             acc = tl.load(place, cache_modifier=".cg")
-            for i in range(1, SPLITS):
+            for i in range(1, parts):
                 acc += tl.load(place + i * (PARTS * SIZE), cache_modifier=".cg")
             if GATED is not None:
                 other = tl.load(place + SIZE, cache_modifier=".cg")
-                for i in range(1, SPLITS):
+                for i in range(1, parts):
                     other += tl.load(place + i * (PARTS * SIZE) + SIZE, cache_modifier=".cg")
             _finish(acc, other, at, m, n, live, bias, residual, out, GATED)
             tl.store(arrived + tile, 0)

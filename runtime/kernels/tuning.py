@@ -6,12 +6,15 @@ the row of "". Nothing here changes results beyond the order of sums.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Literal
 
 import torch
+
+FreshPath = Literal["pages", "rows", "cudnn", "flash"]
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,20 @@ def prefill_tiles(device: torch.device, dim: int, dtype: torch.dtype) -> Prefill
     table = _PREFILL.get(_name(device)) or _PREFILL[""]
     size = triton_width(dim) * max(2, dtype.itemsize)
     return PrefillTiles(*next(row for most, row in table if size <= most))
+
+
+# prompts of at least so many tokens, without window or softcap: who attends their rows; shorter ones: the first
+_FRESH: Mapping[str, tuple[tuple[int, FreshPath], ...]] = MappingProxyType({"": ((0, "pages"),)})
+
+
+def fresh_path(device: torch.device, dim: int, dtype: torch.dtype, tokens: int, plain: bool) -> FreshPath:
+    """How prompts that nothing precedes are attended: from the pages, from the batch's rows, or by torch."""
+    rows = _FRESH.get(_name(device)) or _FRESH[""]
+    path = next(path for least, path in reversed(rows) if tokens >= least)
+    library = path in ("cudnn", "flash")
+    if library and (not plain or dtype == torch.float32 or dim > 128 or dim % 8):
+        return "rows"
+    return path
 
 
 def linear_tiles(

@@ -51,11 +51,14 @@ def test_against_torch(
         more |= {"q_weight": weights[0], "k_weight": weights[1]}
     pools = [torch.ones(20, kv_heads, dim, device=device).to(stored or dtype) for _ in range(4)]
     before = packed.clone()
-    out = rope_store(q, k, v, cos, sin, positions, slots, pools[0], pools[1], **more)
+    keys = torch.empty(5, kv_heads, dim, dtype=dtype, device=device)
+    out = rope_store(q, k, v, cos, sin, positions, slots, pools[0], pools[1], k_out=keys, **more)
     wanted = rope_store_reference(q, k, v, cos, sin, positions, slots, pools[2], pools[3], **more)
     tolerance = TOLERANCE[dtype]
     assert torch.equal(packed, before)
     assert error(out, wanted) < tolerance
+    kept = [0, 1, 3, 4]
+    assert torch.equal(keys[kept].to(pools[0].dtype), pools[0][slots[kept]]) or stored
     assert error(pools[0], pools[2]) < (0.07 if stored else tolerance)
     assert error(pools[1], pools[3]) < (0.07 if stored else 1e-9)
 

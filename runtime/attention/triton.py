@@ -1,0 +1,170 @@
+"""Attention by own Triton kernels, over pages of any size.
+
+Single-token rows and prompts of a batch are two launches. Prompts that nothing precedes may be read from the rows
+of the batch instead of the pages, by this package's kernel or by torch's, where the tables say that it is quicker.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from runtime.attention.base import AttentionInputs, PagedInputs
+from runtime.kernels.decode import decode_attention
+from runtime.kernels.kv_store import store_kv
+from runtime.kernels.merge import SplitScratch, split_scratch
+from runtime.kernels.prefill import fresh_attention, prefill_attention
+from runtime.kernels.tuning import decode_tiles, fresh_path
+from runtime.kv.store import KVStore
+from runtime.models.spec import AttnSpec
+
+
+def paged_inputs(inputs: AttentionInputs, page_size: int) -> PagedInputs:
+    """The same batch with a page table, made from the slots of each span."""
+    spans = inputs.spans
+    device = inputs.slots.device
+    ends = [s.start + s.count for s in spans]
+    width = max(-(-end // page_size) for end in ends)
+    table = torch.zeros(len(spans), width, dtype=torch.int32, device=device)
+    for i, span in enumerate(spans):
+        pages = span.slots[::page_size] // page_size
+        table[i, : len(pages)] = pages
+    decodes = next((i for i, s in enumerate(spans) if s.count > 1), len(spans))
+    prompts = spans[decodes:]
+    return PagedInputs(
+        table=table,
+        seats=torch.arange(len(spans), dtype=torch.int32, device=device),
+        lengths=torch.tensor(ends, dtype=torch.int32, device=device),
+        starts=torch.tensor([*(s.first for s in spans), len(inputs.slots)], dtype=torch.int32, device=device),
+        slots=inputs.slots,
+        max_new=max(s.count for s in spans),
+        max_length=max(ends),
+        decodes=decodes,
+        fresh=() if any(s.start for s in prompts) else tuple((s.first, s.count) for s in prompts),
+    )
+
+
+class TritonAttention:
+    """`AttentionImpl` over a KVStore on a device, or in Triton's interpreter.
+
+    Before a graph is captured, the same batch size must have run once: scratch is made then, and kept.
+    """
+
+    def __init__(self, store: KVStore) -> None:
+        self.store = store
+        self._inputs: PagedInputs | None = None
+        self._scratch: dict[tuple[int, int], SplitScratch] = {}
+        self._kept: list[SplitScratch] = []  # graphs hold on to what they were captured with
+
+    def plan(self, inputs: PagedInputs | AttentionInputs) -> None:
+        if isinstance(inputs, AttentionInputs):
+            inputs = paged_inputs(inputs, self.store.page_size)
+        self._inputs = inputs
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
+        """Store k and v, then attend."""
+        assert self._inputs is not None
+        store_kv(k, v, self.store.k[layer], self.store.v[layer], self._inputs.slots)
+        return self.run_stored(q, layer, spec, k, v)
+
+    def run_stored(
+        self, q: Tensor, layer: int, spec: AttnSpec, k: Tensor | None = None, v: Tensor | None = None
+    ) -> Tensor:
+        """Attend; k and v are stored already, and are given as well if rows of fresh prompts may be read from them."""
+        at = self._inputs
+        assert at is not None
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        if at.decodes:
+            self._decode(q[: at.decodes], layer, spec, out[: at.decodes])
+        if len(at.seats) > at.decodes:
+            if k is None or v is None or not self._fresh(q, k, v, spec, out):
+                prefill_attention(
+                    q,
+                    self.store.k[layer],
+                    self.store.v[layer],
+                    at.table,
+                    at.seats[at.decodes :],
+                    at.starts[at.decodes :],
+                    at.lengths[at.decodes :],
+                    page_size=self.store.page_size,
+                    max_new=at.max_new,
+                    scale=spec.scale,
+                    window=spec.window,
+                    softcap=spec.softcap,
+                    out=out,
+                )
+        return out
+
+    def _decode(self, q: Tensor, layer: int, spec: AttnSpec, out: Tensor) -> None:
+        at = self._inputs
+        assert at is not None
+        tiles = decode_tiles(q.device, len(q), spec.kv_heads, spec.head_dim, self.store.k.dtype)
+        decode_attention(
+            q,
+            self.store.k[layer],
+            self.store.v[layer],
+            at.table,
+            at.seats[: at.decodes],
+            at.lengths[: at.decodes],
+            page_size=self.store.page_size,
+            scale=spec.scale,
+            window=spec.window,
+            softcap=spec.softcap,
+            scratch=self._scratch_for(len(q), tiles.splits, spec) if tiles.splits > 1 else None,
+            out=out,
+            tiles=tiles,
+        )
+
+    def _scratch_for(self, requests: int, splits: int, spec: AttnSpec) -> SplitScratch:
+        key = (splits, spec.heads)
+        found = self._scratch.get(key)
+        if found is None or len(found.arrived) < requests:
+            device = self.store.k.device
+            if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"attention of {requests} requests is captured before it has run once; "
+                    "run the batch before the capture, so that its scratch lies outside the graph"
+                )
+            if found is not None:
+                self._kept.append(found)
+            found = split_scratch(
+                requests, spec.kv_heads, splits, spec.heads // spec.kv_heads, spec.head_dim, device
+            )
+            self._scratch[key] = found
+        return found
+
+    def _fresh(self, q: Tensor, k: Tensor, v: Tensor, spec: AttnSpec, out: Tensor) -> bool:
+        """Attend prompts without anything before them from their rows; False if the pages are the better way."""
+        at = self._inputs
+        assert at is not None
+        if (
+            not at.fresh or self.store.k.dtype != k.dtype
+        ):  # float8 keys are read as later tokens will read them
+            return False
+        plain = spec.window is None and spec.softcap is None
+        path = fresh_path(q.device, spec.head_dim, q.dtype, min(n for _, n in at.fresh), plain)
+        if path == "pages":
+            return False
+        if path == "rows":
+            fresh_attention(
+                q, k, v, at.starts[at.decodes :], max_new=at.max_new, scale=spec.scale,
+                window=spec.window, softcap=spec.softcap, out=out,
+            )  # fmt: skip
+            return True
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
+        backend = SDPBackend.CUDNN_ATTENTION if path == "cudnn" else SDPBackend.FLASH_ATTENTION
+        with sdpa_kernel(backend):
+            for first, count in at.fresh:
+                rows = slice(first, first + count)
+                result = F.scaled_dot_product_attention(
+                    q[rows].transpose(0, 1)[None],
+                    k[rows].transpose(0, 1)[None],
+                    v[rows].transpose(0, 1)[None],
+                    is_causal=True,
+                    scale=spec.scale,
+                    enable_gqa=spec.heads != spec.kv_heads,
+                )
+                out[rows] = result[0].transpose(0, 1)
+        return True
