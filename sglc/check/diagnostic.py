@@ -57,8 +57,8 @@ def to_json(found: Sequence[Diagnostic]) -> str:
     return json.dumps([asdict(item) for item in found], indent=1, ensure_ascii=False) + "\n"
 
 
-def to_sarif(found: Sequence[Diagnostic], rules: Mapping[str, tuple[str, str]], version: str) -> str:
-    """SARIF 2.1.0. `rules`: name and description by code."""
+def to_sarif(found: Sequence[Diagnostic], rules: Mapping[str, tuple[str, str, str]], version: str) -> str:
+    """SARIF 2.1.0. `rules`: name, description and help by code."""
     used = sorted({item.code for item in found})
     log: dict[str, Any] = {
         "$schema": "https://json.schemastore.org/sarif-2.1.0.json",
@@ -70,11 +70,17 @@ def to_sarif(found: Sequence[Diagnostic], rules: Mapping[str, tuple[str, str]], 
                         "name": "sglc check",
                         "version": version,
                         "rules": [
-                            {"id": c, "name": rules[c][0], "shortDescription": {"text": rules[c][1]}}
+                            {
+                                "id": c,
+                                "name": rules[c][0],
+                                "shortDescription": {"text": rules[c][1]},
+                                "help": {"text": rules[c][2]},
+                            }
                             for c in used
                         ],
                     }
                 },
+                "columnKind": "unicodeCodePoints",
                 "results": [_sarif_result(item, used) for item in found],
             }
         ],

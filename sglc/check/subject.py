@@ -197,10 +197,19 @@ class Subject:
         text = linecache.getline(file, line).rstrip()
         column, end = len(text) - len(text.lstrip()) + 1, len(text) + 1
         if place is not None and hasattr(place, "lineno"):
-            line, column = place.lineno, getattr(place, "col_offset", 0) + 1
+            line = place.lineno
+            text = linecache.getline(file, line).rstrip()
+            column = _characters(text, getattr(place, "col_offset", 0)) + 1
             same = getattr(place, "end_lineno", line) == line
-            end = (getattr(place, "end_col_offset", 0) or 0) + 1 if same else column + 200
+            end = (
+                _characters(text, getattr(place, "end_col_offset", None) or 0) + 1 if same else len(text) + 1
+            )
         return Diagnostic(file, line, column, rule.code, Severity(rule.severity), message, fix, end)
+
+
+def _characters(text: str, count: int) -> int:
+    """The characters in so many bytes of a line, which is what the syntax tree counts."""
+    return len(text.encode()[:count].decode(errors="ignore"))
 
 
 def called(node: ast.Call) -> str:

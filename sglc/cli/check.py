@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -115,7 +116,9 @@ def check_command(
     if format_ == "json":
         sys.stdout.write(to_json(ordered))
     elif format_ == "sarif":
-        sys.stdout.write(to_sarif(ordered, {c: (r.name, _summary(r)) for c, r in RULES.items()}, __version__))
+        sys.stdout.write(
+            to_sarif(ordered, {c: (r.name, *_described(r)) for c, r in RULES.items()}, __version__)
+        )
     else:
         sys.stdout.write(to_text(ordered, {d.file: lines_of(d.file) for d in ordered}))
         counts = {s: sum(d.severity == s for d in ordered) for s in Severity}
@@ -159,8 +162,10 @@ def _chosen(codes: Iterable[str], beginnings: list[str]) -> set[str]:
     return {code for code in codes if code.startswith(tuple(beginnings))}
 
 
-def _summary(rule: object) -> str:
-    return (type(rule).__doc__ or "").partition("\n")[0]
+def _described(rule: object) -> tuple[str, str]:
+    """Its first line, and all of it."""
+    text = inspect.getdoc(type(rule)) or ""
+    return text.partition("\n")[0], text
 
 
 def _files(targets: list[str]) -> list[str]:

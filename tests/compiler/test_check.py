@@ -235,6 +235,7 @@ def test_json_and_sarif(tmp_path: Path) -> None:
     (result,) = one["results"]
     assert log["version"] == "2.1.0" and result["ruleId"] == "SGL202"
     assert one["tool"]["driver"]["rules"][result["ruleIndex"]]["id"] == "SGL202"
+    assert one["columnKind"] == "unicodeCodePoints"
     assert result["locations"][0]["physicalLocation"]["region"]["startLine"] == 14
 
 
@@ -297,6 +298,15 @@ def test_a_project_sets_options_and_the_command_line_comes_first(tmp_path: Path)
     assert "has no option 'contex'" in check().stderr and "did you mean 'context'" in check().stderr
     (tmp_path / "pyproject.toml").write_text('[tool.sglc.check]\ncontext = "64"\n')
     assert check().stderr.endswith("context = '64'; give an integer\n")
+
+
+def test_columns_count_characters(load: Load) -> None:
+    program = load(HEAD + '    s += q + "größer? 日本語 " + sgl.select("k", ["ja", "nein"]) + s["kk"]\n')[
+        "checked"
+    ]
+    (found,) = check_program(program)
+    line = Path(found.file).read_text(encoding="utf-8").splitlines()[found.line - 1]
+    assert line[found.column - 1 : found.end_column - 1] == 's["kk"]'
 
 
 def test_rules_are_chosen_by_the_beginning_of_their_code(tmp_path: Path) -> None:
