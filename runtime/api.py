@@ -66,9 +66,9 @@ def merge_text(prompt: Sequence[Segment]) -> Prompt:
 
 
 class Constraint(msgspec.Struct, frozen=True):
-    """What the output must match: a regex, a JSON schema (as JSON text) or an EBNF grammar."""
+    """What the output must match: a regex, a JSON schema (as JSON text), an EBNF grammar, or one of some texts (a JSON array)."""
 
-    kind: Literal["regex", "json_schema", "ebnf"]
+    kind: Literal["regex", "json_schema", "ebnf", "choices"]
     source: str
 
 

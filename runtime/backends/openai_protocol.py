@@ -7,8 +7,11 @@ from abc import abstractmethod
 from collections.abc import AsyncIterator
 from typing import Any
 
-from runtime.api import Delta, Finish, Generate, Usage, render
+from runtime.api import Constraint, Delta, Finish, Generate, SamplingParams, Usage, render
 from runtime.backends.provider import Provider, conversation
+from runtime.errors import BackendError
+
+AROUND = 16  # tokens of the object around a choice
 
 
 class OpenAIProtocol(Provider):
@@ -39,11 +42,14 @@ class OpenAIProtocol(Provider):
         if s.seed is not None:
             found["seed"] = s.seed
         if s.constraint is not None:
-            schema = json.loads(s.constraint.source)
             found["response_format"] = {
                 "type": "json_schema",
-                "json_schema": {"name": "answer", "schema": schema, "strict": True},
+                "json_schema": {"name": "answer", "schema": _schema(s.constraint), "strict": True},
             }
+        if chooses(s):
+            found.pop("stop", None)  # for the choice, not for the object around it
+            for name in found.keys() & {"max_tokens", "max_completion_tokens"}:
+                found[name] += AROUND
         return found
 
     def _takes_completion_tokens(self) -> bool:
@@ -56,7 +62,7 @@ class OpenAIProtocol(Provider):
             fields["messages"] = [{"role": m.role, "content": m.content} for m in conversation(request)]
         else:
             fields["prompt"] = render(request.prompt)
-        if request.stream:
+        if request.stream and not chooses(request.sampling):
             answer = await self.create(**fields, stream=True, stream_options={"include_usage": True})
             async for delta in self._streamed(request, answer):
                 yield delta
@@ -64,14 +70,11 @@ class OpenAIProtocol(Provider):
         answer = await self.create(**fields)
         usage = self._count(answer.usage)
         for choice in answer.choices:
-            text = choice.message.content if self.is_chat else choice.text
-            yield Delta(
-                id=request.id,
-                index=choice.index,
-                text=text or "",
-                finish=_finish(choice.finish_reason),
-                usage=usage,
-            )
+            text = (choice.message.content if self.is_chat else choice.text) or ""
+            end = _finish(choice.finish_reason)
+            if chooses(request.sampling) and end.type != "error":
+                text, end = _choice(text, request.sampling), Finish("stop")
+            yield Delta(id=request.id, index=choice.index, text=text, finish=end, usage=usage)
 
     async def _streamed(self, request: Generate, answer: Any) -> AsyncIterator[Delta]:
         """The end of each sample comes last, when the usage is known."""
@@ -97,6 +100,37 @@ class OpenAIProtocol(Provider):
         return self.count(
             usage.prompt_tokens, usage.completion_tokens, getattr(details, "cached_tokens", None)
         )
+
+
+def chooses(sampling: SamplingParams) -> bool:
+    """Whether the answer is one of some texts. These models write objects only, so it comes as a field of one, and whole."""
+    return sampling.constraint is not None and sampling.constraint.kind == "choices"
+
+
+def _schema(constraint: Constraint) -> Any:
+    source = json.loads(constraint.source)
+    if constraint.kind != "choices":
+        return source
+    return {
+        "type": "object",
+        "properties": {"answer": {"type": "string", "enum": source}},
+        "required": ["answer"],
+        "additionalProperties": False,
+    }
+
+
+def _choice(text: str, sampling: SamplingParams) -> str:
+    """The choice in an answer, up to where a stop string would have ended it. Raises BackendError for any other answer."""
+    assert sampling.constraint is not None
+    try:
+        found = json.loads(text)["answer"]
+    except (ValueError, TypeError, LookupError):
+        found = None
+    if found not in json.loads(sampling.constraint.source):
+        raise BackendError(
+            f"the model was to answer with one of {sampling.constraint.source} but wrote {text!r}"
+        )
+    return min((found.partition(stop)[0] for stop in sampling.stop), key=len, default=found)
 
 
 def _finish(reason: str | None) -> Finish:

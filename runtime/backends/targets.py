@@ -30,7 +30,7 @@ TARGETS: Mapping[str, Capabilities] = MappingProxyType(
         ),
         "openai": Capabilities(
             name="openai",
-            constraints=frozenset({"json_schema"}),
+            constraints=frozenset({"json_schema", "choices"}),
             samples=True,
             images=True,
             sampling=_CHAT_FIELDS,

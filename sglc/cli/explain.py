@@ -134,13 +134,16 @@ def _cost_json(cost: Cost) -> dict[str, list[int | None]]:
 def _constraints(module: Module, vocabulary: Vocabulary) -> Any:
     """Each constraint once for each gen that has it: whether it is kept exactly, how long its texts are, and who keeps it."""
     from grammar import ConstraintError, compile_constraint
+    from runtime.api import Constraint
     from runtime.backends.targets import TARGETS
     from sglc.ir.ops import Gen
+    from sglc.ir.restate import restated
 
     known: dict[Any, dict[str, Any]] = {}
 
     def told(kind: Any, source: str) -> dict[str, Any]:
-        keepers = [name for name, able in TARGETS.items() if kind in able.constraints]
+        given = Constraint(kind, source)
+        keepers = [name for name, able in TARGETS.items() if restated(able, given) is not None]
         shown = {"kind": kind, "source": source, "kept_by": keepers}
         try:
             report = compile_constraint(kind, source, vocabulary).report()

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, count
 from typing import Any, Protocol
+
+import msgspec
 
 from runtime.api import Delta, Generate, LogprobOptions, Message, Prompt, SamplingParams, Score, ScoreResult
 from runtime.backends.base import Backend, Capabilities
@@ -20,6 +22,7 @@ from sglc.config import global_config
 from sglc.errors import RunError
 from sglc.exec.loop import event_loop
 from sglc.ir.lacks import given, of_begun, of_gen, of_image, of_select
+from sglc.ir.restate import restated
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
 
 
@@ -97,6 +100,8 @@ class Session:
 
     def _resolve(self, spec: GenSpec) -> tuple[SamplingParams, LogprobOptions | None]:
         config = global_config
+        if spec.constraint is not None and spec.constraint.kind not in self.capabilities.constraints:
+            spec = replace(spec, constraint=restated(self.capabilities, spec.constraint))
         return resolve(
             spec,
             self.defaults,
@@ -113,15 +118,14 @@ class Session:
             return None
 
     def _check(self, spec: GenSpec, begun: bool, at: Location | None) -> None:
-        kind = spec.constraint.kind if spec.constraint is not None else None
         able = self.capabilities
         # Asked for each call: only where something may be lacking is it worth the time.
         fields = (
             given(spec.sampling) | self._changed if able.sampling is not None or not able.logprobs else _NONE
         )
-        lack = next(chain(of_gen(able, kind, fields, spec.n), of_begun(able, begun)), None)
+        lack = next(chain(of_gen(able, spec.constraint, fields), of_begun(able, begun)), None)
         if lack is not None:
-            what = f"dtype={spec.dtype}" if spec.dtype else kind if spec.constraint is not None else ""
+            what = f"dtype={spec.dtype}" if spec.dtype else spec.constraint.kind if spec.constraint else ""
             raise RunError(
                 f"gen({spec.name!r}{what and ', '}{what}): {lack.message}; nothing was sent; {lack.remedy}",
                 at,
@@ -141,12 +145,39 @@ class Session:
 
     def submit(self, request: Generate, receive: Receive) -> None:
         """Send a call; `receive` is called on the loop with its deltas, or with the error that ended it."""
-        self._ready.append((request, receive))
+        if request.sampling.n > 1 and not self.capabilities.samples:
+            self._ready.extend(self._each(request, receive))
+        else:
+            self._ready.append((request, receive))
         if not self._scheduled:
             self._scheduled = True
             # On the loop itself there is nobody to wake.
             here = asyncio._get_running_loop() is self.loop
             (self.loop.call_soon if here else self.loop.call_soon_threadsafe)(self._flush)
+
+    def _each(self, request: Generate, receive: Receive) -> list[tuple[Generate, Receive]]:
+        """A call for each of the samples, where the backend gives one at a time; `receive` sees one call, and one error."""
+        failed = False
+
+        def of_sample(index: int) -> Receive:
+            def one(item: Delta | BaseException) -> None:
+                nonlocal failed
+                if isinstance(item, BaseException):
+                    if not failed:
+                        failed = True
+                        receive(item)
+                    return
+                receive(msgspec.structs.replace(item, id=request.id, index=index))
+
+            return one
+
+        found: list[tuple[Generate, Receive]] = []
+        for index in range(request.sampling.n):
+            seed = None if request.sampling.seed is None else request.sampling.seed + index
+            sampling = msgspec.structs.replace(request.sampling, n=1, seed=seed)
+            call = msgspec.structs.replace(request, id=str(next(self._ids)), sampling=sampling)
+            found.append((call, of_sample(index)))
+        return found
 
     def _flush(self) -> None:
         self._scheduled = False

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from runtime.api import Constraint
 from runtime.backends.base import Capabilities
 from sglc.ir.analysis import Opened
 from sglc.ir.core import Module, Node
 from sglc.ir.ops import Gen, Image, Select
+from sglc.ir.restate import MOST, restated
 from sglc.ir.specs import SamplingFields
 
 LOGPROB_FIELDS = frozenset(
@@ -43,20 +45,18 @@ def of_image(able: Capabilities) -> Iterator[Lack]:
         yield Lack(f"{able.name} runs a model that sees no images", "use a vision model")
 
 
-def of_gen(
-    able: Capabilities, constraint: str | None, fields: frozenset[str], n: int | None
-) -> Iterator[Lack]:
-    """`constraint` is the kind of the gen's constraint; `fields` are the names of the sampling fields that are given."""
-    if constraint is not None and constraint not in able.constraints:
+def of_gen(able: Capabilities, constraint: Constraint | None, fields: frozenset[str]) -> Iterator[Lack]:
+    """`fields` are the names of the sampling fields that are given."""
+    if (
+        constraint is not None
+        and constraint.kind not in able.constraints
+        and restated(able, constraint) is None
+    ):
         enforced = ", ".join(sorted(able.constraints)) or "no constraints"
+        few = f"; a regex with at most {MOST} texts is enforced too" if "choices" in able.constraints else ""
         yield Lack(
-            f"{able.name} cannot enforce a {constraint} (it enforces {enforced})",
+            f"{able.name} cannot enforce a {constraint.kind} (it enforces {enforced}{few})",
             "leave the constraint out and check the answer yourself, or run on a backend that enforces it",
-        )
-    if n is not None and not able.samples:
-        yield Lack(
-            f"{able.name} gives one sample at a time, but n is {n}",
-            "write gen in the branches of a fork",
         )
     if fields & LOGPROB_FIELDS and not able.logprobs:
         yield Lack(f"{able.name} gives no log-probabilities", "leave return_logprob out for this backend")
@@ -93,8 +93,8 @@ def of_node(able: Capabilities, module: Module, node: Node) -> Iterator[Lack]:
     elif isinstance(node, Image):
         yield from of_image(able)
     elif isinstance(node, Gen):
-        kind = module.constraint_of(node.constraint).kind if node.constraint is not None else None
-        yield from of_gen(able, kind, given(node.sampling), node.n)
+        constraint = module.constraint_of(node.constraint) if node.constraint is not None else None
+        yield from of_gen(able, constraint, given(node.sampling))
 
 
 def given(sampling: SamplingFields) -> frozenset[str]:

@@ -38,8 +38,8 @@ def parse_module(text: str) -> Module:
         name = str(item.children[0])[1:]
         if item.data == "constraint":
             kind = str(item.children[1])
-            if kind not in ("regex", "json_schema", "ebnf"):
-                raise IRError(f"constraint @{name}: {kind!r} is not regex, json_schema or ebnf")
+            if kind not in ("regex", "json_schema", "ebnf", "choices"):
+                raise IRError(f"constraint @{name}: {kind!r} is not regex, json_schema, ebnf or choices")
             constraints[name] = Constraint(kind, _string(item.children[2]))  # type: ignore[arg-type]
             told = {str(f.children[0]): int(f.children[1]) for f in item.children[3:]}  # type: ignore[union-attr, arg-type]
             if told:

@@ -79,6 +79,10 @@ class Provider:
         body = await self.body(request)
         content = body["messages"][-1]["content"]
         text = f"<{content if isinstance(content, str) else 'image'}>"
+        schema = body.get("response_format", {}).get("json_schema", {}).get("schema", {})
+        if "answer" in schema.get("properties", {}):  # a choice: the last one that begins as it was asked
+            known = schema["properties"]["answer"]["enum"]
+            text = json.dumps({"answer": next((c for c in known[::-1] if c.startswith(content)), content)})
         common = {"id": "c", "object": "chat.completion", "created": 1, "model": body["model"]}
         usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
         if body.get("stream"):
@@ -266,6 +270,63 @@ def test_openai_samples_schemas_and_images(provider: Provider) -> None:
     assert schema["strict"] is True and schema["schema"]["type"] == "object"
     parts = provider.asked[2]["messages"][-1]["content"]
     assert {p["type"] for p in parts} == {"text", "image_url"}
+
+
+@sgl.function
+def picks(s, q):  # type: ignore[no-untyped-def]
+    s += sgl.user(q)
+    s += sgl.assistant(sgl.gen("mood", regex="(good|great|bad)[!]?", max_tokens=4, stop="!"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_openai_keeps_a_regex_with_few_texts(provider: Provider, compiled: bool, stream: bool) -> None:
+    program = picks.compile() if compiled else picks
+    state = program.run("b", backend=openai(provider), stream=stream)
+    assert state["mood"] == "bad" and state.error() is None  # the stop string ends "bad!"
+    sent = provider.asked[0]
+    assert (
+        "stop" not in sent
+        and "stream" not in sent
+        and sent["max_completion_tokens" if "max_completion_tokens" in sent else "max_tokens"] == 20
+    )
+    schema = sent["response_format"]["json_schema"]["schema"]
+    assert schema["properties"]["answer"]["enum"] == ["bad", "bad!", "good", "good!", "great", "great!"]
+
+
+def test_an_answer_that_is_no_choice_is_an_error(provider: Provider) -> None:
+    state = picks.run("neutral", backend=openai(provider))
+    error = str(state.error())
+    assert "one of" in error and '{"answer": "neutral"}' in error and "test_api_backends.py" in error
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_provider_without_samples_is_asked_for_each(provider: Provider, compiled: bool) -> None:
+    @sgl.function
+    def draws(s):  # type: ignore[no-untyped-def]
+        s += sgl.user("n")
+        s += sgl.assistant(sgl.gen("many", n=3))
+        s += sgl.user("next")
+        s += sgl.assistant(sgl.gen("one"))
+
+    state = (draws.compile() if compiled else draws).run(backend=anthropic(provider))
+    assert state["many"] == ["(n)"] * 3 and state["one"] == "(next)"
+    assert len(provider.asked) == 4 and "n" not in provider.asked[0]
+    assert provider.asked[3]["messages"][1]["content"] == [{"type": "text", "text": "(n)"}] or (
+        provider.asked[3]["messages"][1]["content"] == "(n)"
+    )
+
+
+def test_of_samples_that_fail_the_first_error_is_told(provider: Provider) -> None:
+    @sgl.function
+    def draws(s):  # type: ignore[no-untyped-def]
+        s += sgl.user("n")
+        s += sgl.assistant(sgl.gen("many", n=3))
+
+    provider.failures = 100
+    state = draws.run(backend=anthropic(provider))
+    with pytest.raises(RunError, match="busy"):
+        state["many"]
 
 
 def test_a_completion_model_gets_the_text(provider: Provider) -> None:
