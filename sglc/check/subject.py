@@ -20,6 +20,7 @@ from sglc.lang.chat_template import get_chat_template
 from sglc.lang.prefix import until_break
 from sglc.lang.rewrite import source_of
 from sglc.lang.trace import trace
+from sglc.passes.pipeline import BEFORE_BREAK, Pipeline
 from sglc.plan.cost import Costs, costs
 from sglc.plan.interval import Interval, Price
 from sglc.plan.sizes import Sizes
@@ -149,14 +150,19 @@ class Subject:
             raise found
         return found  # type: ignore[no-any-return]
 
+    @cached_property
+    def plain(self) -> Module | None:
+        """The trace without calls of other programs, whose nodes stand in their place."""
+        return Pipeline.parse(BEFORE_BREAK).run(self.module) if self.module is not None else None
+
     def costs(self, sizes: Sizes) -> Costs | None:
         """What a run costs, as the program is written; None if it could not be traced."""
-        if self.module is None:
+        if self.plain is None:
             return None
         most = self.options.argument_tokens
         length = None if most is None else Interval(0, most)
         template = get_chat_template(self.options.template)
-        return costs(self.module, sizes, template, self._arguments, argument=length)
+        return costs(self.plain, sizes, template, self._arguments, argument=length)
 
     # Places.
 

@@ -28,6 +28,7 @@ from sglc.ir.ops import (
     Reuse,
     RoleBegin,
     RoleEnd,
+    ScopeBegin,
     ScopeEnd,
     Select,
     Text,
@@ -63,6 +64,7 @@ class _State:
     tail: tuple[Piece, ...] = ()
     since: Interval = NOTHING  # appended since the fork, at least roughly
     roles: tuple[str, ...] = ()
+    scopes: tuple[tuple[str, Interval], ...] = ()  # open ones, and `since` where they began
 
 
 def costs(
@@ -133,7 +135,7 @@ class _Work:
                 states[node.out] = self.appended(here, (answer,))
             elif isinstance(node, Fork):
                 here = states[node.state] = self.marked(states[node.state])
-                states.update((o, replace(here, since=NOTHING)) for o in node.outs)
+                states.update((o, replace(here, since=NOTHING, scopes=())) for o in node.outs)
             elif isinstance(node, Join):
                 here = states[node.state]
                 if node.mode == "concate_and_append":
@@ -151,10 +153,16 @@ class _Work:
                 break
             elif isinstance(node, Break):
                 return total.plus(Cost(*[self.sizes.unknown] * 4))
+            elif isinstance(node, ScopeBegin):
+                here = states[node.state]
+                states[node.out] = replace(here, scopes=(*here.scopes, (node.name, here.since)))
+            elif isinstance(node, ScopeEnd):
+                here = states[node.state]
+                begun = dict(here.scopes).get(node.name)
+                known[node.text] = self.sizes.unknown if begun is None else self.between(begun, here.since)
+                states[node.out] = replace(here, scopes=tuple(s for s in here.scopes if s[0] != node.name))
             elif node.uses and node.defs and node.defs[0].type == "state":
                 states[node.defs[0]] = states[node.uses[0]]
-                if isinstance(node, ScopeEnd):
-                    known[node.text] = self.sizes.unknown
         return total
 
     def appended(self, state: _State, pieces: tuple[Piece, ...]) -> _State:
@@ -199,7 +207,7 @@ class _Work:
             limit = given if given is not None else MAX_TOKENS if node.isolated else self.limit
             written = Interval(0, limit)
             output = written.times(node.n or 1, node.n or 1)
-            known[node.text] = self.sizes.answer(limit)
+            known[node.text] = self.sizes.anew(Interval(0, limit))
         else:
             choices = [self.sizes.edge(self.sizes.tokens(self.sizes.pieces(size(c)))) for c in node.choices]
             written = choices[0]
@@ -273,7 +281,8 @@ class _Work:
         while shared < min(len(one.marks), len(two.marks)) and one.marks[shared] == two.marks[shared]:
             shared += 1
         rest = self.uncached(one, shared).hull(self.uncached(two, shared))
-        return _State(size, (), one.marks[:shared], (rest,), one.since.hull(two.since), roles)
+        scopes = one.scopes if one.scopes == two.scopes else ()
+        return _State(size, (), one.marks[:shared], (rest,), one.since.hull(two.since), roles, scopes)
 
     def uncached(self, state: _State, start: int) -> Interval:
         """Tokens after the first `start` marks, less those that some call has computed on every way here."""
@@ -306,7 +315,7 @@ class _Work:
             more = growth.times(0, most)
             grown, later = grown.hull(more), later.hull(growth.times(0, most - 1))
             size = self.sizes.edge(start + more)
-            states[out] = _State(size, (), (), (size,), found.since + more, found.roles)
+            states[out] = _State(size, (), (), (size,), found.since + more, found.roles, first.scopes)
         # Later rounds have longer prompts: by all that was appended before.
         calls = once.calls.times(1, most)
         longer = Interval(0, None if calls.high is None or grown.high is None else calls.high * grown.high)
@@ -322,6 +331,10 @@ class _Work:
         for at, needed in room.items():
             self.room[at] = self.room.get(at, needed).hull(needed + later)
         return times(once)
+
+    def between(self, begun: Interval, now: Interval) -> Interval:
+        """The text of a scope: what was appended while it was open."""
+        return self.sizes.anew(Interval(0, None if now.high is None else max(now.high - begun.low, 0)))
 
     def whole(self, state: _State) -> Interval:
         """All tokens of a state."""

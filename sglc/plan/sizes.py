@@ -17,9 +17,12 @@ from sglc.ir.pure import Pure
 from sglc.plan.interval import NOTHING, UNKNOWN, Interval
 
 SLACK = 8
-_SHORTENS = frozenset(
-    {"strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "removeprefix", "removesuffix"}
-)
+_PARTS = frozenset(  # what they give has no more text than their first operand
+    {
+        "strip", "lstrip", "rstrip", "lower", "upper", "title", "capitalize", "removeprefix", "removesuffix",
+        "split", "splitlines", "item", "slice", "json_get", "int", "float", "reasoning",
+    }
+)  # fmt: skip
 
 Piece = str | Interval
 
@@ -75,10 +78,6 @@ class Sizes:
             return value
         return (value if isinstance(value, (str, Interval)) else self.unknown,)
 
-    def answer(self, limit: int) -> Interval:
-        """The text of an answer of at most `limit` tokens, if it is tokenised again."""
-        return Interval(0, self.again * limit + self.slack)
-
     def interval(self, value: Any) -> Interval:
         """Tokens of a text wherever it may stand."""
         if isinstance(value, Interval):
@@ -96,9 +95,12 @@ class Sizes:
         """What a pure op gives: concatenations keep their pieces, what shortens a text is bounded by it."""
         if node.op == "concat":
             return tuple(p for value in operands for p in self.pieces(value))
-        if node.op in _SHORTENS:
-            high = self.interval(operands[0]).high
-            return Interval(0, None if high is None else self.again * high + self.slack)
-        if node.op in ("item", "slice"):
-            return Interval(0, self.interval(operands[0]).high)
+        if node.op in _PARTS:
+            return self.anew(self.interval(operands[0]))
+        if node.op == "format" and operands[1:] == ["", ""]:  # as in f"{...}"
+            return operands[0]
         return self.unknown
+
+    def anew(self, size: Interval) -> Interval:
+        """A text of which some part, or all, is tokenised again."""
+        return Interval(0, None if size.high is None else self.again * size.high + self.slack)

@@ -184,6 +184,32 @@ def test_calls_of_every_path_are_within_the_bounds(tmp_path: Path) -> None:
     assert found.calls == Interval(4, 11) and found.output == Interval(0, 27)
 
 
+@sgl.function
+def quoting(s: Any, q: str) -> None:
+    s += "Begin. "
+    with s.var_scope("all"):
+        s += q + sgl.gen("a", max_tokens=10)
+    forks = s.fork(2)
+    for k, fork in enumerate(forks):
+        with fork.var_scope("part"):
+            fork += f"Part {k}: " + sgl.gen("b", max_tokens=7)
+    forks.join()
+    s += "Again: " + s["all"] + forks[0]["part"] + sgl.gen("c", max_tokens=5)
+    s += f"First: {s['c'].split(',')[0]}" + sgl.gen("d", max_tokens=4)
+
+
+def test_texts_of_scopes_and_parts_of_answers_are_bounded() -> None:
+    count = CheckOptions().count
+    for number in range(12):
+        question = f"Question {number} " * number
+        traced = trace(quoting, {}, frozenset({"q"}))
+        found = costs(traced, CheckOptions().bound, get_chat_template("chatml"), {"q": question}).total
+        backend = Scripted(length=1 + number % 4)
+        quoting.run(q=question, backend=backend).sync()
+        assert found.prompt.high is not None
+        assert sum(count(render(c.prompt)) for c in backend.calls) in found.prompt
+
+
 @pytest.fixture(scope="module")
 def graphs() -> ModuleType:
     """The generator of random graphs, which is another test's."""
