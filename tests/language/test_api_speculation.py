@@ -131,7 +131,8 @@ def test_a_chat_model_fills_in_a_message() -> None:
 
 def test_a_message_that_does_not_follow_the_form_is_asked_for_again() -> None:
     model = Chatting("Ann, 7 years\n", "Ann\nold: 7\n", "Ann\nAge: 8\n", "Yes")
-    assert form.run(backend=model)["Age"] == " 8" and len(model.calls) == 4
+    state = form.run(backend=model)
+    assert (state["Age"], state["sure"]) == (" 8", "Yes") and len(model.calls) == 4
 
 
 def test_after_three_tries_it_is_an_error() -> None:
