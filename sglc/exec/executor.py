@@ -69,7 +69,7 @@ from runtime.plan import (
 from sglc.errors import PlanError, RunError
 from sglc.exec.conversation import content_of
 from sglc.exec.rounds import Shift
-from sglc.exec.session import Session
+from sglc.exec.session import Session, whole_of
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
 from sglc.lang.host import find_host
 
@@ -612,10 +612,9 @@ class Execution:
                 if delta.finish is not None and delta.finish.type == "error":
                     raise RunError(delta.finish.message or "the backend failed")
                 answer.deltas.setdefault(delta.index, []).append(delta)
-                if delta.index == 0 and delta.text:
-                    answer.chunks.append(
-                        (delta.text, meta_info(delta, delta.id) if self.session.stream else None)
-                    )
+                if delta.index == 0 and self.session.stream and (delta.text or delta.finish is not None):
+                    told = delta if delta.finish is None else whole_of(answer.deltas[0])
+                    answer.chunks.append((delta.text, meta_info(told, delta.id)))
                 ended = sum(d[-1].finish is not None for d in answer.deltas.values())
                 if ended < (spec.n or 1):
                     self._notify()
@@ -631,16 +630,7 @@ class Execution:
     def _answered(self, answer: Answer, spec: GenSpec) -> Any:
         results: dict[int, Result] = {i: collect(d) for i, d in answer.deltas.items()}
         first = results[0]
-        last = answer.deltas[0][-1]
-        whole = msgspec.structs.replace(
-            last,
-            text=first.text,
-            output_logprobs=first.output_logprobs,
-            output_top_logprobs=first.output_top_logprobs,
-            input_logprobs=first.input_logprobs,
-            input_top_logprobs=first.input_top_logprobs,
-        )
-        answer.meta = whole
+        answer.meta = whole_of(answer.deltas[0])
         answer.text, answer.segments = first.text, first.segments()
         answer.deltas.clear()
         return first.text if spec.n is None else [results[i].text for i in sorted(results)]

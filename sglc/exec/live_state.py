@@ -13,8 +13,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any
 
-import msgspec
-
 from runtime.api import (
     Delta,
     ImageSegment,
@@ -25,14 +23,13 @@ from runtime.api import (
     Segment,
     TextSegment,
     answer_segments,
-    collect,
     merge_text,
 )
 from runtime.engine.native import meta_info
 from runtime.reasoning import split_reasoning
 from sglc.errors import RunError
 from sglc.exec.conversation import content_of
-from sglc.exec.session import Session
+from sglc.exec.session import Session, whole_of
 from sglc.exec.speculation import Expected, Speculation
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
 
@@ -299,7 +296,7 @@ class LiveState:
                 if grows and delta.index == 0:
                     self._grow(spec.name, delta, deltas[0])
                 return
-            whole = _whole(deltas[0])
+            whole = whole_of(deltas[0])
             streamed = grows and (len(deltas[0]) > 1 or delta.index != 0)
             if streamed and delta.index == 0:
                 self._grow(spec.name, delta, deltas[0])
@@ -313,7 +310,7 @@ class LiveState:
                 self._parts.append(text)
                 self._length += len(text)
                 self._extend(segments)
-                if self._session.stream and not streamed and text:
+                if self._session.stream and not streamed:
                     self._log.append((spec.name, text, meta_info(whole, whole.id)))
             value: Any = text
             if spec.n is not None:
@@ -326,9 +323,10 @@ class LiveState:
     def _grow(self, name: Any, delta: Delta, so_far: list[Delta]) -> None:
         """A chunk of a variable that is still being written."""
         with self._lock:
-            if not delta.text:
+            if not delta.text and delta.finish is None:
                 return
-            self._log.append((name, delta.text, meta_info(delta, delta.id)))
+            told = delta if delta.finish is None else whole_of(so_far)
+            self._log.append((name, delta.text, meta_info(told, delta.id)))
             self._variables[name] = "".join(d.text for d in so_far)
             self._notify()
 
@@ -609,7 +607,7 @@ class LiveState:
     def _take(self, at: int, name: str | None, found: list[tuple[str, dict[str, Any] | None]]) -> int:
         """Move the chunks of `name` from position `at` of the log on to `found`; the new position."""
         for key, text, meta in self._log[at:]:
-            if text and (name is None or key == name):
+            if (text or meta) and (name is None or key == name):
                 found.append((text, meta))
         return len(self._log)
 
@@ -637,22 +635,6 @@ def _writer(state: LiveState, text: str, segments: tuple[Segment, ...]) -> Calla
         return True
 
     return step
-
-
-def _whole(deltas: list[Delta]) -> Delta:
-    """The deltas of a sample as one."""
-    if len(deltas) == 1:
-        return deltas[0]
-    result, last = collect(deltas), deltas[-1]
-    return msgspec.structs.replace(
-        last,
-        text=result.text,
-        ids=result.ids,
-        output_logprobs=result.output_logprobs,
-        output_top_logprobs=result.output_top_logprobs,
-        input_logprobs=result.input_logprobs,
-        input_top_logprobs=result.input_top_logprobs,
-    )
 
 
 def _behind(prompt: Prompt, start: int, text: str) -> Prompt:

@@ -15,7 +15,17 @@ from typing import Any, Protocol
 
 import msgspec
 
-from runtime.api import Delta, Generate, LogprobOptions, Message, Prompt, SamplingParams, Score, ScoreResult
+from runtime.api import (
+    Delta,
+    Generate,
+    LogprobOptions,
+    Message,
+    Prompt,
+    SamplingParams,
+    Score,
+    ScoreResult,
+    collect,
+)
 from runtime.backends.base import Backend, Capabilities
 from runtime.errors import InvalidRequest
 from sglc.config import global_config
@@ -221,6 +231,22 @@ class Session:
                 receive(error)
 
         self.loop.call_soon_threadsafe(lambda: self._keep(self.loop.create_task(run())))
+
+
+def whole_of(deltas: list[Delta]) -> Delta:
+    """The deltas of a sample as one; the last of them has `finish`."""
+    if len(deltas) == 1:
+        return deltas[0]
+    result, last = collect(deltas), deltas[-1]
+    return msgspec.structs.replace(
+        last,
+        text=result.text,
+        ids=result.ids,
+        output_logprobs=result.output_logprobs,
+        output_top_logprobs=result.output_top_logprobs,
+        input_logprobs=result.input_logprobs,
+        input_top_logprobs=result.input_top_logprobs,
+    )
 
 
 @lru_cache(maxsize=4096)

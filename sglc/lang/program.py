@@ -96,6 +96,7 @@ class Program:
                 f"the first argument of a program must be `s`: write def {func.__name__}(s, ...) instead of "
                 f"def {func.__name__}({', '.join(p.name for p in parameters)})"
             )
+        _check_callable(func, parameters[1:])
         self._signature = inspect.Signature(parameters[1:])
         self.arg_names = [p.name for p in parameters[1:]]
         self.arg_defaults = [p.default for p in parameters[1:] if p.default is not inspect.Parameter.empty]
@@ -253,6 +254,22 @@ class Program:
         from sglc.exec.batch import warm_prefix
 
         warm_prefix(self, resolve_backend(backend), {})
+
+
+def _check_callable(func: Callable[..., Any], parameters: Sequence[inspect.Parameter]) -> None:
+    """Raises TypeError for a function that a run cannot call, or that would do nothing when it is called."""
+    is_async = inspect.iscoroutinefunction(func) or inspect.isasyncgenfunction(func)
+    if is_async or inspect.isgeneratorfunction(func):
+        kind = "async" if is_async else "a generator"
+        raise TypeError(
+            f"{func.__name__} is {kind}, so calling it runs nothing of it: write a plain def; `await program.arun(...)` runs it "
+            "in asyncio"
+        )
+    for p in parameters:
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
+            raise TypeError(
+                f"the argument `{p}` of {func.__name__} cannot be given by name: name every argument; a list or a dict can be one"
+            )
 
 
 def function(func: Callable[..., Any] | None = None, num_api_spec_tokens: int | None = None) -> Any:

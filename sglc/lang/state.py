@@ -148,14 +148,19 @@ class ProgramState:
     def text_iter(self, var_name: str | None = None) -> Iterator[str]:
         """Chunks of the text, or of one variable, as they come (in a run with `stream=True`); always from its beginning."""
         for text, _ in self.sink.chunks(var_name):
-            yield text
+            if text:
+                yield text
 
     async def text_async_iter(
         self, var_name: str | None = None, return_meta_data: bool = False
     ) -> AsyncIterator[Any]:
-        """`text_iter` for asyncio; with a name and `return_meta_data`, pairs of chunk and meta info."""
+        """`text_iter` for asyncio; with a name and `return_meta_data`, pairs of chunk and meta info, of which the last
+        tells why the answer ended; its chunk may be empty."""
         async for text, meta in self.sink.chunks_async(var_name):
-            yield (text, meta) if return_meta_data and var_name is not None else text
+            if return_meta_data and var_name is not None:
+                yield text, meta
+            elif text:
+                yield text
 
     def __repr__(self) -> str:
         return f"ProgramState({self.text()})"

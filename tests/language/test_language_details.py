@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import threading
 from typing import Any
@@ -137,6 +138,56 @@ def test_an_image_before_a_gen_in_the_same_message_is_sent() -> None:
 )
 def test_images_are_told_by_how_they_begin(data: bytes, kind: str) -> None:
     assert media_type(data) == f"image/{kind}"
+
+
+# -- programs and streams -------------------------------------------------------------------------------------
+
+
+async def coroutine(s: Any) -> None:
+    s += "x"
+
+
+def generator(s: Any) -> Any:
+    yield s
+
+
+def many(s: Any, *words: str) -> None:
+    s += words[0]
+
+
+def any_name(s: Any, **fields: str) -> None:
+    s += str(fields)
+
+
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        (coroutine, "coroutine is async, so calling it runs nothing of it: write a plain def"),
+        (generator, "generator is a generator"),
+        (many, r"the argument `\*words: 'str'` of many cannot be given by name"),
+        (any_name, r"the argument `\*\*fields: 'str'` of any_name"),
+    ],
+)
+def test_functions_that_a_run_cannot_call_are_no_programs(body: Any, told: str) -> None:
+    with pytest.raises(TypeError, match=told):
+        sgl.function(body)
+
+
+def test_the_last_chunk_of_a_variable_tells_why_it_ended() -> None:
+    @sgl.function
+    def ask(s):  # type: ignore[no-untyped-def]
+        s += "Q" + sgl.gen("a", max_tokens=2)
+
+    for run in runs(ask):
+        state = run(backend=sgl.Scripted({"Q": "one two three"}), stream=True)
+
+        async def pairs(state: Any = state) -> list[Any]:
+            return [pair async for pair in state.text_async_iter("a", return_meta_data=True)]
+
+        found = asyncio.run(pairs())
+        assert found[-1][1]["finish_reason"] == {"type": "length", "length": 2}
+        assert found[-1][1] == state.get_meta_info("a") and "".join(t for t, _ in found) == "one two"
+        assert list(state.text_iter("a")) == ["one", " two"]
 
 
 # -- choices --------------------------------------------------------------------------------------------------
