@@ -73,8 +73,22 @@ class EngineConfig:
     mem_fraction_static: float = _option(0.88, "Share of GPU memory for weights and KV pool.")
     max_total_tokens: int | None = _option(None, "Tokens of the KV pool. Default: what fits.")
     page_size: int = _option(1, "Tokens of a KV page.")
+    attention_backend: str = _option("auto", "auto, triton, flashinfer or torch.")
+    kv_cache_dtype: str = _option("auto", "Of KV memory: auto (the model's), fp8_e4m3 or fp8_e5m2.")
+    disable_cuda_graph: bool = _option(False, "Launch every decode step kernel by kernel.")
+    cuda_graph_max_bs: int | None = _option(
+        None, "Largest decode batch that is captured. Default: --max-running-requests."
+    )
+    disable_overlap_schedule: bool = _option(
+        False, "Wait for each step before the next one is planned; on a CPU this is always so."
+    )
+    skip_tokenizer_init: bool = _option(
+        False, "Take and give token ids only; the model folder needs no tokenizer."
+    )
     max_running_requests: int = _option(256, "Requests decoded together at most.")
-    chunked_prefill_size: int = _option(2048, "Prompt tokens computed in one step at most.")
+    chunked_prefill_size: int | None = _option(
+        None, "Prompt tokens computed in one step at most. Default: 2048, on a GPU 8192."
+    )
     schedule_policy: str = _option("lpm", "Order of waiting requests: lpm, fcfs, dfs-weight or random.")
     schedule_conservativeness: float = _option(1.0, "Above 1: admit fewer requests, retract less often.")
     disable_radix_cache: bool = _option(False, "Do not keep and share prefixes.")

@@ -75,7 +75,7 @@ class FlashInferAttention:
         }
         self._captured: dict[int, dict[_Kind, Any]] = {}
         self._running = self._decodes
-        self._inputs: PagedInputs | None = None
+        self.inputs: PagedInputs | None = None
 
     def _decode_wrapper(self, kind: _Kind, **buffers: Any) -> Any:
         return self._module.BatchDecodeWithPagedKVCacheWrapper(
@@ -106,7 +106,7 @@ class FlashInferAttention:
     def plan(self, inputs: PagedInputs | AttentionInputs) -> None:
         if isinstance(inputs, AttentionInputs):
             inputs = paged_inputs(inputs, self.store.page_size)
-        self._inputs = inputs
+        self.inputs = inputs
         requests, decodes = len(inputs.seats), inputs.decodes
         integers = torch.cat((inputs.lengths, inputs.starts)).cpu()
         # A padding row attends to one token of page 0: its result is not read.
@@ -149,16 +149,16 @@ class FlashInferAttention:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
         """Store k and v, then attend."""
-        assert self._inputs is not None
-        store_kv(k, v, self.store.k[layer], self.store.v[layer], self._inputs.slots)
+        assert self.inputs is not None
+        store_kv(k, v, self.store.k[layer], self.store.v[layer], self.inputs.slots)
         return self.run_stored(q, layer, spec)
 
     def run_stored(
         self, q: Tensor, layer: int, spec: AttnSpec, k: Tensor | None = None, v: Tensor | None = None
     ) -> Tensor:
         """Attend; k and v are stored already and not looked at."""
-        assert self._inputs is not None
-        decodes = self._inputs.decodes
+        assert self.inputs is not None
+        decodes = self.inputs.decodes
         kind = _Kind.of(spec)
         size = self.store.page_size
         pools = (
@@ -168,6 +168,6 @@ class FlashInferAttention:
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if decodes:
             self._running[kind].run(q[:decodes].contiguous(), pools, out=out[:decodes])
-        if len(self._inputs.seats) > decodes:
+        if len(self.inputs.seats) > decodes:
             self._prompts[kind].run(q[decodes:].contiguous(), pools, out=out[decodes:])
         return out

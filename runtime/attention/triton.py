@@ -53,26 +53,26 @@ class TritonAttention:
 
     def __init__(self, store: KVStore) -> None:
         self.store = store
-        self._inputs: PagedInputs | None = None
+        self.inputs: PagedInputs | None = None
         self._scratch: dict[tuple[int, int], SplitScratch] = {}
         self._kept: list[SplitScratch] = []  # graphs hold on to what they were captured with
 
     def plan(self, inputs: PagedInputs | AttentionInputs) -> None:
         if isinstance(inputs, AttentionInputs):
             inputs = paged_inputs(inputs, self.store.page_size)
-        self._inputs = inputs
+        self.inputs = inputs
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
         """Store k and v, then attend."""
-        assert self._inputs is not None
-        store_kv(k, v, self.store.k[layer], self.store.v[layer], self._inputs.slots)
+        assert self.inputs is not None
+        store_kv(k, v, self.store.k[layer], self.store.v[layer], self.inputs.slots)
         return self.run_stored(q, layer, spec, k, v)
 
     def run_stored(
         self, q: Tensor, layer: int, spec: AttnSpec, k: Tensor | None = None, v: Tensor | None = None
     ) -> Tensor:
         """Attend; k and v are stored already, and are given as well if rows of fresh prompts may be read from them."""
-        at = self._inputs
+        at = self.inputs
         assert at is not None
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if at.decodes:
@@ -97,7 +97,7 @@ class TritonAttention:
         return out
 
     def _decode(self, q: Tensor, layer: int, spec: AttnSpec, out: Tensor) -> None:
-        at = self._inputs
+        at = self.inputs
         assert at is not None
         tiles = decode_tiles(q.device, len(q), spec.kv_heads, spec.head_dim, self.store.k.dtype)
         decode_attention(
@@ -136,7 +136,7 @@ class TritonAttention:
 
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, spec: AttnSpec, out: Tensor) -> bool:
         """Attend prompts without anything before them from their rows; False if the pages are the better way."""
-        at = self._inputs
+        at = self.inputs
         assert at is not None
         if (
             not at.fresh or self.store.k.dtype != k.dtype

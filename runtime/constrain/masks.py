@@ -36,6 +36,10 @@ class ConstrainedSeats:
     def release(self, seat: int) -> None:
         self._matchers.pop(seat, None)
 
+    def has(self, seat: int) -> bool:
+        """Whether the seat's request has a constraint."""
+        return seat in self._matchers
+
     def allowed(self, seat: int) -> Tensor | None:
         """bool [width]: the tokens that may come next; None if all may."""
         matcher = self._matchers.get(seat)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
 
 from runtime.api import Finish
+from runtime.attention.plain import PlainAttention
+from runtime.attention.select import select_attention
+from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
 from runtime.constrain.compiler import ConstraintCompiler
-from runtime.engine.memory import plan_pages
+from runtime.engine.device import DeviceRunner, Pending, device_runner
+from runtime.engine.memory import plan_pages, resolve_kv_dtype
 from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
 from runtime.engine.runner import ModelRunner
 from runtime.errors import EngineError, InvalidRequest
@@ -50,21 +55,28 @@ class EngineLoop:
         )
         spec = self.model.spec
         self.context = min(config.context_length or spec.context, spec.context)
-        ends = Tokenizer(config.tokenizer_path or config.folder).ends
+        skip = config.skip_tokenizer_init
+        ends = spec.eos if skip else Tokenizer(config.tokenizer_path or config.folder).ends
+        kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, self.model.dtype, device)
         pages = plan_pages(
             spec,
-            dtype=self.model.dtype,
+            dtype=kv_dtype,
             device=device,
             page_size=config.page_size,
             fraction=config.mem_fraction_static,
             max_total_tokens=config.max_total_tokens,
         )
-        store = KVStore(spec, pages, config.page_size, self.model.dtype, device)
-        model, attention = choose(self.model, store)
-        self.constraints = ConstraintCompiler(
-            config.tokenizer_path or config.folder, ends, whitespace=config.constrained_json_whitespace
+        store = KVStore(spec, pages, config.page_size, kv_dtype, device)
+        self.constraints = (
+            None
+            if skip
+            else ConstraintCompiler(
+                config.tokenizer_path or config.folder, ends, whitespace=config.constrained_json_whitespace
+            )
         )
-        self.runner = ModelRunner(model, store, attention, ends, self.constraints)
+        self.runner = self._runner(store, ends)
+        self._flight: deque[Pending] = deque()
+        overlap = isinstance(self.runner, DeviceRunner) and not config.disable_overlap_schedule
         self._compilers = ThreadPoolExecutor(1, thread_name_prefix="constraints")
         self._compiling: list[tuple[Add, Future[Any]]] = []
         self.ends = ends
@@ -72,7 +84,8 @@ class EngineLoop:
             pages=pages,
             page_size=config.page_size,
             max_running=config.max_running_requests,
-            chunk=config.chunked_prefill_size,
+            chunk=config.chunked_prefill_size or (8192 if device.startswith("cuda") else 2048),
+            depth=2 if overlap else 1,
             context=self.context,
             policy=config.schedule_policy,
             conservativeness=config.schedule_conservativeness,
@@ -86,6 +99,32 @@ class EngineLoop:
             pages * config.page_size,
             pages * config.page_size * bytes_per_token(spec, self.model.dtype) / 1e6,
             self.context,
+        )
+
+    def _runner(self, store: KVStore, ends: tuple[int, ...]) -> ModelRunner:
+        """What runs batches on this device: compiled loops on a CPU, graphs and own kernels on a GPU."""
+        config = self.config
+        if store.k.device.type == "cpu":
+            if config.attention_backend not in ("auto", "torch"):
+                raise InvalidRequest(
+                    f"attention backend {config.attention_backend!r} needs a GPU; on a CPU leave it at auto"
+                )
+            model, attention = choose(self.model, store)
+            return ModelRunner(model, store, attention, ends, self.constraints)
+        attention = select_attention(config.attention_backend, store, self.model.spec, self.model.dtype)
+        if isinstance(attention, PlainAttention):
+            return ModelRunner(self.model, store, attention, ends, self.constraints)
+        return device_runner(
+            self.model,
+            store,
+            attention,
+            ends,
+            self.constraints,
+            seats=config.max_running_requests,
+            context=self.context,
+            largest_graph=0
+            if config.disable_cuda_graph
+            else min(config.cuda_graph_max_bs or config.max_running_requests, config.max_running_requests),
         )
 
     @property
@@ -107,6 +146,9 @@ class EngineLoop:
     def handle(self, message: In) -> list[Out]:
         """Take one message."""
         if isinstance(message, Add) and message.sampling.constraint is not None:
+            if self.constraints is None:
+                text = "constraints need a tokenizer, and the engine was started with --skip-tokenizer-init"
+                return [Refused(message.id, "unsupported", text)]
             job = self._compilers.submit(self.constraints.get, message.sampling.constraint)
             self._compiling.append((message, job))
             return []
@@ -187,6 +229,8 @@ class EngineLoop:
 
     def step(self) -> list[Out]:
         """Run one batch. An error of the model ends the requests of that batch, not the loop."""
+        if isinstance(self.runner, DeviceRunner):
+            return self._step_ahead(self.runner)
         out = self._add_compiled() if self._compiling else []
         batch = self.scheduler.next_batch()
         if batch is None:
@@ -196,20 +240,52 @@ class EngineLoop:
         try:
             sampled = self.runner.run(batch)
         except Exception as error:
-            log.exception("a step failed; its requests end with an error")
-            message = f"the model failed on this batch: {type(error).__name__}: {error}"
-            lost = self.scheduler.fail(batch, Finish(type="error", message=message))
-            return out + [self._output(e) for e in lost]
+            return out + self._lost(batch, error)
+        return out + self._landed(sampled)
+
+    def _step_ahead(self, runner: DeviceRunner) -> list[Out]:
+        """Queue the next batch, then read the tokens of the one before it."""
+        out = self._add_compiled() if self._compiling else []
+        batch = self.scheduler.next_batch()
+        if batch is not None:
+            try:
+                self._flight.append(runner.launch(batch))
+            except Exception as error:
+                while self._flight:
+                    out += self._collect(runner)
+                return out + self._lost(batch, error)
+        elif not self._flight and self._compiling:
+            time.sleep(0.001)
+        if self._flight and (batch is None or len(self._flight) >= self.scheduler.depth):
+            out += self._collect(runner)
+        return out
+
+    def _collect(self, runner: DeviceRunner) -> list[Out]:
+        pending = self._flight.popleft()
+        try:
+            return self._landed(runner.collect(pending))
+        except Exception as error:
+            return self._lost(pending.batch, error)
+
+    def _lost(self, batch: Batch, error: Exception) -> list[Out]:
+        """The oldest batch in flight failed: its requests end, the loop goes on."""
+        log.error("a step failed; its requests end with an error", exc_info=error)
+        message = f"the model failed on this batch: {type(error).__name__}: {error}"
+        lost = self.scheduler.fail(batch, Finish(type="error", message=message))
+        return [self._output(e) for e in lost]
+
+    def _landed(self, sampled: Sampled) -> list[Out]:
         events: list[Event] = []
         for seat in sampled.failed:
             finish = Finish(
                 type="error",
                 message="the model's logits were not finite, or no token was left that the constraint allows",
             )
-            if event := self.scheduler.end(self.scheduler.running[seat].id, finish):
+            request = self.scheduler.running.get(seat)
+            if request is not None and (event := self.scheduler.end(request.id, finish)):
                 events.append(event)
         events += self.scheduler.commit(sampled)
-        return out + [self._output(e) for e in events]
+        return [self._output(e) for e in events]
 
     def _add_compiled(self) -> list[Out]:
         """Queue the requests whose constraint is ready; compiling happens beside the loop, so nobody waits for it."""

@@ -14,6 +14,16 @@ CPU_SHARE = 0.25  # of the memory that is free; other programs run beside a quic
 CPU_TOKENS = 131_072
 
 
+def resolve_kv_dtype(name: str, model: torch.dtype, device: str) -> torch.dtype:
+    """Raises ModelError for a name that is not known, or that the device has no kernels for."""
+    known = {"auto": model, "fp8_e4m3": torch.float8_e4m3fn, "fp8_e5m2": torch.float8_e5m2}
+    if name not in known:
+        raise ModelError(f"KV cache dtype {name!r} is not known; choose one of {', '.join(known)}")
+    if name != "auto" and not device.startswith("cuda"):
+        raise ModelError(f"KV memory in {name} needs a GPU; on {device} leave --kv-cache-dtype at auto")
+    return known[name]
+
+
 def free_bytes(device: str) -> int:
     """Memory that is free on the device."""
     if device.startswith("cuda"):

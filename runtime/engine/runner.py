@@ -35,6 +35,7 @@ class ModelRunner:
         constraints: ConstraintCompiler | None = None,
     ) -> None:
         self.model = model
+        self.store = store
         self.attention = attention
         self.device = str(store.k.device)
         self.ends = ends

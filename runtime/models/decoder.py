@@ -76,10 +76,22 @@ class Decoder(nn.Module):
             x = layer(x, turns[id(rope)] if rope is not None else None, impl)
         return self.norm(x)
 
+    @property
+    def head_weight(self) -> Tensor:
+        """[vocabulary, hidden]."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """[rows, vocabulary] in the model's dtype, before scale and cap, which keep their order."""
+        return torch.nn.functional.linear(hidden, self.head_weight)
+
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocabulary]."""
-        weight = self.embedding.weight if self.head is None else self.head.weight
-        out = torch.nn.functional.linear(hidden, weight).float()
+        return self.finished(self.raw_logits(hidden))
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """Scale and cap of raw logits, in float32."""
+        out = raw.float()
         if self.spec.logit_scale != 1.0:
             out = out * self.spec.logit_scale
         if self.spec.logit_softcap is not None:

@@ -1,0 +1,301 @@
+"""A model on a GPU: batches are queued without waiting, tokens are read when the next batch is under way.
+
+What a step needs goes over in one transfer of integers; the page table and the newest token of each seat live on the
+device, so a decode step can be queued before the host knows the tokens of the one before it. Decode batches replay
+a captured graph (engine/graphs.py). Only rows whose next step depends on the host (constraints, log-probabilities)
+make `launch` wait.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from runtime.attention.base import AttentionImpl, PagedInputs
+from runtime.batch import Batch, Sampled, Slice
+from runtime.constrain.compiler import ConstraintCompiler
+from runtime.engine.graphs import DecodeGraphs, graph_sizes
+from runtime.engine.runner import ModelRunner
+from runtime.kv.store import KVStore
+from runtime.models.decoder import Decoder
+from runtime.sampling.sampler import sample
+
+log = logging.getLogger("runtime.engine")
+IN_FLIGHT = 4  # staging buffers; a batch's is free once its tokens were read
+
+
+@dataclass
+class Pending:
+    """A batch that was queued: `done` if its result is known, else where its tokens arrive when `event` has passed."""
+
+    batch: Batch
+    seats: list[int] = field(default_factory=list)
+    done: Sampled | None = None
+    arrived: Tensor | None = None
+    event: torch.cuda.Event | None = None
+    prompt: dict[int, list[Any]] = field(default_factory=dict)
+
+
+class DeviceRunner(ModelRunner):
+    """`ModelRunner` for CUDA (or any device, for tests: without graphs it is only slower there).
+
+    seats, context  the largest batch, and the longest sequence
+    graph_sizes     batch sizes of decode graphs; none: every step is launched kernel by kernel
+    """
+
+    def __init__(
+        self, *args: Any, seats: int, context: int, graph_sizes: tuple[int, ...] = (), **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        store = self.store
+        self.spare = seats  # the seat of a graph's padding rows
+        width = -(-context // store.page_size) + 1
+        self.table = torch.zeros(seats + 1, width, dtype=torch.int32, device=self.device)
+        self._newest = torch.zeros(seats + 1, dtype=torch.long, device=self.device)
+        self._pages = np.zeros(seats + 1, dtype=np.int64)  # pages in each seat's row
+        self._pinned = torch.device(self.device).type == "cuda"
+        self._staging: list[Tensor] = []
+        self._results: list[Tensor] = []
+        self._turn = 0
+        self.graphs = (
+            DecodeGraphs(self.model, self.attention, self.table, self._newest, store.page_size, graph_sizes)
+            if graph_sizes
+            else None
+        )
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Capture the graphs; takes seconds, with a progress bar."""
+        if self.graphs is not None:
+            self.graphs.capture(self.spare)
+
+    def run(self, batch: Batch) -> Sampled:
+        return self.collect(self.launch(batch))
+
+    @torch.inference_mode()
+    def launch(self, batch: Batch) -> Pending:
+        """Queue one batch. Batches are collected in the order in which they were launched."""
+        self._turn += 1
+        rows, columns, pages = self._updates(batch)
+        self._seat(batch)
+        decodes = all(not s.tokens for s in batch.slices)
+        if decodes and self.graphs is not None and self.graphs.fits(len(batch.slices)):
+            return self._launch_graph(batch, rows, columns, pages)
+        return self._launch_plain(batch, rows, columns, pages)
+
+    # -- the page table -------------------------------------------------------------------------------------
+
+    def _updates(self, batch: Batch) -> tuple[list[int], list[int], list[int]]:
+        """Entries of the page table that this batch adds: seats, columns, pages."""
+        rows: list[int] = []
+        columns: list[int] = []
+        pages: list[int] = []
+
+        def add(seat: int, new: list[int]) -> None:
+            first = int(self._pages[seat])
+            rows.extend([seat] * len(new))
+            columns.extend(range(first, first + len(new)))
+            pages.extend(new)
+            self._pages[seat] = first + len(new)
+
+        for admission in batch.admitted:
+            self._pages[admission.seat] = 0
+            add(admission.seat, admission.pages)
+        for piece in batch.slices:
+            if piece.pages:
+                add(piece.seat, piece.pages)
+        return rows, columns, pages
+
+    def _send(self, *parts: Any) -> list[Tensor]:
+        """int64 arrays to the device in one transfer; their views there."""
+        arrays = [np.asarray(p, dtype=np.int64) for p in parts]
+        total = sum(len(a) for a in arrays)
+        host = self._buffer(self._staging, total)
+        flat = host.numpy()
+        at = 0
+        for array in arrays:
+            flat[at : at + len(array)] = array
+            at += len(array)
+        there = host[:total].to(self.device, non_blocking=True)
+        return list(there.split([len(a) for a in arrays]))
+
+    def _buffer(self, ring: list[Tensor], size: int) -> Tensor:
+        """Host memory of this turn that no copy still reads or writes."""
+        while len(ring) < IN_FLIGHT:
+            ring.append(torch.empty(0, dtype=torch.int64))
+        place = self._turn % IN_FLIGHT
+        if len(ring[place]) < size:
+            ring[place] = torch.empty(max(1024, 2 * size), dtype=torch.int64, pin_memory=self._pinned)
+        return ring[place]
+
+    def _update_table(self, rows: Tensor, columns: Tensor, pages: Tensor) -> None:
+        if len(rows):
+            self.table.index_put_((rows, columns), pages.to(torch.int32))
+
+    # -- batches of one token each --------------------------------------------------------------------------
+
+    def _launch_graph(self, batch: Batch, rows: list[int], columns: list[int], pages: list[int]) -> Pending:
+        assert self.graphs is not None
+        graph = self.graphs.graph(len(batch.slices))
+        count, size = len(batch.slices), graph.size
+        seats = [s.seat for s in batch.slices]
+        padding = size - count
+        sent = self._send(
+            seats + [self.spare] * padding,
+            [s.start for s in batch.slices] + [-1] * padding,
+            rows,
+            columns,
+            pages,
+        )
+        self._update_table(*sent[2:])
+        graph.replay(sent[0], sent[1])
+        states = [self._states[s] for s in seats]
+        if all(s.sampling.greedy and s.penalties is None and s.logprobs is None for s in states) and not any(
+            self._waits(s) for s in batch.slices
+        ):
+            return self._arriving(batch, seats, graph.tokens[:count], graph.best[:count])
+        model: Any = self.model
+        return self._draw(batch, batch.slices, model.finished(graph.logits[:count]), {})
+
+    # -- any batch ------------------------------------------------------------------------------------------
+
+    def _launch_plain(self, batch: Batch, rows: list[int], columns: list[int], pages: list[int]) -> Pending:
+        slices = batch.slices
+        decodes = next((i for i, s in enumerate(slices) if s.tokens), len(slices))
+        assert all(s.tokens for s in slices[decodes:]), "single tokens come first in a batch"
+        ids: list[int] = [0] * decodes
+        positions: list[np.ndarray] = [np.array([s.start for s in slices[:decodes]], dtype=np.int64)]
+        slots: list[np.ndarray] = [np.array([self._slot(s) for s in slices[:decodes]], dtype=np.int64)]
+        for piece in slices[decodes:]:
+            end = piece.start + piece.count
+            ids += piece.tokens
+            positions.append(np.arange(piece.start, end))
+            slots.append(self._rows.slots(piece.seat, end)[piece.start :])
+        starts = np.cumsum([0, *(s.count for s in slices)])
+        seats = [s.seat for s in slices]
+        lengths = [s.start + s.count for s in slices]
+        wanted = [i for i, s in enumerate(slices) if s.sample]
+        sent = self._send(
+            ids, np.concatenate(positions), np.concatenate(slots), seats, lengths, starts,
+            starts[1:][wanted] - 1, rows, columns, pages,
+        )  # fmt: skip
+        self._update_table(*sent[7:])
+        ids_there = sent[0]
+        if decodes:
+            ids_there[:decodes] = self._newest[sent[3][:decodes]]
+        prompts = slices[decodes:]
+        self.attention.plan(
+            PagedInputs(
+                table=self.table,
+                seats=sent[3].to(torch.int32),
+                lengths=sent[4].to(torch.int32),
+                starts=sent[5].to(torch.int32),
+                slots=sent[2],
+                max_new=max(s.count for s in slices),
+                max_length=max(lengths),
+                decodes=decodes,
+                fresh=()
+                if any(s.start for s in prompts)
+                else tuple((int(starts[decodes + i]), s.count) for i, s in enumerate(prompts)),
+            )
+        )
+        hidden = self.model(ids_there, sent[1], self.attention)
+        scores = self._prompt_scores(batch, hidden)
+        if not wanted:  # waited for all the same, or the host would run ahead of its staging buffers
+            none = sent[0][:0]
+            return self._arriving(batch, [], none, none.float(), scores)
+        chosen = [slices[i] for i in wanted]
+        return self._draw(batch, chosen, self.model.logits(hidden[sent[6]]), scores)
+
+    def _slot(self, piece: Slice) -> int:
+        page, offset = divmod(piece.start, self.store.page_size)
+        return int(self._rows.table[piece.seat, page]) * self.store.page_size + offset
+
+    # -- tokens ---------------------------------------------------------------------------------------------
+
+    def _waits(self, piece: Slice) -> bool:
+        """Whether the host must know this row's token before its next step."""
+        return self._constrained is not None and self._constrained.has(piece.seat)
+
+    def _draw(
+        self, batch: Batch, slices: list[Slice], logits: Tensor, scores: dict[int, list[Any]]
+    ) -> Pending:
+        """`logits` float32 [len(slices), vocabulary], changed in place."""
+        states = [self._states[s.seat] for s in slices]
+        if any(s.logprobs is not None for s in states) or any(self._waits(s) for s in slices):
+            return Pending(batch, done=self._sample(batch.step, slices, logits, scores))
+        best = logits.amax(dim=-1)
+        seats = [s.seat for s in slices]
+        tokens = sample(logits, states, [s.output for s in slices])
+        self._newest[torch.tensor(seats).to(self.device, non_blocking=True)] = tokens
+        return self._arriving(batch, seats, tokens, best, scores)
+
+    def _arriving(
+        self,
+        batch: Batch,
+        seats: list[int],
+        tokens: Tensor,
+        best: Tensor,
+        scores: dict[int, list[Any]] | None = None,
+    ) -> Pending:
+        """Tokens on their way to the host; -1 where the logits were not finite."""
+        marked = torch.where(torch.isfinite(best), tokens, -1)
+        host = self._buffer(self._results, len(seats))[: len(seats)]
+        host.copy_(marked, non_blocking=True)
+        event = None
+        if self._pinned:
+            event = torch.cuda.Event()
+            event.record()
+        return Pending(batch, seats, None, host, event, scores or {})
+
+    def collect(self, pending: Pending) -> Sampled:
+        """The result of a batch; waits until the device has it."""
+        if pending.done is not None:
+            return pending.done
+        if pending.event is not None:
+            pending.event.synchronize()
+        assert pending.arrived is not None
+        tokens = pending.arrived.tolist()
+        failed = [seat for seat, token in zip(pending.seats, tokens, strict=True) if token < 0]
+        return Sampled(pending.batch.step, [max(t, 0) for t in tokens], [], pending.prompt, failed)
+
+
+def device_runner(
+    model: Decoder,
+    store: KVStore,
+    attention: AttentionImpl,
+    ends: tuple[int, ...],
+    constraints: ConstraintCompiler | None,
+    *,
+    seats: int,
+    context: int,
+    largest_graph: int,
+) -> DeviceRunner:
+    """A runner with its graphs captured; says what runs. Only own attention is captured: it plans nothing on the host."""
+    from runtime.attention.triton import TritonAttention
+    from runtime.models.fused import FusedDecoder, why_not  # triton is not everywhere
+
+    own = isinstance(attention, TritonAttention)
+    reason = why_not(model) if own else "attention is not by own kernels"
+    log.info("layers: %s", "fused kernels" if reason is None else f"plain torch, since {reason}")
+    runner = DeviceRunner(
+        FusedDecoder(model, store) if reason is None else model,
+        store,
+        attention,
+        ends,
+        constraints,
+        seats=seats,
+        context=context,
+        graph_sizes=graph_sizes(largest_graph) if own and largest_graph else (),
+    )
+    began = time.perf_counter()
+    runner.capture()
+    if runner.graphs is not None:
+        log.info("decode graphs captured in %.1f s", time.perf_counter() - began)
+    return runner

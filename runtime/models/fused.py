@@ -1,0 +1,125 @@
+"""The decoder of the usual families on a GPU: few launches a layer, by own kernels and packed projections.
+
+It stands in for a `Decoder` whose layers it can compute: pre-norm RMS layers with rotary embedding and a gated MLP. A
+single token goes through matrix-vector kernels that take the norm before and the residual after along; more rows have
+norm and residual in one launch between the products. Sums are those of the plain layers up to their order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from runtime.attention.base import AttentionImpl
+from runtime.kernels.activation import ACTIVATIONS
+from runtime.kernels.norm import add_rms_norm, rms_norm
+from runtime.kernels.rope_store import rope_store
+from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
+from runtime.kv.store import KVStore
+from runtime.models.decoder import Decoder, Layer
+from runtime.models.spec import NormSpec
+
+# Names in config.json of what the gate kernels compute.
+_GATES = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
+
+
+def why_not(model: Decoder) -> str | None:
+    """What the fused decoder does not compute of this model; None if it can run it."""
+    spec = model.spec
+    for layer in spec.layers:
+        a, m = layer.attention, layer.mlp
+        checks = (
+            (layer.form == "pre" and layer.residual_scale == 1.0, f"its layers have the form {layer.form!r}"),
+            (_rms(layer.norm) and _rms(spec.norm), "its norms are not RMS norms with a weight"),
+            (m.gated and not m.bias, "its MLP is not gated, or has biases"),
+            (_GATES.get(m.activation) in ACTIVATIONS, f"its MLP's activation is {m.activation!r}"),
+            (a.rope is not None, "it has no rotary embedding"),
+            (a.qk_norm in (None, "head"), "its norm of q and k is over all heads"),
+        )
+        reason = next((reason for good, reason in checks if not good), None)
+        if reason is not None:
+            return reason
+    return None
+
+
+def _rms(norm: NormSpec) -> bool:
+    return norm.kind == "rms" and norm.affine and not norm.bias
+
+
+class FusedDecoder:
+    """ids [tokens] at `positions` [tokens] -> hidden [tokens, hidden], over a store whose slots `attention` was planned for."""
+
+    def __init__(self, model: Decoder, store: KVStore) -> None:
+        self.model = model
+        self.spec = model.spec
+        self.dtype = model.dtype
+        self.store = store
+        self._layers: list[Layer] = list(model.layers)  # type: ignore[arg-type]
+        self._norms = [(_row_norm(x.attn_norm), _row_norm(x.mlp_norm)) for x in self._layers]
+        self._last = _row_norm(model.norm)
+        self._scratch = linear_scratch(store.k.device)
+
+    def _linear(self, x: Tensor, layer: Any, **more: Any) -> Tensor:
+        return skinny_linear(x, layer.weight, bias=layer.bias, scratch=self._scratch, **more)
+
+    def __call__(self, ids: Tensor, positions: Tensor, impl: AttentionImpl) -> Tensor:
+        x = self.model.embedding(ids)
+        if self.spec.embed_scale != 1.0:
+            x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
+        if len(ids) == 1:
+            for layer, (first, second) in zip(self._layers, self._norms, strict=True):
+                qkv = self._linear(x, layer.attention.qkv, norm=first)
+                y = self._attend(qkv, positions, layer, impl)
+                self._linear(y, layer.attention.out, residual=x, out=x)
+                h = self._linear(x, layer.mlp.up, norm=second, gated=_GATES[layer.spec.mlp.activation])
+                self._linear(h, layer.mlp.down, residual=x, out=x)
+            return rms_norm(x, self._last.weight, self._last.eps, self._last.offset)
+        first = self._norms[0][0]
+        h = rms_norm(x, first.weight, first.eps, first.offset)
+        for i, layer in enumerate(self._layers):
+            second = self._norms[i][1]
+            after = self._norms[i + 1][0] if i + 1 < len(self._layers) else self._last
+            y = self._attend(self._linear(h, layer.attention.qkv), positions, layer, impl)
+            y = self._linear(y, layer.attention.out)
+            h = add_rms_norm(y, x, second.weight, second.eps, second.offset)
+            h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation])
+            h = add_rms_norm(self._linear(h, layer.mlp.down), x, after.weight, after.eps, after.offset)
+        return h
+
+    def _attend(self, qkv: Tensor, positions: Tensor, layer: Layer, impl: Any) -> Tensor:
+        a, index = layer.spec.attention, layer.attention.index
+        rope = layer.attention.rope
+        assert rope is not None
+        pool_k, pool_v = self.store.k[index], self.store.v[index]
+        q, k, v = qkv.unflatten(1, (-1, a.head_dim)).split((a.heads, a.kv_heads, a.kv_heads), dim=1)
+        normed = a.qk_norm == "head"
+        inputs = impl.inputs
+        q = rope_store(
+            q, k, v, rope.cos, rope.sin, positions, inputs.slots, pool_k, pool_v,
+            interleaved=rope.spec.interleaved,
+            q_weight=layer.attention.q_norm.weight if normed else None,
+            k_weight=layer.attention.k_norm.weight if normed else None,
+            eps=a.norm.eps if normed and a.norm is not None else 0.0,
+            offset=a.norm.offset if normed and a.norm is not None else 0.0,
+        )  # fmt: skip
+        turned = pool_k.index_select(0, inputs.slots) if inputs.fresh and pool_k.dtype == k.dtype else None
+        out: Tensor = impl.run_stored(q, index, a, turned, v if turned is not None else None)
+        return out.flatten(1)
+
+    def raw_logits(self, hidden: Tensor) -> Tensor:
+        """[rows, vocabulary] in the model's dtype, before scale and cap."""
+        return skinny_linear(hidden, self.model.head_weight, scratch=self._scratch)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """float32 [rows, vocabulary]."""
+        return self.model.finished(self.raw_logits(hidden))
+
+    def finished(self, raw: Tensor) -> Tensor:
+        """Scale and cap of raw logits, in float32."""
+        return self.model.finished(raw)
+
+
+def _row_norm(norm: Any) -> RowNorm:
+    return RowNorm(norm.weight, norm.spec.eps, norm.spec.offset)

@@ -1,0 +1,144 @@
+"""The device runner gives the tokens of the plain one: two batches in flight, graphs, padding, any mixture of requests."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.api import LogprobOptions, SamplingParams
+from runtime.attention.plain import PlainAttention
+from runtime.attention.triton import TritonAttention
+from runtime.engine.device import DeviceRunner, device_runner
+from runtime.engine.graphs import graph_sizes
+from runtime.engine.runner import ModelRunner
+from runtime.kv.store import KVStore
+from runtime.models.decoder import Decoder
+from runtime.models.fused import FusedDecoder, why_not
+from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
+from runtime.request import Request
+from runtime.scheduler.scheduler import Scheduler
+
+ROPE = RopeSpec(16, tuple(0.5**i for i in range(8)))
+NORM = NormSpec(1e-5)
+LLAMA = LayerSpec(AttnSpec(4, 2, 16, 0.25, ROPE), MlpSpec(48), NORM)
+MODELS = {
+    "llama": LLAMA,
+    "qwen": replace(LLAMA, attention=replace(LLAMA.attention, qkv_bias=True, window=9)),
+    "normed heads": replace(LLAMA, attention=replace(LLAMA.attention, qk_norm="head", norm=NORM)),
+    "gemma": replace(LLAMA, norm=replace(NORM, offset=1.0), mlp=MlpSpec(48, "gelu_pytorch_tanh")),
+    "not fused": replace(LLAMA, form="parallel"),
+}
+
+
+def decoder(kind: str, device: torch.device) -> Decoder:
+    layer = MODELS[kind]
+    torch.manual_seed(3)
+    made = Decoder(
+        ArchSpec("tiny", 97, 32, 96, (layer, layer), layer.norm, tied=kind == "qwen"), torch.float32
+    )
+    for p in made.parameters():
+        p.data = torch.ones_like(p) if p.dim() == 1 else torch.randn_like(p) * 0.4
+    return made.to(device)
+
+
+def requests() -> list[Request]:
+    generator = torch.Generator().manual_seed(8)
+    kinds: list[tuple[int, SamplingParams, Any]] = [
+        (3, SamplingParams(temperature=0), None),
+        (20, SamplingParams(temperature=0.9, top_k=9, seed=1), None),
+        (11, SamplingParams(temperature=1.0), None),
+        (1, SamplingParams(temperature=0, repetition_penalty=1.4), None),
+        (17, SamplingParams(temperature=0), LogprobOptions(start=2, top=2)),
+    ]
+    return [
+        Request(
+            str(i),
+            torch.randint(0, 97, (n,), generator=generator).tolist(),
+            sampling,
+            max_new=5,
+            seed=i + 40,
+            logprobs=logprobs,
+        )
+        for i, (n, sampling, logprobs) in enumerate(kinds)
+    ]
+
+
+def generate(model: Decoder, page_size: int, runner: str, device: torch.device, depth: int = 1) -> Any:
+    """Tokens and log-probabilities of every request; they come one after another, one is aborted half way."""
+    scheduler = Scheduler(
+        pages=128 // page_size, page_size=page_size, context=96, chunk=16, depth=depth, max_running=4
+    )
+    store = KVStore(model.spec, scheduler.cache.pool.total, page_size, torch.float32, str(device))
+    made: ModelRunner
+    if runner == "plain":
+        made = ModelRunner(model, store, PlainAttention(store))
+    else:
+        largest = 4 if runner == "graphs" else 0
+        made = device_runner(
+            model, store, TritonAttention(store), (), None, seats=4, context=96, largest_graph=largest
+        )
+    waiting, out = requests(), {str(i): ([], []) for i in range(5)}  # type: ignore[var-annotated]
+    flight: deque[Any] = deque()
+    while waiting or not scheduler.idle:
+        if waiting:
+            scheduler.add(waiting.pop(0))
+        batch = scheduler.next_batch()
+        if batch is not None:
+            flight.append(made.launch(batch) if isinstance(made, DeviceRunner) else made.run(batch))
+        if batch is None or len(flight) >= depth:
+            landed = flight.popleft()
+            landed = made.collect(landed) if isinstance(made, DeviceRunner) else landed
+            for event in scheduler.commit(landed):
+                tokens, scores = out[event.request.id]
+                tokens += event.tokens
+                scores += [(p.id, round(p.logprob, 3)) for p, _ in event.logprobs]
+                scores += [(p.id, round(p.logprob, 3)) for p, _ in event.prompt_scores or ()]
+                if event.request.id == "2" and len(tokens) == 3:
+                    scheduler.abort("2")
+        scheduler.check()
+    out["2"] = (out["2"][0][:3], out["2"][1])
+    return out
+
+
+@pytest.mark.parametrize(
+    ("kind", "page_size", "runner", "depth"),
+    [
+        ("llama", 1, "graphs", 2),
+        ("llama", 16, "eager", 2),
+        ("qwen", 1, "graphs", 1),
+        ("normed heads", 16, "graphs", 2),
+        ("gemma", 1, "eager", 1),
+        ("not fused", 1, "graphs", 2),
+    ],
+)
+def test_tokens_are_those_of_the_plain_runner(
+    kind: str, page_size: int, runner: str, depth: int, device: torch.device
+) -> None:
+    model = decoder(kind, device)
+    with torch.inference_mode():
+        wanted = generate(model, page_size, "plain", device)
+        assert generate(model, page_size, runner, device, depth) == wanted
+
+
+def test_what_cannot_be_fused_is_told() -> None:
+    device = torch.device("cpu")
+    assert why_not(decoder("llama", device)) is None
+    assert why_not(decoder("not fused", device)) == "its layers have the form 'parallel'"
+
+
+def test_fused_layers_compute_what_the_plain_ones_do(device: torch.device) -> None:
+    model = decoder("llama", device)
+    store = KVStore(model.spec, 8, 16, torch.float32, str(device))
+    fused = FusedDecoder(model, store)
+    hidden = torch.randn(3, 32, device=device)
+    assert torch.allclose(fused.logits(hidden), model.logits(hidden), atol=1e-4)
+
+
+def test_sizes_of_graphs_rise_and_end_with_the_largest() -> None:
+    assert graph_sizes(1) == (1,)
+    assert graph_sizes(20) == (1, 2, 4, 8, 16, 20)
+    assert list(graph_sizes(300)) == sorted(set(graph_sizes(300))) and graph_sizes(300)[-1] == 300
