@@ -1,0 +1,191 @@
+"""The engine on the serving workloads, one JSON line per result.
+
+python -m benchmarks.gpu.run llama8b --tests b,c,d,a --out FOLDER     (random weights of the real shape)
+python -m benchmarks.gpu.run tiny --tests b --device cpu              (a smoke test on the embedded model)
+
+a  1,000 requests of mixed lengths          b  decode at context 1,024, by batch
+c  16 prompts of 8,192 tokens               d  256 requests on 16 shared prefixes
+f  decode of a small model, by batch
+
+The engine's loop is driven in this process, with token ids in and out: no text, no HTTP. Times of b and f are of 128 (256)
+steps: a run with that many new tokens less a run with one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from benchmarks.gpu.workload import SHAPES, Shape, mixed, prompt, shared_prefixes
+
+BEGAN = time.perf_counter()
+
+
+class Driver:
+    """A loaded engine; `run` gives prompts to it and waits for all answers."""
+
+    def __init__(self, folder: str | None, options: dict[str, Any]) -> None:
+        from runtime.config import EngineConfig
+        from runtime.engine.loop import EngineLoop
+
+        self.loop = EngineLoop(EngineConfig.of({"model_path": folder, **options}))
+        self.vocabulary = self.loop.model.spec.vocabulary
+        self._number = 0
+
+    def run(
+        self, prompts: Sequence[list[int]], new: int | Sequence[int], temperature: float = 0.0
+    ) -> tuple[float, int]:
+        """Seconds, and tokens that were written."""
+        from runtime.api import SamplingParams
+        from runtime.engine.messages import Add, Output, Refused
+
+        counts = [new] * len(prompts) if isinstance(new, int) else list(new)
+        began = time.perf_counter()
+        for tokens, count in zip(prompts, counts, strict=True):
+            self._number += 1
+            sampling = SamplingParams(max_new_tokens=count, temperature=temperature, ignore_eos=True)
+            for refused in self.loop.handle(Add(str(self._number), tokens, sampling, seed=self._number)):
+                raise RuntimeError(f"a request was refused: {refused}")
+        left, written = len(prompts), 0
+        while left:
+            for message in self.loop.step():
+                assert not isinstance(message, Refused), message
+                if isinstance(message, Output):
+                    written += len(message.tokens)
+                    if message.finish is not None:
+                        if message.finish.type == "error":
+                            raise RuntimeError(message.finish.message)
+                        left -= 1
+        took = time.perf_counter() - began
+        assert written == sum(counts), (written, sum(counts))
+        return took, written
+
+    def flush(self) -> None:
+        from runtime.engine.messages import Ask
+
+        self.loop.handle(Ask(0, "flush"))
+
+    def cached(self) -> tuple[int, int]:
+        return self.loop.scheduler.cached_tokens, self.loop.scheduler.prompt_tokens
+
+
+class Bench:
+    def __init__(
+        self, name: str, driver: Driver, log: Callable[..., None], tb_s: float, tflops: float
+    ) -> None:
+        self.shape: Shape | None = SHAPES.get(name)
+        self.driver, self.log = driver, log
+        self.tb_s, self.tflops = tb_s, tflops
+        self.rng = random.Random(1)
+
+    def prompts(self, count: int, length: int) -> list[list[int]]:
+        return [prompt(self.rng, length, self.driver.vocabulary) for _ in range(count)]
+
+    def decode(self, batches: Sequence[int], steps: int, context: int = 1024) -> None:
+        for batch in batches:
+            given = self.prompts(batch, context - steps // 2)
+            self.driver.run(given, 1)
+            found = []
+            for _ in range(3):
+                one = self.driver.run(given, 1)[0]
+                many = self.driver.run(given, 1 + steps)[0]
+                found.append((many - one) / steps * 1e3)
+            ms = statistics.median(found)
+            floor = self.shape.decode_floor_ms(batch, context, self.tb_s) if self.shape else 0.0
+            self.log("decode", batch=batch, ms=ms, repeats=found, floor_ms=floor, of_floor=floor / ms)
+
+    def b(self) -> None:
+        self.decode((1, 8, 32, 64, 128, 256) if self.shape else (1, 8), 128 if self.shape else 16)
+
+    def f(self) -> None:
+        self.decode((1, 64, 256), 256)
+
+    def c(self) -> None:
+        found = [self.driver.run(self.prompts(16, 8192), 1)[0] for _ in range(3)]
+        s = statistics.median(found)
+        floor = self.shape.prefill_floor_s(16, 8192, self.tflops) if self.shape else 0.0
+        self.log("prefill", s=s, repeats=found, floor_s=floor, of_floor=floor / s)
+
+    def d(self) -> None:
+        found, hits = [], []
+        for seed in range(3):
+            self.driver.flush()
+            before = self.driver.cached()
+            found.append(self.driver.run(shared_prefixes(self.driver.vocabulary, seed), 128)[0])
+            cached, asked = (a - b for a, b in zip(self.driver.cached(), before, strict=True))
+            hits.append(cached / asked)
+        self.log("shared_prefix", s=statistics.median(found), repeats=found, hit_rate=hits)
+
+    def a(self) -> None:
+        work = mixed(self.driver.vocabulary)
+        for temperature in (0.0, 0.6):
+            self.driver.flush()
+            s, written = self.driver.run([p for p, _ in work], [n for _, n in work], temperature)
+            self.log("mixed", temperature=temperature, s=s, written=written, tokens_per_s=written / s)
+
+
+def main(
+    model: Annotated[str, typer.Argument(help=f"{', '.join(SHAPES)}, or tiny.")],
+    tests: Annotated[str, typer.Option(help="Which, in this order.")] = "b,c,d,a",
+    out: Annotated[Path | None, typer.Option(help="Folder of the results.")] = None,
+    device: Annotated[str, typer.Option(help="cuda or cpu.")] = "cuda",
+    options: Annotated[str, typer.Option(help="More engine options, as JSON.")] = "{}",
+    tb_s: Annotated[float, typer.Option(help="Copy rate of the card, TB/s, for floors.")] = 4.26,
+    tflops: Annotated[float, typer.Option(help="Its bf16 products, TFLOP/s.")] = 773.0,
+) -> None:
+    """Measure and print."""
+    import torch
+
+    common = {"model": model, "torch": torch.__version__}
+    if device == "cuda":
+        common["card"] = torch.cuda.get_device_name()
+
+    def log(test: str, **fields: Any) -> None:
+        line = json.dumps({**common, "test": test, **fields})
+        print(line, flush=True)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            with (out / f"{model}.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    chosen: dict[str, Any] = {"device": device}
+    folder: str | None = None
+    if model in SHAPES:
+        folder = str(SHAPES[model].folder(Path(tempfile.mkdtemp()), model))
+        chosen |= {
+            "load_format": "dummy",
+            "skip_tokenizer_init": True,
+            "dtype": "bfloat16",
+            "context_length": 10240,
+        }
+    imported = time.perf_counter()
+    driver = Driver(folder, chosen | json.loads(options))
+    built = time.perf_counter()
+    bench = Bench(model, driver, log, tb_s, tflops)
+    driver.run(bench.prompts(1, 16), 1)
+    log(
+        "startup",
+        imports_s=imported - BEGAN,
+        build_s=built - imported,
+        first_token_s=time.perf_counter() - BEGAN,
+    )
+    driver.run(bench.prompts(64 if model in SHAPES else 4, 500 if model in SHAPES else 50), 16)
+    for name in tests.split(","):
+        try:
+            getattr(bench, name)()
+        except Exception as error:
+            traceback.print_exc()
+            log("failed", which=name, error=repr(error)[:300])
+
+
+if __name__ == "__main__":
+    typer.run(main)
