@@ -5,5 +5,6 @@ from __future__ import annotations
 from sglc.check.diagnostic import Diagnostic, Severity
 from sglc.check.run import check_file, check_program
 from sglc.check.subject import Budget, CheckOptions
+from sglc.check.tokens import Tokens
 
-__all__ = ["Budget", "CheckOptions", "Diagnostic", "Severity", "check_file", "check_program"]
+__all__ = ["Budget", "CheckOptions", "Diagnostic", "Severity", "Tokens", "check_file", "check_program"]

@@ -58,9 +58,9 @@ class TokenBoundary(Rule, code="SGL210", name="token-boundary", options="--token
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        if subject.options.tokenizer is None:
+        if subject.options.tokens.given is None:
             return
-        encode = subject.options.encode
+        encode = subject.options.tokens.encode
         before = last_text(subject)
         for node in subject.nodes():
             text = before.get(node.state) if isinstance(node, Select) else None

@@ -36,7 +36,7 @@ class ContextOverflow(
         limit = subject.options.context
         if limit is None and subject.options.backend is not None:
             limit = subject.options.backend.context
-        found = subject.costs(subject.options.nominal) if limit is not None else None
+        found = subject.costs(subject.options.tokens.nominal) if limit is not None else None
         if limit is None or found is None:
             return
         over = [at for at, size in found.room.items() if size.high is not None and size.high > limit]
@@ -71,7 +71,7 @@ class OverBudget(
         budget = subject.options.budget
         if budget.calls is None and budget.tokens is None and budget.cost is None:
             return
-        found = subject.costs(subject.options.bound)
+        found = subject.costs(subject.options.tokens.bound)
         if found is None:
             if subject.broken is not None and subject.broken.__cause__ is None:
                 yield subject.found(
@@ -180,7 +180,7 @@ class LateConstant(Rule, code="SGL407", name="late-constant", severity="note"):
                         late.append(part)
             elif state in node.uses or state in node.captures:
                 break
-        count = subject.options.count("".join(late))
+        count = subject.options.tokens.count("".join(late))
         if first is not None and count >= LONG:
             yield subject.found(
                 self, first.at, f"{count} tokens of constant text come after this, which no two rows of a batch share",

@@ -127,7 +127,7 @@ def _compiled(subject: Subject, node: Gen) -> CompiledConstraint | None:
         return None
     constraint = subject.module.constraint_of(node.constraint)
     try:
-        return subject.compiled(constraint.kind, constraint.source)
+        return subject.options.tokens.compiled(constraint.kind, constraint.source)
     except ConstraintError:
         return None
 

@@ -35,7 +35,7 @@ def constrained(subject: Subject) -> Iterator[tuple[Gen, Constraint]]:
 def refusal(subject: Subject, constraint: Constraint) -> ConstraintError | None:
     """Why the constraint cannot be enforced; None if it can."""
     try:
-        subject.compiled(constraint.kind, constraint.source)
+        subject.options.tokens.compiled(constraint.kind, constraint.source)
     except ConstraintError as error:
         return error
     return None
@@ -119,7 +119,7 @@ class LargeConstraint(Rule, code="SGL303", name="large-constraint"):
                 told = f"this {constraint.kind} is too large: {_first_line(error.message)}"
                 yield subject.found(self, node.at, told, fix, *GENS)
             elif error is None and constraint.kind == "regex":
-                if subject.compiled(constraint.kind, constraint.source).fsm is None:
+                if subject.options.tokens.compiled(constraint.kind, constraint.source).fsm is None:
                     told = "this regex has too many states for a table, so that every token takes a walk through it"
                     yield subject.found(self, node.at, told, fix, *GENS)
 
@@ -164,7 +164,7 @@ class TooFewTokens(Rule, code="SGL305", name="too-few-tokens", severity="error")
         for node, constraint in constrained(subject):
             if refusal(subject, constraint) is not None:
                 continue
-            automaton = subject.compiled(constraint.kind, constraint.source).automaton
+            automaton = subject.options.tokens.compiled(constraint.kind, constraint.source).automaton
             limit = node.sampling.max_tokens if node.sampling.max_tokens is not None else MAX_TOKENS
             if automaton is not None and automaton.min_tokens > limit:
                 yield subject.found(

@@ -26,7 +26,7 @@ def stopped(subject: Subject) -> Iterator[tuple[Gen, CompiledConstraint, str]]:
     for node, constraint in constrained(subject):
         wanted = [s for s in stops(node) if s]
         if wanted and refusal(subject, constraint) is None:
-            compiled = subject.compiled(constraint.kind, constraint.source)
+            compiled = subject.options.tokens.compiled(constraint.kind, constraint.source)
             yield from ((node, compiled, stop) for stop in wanted)
 
 

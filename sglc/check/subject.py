@@ -7,26 +7,24 @@ import linecache
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from grammar.constraint_errors import ConstraintError
 from runtime.backends.base import Capabilities
 from sglc.check.diagnostic import Diagnostic, Severity
-from sglc.errors import GraphBreak, SglcError
+from sglc.check.tokens import Tokens
 from sglc.ir.core import Graph, Module, Node
 from sglc.ir.specs import Location
 from sglc.lang.chat_template import get_chat_template
-from sglc.lang.prefix import until_break
+from sglc.lang.prefix import beginning, split_arguments
 from sglc.lang.rewrite import source_of
-from sglc.lang.trace import trace
 from sglc.passes.pipeline import BEFORE_BREAK, Pipeline
+from sglc.plan.answers import answer_lengths
 from sglc.plan.cost import Costs, costs
 from sglc.plan.interval import Interval, Price
 from sglc.plan.sizes import Sizes
 
 if TYPE_CHECKING:
-    from grammar import CompiledConstraint, Vocabulary
+    pass
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class CheckOptions:
     """What the program is to run on.
 
     backend          capabilities of the target; None: rules about it are silent
-    tokenizer        folder of a tokenizer, for counting tokens; None: that of the model which comes with sglc
+    tokens           the tokenizer; one of the user is asked where tokens begin, too
     context          tokens of prompt and answer together; None: not checked
     arguments        values of parameters; the others stay unknown
     argument_tokens  how long an argument is at most that stays unknown; None: that is not known
@@ -53,47 +51,12 @@ class CheckOptions:
     """
 
     backend: Capabilities | None = None
-    tokenizer: Path | None = None
+    tokens: Tokens = field(default_factory=Tokens)
     context: int | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
     argument_tokens: int | None = None
     template: str = "chatml"
     budget: Budget = Budget()
-
-    @cached_property
-    def folder(self) -> Path:
-        from runtime.config import embedded_model_path
-
-        return self.tokenizer or Path(embedded_model_path())
-
-    @cached_property
-    def vocabulary(self) -> Vocabulary:
-        from grammar import Vocabulary
-
-        return Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", eos=())
-
-    @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-
-    def count(self, text: str) -> int:
-        """Tokens of a text."""
-        return len(self.encode(text))
-
-    def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
-
-    @cached_property
-    def bound(self) -> Sizes:
-        return Sizes.bound(self.count)
-
-    @cached_property
-    def nominal(self) -> Sizes:
-        return Sizes.nominal(self.count)
 
 
 class Subject:
@@ -105,21 +68,8 @@ class Subject:
         self.file = program.func.__code__.co_filename
         self.line = program.func.__code__.co_firstlineno
         self.tree = source_of(program.func)
-        self.module: Module | None = None
-        self.broken: SglcError | None = None
-        self._compiled: dict[tuple[str, str], Any] = {}
-        known = self._arguments = {**program.defaults(), **options.arguments}
-        names = list(program.parameter_names)
-        unknown = frozenset(
-            n for n in names if n not in options.arguments and (n not in known or type(known[n]) is str)
-        )
-        try:
-            self.module = trace(program, known, unknown)
-        except SglcError as error:
-            self.broken = error
-            if isinstance(error, GraphBreak) and error.__cause__ is None:
-                found = until_break(program, {n: known[n] for n in names if n in known}, unknown, error)
-                self.module = found[0] if found is not None else None
+        self._arguments, _ = split_arguments(program, options.arguments)
+        self.module, self.broken = beginning(program, options.arguments)
 
     @property
     def graph(self) -> Graph | None:
@@ -135,25 +85,15 @@ class Subject:
         if self.graph is not None:
             yield from self.graph.walk()
 
-    def compiled(self, kind: Any, source: str) -> CompiledConstraint:
-        """The constraint for the tokenizer. Raises ConstraintError, the same each time."""
-        from grammar import compile_constraint
-
-        key = (kind, source)
-        if key not in self._compiled:
-            try:
-                self._compiled[key] = compile_constraint(kind, source, self.options.vocabulary)
-            except ConstraintError as error:
-                self._compiled[key] = error
-        found = self._compiled[key]
-        if isinstance(found, ConstraintError):
-            raise found
-        return found  # type: ignore[no-any-return]
-
     @cached_property
     def plain(self) -> Module | None:
         """The trace without calls of other programs, whose nodes stand in their place."""
         return Pipeline.parse(BEFORE_BREAK).run(self.module) if self.module is not None else None
+
+    @cached_property
+    def answers(self) -> Mapping[str, Interval]:
+        """Tokens of what the constraints let the model write."""
+        return answer_lengths(self.plain, self.options.tokens.compiled) if self.plain is not None else {}
 
     def costs(self, sizes: Sizes) -> Costs | None:
         """What a run costs, as the program is written; None if it could not be traced."""
@@ -162,7 +102,7 @@ class Subject:
         most = self.options.argument_tokens
         length = None if most is None else Interval(0, most)
         template = get_chat_template(self.options.template)
-        return costs(self.plain, sizes, template, self._arguments, argument=length)
+        return costs(self.plain, sizes, template, self._arguments, argument=length, answers=self.answers)
 
     # Places.
 

@@ -132,7 +132,7 @@ def _options(own: dict[str, Any], words: dict[str, Any]) -> CheckOptions:
     """What is said of the target: `words` of the command line, before those that the project has of its `own`."""
     from runtime.backends.targets import target
     from runtime.errors import InvalidRequest
-    from sglc.check import Budget, CheckOptions
+    from sglc.check import Budget, CheckOptions, Tokens
 
     given = {**own, **{key: value for key, value in words.items() if value is not None}}
     for key in ("context", "max-calls", "max-tokens", "max-cost", "argument-tokens"):
@@ -150,7 +150,7 @@ def _options(own: dict[str, Any], words: dict[str, Any]) -> CheckOptions:
     chat_template(template)
     return CheckOptions(
         backend=able,
-        tokenizer=tokenizer_folder(Path(given["tokenizer"]) if "tokenizer" in given else None),
+        tokens=Tokens(tokenizer_folder(Path(given["tokenizer"]) if "tokenizer" in given else None)),
         context=given.get("context"),
         argument_tokens=given.get("argument-tokens"),
         template=template,

@@ -13,7 +13,7 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sglc.errors import GraphBreak
+    from sglc.errors import SglcError
     from sglc.ir.core import Module
 
 Target = Annotated[
@@ -227,33 +227,20 @@ def use_backend(backend: str | None, model: str | None) -> Any:
     return made
 
 
-def traced_for(program: Any, given: Mapping[str, Any]) -> tuple[Module, GraphBreak | None]:
+def traced_for(program: Any, given: Mapping[str, Any]) -> tuple[Module, SglcError | None]:
     """The trace of a program; what is defined on the command line is a constant of it.
 
-    If the program breaks, the trace of what comes before, and the break. Raises GraphBreak if the program is wrong, or
+    If the program breaks, the trace of what comes before, and the break. Raises its error if the program is wrong, or
     nothing of it is certain.
     """
-    from sglc.errors import GraphBreak
-    from sglc.lang.prefix import until_break
-    from sglc.lang.trace import trace
+    from sglc.lang.prefix import beginning
 
-    known, unknown = _known(program, given)
-    try:
-        return trace(program, known, unknown), None
-    except GraphBreak as error:
-        own = {n: known[n] for n in program.parameter_names if n in known}
-        wrong = error.mark or error.__cause__ is not None
-        found = None if wrong else until_break(program, own, unknown, error)
-        if found is None:
-            raise
-        return found[0], error
-
-
-def _known(program: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
-    """Arguments with their values, and those that stay unknown: what has only a string as default, or none."""
-    known = {**program.defaults(), **given}
-    names = program.parameter_names
-    return known, frozenset(n for n in names if n not in given and (n not in known or type(known[n]) is str))
+    module, error = beginning(program, given)
+    wrong = error is not None and (bool(getattr(error, "mark", "")) or error.__cause__ is not None)
+    if error is not None and (module is None or wrong):
+        raise error
+    assert module is not None
+    return module, error
 
 
 def optimised(module: Module, passes: str | None, *, verify: bool = False, after: Any = None) -> Module:

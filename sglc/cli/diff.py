@@ -26,7 +26,7 @@ from sglc.cli.prices import FORM, prices_in
 from sglc.plan.interval import Interval
 
 if TYPE_CHECKING:
-    from sglc.check import CheckOptions
+    from sglc.check import Tokens
     from sglc.ir.core import Module
     from sglc.plan.interval import Price
 
@@ -56,15 +56,15 @@ def diff(
 
     Of a program with a graph break, what comes before it is compared.
     """
-    from sglc.check import CheckOptions
+    from sglc.check import Tokens
 
     chosen, rates = chat_template(template), prices_in(prices)
-    options = CheckOptions(tokenizer=tokenizer_folder(tokenizer))
+    tokens = Tokens(tokenizer_folder(tokenizer))
     with tempfile.TemporaryDirectory(prefix="sglc-diff-") as folder:
         places = [_file_of(which, Path(folder) / side) for side, which in (("a", before), ("b", after))]
         programs = [one_program(place) for place in places]
         _refuse_unknown(programs, define or [])
-        one, two = (_facts(program, define or [], chosen, options, rates) for program in programs)
+        one, two = (_facts(program, define or [], chosen, tokens, rates) for program in programs)
     changes = _changes(one, two)
     notes = [
         f"{side}: compared up to the graph break in {facts['break']}"
@@ -95,16 +95,19 @@ def _refuse_unknown(programs: list[Any], pairs: list[str]) -> None:
 
 
 def _facts(
-    program: Any, pairs: list[str], template: Any, options: CheckOptions, rates: dict[str, Price]
+    program: Any, pairs: list[str], template: Any, tokens: Tokens, rates: dict[str, Price]
 ) -> dict[str, Any]:
     from sglc.lang.known_prefix import prefix_of
     from sglc.passes.pipeline import BEFORE_BREAK
+    from sglc.plan.answers import answer_lengths
     from sglc.plan.cost import costs
 
     given = defined(program, [p for p in pairs if p.partition("=")[0] in program.parameter_names])
     raw, broken = traced_for(program, given)
     known = {**program.defaults(), **given}
-    total = costs(optimised(raw, None), options.bound, template, known).total
+    module = optimised(raw, None)
+    lengths = answer_lengths(module, tokens.compiled)
+    total = costs(module, tokens.bound, template, known, answers=lengths).total
     written = optimised(
         raw, BEFORE_BREAK
     )  # as it was written, so that a change in one place shows in one place
@@ -115,7 +118,7 @@ def _facts(
         "break": f"line {end.at.line}: {end.attrs['reason']}" if broken is not None and end.at else None,
         "texts": _texts(written),
         "calls": _calls(written),
-        "shared_prefix": {"characters": len(prefix), "tokens": options.count(prefix)},
+        "shared_prefix": {"characters": len(prefix), "tokens": tokens.count(prefix)},
         "cost": {n: [getattr(total, n).low, getattr(total, n).high] for n, _ in _COSTS},
         "money": {model: list(total.money(price)) for model, price in rates.items()},
     }

@@ -23,9 +23,11 @@ from sglc.cli.explain_tables import print_tables
 from sglc.cli.prices import FORM, prices_in
 
 if TYPE_CHECKING:
-    from grammar import Vocabulary
+    from sglc.check import Tokens
     from sglc.ir.core import Module, Node
+    from sglc.plan.cost import Costs
     from sglc.plan.interval import Cost, Interval
+    from sglc.plan.sizes import Sizes
 
 
 def explain(
@@ -44,15 +46,16 @@ def explain(
 
     Of a program with a graph break, that is told of what comes before it.
     """
-    from sglc.check import CheckOptions
+    from sglc.check import Tokens
     from sglc.errors import GraphBreak
     from sglc.ir.analysis import constant_chars, critical_path, shared_prefixes
     from sglc.ir.ops import Loop
     from sglc.passes.pipeline import BEFORE_BREAK
+    from sglc.plan.answers import answer_lengths
     from sglc.plan.cost import costs
 
     chosen = chat_template(template)
-    options = CheckOptions(tokenizer=tokenizer_folder(tokenizer))
+    tokens = Tokens(tokenizer_folder(tokenizer))
     rates = prices_in(prices)
     program = one_program(target)
     given = defined(program, define or [])
@@ -69,8 +72,11 @@ def explain(
     )
     known = {**program.defaults(), **given}
     written = optimised(raw, BEFORE_BREAK)
-    found = costs(module, options.bound, chosen, known)
-    nominal = costs(module, options.nominal, chosen, known).total
+
+    def cost(of: Module, sizes: Sizes) -> Costs:
+        return costs(of, sizes, chosen, known, answers=answer_lengths(of, tokens.compiled))
+
+    found, nominal = cost(module, tokens.bound), cost(module, tokens.nominal).total
     graph = module.graph
     facts: dict[str, Any] = {
         "program": graph.name,
@@ -80,11 +86,11 @@ def explain(
         "shared_prefixes": [count for _, count in shared_prefixes(graph)],
         "breaks": [_break_json(raw)] if broken is not None else [],
         "passes": did,
-        "computed_before": _pair(costs(written, options.bound, chosen, known).total.computed),
+        "computed_before": _pair(cost(written, tokens.bound).total.computed),
         "nominal": {  # with arguments of unknown length left out
             "prompt": nominal.prompt.high,
             "computed": nominal.computed.high,
-            "computed_before": costs(written, options.nominal, chosen, known).total.computed.high,
+            "computed_before": cost(written, tokens.nominal).total.computed.high,
         },
         "endless_loops": [
             {"at": str(node.at), "rounds": node.maximum}
@@ -92,7 +98,7 @@ def explain(
             if isinstance(node, Loop) and not node.bounded
         ],
         "unknown_arguments": [p.name for p in graph.params],
-        "constraints": list(_constraints(module, options.vocabulary)),
+        "constraints": list(_constraints(module, tokens)),
         "total": _cost_json(found.total),
         "lines": [{"at": str(at) if at else None, **_cost_json(c)} for at, c in found.lines.items()],
         "money": {name: list(found.total.money(price)) for name, price in rates.items()},
@@ -131,9 +137,9 @@ def _cost_json(cost: Cost) -> dict[str, list[int | None]]:
     return {n: _pair(getattr(cost, n)) for n in ("calls", "prompt", "computed", "output")}
 
 
-def _constraints(module: Module, vocabulary: Vocabulary) -> Any:
+def _constraints(module: Module, tokens: Tokens) -> Any:
     """Each constraint once for each gen that has it: whether it is kept exactly, how long its texts are, and who keeps it."""
-    from grammar import ConstraintError, compile_constraint
+    from grammar import ConstraintError
     from runtime.api import Constraint
     from runtime.backends.targets import TARGETS
     from sglc.ir.ops import Gen
@@ -146,7 +152,7 @@ def _constraints(module: Module, vocabulary: Vocabulary) -> Any:
         keepers = [name for name, able in TARGETS.items() if restated(able, given) is not None]
         shown = {"kind": kind, "source": source, "kept_by": keepers}
         try:
-            report = compile_constraint(kind, source, vocabulary).report()
+            report = tokens.compiled(kind, source).report()
         except ConstraintError as error:
             return {**shown, "exact": False, "refused": error.message}
         size = {"tokens": [report.min_tokens, report.max_tokens], "states": report.states}

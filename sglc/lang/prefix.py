@@ -12,14 +12,34 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from sglc.errors import GraphBreak
+from sglc.errors import GraphBreak, SglcError
 from sglc.ir.core import Graph, Module, Value
 from sglc.ir.ops import Break
 from sglc.ir.specs import Location
 from sglc.lang.paths import Paths
 from sglc.lang.purity import Purity, Unplain, freeze, purity
 from sglc.lang.rewrite import traceable
-from sglc.lang.trace import Trace, Tracing
+from sglc.lang.trace import Trace, Tracing, trace
+
+
+def split_arguments(program: Any, given: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
+    """Arguments with their values, and those that stay unknown where `given` are: what has only a string as default, or none."""
+    known = {**program.defaults(), **given}
+    names = program.parameter_names
+    return known, frozenset(n for n in names if n not in given and (n not in known or type(known[n]) is str))
+
+
+def beginning(program: Any, given: Mapping[str, Any]) -> tuple[Module | None, SglcError | None]:
+    """The trace of a program, and why it ends early if it does: then the trace goes as far as it is certain, if that is at all."""
+    known, unknown = split_arguments(program, given)
+    try:
+        return trace(program, known, unknown), None
+    except GraphBreak as error:
+        own = {n: known[n] for n in program.parameter_names if n in known}
+        found = until_break(program, own, unknown, error) if error.__cause__ is None else None
+        return (found[0] if found is not None else None), error
+    except SglcError as error:
+        return None, error
 
 
 def until_break(

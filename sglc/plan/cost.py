@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from sglc.ir.core import Graph, Module, Node, Operand, Value
@@ -74,13 +75,15 @@ def costs(
     arguments: Mapping[str, Any] | None = None,
     *,
     argument: Interval | None = None,
+    answers: Mapping[str, Interval] = MappingProxyType({}),
 ) -> Costs:
     """What a run costs with these arguments.
 
     template  the chat template of the model
     argument  tokens of an argument that is not given; None: it is unknown
+    answers   tokens of what constraints let the model write, by their symbols (answers.py)
     """
-    work = _Work(module, sizes, template)
+    work = _Work(module, sizes, template, answers)
     known: dict[Value, Any] = {}
     for param in module.graph.params:
         given = (arguments or {}).get(param.name)
@@ -90,10 +93,11 @@ def costs(
 
 
 class _Work:
-    def __init__(self, module: Module, sizes: Sizes, template: Any) -> None:
+    def __init__(self, module: Module, sizes: Sizes, template: Any, answers: Mapping[str, Interval]) -> None:
         self.module = module
         self.sizes = sizes
         self.template = template
+        self.answers = answers
         self.lines: dict[Location | None, Cost] = {}
         self.room: dict[Location | None, Interval] = {}
         self.limit = MAX_TOKENS
@@ -205,9 +209,9 @@ class _Work:
         if isinstance(node, Gen):
             given = node.sampling.max_tokens
             limit = given if given is not None else MAX_TOKENS if node.isolated else self.limit
-            written = Interval(0, limit)
-            output = written.times(node.n or 1, node.n or 1)
-            known[node.text] = self.sizes.anew(Interval(0, limit))
+            written, ended = self.answer(node, limit)
+            output = ended.times(node.n or 1, node.n or 1)
+            known[node.text] = self.sizes.anew(written)
         else:
             choices = [self.sizes.edge(self.sizes.tokens(self.sizes.pieces(size(c)))) for c in node.choices]
             written = choices[0]
@@ -238,6 +242,15 @@ class _Work:
         needed = prompt + written
         self.room[node.at] = self.room.get(node.at, needed).hull(needed)
         return found
+
+    def answer(self, node: Gen, limit: int) -> tuple[Interval, Interval]:
+        """The tokens of an answer, and those that are generated for it: with the one that ends it."""
+        bound = self.answers.get(node.constraint.name) if node.constraint is not None else None
+        if bound is None:
+            return Interval(0, limit), Interval(0, limit)
+        low = 0 if node.sampling.stop else min(bound.low, limit)
+        high = limit if bound.high is None else min(bound.high, limit)
+        return Interval(low, high), Interval(low, min(high + 1, limit))
 
     def called(self, node: Call, known: dict[Value, Any], size: Callable[[Operand], Any]) -> Cost:
         callee = self.module.graph_of(node.symbol)

@@ -19,7 +19,7 @@ import pytest
 
 from runtime.backends.targets import target
 from runtime.config import embedded_model_path
-from sglc.check import Budget, CheckOptions, Diagnostic, Severity, check_program
+from sglc.check import Budget, CheckOptions, Diagnostic, Severity, Tokens, check_program
 from sglc.check.run import RULES
 from sglc.lang.program import Program
 
@@ -54,7 +54,7 @@ def options_of(words: str) -> CheckOptions:
         context=number.get("context"),
         argument_tokens=int(length) if length else None,
         budget=Budget(number.get("max-calls"), number.get("max-tokens")),
-        tokenizer=Path(embedded_model_path()) if given.get("--tokenizer") == "tiny" else None,
+        tokens=Tokens(Path(embedded_model_path()) if given.get("--tokenizer") == "tiny" else None),
     )
 
 
@@ -298,6 +298,24 @@ def test_a_project_sets_options_and_the_command_line_comes_first(tmp_path: Path)
     assert "has no option 'contex'" in check().stderr and "did you mean 'context'" in check().stderr
     (tmp_path / "pyproject.toml").write_text('[tool.sglc.check]\ncontext = "64"\n')
     assert check().stderr.endswith("context = '64'; give an integer\n")
+
+
+def test_programs_that_run_have_no_errors(tmp_path: Path) -> None:
+    """Random programs, of which the interpreter can run every one."""
+    spec = importlib.util.spec_from_file_location(
+        "programs_checked", Path(__file__).parent / "test_pipeline_equals_eager.py"
+    )
+    assert spec is not None and spec.loader is not None
+    written = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = written
+    spec.loader.exec_module(written)
+    checked = 0
+    for branching in (False, True):
+        for _, program in written.programs(tmp_path, 4000, 12, branching=branching):
+            found = [d for d in check_program(program) if d.severity == Severity.ERROR]
+            assert not found, found
+            checked += 1
+    assert checked == 24
 
 
 def test_columns_count_characters(load: Load) -> None:

@@ -22,7 +22,7 @@ import sglc as sgl
 from runtime.api import render
 from runtime.backends.scripted import Scripted
 from runtime.config import embedded_model_path
-from sglc.check import CheckOptions
+from sglc.check import Tokens
 from sglc.exec.session import Session
 from sglc.ir.mermaid import to_mermaid
 from sglc.ir.svg import to_svg
@@ -30,6 +30,7 @@ from sglc.lang.chat_template import get_chat_template
 from sglc.lang.program import Program
 from sglc.lang.trace import trace
 from sglc.passes.pipeline import DEFAULT, Pipeline
+from sglc.plan.answers import answer_lengths
 from sglc.plan.cost import costs
 from sglc.plan.interval import Interval
 from sglc.plan.sizes import Sizes
@@ -91,7 +92,9 @@ def test_bounds_hold_what_is_measured(
     unknown = frozenset(n for n, v in arguments.items() if type(v) is str)
     module = Pipeline.parse(DEFAULT).run(trace(program, arguments, unknown))
     template = get_chat_template("chatml")
-    found = costs(module, CheckOptions().bound, template, arguments)
+    tokens = Tokens()
+    lengths = answer_lengths(module, tokens.compiled)
+    found = costs(module, tokens.bound, template, arguments, answers=lengths)
     assert calls and len(calls) in found.total.calls
     assert used["output"] in found.total.output
     if "select" not in calls:
@@ -113,7 +116,7 @@ def test_loops_and_arms_are_bounded_by_their_worst(tmp_path: Path) -> None:
 
     found = costs(
         trace(program, {"q": "hi"}, frozenset({"q"})),
-        CheckOptions().bound,
+        Tokens().bound,
         get_chat_template("chatml"),
         {"q": "hi"},
     )
@@ -170,10 +173,10 @@ def test_calls_of_every_path_are_within_the_bounds(tmp_path: Path) -> None:
     sys.modules["changing"] = module
     spec.loader.exec_module(module)
     traced = trace(module.outer, {}, frozenset({"q"}))
-    count, template = CheckOptions().count, get_chat_template("chatml")
+    count, template = Tokens().count, get_chat_template("chatml")
     seen: set[int] = set()
     for number in range(24):
-        found = costs(traced, CheckOptions().bound, template, {"q": f"Mail {number}"}).total
+        found = costs(traced, Tokens().bound, template, {"q": f"Mail {number}"}).total
         backend = Scripted()
         module.outer.run(q=f"Mail {number}", backend=backend).sync()
         assert len(backend.calls) in found.calls
@@ -199,11 +202,11 @@ def quoting(s: Any, q: str) -> None:
 
 
 def test_texts_of_scopes_and_parts_of_answers_are_bounded() -> None:
-    count = CheckOptions().count
+    count = Tokens().count
     for number in range(12):
         question = f"Question {number} " * number
         traced = trace(quoting, {}, frozenset({"q"}))
-        found = costs(traced, CheckOptions().bound, get_chat_template("chatml"), {"q": question}).total
+        found = costs(traced, Tokens().bound, get_chat_template("chatml"), {"q": question}).total
         backend = Scripted(length=1 + number % 4)
         quoting.run(q=question, backend=backend).sync()
         assert found.prompt.high is not None
