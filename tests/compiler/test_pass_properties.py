@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -311,6 +311,34 @@ def random_module(seed: int) -> Module:
     return Module({g.name: g for g in graphs}, "main", {"c0": Constraint("regex", "[0-9]+")})
 
 
+def with_equal_draws(seed: int) -> Module:
+    """A random graph with one more fork after a text, in an arm perhaps, whose branches draw the same; some are read."""
+    module = random_module(seed)
+    rng = random.Random(~seed)
+    graph = module.graph
+    texts = graph.nodes_of(Text)
+    if not texts:
+        return module
+    place = rng.choice(texts)
+    names = graph.names()
+    count = rng.randint(2, 4)
+    outs = tuple(names.fresh("state") for _ in range(count))
+    gens = [
+        Gen(names.fresh("state"), names.fresh("str"), out, "drawn", SamplingFields(temperature=0.9))
+        for out in outs
+    ]
+    before, joined = names.fresh("state"), names.fresh("state")
+    read = tuple(g.text for g in gens if rng.random() < 0.6)
+    added: list[Node] = [replace(place, out=before), Fork(outs, before), *gens]
+    if rng.random() < 0.7:
+        chosen = tuple(g.out for g in gens if rng.random() < 0.8)
+        added += [Join(joined, before, chosen), Text(place.out, joined, read)]
+    else:
+        added += [Text(place.out, before, read)]
+    graph = graph.replace_nodes({place: added})
+    return replace(module, graphs={**module.graphs, module.main: graph})
+
+
 def outcome(module: Module, alike: bool = False) -> tuple[Any, Counter[Any]]:
     """What the graph gives with a model that is a hash of its prompt, and the calls that it made.
 
@@ -329,6 +357,26 @@ def outcome(module: Module, alike: bool = False) -> tuple[Any, Counter[Any]]:
 
     arguments = {p.name: f"<{p.name}>" for p in module.graph.params}
     return evaluate(module, model, arguments, Plain(), SamplingFields(max_tokens=16)), calls
+
+
+def draws(module: Module) -> tuple[Any, Counter[Any], Counter[Any]]:
+    """What the graph gives if each draw of the same is another answer, how often each thing was drawn, and in how many calls."""
+    drawn: Counter[Any] = Counter()
+    calls: Counter[Any] = Counter()
+
+    def model(call: ModelCall) -> Any:
+        key = (call.prompt, call.sampling, call.choices, str(getattr(call.node, "constraint", None)))
+        n = call.node.n if isinstance(call.node, Gen) else None
+        first = drawn[key] if call.node.licence is Licence.SAMPLED else 0
+        drawn[key] += n or 1
+        calls[key] += 1
+        digests = [hashlib.sha256(repr((key, first + k)).encode()).hexdigest() for k in range(n or 1)]
+        if call.choices:
+            return call.choices[int(digests[0], 16) % len(call.choices)]
+        return digests[0][:5] if n is None else [d[:5] for d in digests]
+
+    arguments = {p.name: f"<{p.name}>" for p in module.graph.params}
+    return evaluate(module, model, arguments, Plain(), SamplingFields(max_tokens=16)), drawn, calls
 
 
 def assert_licensed(before: Any, after: Any, order: list[str]) -> None:
@@ -380,13 +428,24 @@ def test_passes_keep_the_meaning_in_any_order(seed: int, order: list[str]) -> No
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.integers(0, 2**32), st.sampled_from(["canonicalize", "hoist-prefix", "inline", "cse"]))
 def test_equal_draws_are_drawn_as_often_when_they_are_samples_of_one(seed: int, before: str) -> None:
-    module = random_module(seed)
+    module = with_equal_draws(seed)
     changed = Pipeline.parse(f"{before},merge-forks{{samples=true}}").run(module, verify=True)
     (expected, asked), (found, drawn) = outcome(module, alike=True), outcome(changed, alike=True)
     assert found == expected
     for key, count in samples(drawn).items():
         assert count <= samples(asked)[key] and (before == "cse" or count == samples(asked)[key])
     assert sum(drawn.values()) <= sum(asked.values())
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.integers(0, 2**32))
+def test_each_branch_goes_on_with_a_sample_of_its_own(seed: int) -> None:
+    module = Pipeline.parse("canonicalize").run(with_equal_draws(seed), verify=True)
+    changed = Pipeline.parse("merge-forks{samples=true}").run(module, verify=True)
+    (expected, asked, _), (found, drawn, calls) = draws(module), draws(changed)
+    # Elsewhere in the graph the same may be drawn before or after, and then it is another draw that each one gets.
+    if all(calls[key] == 1 for key in drawn if drawn[key] > 1):
+        assert (found, drawn) == (expected, asked)
 
 
 def samples(calls: Counter[Any]) -> Counter[Any]:

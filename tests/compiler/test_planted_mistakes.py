@@ -15,7 +15,7 @@ import pytest
 from sglc.ir.core import Graph, Module, Node, Operand, Value
 from sglc.ir.ops import Fork, Gen, If, Join, Loop, Reuse, ScopeBegin, ScopeEnd, SetVar, Text
 from sglc.ir.pure import Pure, pure
-from sglc.passes import cse, hoist_prefix
+from sglc.passes import cse, hoist_prefix, merge_forks
 from sglc.passes.base import Report
 from sglc.passes.canonicalize import Canonicalize
 from sglc.passes.drop_dead import DropDead
@@ -197,7 +197,63 @@ def set_after(graph: Graph) -> Graph:
     return each(SetVar, lambda n: dataclasses.replace(n, value=""))(graph)
 
 
+def patched(module: Any, name: str, value: Any, rewrite: Rewrite) -> Rewrite:
+    """`rewrite` while `name` in `module` is something else."""
+
+    def run(graph: Graph) -> Graph:
+        original = getattr(module, name)
+        setattr(module, name, value)
+        try:
+            return rewrite(graph)
+        finally:
+            setattr(module, name, original)
+
+    return run
+
+
+def merge_samples(graph: Graph) -> Graph:
+    return merge_forks.MergeForks(samples=True).run(graph, Report())
+
+
+def hoist(graph: Graph) -> Graph:
+    return HoistPrefix().run(graph, Report())
+
+
+def draws_whatever_follows(branch: Value, using: Any) -> Gen | None:
+    found = using.get(branch, [])
+    gen = found[0] if len(found) == 1 and isinstance(found[0], Gen) else None
+    return gen if gen is not None and gen.n is None and gen.name is not None else None
+
+
+def hoist_out_of_one_arm(graph: Graph) -> Graph:
+    """What the first arm appends moves before the condition, whatever the other one appends."""
+    names = graph.names()
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if isinstance(node, If):
+            firsts = hoist_prefix._first_texts(node.then)
+            for state, text in firsts.items():
+                out = names.fresh("state")
+                nodes.append(dataclasses.replace(text, out=out, state=state))
+                then = dataclasses.replace(
+                    node.then,
+                    nodes=tuple(
+                        dataclasses.replace(n, state=out, parts=()) if n is text else n
+                        for n in node.then.nodes
+                    ),
+                )
+                node = dataclasses.replace(node, then=then, orelse=node.orelse.remap({state: out}))
+        nodes.append(node)
+    return graph.with_nodes(nodes)
+
+
 MISTAKES: dict[str, Rewrite] = {
+    "text of one arm before both": hoist_out_of_one_arm,
+    "the first branch's text for all": patched(hoist_prefix, "_shared_text", lambda texts: texts[0], hoist),
+    "arms share more than they do": patched(hoist_prefix, "_shared_text", lambda texts: max(texts), hoist),
+    "a branch loses its rest": patched(
+        hoist_prefix, "_rest", lambda items, taken: items[len(taken) :], hoist
+    ),
     "share sampled gens": share_sampled_gens,
     "drop unread gens": drop_unread_gens,
     "hoist without a copy": hoist_without_copy,
@@ -229,8 +285,40 @@ MODULE_MISTAKES: dict[str, Callable[[Module], Module]] = {
 }
 
 
+SAMPLE_MISTAKES: dict[str, Rewrite] = {  # where equal draws become samples of one gen
+    "the first sample for every branch": lambda graph: everywhere(
+        Pure, lambda n: pure("item", n.out, (n.args[0], 0), n.at) if n.op == "item" else n
+    )(merge_samples(graph)),
+    "a sample that nobody gets": lambda graph: everywhere(
+        Gen, lambda n: dataclasses.replace(n, n=n.n + 1) if n.n and n.name is None else n
+    )(merge_samples(graph)),
+    "a sample is no variable": lambda graph: everywhere(
+        SetVar, lambda n: dataclasses.replace(n, name="") if n.name == "x" else n
+    )(merge_samples(graph)),
+    "the branch goes on without its answer": patched(
+        merge_forks, "_only_draws", draws_whatever_follows, merge_samples
+    ),
+}
+
+
 def test_there_are_twenty() -> None:
-    assert len(MISTAKES) + len(MODULE_MISTAKES) >= 20
+    assert len(MISTAKES) + len(MODULE_MISTAKES) + len(SAMPLE_MISTAKES) >= 20
+
+
+@pytest.mark.parametrize("name", SAMPLE_MISTAKES)
+def test_mistakes_with_samples_are_caught(name: str) -> None:
+    tried = 0
+    for seed in range(1500):
+        start: Module = graphs.with_equal_draws(seed).map(lambda g: Canonicalize().run(g, Report()))
+        wrong, right = start.map(SAMPLE_MISTAKES[name]), start.map(merge_samples)
+        if str(wrong) == str(right):
+            continue
+        tried += 1
+        expected, drawn, _ = graphs.draws(start)
+        found, also_drawn, _ = graphs.draws(right)
+        if (found, also_drawn) == (expected, drawn) and graphs.draws(wrong)[:2] != (expected, drawn):
+            return
+    pytest.fail(f"{tried} graphs were rewritten by the mistake {name!r}, and none of them showed it")
 
 
 @pytest.mark.parametrize("name", [*MISTAKES, *MODULE_MISTAKES])
