@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
 from runtime.backends.base import ModelInfo
@@ -50,6 +51,31 @@ class RuntimeEndpoint:
 
         return chat_template_for(self.endpoint.model)
 
+    def cache_prefix(self, prefix: str) -> None:
+        """Compute a prefix and keep it."""
+        from runtime.api import TextSegment
+
+        _now(self.endpoint.prefill((TextSegment(prefix),)))
+
+    def flush_cache(self) -> bool:
+        """Forget cached prefixes; False if requests are running."""
+        return _now(self.endpoint.flush_cache())
+
+    def get_server_info(self) -> dict[str, Any]:
+        """Facts about the server."""
+        return _now(self.endpoint.server_info())
+
+    get_server_args = get_server_info
+
+
+def _now(call: Coroutine[Any, Any, Any]) -> Any:
+    """What a call on the loop of all backends gives."""
+    import asyncio
+
+    from sglc.exec.loop import event_loop
+
+    return asyncio.run_coroutine_threadsafe(call, event_loop()).result()
+
 
 class Runtime:
     """A server in a child process, as a backend. Options are those of `runtime serve`; without `model_path` it serves
@@ -80,12 +106,7 @@ class Runtime:
 
     def cache_prefix(self, prefix: str) -> None:
         """Compute a prefix and keep it."""
-        import asyncio
-
-        from runtime.api import TextSegment
-        from sglc.exec.loop import event_loop
-
-        asyncio.run_coroutine_threadsafe(self.endpoint.prefill((TextSegment(prefix),)), event_loop()).result()
+        self._front.cache_prefix(prefix)
 
     def get_tokenizer(self) -> Any:
         """The tokenizer of the served model."""
@@ -108,6 +129,39 @@ class Runtime:
         )
         with urllib.request.urlopen(request) as answer:
             return answer.read().decode()
+
+    async def async_generate(
+        self, prompt: str, sampling_params: dict[str, Any] | None = None
+    ) -> AsyncIterator[str]:
+        """The answer to one prompt in chunks. Raises InvalidRequest for bad parameters, BackendError if the server fails."""
+        import asyncio
+
+        from runtime.api import Generate, TextSegment
+        from runtime.engine.native import sampling_params as read
+        from runtime.errors import BackendError
+        from sglc.exec.loop import event_loop
+
+        call = Generate(
+            prompt=(TextSegment(prompt),), sampling=read(sampling_params or {}), id="0", stream=True
+        )
+        deltas = self.endpoint.generate([call])
+
+        async def one() -> Any:
+            return await anext(deltas, None)
+
+        try:
+            while True:
+                delta = await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(one(), event_loop()))
+                if delta is None:
+                    return
+                if delta.finish is not None and delta.finish.type == "error":
+                    raise BackendError(delta.finish.message or "the server failed")
+                if delta.text:
+                    yield delta.text
+        finally:
+            asyncio.run_coroutine_threadsafe(deltas.aclose(), event_loop())  # type: ignore[attr-defined]
+
+    add_request = async_generate
 
 
 class OpenAI:

@@ -34,8 +34,8 @@ RUNTIME = [
 ]
 SGLC = [
     ["sglc.cli"],
-    ["sglc.check", "sglc.artifact"],
-    ["sglc.backends"],
+    ["sglc.check", "sglc.artifact", "sglc.test", "sglc.lang.backend"],
+    ["sglc.backends", "sglc.utils"],
     ["sglc.exec"],
     ["sglc.plan"],
     ["sglc.passes"],

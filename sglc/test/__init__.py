@@ -1,0 +1,1 @@
+"""What benchmark programs of the field import to choose where they run."""
