@@ -20,6 +20,7 @@ from sglc.cli.common import Mistake
 from sglc.cli.compile import compile_command
 from sglc.cli.diff import diff
 from sglc.cli.explain import explain
+from sglc.cli.lsp import lsp
 from sglc.cli.passes import passes
 from sglc.cli.rules import rules
 from sglc.cli.run import run
@@ -40,6 +41,7 @@ app.command()(explain)
 app.command()(diff)
 app.command()(passes)
 app.command()(rules)
+app.command()(lsp)
 
 
 def main() -> None:

@@ -42,22 +42,35 @@ def split(target: str) -> tuple[Path, str | None]:
     return Path(file), name
 
 
-def load(file: Path) -> Any:
+def load(file: Path, *, heard: bool = False) -> Any:
+    """The module of a file. What it prints goes to stderr, unless it is `heard`: stdout is for what was asked.
+
+    Never from bytecode of before, which may be that of a file saved twice within a second.
+    """
+    import contextlib
     import importlib.util
+    from importlib.machinery import SourceFileLoader
+
+    class Source(SourceFileLoader):
+        def get_code(self, fullname: str) -> Any:
+            return self.source_to_code(self.get_data(self.path), self.path)
 
     if not file.is_file():
         folder = file.parent if file.parent.is_dir() else Path()
         hint = near(file.name, (p.name for p in folder.glob("*.py")))
         raise Mistake(f"there is no file {file}{hint or '; give FILE.py or FILE.py:PROGRAM'}")
     name = "".join(c if c.isalnum() else "_" for c in file.stem)
-    spec = importlib.util.spec_from_file_location(f"sglc_file_{name}", file)
-    if spec is None or spec.loader is None:
+    if file.suffix != ".py":
         raise Mistake(f"{file} is not a Python file; its name must end in .py")
+    name = f"sglc_file_{name}"
+    spec = importlib.util.spec_from_file_location(name, file, loader=Source(name, str(file)))
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.resolve().parent))
     sys.modules[module.__name__] = module
     try:
-        spec.loader.exec_module(module)
+        with contextlib.nullcontext() if heard else contextlib.redirect_stdout(sys.stderr):
+            spec.loader.exec_module(module)
     except SyntaxError as error:
         raise Mistake(f"{error.filename}:{error.lineno}: {error.msg}") from None
     except Exception as error:

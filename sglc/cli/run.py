@@ -82,7 +82,7 @@ def run(
         with _backend(backend, model, timeline, record, replay) as chosen:
             _run_artifact(file, words, chosen, stream, json_, _sampling(temperature, max_tokens, seed))
         return
-    module = load(file)
+    module = load(file, heard=True)
     found = [named(module, name, file)] if name else top_programs(module, file)
     entry = getattr(module, "main", None)
     words = [*(define or []), *pairs(context.args)]

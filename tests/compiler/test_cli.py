@@ -105,6 +105,14 @@ def test_what_a_body_raises_is_shown_without_our_calls(file: Path) -> None:
     )
 
 
+def test_what_a_file_prints_is_not_in_the_way_of_json(file: Path) -> None:
+    file.write_text(PROGRAM + "\nprint('imported')\n")
+    done = sglc("check", str(file), "--format", "json")
+    assert json.loads(done.stdout) == [] and done.stderr == "imported\n"
+    assert "imported" in sglc("run", str(file), "--question", "Why?", "--backend", "scripted").stdout
+    assert not list(file.parent.glob("__pycache__/ask*"))
+
+
 def test_annotated_arguments_are_read_as_their_type(file: Path) -> None:
     file.write_text(PROGRAM.replace("times=1", "times: int"))
     done = sglc("run", str(file), "--question", "Why?", "--times", "2", "--backend", "scripted", "--json")
