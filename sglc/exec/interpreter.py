@@ -68,6 +68,7 @@ def interpret(
         return state
 
     def threaded() -> None:
+        sink.owned()
         try:
             body()
         except BaseException as error:

@@ -575,6 +575,10 @@ class LiveState:
         self._fail(error, None)
         self.finish()
 
+    def owned(self) -> None:
+        """The calling thread is the one that runs the body."""
+        self._owner = threading.get_ident()
+
     def finish(self) -> None:
         if self._ahead is not None:
             self._ahead.hurry()

@@ -6,8 +6,9 @@ Pieces are plain descriptions; appending the same piece twice does it twice. `a 
 from __future__ import annotations
 
 import io
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +34,12 @@ class Piece:
 
     def __radd__(self, other: Any) -> Row:
         return Row((*_flat(other), *_flat(self)))
+
+    def __format__(self, spec: str) -> str:
+        kind = type(self).__name__.lower()
+        raise TypeError(
+            f"a {kind} is not text yet, so it cannot stand in an f-string: append it with + or +="
+        )
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ def gen(
     choices: Sequence[str] | None = None,
     choices_method: ChoicesSamplingMethod | None = None,
     regex: str | None = None,
-    json_schema: str | None = None,
+    json_schema: str | Mapping[str, Any] | None = None,
     *,
     n: int | None = None,
     seed: int | None = None,
@@ -117,7 +124,7 @@ def gen(
     """Let the model write; the text becomes variable `name`.
 
     None takes the run's default. `choices` makes it a `select`. `n` asks for several samples: the variable is the
-    list of them, and the state goes on with the first. Raises ValueError or re.error for bad arguments.
+    list of them, and the state goes on with the first. `json_schema` is JSON text, or what becomes it. Raises ValueError or re.error for bad arguments.
     """
     if choices:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
@@ -139,7 +146,8 @@ def gen(
     elif regex is not None:
         constraint = Constraint("regex", regex)
     elif json_schema is not None:
-        constraint = Constraint("json_schema", json_schema)
+        text = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
+        constraint = Constraint("json_schema", text)
     fields = SamplingFields(
         max_tokens=max_tokens,
         min_tokens=min_tokens,

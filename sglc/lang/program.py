@@ -298,6 +298,9 @@ def get_server_info(backend: Any = None) -> dict[str, Any] | None:
 
     if backend is None and global_config.default_backend is None:
         return None
+    front = backend or global_config.default_backend
+    if hasattr(front, "get_server_info"):
+        return front.get_server_info()
     target = resolve_backend(backend)
     ask = getattr(target, "server_info", None) or getattr(target, "stats", None)
     return asyncio.run_coroutine_threadsafe(ask(), event_loop()).result() if ask else None

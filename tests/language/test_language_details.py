@@ -12,6 +12,7 @@ import pytest
 
 import sglc as sgl
 from runtime.api import ChoiceScore, ScoreResult, TokenLogprob
+from sglc.errors import RunError
 from sglc.exec.conversation import media_type
 from sglc.lang.chat_template import (
     ChatTemplate,
@@ -65,6 +66,22 @@ def test_a_schema_beside_another_constraint_is_refused(other: dict[str, Any]) ->
         sgl.gen("x", json_schema="{}", **other)
 
 
+@pytest.mark.parametrize("piece", [sgl.gen("a"), sgl.select("c", ["x"]), sgl.user("x")])
+def test_a_piece_in_an_f_string_is_refused_and_not_written_out(piece: Any) -> None:
+    @sgl.function
+    def ask(s):  # type: ignore[no-untyped-def]
+        s += f"answer: {piece}"
+
+    for run in runs(ask):
+        with pytest.raises(TypeError, match="cannot stand in an f-string: append it with"):
+            run(backend=sgl.Scripted())
+    assert "a" in f"{sgl.gen('a')!r}"
+
+
+def test_a_schema_may_be_a_dict() -> None:
+    assert sgl.gen("a", json_schema={"type": "integer"}) == sgl.gen("a", json_schema='{"type": "integer"}')
+
+
 # -- states ---------------------------------------------------------------------------------------------------
 
 
@@ -88,6 +105,30 @@ def test_meta_info_is_waited_for_no_longer_than_asked() -> None:
             state.get_meta_info("a", timeout=0.01)
         held.set()
         assert state.get_meta_info("a", timeout=30)["completion_tokens"] == 1
+
+
+def test_a_scope_is_read_too_early_by_its_body_and_in_time_by_readers_of_a_stream() -> None:
+    entered, goes_on = threading.Event(), threading.Event()
+
+    @sgl.function
+    def early(s):  # type: ignore[no-untyped-def]
+        with s.var_scope("v"):
+            s += "Q"
+            s["v"]
+
+    @sgl.function
+    def slow(s):  # type: ignore[no-untyped-def]
+        with s.var_scope("v"):
+            entered.set()
+            goes_on.wait(30)
+            s += "Q"
+
+    with pytest.raises(RunError, match="the scope 'v' is read while it is open"):
+        list(early.run(backend=sgl.Scripted(), stream=True).text_iter())
+    state = slow.run(backend=sgl.Scripted(), stream=True)
+    entered.wait(30)
+    threading.Timer(0.05, goes_on.set).start()
+    assert state["v"] == "Q"
 
 
 def test_an_unknown_join_is_refused_in_any_run() -> None:
