@@ -20,6 +20,7 @@ from sglc.exec.compiled import run_schedule, run_schedules
 from sglc.exec.executor import Schedule
 from sglc.exec.session import Session
 from sglc.ir.core import Module
+from sglc.ir.ops import Break
 from sglc.ir.printer import print_module
 from sglc.lang.chat_template import chat_template_for
 from sglc.lang.program import _with_sampling, resolve_backend
@@ -60,6 +61,13 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
         defaults: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """Raises PlanError for a program that needs its source: one that breaks off, or calls host functions."""
+        end = module.graph.nodes[-1]
+        if isinstance(end, Break):
+            place = f"{end.at}: " if end.at else ""
+            raise PlanError(
+                f"{place}{module.main} runs interpreted from here on ({end.reason}), so it runs from its source, with "
+                "sglc run FILE.py"
+            )
         hosts = sorted({n.function for g in module.graphs.values() for n in g.walk() if n.op == "host"})  # type: ignore[attr-defined]
         if hosts:
             raise PlanError(

@@ -68,7 +68,7 @@ def compile_command(
     program = one_program(target)
     module, broken = traced_for(program, defined(program, define or []))
     if broken is not None:
-        if emit in ("plan", "rt"):
+        if emit in ("plan", "rt", "artifact"):
             raise broken
         print(f"graph break at {end_of(module)}; interpreted from there on", file=sys.stderr)
     if emit != "raw":

@@ -27,7 +27,7 @@ def print_tables(facts: dict[str, Any]) -> None:
         say("what comes after it runs interpreted, and is not counted below: it costs at least this much")
     path = facts["critical_path"]
     say(
-        f"{len(path)} calls wait for each other on the longest path: " + " > ".join(c["name"] or c["op"] for c in path)
+        f"{len(path)} call{'s wait for each other' if len(path) > 1 else ''} on the longest path: " + " > ".join(c["name"] or c["op"] for c in path)
         if path
         else "no calls"
     )  # fmt: skip
@@ -88,8 +88,9 @@ def _say_computed(facts: dict[str, Any], say: Any) -> None:
         nominal = facts["nominal"]
         prompt, computed, before = nominal["prompt"], nominal["computed"], nominal["computed_before"]
         apart = ", arguments of unknown length apart"
-    if None in (prompt, computed, before):  # after a break nothing is known
+    if None in (prompt, computed, before) or not prompt:
         return
+    computed, before = min(computed, prompt), min(before, prompt)
     saved = f"; before the passes {before:,}" if before != computed else ", as before the passes"
     say(f"at most {computed:,} tokens of {prompt:,} in prompts are computed{saved}{apart}")
 

@@ -18,6 +18,7 @@ from runtime.errors import InvalidRequest
 from sglc.artifact import Artifact, load_artifact
 from sglc.errors import PlanError
 from sglc.lang.chat_template import get_chat_template
+from sglc.lang.prefix import beginning
 from sglc.lang.trace import trace
 from sglc.passes.pipeline import DEFAULT, Pipeline
 
@@ -146,6 +147,21 @@ def with_host(s, q):  # type: ignore[no-untyped-def]
 def test_a_program_with_host_functions_needs_its_source() -> None:
     with pytest.raises(PlanError, match="runs from its source"):
         Artifact.of(trace(with_host, {"q": "a"}, frozenset({"q"})), get_chat_template("default"))
+
+
+@sgl.function
+def breaks(s: Any, q: str) -> None:
+    s += q + sgl.gen("a", max_tokens=3)
+    print(s["a"])
+
+
+def test_a_program_with_a_graph_break_needs_its_source() -> None:
+    module, _ = beginning(breaks, {})
+    assert module is not None
+    with pytest.raises(
+        PlanError, match=r"test_artifact\.py:\d+: breaks runs interpreted from here on .* from its source"
+    ):
+        Artifact.of(module, get_chat_template("default"))
 
 
 def test_the_command_line(tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ MISTAKES = {
     "raises": (("run", "{folder}/raises.py"), "{folder}/raises.py:3: ZeroDivisionError"),
     "no program": (("run", "{folder}/plain.py"), "has no program; write @sgl.function above `def ask(s, ...)`"),
     "annotated": (("compile", "{folder}/typed.py", "-D", "count=many"), "count='many' is not of type int"),
+    "an artefact that breaks": (("compile", "{folder}/prints.py", "--emit", "artifact", "-o", "{folder}/a.sglc"), "{folder}/prints.py:9: ask is not traced: print(...)"),
     "nowhere to write": (("compile", "{file}", "-o", "{folder}/none/ask.ir"), "--out {folder}/none/ask.ir: there is no folder {folder}/none"),
     "a folder to write": (("compile", "{file}", "-o", "{folder}"), "--out {folder}: that is a folder; name a file"),
     "nowhere for the timeline": (("run", "{file}", "--question", "x", "--backend", "scripted", "--timeline", "{folder}/none/t"), "--timeline"),
@@ -172,6 +173,7 @@ def test_mistakes_are_told_in_one_line(name: str, file: Path) -> None:
     (folder / "syntax.py").write_text("import sglc\ndef (\n")
     (folder / "raises.py").write_text("import sglc\n\n1 / 0\n")
     (folder / "typed.py").write_text(PROGRAM.replace("times=1", "count: int").replace("times", "count"))
+    (folder / "prints.py").write_text(PROGRAM.replace("        s +=", "        print(1)\n        s +="))
     (folder / "broken").mkdir()
     (folder / "broken" / "tokenizer.json").write_text("{}")
     (folder / "broken.sglc").write_text("{}")
