@@ -76,16 +76,16 @@ class EngineConfig:
     attention_backend: str = _option("auto", "auto, triton, flashinfer or torch.")
     kv_cache_dtype: str = _option("auto", "Of KV memory: auto (the model's), fp8_e4m3 or fp8_e5m2.")
     disable_cuda_graph: bool = _option(False, "Launch every decode step kernel by kernel.")
-    cuda_graph_max_bs: int | None = _option(
-        None, "Largest decode batch that is captured. Default: --max-running-requests."
-    )
+    cuda_graph_max_bs: int | None = _option(None, "Largest decode batch that is captured. Default: 512.")
     disable_overlap_schedule: bool = _option(
         False, "Wait for each step before the next one is planned; on a CPU this is always so."
     )
     skip_tokenizer_init: bool = _option(
         False, "Take and give token ids only; the model folder needs no tokenizer."
     )
-    max_running_requests: int = _option(256, "Requests decoded together at most.")
+    max_running_requests: int | None = _option(
+        None, "Requests decoded together at most. Default: 256, on a GPU 1024."
+    )
     chunked_prefill_size: int | None = _option(
         None, "Prompt tokens computed in one step at most. Default: 2048, on a GPU 8192."
     )
@@ -108,6 +108,10 @@ class EngineConfig:
                 hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"
                 raise InvalidRequest(f"engine option {name!r} is not known{hint}", param=name)
         return cls(**options)
+
+    def seats(self, device: str) -> int:
+        """Requests that are decoded together at most."""
+        return self.max_running_requests or (1024 if device.startswith("cuda") else 256)
 
     @property
     def overrides(self) -> dict[str, Any]:

@@ -5,7 +5,7 @@ python -m benchmarks.gpu.run tiny --tests b --device cpu              (a smoke t
 
 a  1,000 requests of mixed lengths          b  decode at context 1,024, by batch
 c  16 prompts of 8,192 tokens               d  256 requests on 16 shared prefixes
-f  decode of a small model, by batch
+f  decode of a small model, by batch      p  kernels of a decode step by share
 
 The engine's loop is driven in this process, with token ids in and out: no text, no HTTP. Times of b and f are of 128 (256)
 steps: a run with that many new tokens less a run with one.
@@ -124,6 +124,21 @@ class Bench:
             cached, asked = (a - b for a, b in zip(self.driver.cached(), before, strict=True))
             hits.append(cached / asked)
         self.log("shared_prefix", s=statistics.median(found), repeats=found, hit_rate=hits)
+
+    def p(self) -> None:
+        """Where the time of a decode step goes: kernels by share, at batch 1 and 64."""
+        from torch.profiler import ProfilerActivity, profile
+
+        for batch in (1, 64):
+            given = self.prompts(batch, 1000)
+            self.driver.run(given, 1)
+            with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
+                s, _ = self.driver.run(given, 33)
+            table = found.key_averages().table(
+                sort_by="self_cuda_time_total", row_limit=22, max_name_column_width=60
+            )
+            lines = [" ".join(x.split()) for x in table.splitlines() if "us" in x or "ms" in x]
+            print(f"profile of batch {batch}, {s:.3f} s", *lines, sep="\n", flush=True)
 
     def a(self) -> None:
         work = mixed(self.driver.vocabulary)

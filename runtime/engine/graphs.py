@@ -106,6 +106,8 @@ class DecodeGraphs:
             self._graphs[size] = found
 
     def _step(self, seats: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from runtime.kernels.argmax import argmax
+
         size = len(seats)
         at = positions.clamp(min=0)
         pages = self._table[seats, at // self._page_size].to(torch.long)
@@ -124,7 +126,7 @@ class DecodeGraphs:
         )
         hidden = self._model(self._newest[seats], at, self._attention)
         logits = self._model.raw_logits(hidden)
-        best, tokens = logits.max(dim=-1)
+        best, tokens = argmax(logits)
         self._newest[seats] = tokens
         return tokens, best, logits
 

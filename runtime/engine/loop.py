@@ -74,6 +74,7 @@ class EngineLoop:
                 config.tokenizer_path or config.folder, ends, whitespace=config.constrained_json_whitespace
             )
         )
+        self.seats = config.seats(device)
         self.runner = self._runner(store, ends)
         self._flight: deque[Pending] = deque()
         overlap = isinstance(self.runner, DeviceRunner) and not config.disable_overlap_schedule
@@ -83,7 +84,7 @@ class EngineLoop:
         self.scheduler = Scheduler(
             pages=pages,
             page_size=config.page_size,
-            max_running=config.max_running_requests,
+            max_running=self.seats,
             chunk=config.chunked_prefill_size or (8192 if device.startswith("cuda") else 2048),
             depth=2 if overlap else 1,
             context=self.context,
@@ -120,11 +121,11 @@ class EngineLoop:
             attention,
             ends,
             self.constraints,
-            seats=config.max_running_requests,
+            seats=self.seats,
             context=self.context,
             largest_graph=0
             if config.disable_cuda_graph
-            else min(config.cuda_graph_max_bs or config.max_running_requests, config.max_running_requests),
+            else min(config.cuda_graph_max_bs or 512, self.seats),
         )
 
     @property

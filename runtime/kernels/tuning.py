@@ -82,6 +82,12 @@ _PREFILL = MappingProxyType(
             (512, (64, 64, 8, 2)),
             (1 << 30, (32, 32, 4, 1)),
         ),
+        "NVIDIA H200": (
+            (128, (128, 64, 8, 3)),
+            (256, (128, 128, 8, 3)),
+            (512, (64, 64, 8, 2)),
+            (1 << 30, (32, 32, 4, 1)),
+        ),
         "cpu": ((1 << 30, (16, 16, 4, 1)),),
     }
 )
@@ -106,7 +112,13 @@ def prefill_tiles(device: torch.device, dim: int, dtype: torch.dtype) -> Prefill
 
 
 # prompts of at least so many tokens, without window or softcap: who attends their rows; shorter ones: the first
-_FRESH: Mapping[str, tuple[tuple[int, FreshPath], ...]] = MappingProxyType({"": ((0, "pages"),)})
+_FRESH: Mapping[str, tuple[tuple[int, FreshPath], ...]] = MappingProxyType(
+    {
+        "": ((0, "pages"),),
+        "NVIDIA H200": ((0, "pages"), (256, "rows"), (1024, "cudnn")),
+        "NVIDIA H100 80GB HBM3": ((0, "pages"), (256, "rows"), (1024, "cudnn")),
+    }
+)
 
 
 def fresh_path(device: torch.device, dim: int, dtype: torch.dtype, tokens: int, plain: bool) -> FreshPath:
@@ -114,15 +126,24 @@ def fresh_path(device: torch.device, dim: int, dtype: torch.dtype, tokens: int, 
     rows = _FRESH.get(_name(device)) or _FRESH[""]
     path = next(path for least, path in reversed(rows) if tokens >= least)
     library = path in ("cudnn", "flash")
-    if library and (not plain or dtype == torch.float32 or dim > 128 or dim % 8):
+    if library and (not plain or dtype == torch.float32 or dim != 128):
         return "rows"
     return path
+
+
+@lru_cache(maxsize=256)
+def _measured(name: str, n: int, k: int, gated: bool) -> tuple[tuple[int, LinearTiles], ...]:
+    from runtime.kernels.tuned import HOPPER, LINEAR  # a table of this module's classes
+
+    return LINEAR.get((n, k, gated), ()) if name in HOPPER else ()
 
 
 def linear_tiles(
     device: torch.device, rows: int, n: int, k: int, dtype: torch.dtype, gated: bool
 ) -> LinearTiles:
     """How to multiply `rows` rows by a matrix [n, k] (twice n if gated)."""
+    if dtype.itemsize == 2 and (measured := _measured(_name(device), n, k, gated)):
+        return next((tiles for most, tiles in measured if rows <= most), LinearTiles("library"))
     if rows == 1:
         block_k = min(1024, k & -k) if k & -k >= 128 else min(1024, triton_width(k))
         block_n = max(1, 4096 // block_k // (2 if gated else 1))

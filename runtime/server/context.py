@@ -57,7 +57,9 @@ class Context:
         count = sum(c.sampling.n for c in calls)
         if self.closing:
             raise Overloaded("the server is shutting down")
-        if self.running + count > self.server.max_queued_requests + self.config.max_running_requests:
+        if self.running + count > self.server.max_queued_requests + self.config.seats(
+            self.engine.info["device"]
+        ):
             raise Overloaded(f"{self.running} requests are running or waiting already; try again later")
         self.running += count
         try:

@@ -1,0 +1,69 @@
+"""The likeliest token of each row, in two short launches: parts of a row first, then the parts' best."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_PART = 8192  # columns of one program
+
+
+def argmax_reference(x: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 maximum and its first index of each row; a row with NaN has the maximum inf."""
+    wide = torch.nan_to_num(x.double(), nan=float("inf"), posinf=float("inf"), neginf=float("-inf"))
+    best = wide.amax(dim=-1)
+    return best.float(), (wide == best[:, None]).int().argmax(dim=-1)
+
+
+@triton.jit
+def _parts(x, best, index, columns, stride, parts, PART: tl.constexpr, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    high = tl.full((BLOCK,), float("-inf"), tl.float32)
+    where = tl.full((BLOCK,), 2147483647, tl.int32)
+    for start in range(0, PART, BLOCK):
+        at = part * PART + start + tl.arange(0, BLOCK)
+        value = tl.load(x + row * stride + at, mask=at < columns, other=float("-inf")).to(tl.float32)
+        value = tl.where(value != value, float("inf"), value)
+        better = (value > high) | ((value == high) & (where == 2147483647) & (at < columns))
+        high = tl.where(better, value, high)
+        where = tl.where(better, at, where)
+    top = tl.max(high, axis=0)
+    tl.store(best + row * parts + part, top)
+    tl.store(index + row * parts + part, tl.min(tl.where(high == top, where, 2147483647), axis=0))
+
+
+@triton.jit
+def _join(best, index, high, token, parts, PARTS: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, PARTS)
+    value = tl.load(best + row * parts + at, mask=at < parts, other=float("-inf"))
+    where = tl.load(index + row * parts + at, mask=at < parts, other=2147483647)
+    top = tl.max(value, axis=0)
+    tl.store(high + row, top)
+    tl.store(token + row, tl.min(tl.where(value == top, where, 2147483647), axis=0).to(tl.int64))
+
+
+def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [rows, columns] -> its maxima float32 [rows] and their first indices int64 [rows].
+
+    A NaN counts as inf, so a row whose maximum is not finite tells of either.
+    """
+    if x.dim() != 2 or x.stride(1) != 1 or x.shape[1] == 0:
+        raise ValueError(
+            f"argmax: needs rows of adjacent columns, got {tuple(x.shape)} with strides {x.stride()}"
+        )
+    rows, columns = x.shape
+    parts = triton.cdiv(columns, _PART)
+    best = torch.empty(rows, parts, dtype=torch.float32, device=x.device)
+    index = torch.empty(rows, parts, dtype=torch.int32, device=x.device)
+    high = torch.empty(rows, dtype=torch.float32, device=x.device)
+    token = torch.empty(rows, dtype=torch.int64, device=x.device)
+    if rows:
+        _parts[(rows, parts)](
+            x, best, index, columns, x.stride(0), parts, PART=_PART, BLOCK=2048, num_warps=8
+        )
+        _join[(rows,)](best, index, high, token, parts, PARTS=triton.next_power_of_2(parts), num_warps=1)
+    return high, token
