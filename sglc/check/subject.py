@@ -67,6 +67,7 @@ class Subject:
         self.options = options
         self.file = program.func.__code__.co_filename
         self.line = program.func.__code__.co_firstlineno
+        linecache.checkcache(self.file)
         self.tree = source_of(program.func)
         self._arguments, _ = split_arguments(program, options.arguments)
         self.module, self.broken = beginning(program, options.arguments)

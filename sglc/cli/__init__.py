@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import sysconfig
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,13 +45,15 @@ app.command()(rules)
 app.command()(lsp)
 
 
-def main() -> None:
-    """The console script."""
+def main(words: Sequence[str] | None = None) -> None:
+    """The console script. `words`: its arguments; None: those of the process."""
     from runtime.errors import EngineError
     from sglc.errors import RunError, SglcError
 
     try:
-        code = app(standalone_mode=False)  # what click makes of typer.Exit, or of a command that returns
+        code = app(
+            words, standalone_mode=False
+        )  # what click makes of typer.Exit, or of a command that returns
         if isinstance(code, int) and code:
             sys.exit(code)
     except (Mistake, SglcError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from sglc.lang.prefix import beginning
 from sglc.lang.trace import trace
 from sglc.passes.pipeline import DEFAULT, Pipeline
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 SOURCE = """import sglc as sgl
 
 
@@ -36,11 +38,6 @@ def ask(s, q, style="short", k=2):
             s += sgl.gen(f"more{i}", max_tokens=3)
     return s["kind"]
 """
-
-
-def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sglc.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
 
 
 def program_of(tmp_path: Path) -> Any:
@@ -164,18 +161,18 @@ def test_a_program_with_a_graph_break_needs_its_source() -> None:
         Artifact.of(module, get_chat_template("default"))
 
 
-def test_the_command_line(tmp_path: Path) -> None:
+def test_the_command_line(tmp_path: Path, run_sglc: Run) -> None:
     file = tmp_path / "ask.py"
     file.write_text(SOURCE)
     out = tmp_path / "ask.sglc"
-    done = run("compile", str(file), "--emit", "artifact", "-o", str(out), "--template", "default")
+    done = run_sglc("compile", str(file), "--emit", "artifact", "-o", str(out), "--template", "default")
     assert done.returncode == 0 and "build " in done.stderr, done.stderr
     file.unlink()
-    ran = run("run", str(out), "--q", "why?", "--backend", "scripted", cwd=tmp_path)
+    ran = run_sglc("run", str(out), "--q", "why?", "--backend", "scripted", cwd=tmp_path)
     assert ran.returncode == 0 and "user: short: why?" in ran.stdout, ran.stderr
-    assert run("compile", str(file), "--emit", "artifact").returncode == 2
+    assert run_sglc("compile", str(file), "--emit", "artifact").returncode == 2
     out.write_bytes(out.read_bytes().replace(b"why", b"who").replace(b"max_tokens", b"max_tokenz"))
-    bad = run("run", str(out), "--q", "why?", "--backend", "scripted")
+    bad = run_sglc("run", str(out), "--q", "why?", "--backend", "scripted")
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1 and "Traceback" not in bad.stderr
-    wrong = run("run", str(out), "--backend", "scripted")
+    wrong = run_sglc("run", str(out), "--backend", "scripted")
     assert wrong.returncode == 2 and "Traceback" not in wrong.stderr

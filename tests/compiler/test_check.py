@@ -23,6 +23,7 @@ from sglc.check import Budget, CheckOptions, Diagnostic, Severity, Tokens, check
 from sglc.check.run import RULES
 from sglc.lang.program import Program
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 COUNT = itertools.count()
 Load = Callable[[str], dict[str, Program]]
 
@@ -156,15 +157,10 @@ def test_nothing_is_found_in_good_programs(title: str, body: str, load: Load) ->
 # -- the command ----------------------------------------------------------------------------------------------------
 
 
-def run_check(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sglc.cli", "check", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
-
-
-def test_text_shows_the_line_a_caret_and_the_fix(tmp_path: Path) -> None:
+def test_text_shows_the_line_a_caret_and_the_fix(tmp_path: Path, run_sglc: Run) -> None:
     file = tmp_path / "ask.py"
     file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n    s += s["kk"]\n')
-    done = run_check(str(file))
+    done = run_sglc("check", str(file))
     assert done.returncode == 1 and "Traceback" not in done.stderr
     lines = done.stdout.splitlines()
     caret = next(k for k, line in enumerate(lines) if line.strip() and set(line.strip()) == {"^"})
@@ -222,14 +218,14 @@ SARIF = {  # what SARIF 2.1.0 requires of the parts that are used
 }
 
 
-def test_json_and_sarif(tmp_path: Path) -> None:
+def test_json_and_sarif(tmp_path: Path, run_sglc: Run) -> None:
     file = tmp_path / "ask me.py"
     file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n')
-    done = run_check(str(file), "--format", "json")
+    done = run_sglc("check", str(file), "--format", "json")
     assert done.returncode == 0
     (item,) = json.loads(done.stdout)
     assert (item["code"], item["severity"], item["line"]) == ("SGL202", "warning", 14)
-    log = json.loads(run_check(str(file), "--format", "sarif").stdout)
+    log = json.loads(run_sglc("check", str(file), "--format", "sarif").stdout)
     jsonschema.validate(log, SARIF)
     (one,) = log["runs"]
     (result,) = one["results"]
@@ -252,17 +248,17 @@ def test_json_and_sarif(tmp_path: Path) -> None:
         (["--max-cost", "0.5", "--prices", "none.toml"], "--prices none.toml: No such file"),
     ],
 )
-def test_mistakes_are_told_in_one_line(words: list[str], told: str, tmp_path: Path) -> None:
+def test_mistakes_are_told_in_one_line(words: list[str], told: str, tmp_path: Path, run_sglc: Run) -> None:
     file = tmp_path / "ask.py"
     file.write_text(HEAD + "    s += q\n")
-    done = run_check(str(file), *words)
+    done = run_sglc("check", str(file), *words)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
 
 
 ASK = HEAD + '    s += q + sgl.gen("a", max_tokens=100)\n'
 
 
-def test_the_budget_in_money_holds_for_each_model(tmp_path: Path) -> None:
+def test_the_budget_in_money_holds_for_each_model(tmp_path: Path, run_sglc: Run) -> None:
     (tmp_path / "ask.py").write_text(ASK)
     (tmp_path / "prices.toml").write_text(
         "[small]\ninput = 1\noutput = 2\n[large]\ninput = 50\noutput = 99\n"
@@ -274,11 +270,11 @@ def test_the_budget_in_money_holds_for_each_model(tmp_path: Path) -> None:
         "--max-cost",
         "0.01",
     ]
-    done = run_check(*words, "-D", "q=Why?")
+    done = run_sglc("check", *words, "-D", "q=Why?")
     assert done.returncode == 1
     assert "cost of large: up to 0.0" in done.stdout and ", and 0.01 is allowed" in done.stdout
     assert "small" not in done.stdout
-    unbounded = run_check(*words)
+    unbounded = run_sglc("check", *words)
     assert "cost of small: no limit is known, as the length of q is not known" in unbounded.stdout
 
 
@@ -327,14 +323,16 @@ def test_columns_count_characters(load: Load) -> None:
     assert line[found.column - 1 : found.end_column - 1] == 's["kk"]'
 
 
-def test_rules_are_chosen_by_the_beginning_of_their_code(tmp_path: Path) -> None:
+def test_rules_are_chosen_by_the_beginning_of_their_code(tmp_path: Path, run_sglc: Run) -> None:
     file = tmp_path / "ask.py"
     file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n    s += s["kk"]\n')
-    assert "SGL202" in run_check(str(file), "--select", "SGL2").stdout
-    assert "SGL101" not in run_check(str(file), "--select", "SGL2").stdout
-    assert run_check(str(file), "--ignore", "SGL1", "--ignore", "SGL202").stdout == "nothing found\n"
+    assert "SGL202" in run_sglc("check", str(file), "--select", "SGL2").stdout
+    assert "SGL101" not in run_sglc("check", str(file), "--select", "SGL2").stdout
+    assert run_sglc("check", str(file), "--ignore", "SGL1", "--ignore", "SGL202").stdout == "nothing found\n"
 
 
-def test_examples_of_the_project_have_no_errors() -> None:
-    done = run_check(str(Path(__file__).parents[2] / "examples"), "--select", "SGL101", "--select", "SGL201")
+def test_examples_of_the_project_have_no_errors(run_sglc: Run) -> None:
+    done = run_sglc(
+        "check", str(Path(__file__).parents[2] / "examples"), "--select", "SGL101", "--select", "SGL201"
+    )
     assert done.returncode == 0, done.stdout + done.stderr

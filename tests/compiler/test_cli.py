@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sglc.ir.json import from_json
 from sglc.ir.parser import parse_module
 
 ROOT = Path(__file__).resolve().parents[2]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = """
 import sglc as sgl
 
@@ -25,17 +27,6 @@ def ask(s, question, times=1):
 """
 
 
-def sglc(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sglc.cli", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "ask.py"
@@ -43,60 +34,63 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_compile_emits_every_form(file: Path) -> None:
-    raw = sglc("compile", str(file), "--emit", "raw", "-D", "times=2", "--verify").stdout
+def test_compile_emits_every_form(file: Path, run_sglc: Run) -> None:
+    raw = run_sglc("compile", str(file), "--emit", "raw", "-D", "times=2", "--verify").stdout
     assert 'graph @ask(%question: str) {times="2"}' in raw
     assert str(parse_module(raw)) == raw
     assert raw.count(" gen ") == 2
-    data = sglc("compile", f"{file}:ask", "--emit", "json").stdout
+    data = run_sglc("compile", f"{file}:ask", "--emit", "json").stdout
     assert from_json(data).main == "ask"
-    assert "decode p" in sglc("compile", str(file), "--emit", "plan", "--template", "llama-3-instruct").stdout
-    assert sglc("compile", str(file), "--emit", "dot").stdout.startswith("digraph")
-    shown = sglc(
+    assert (
+        "decode p"
+        in run_sglc("compile", str(file), "--emit", "plan", "--template", "llama-3-instruct").stdout
+    )
+    assert run_sglc("compile", str(file), "--emit", "dot").stdout.startswith("digraph")
+    shown = run_sglc(
         "compile", str(file), "--print-after-all", "--passes", "canonicalize,hoist-prefix{min-chars=4}"
     )
     assert "// after canonicalize" in shown.stderr and "// after hoist-prefix{min-chars=4}" in shown.stderr
-    assert f'loc("{file}":7:0)' in sglc("compile", str(file), "--locations").stdout
+    assert f'loc("{file}":7:0)' in run_sglc("compile", str(file), "--locations").stdout
 
 
-def test_run_with_arguments(file: Path) -> None:
-    done = sglc("run", str(file), "--question", "Why?", "--backend", "scripted", "--json")
+def test_run_with_arguments(file: Path, run_sglc: Run) -> None:
+    done = run_sglc("run", str(file), "--question", "Why?", "--backend", "scripted", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["messages"][0] == {"role": "user", "content": "Why?"}
     for flag in ("--interpret", "--stream"):
-        other = sglc(
+        other = run_sglc(
             "run", str(file), "--question=Why?", "-D", "times=1", "--backend", "scripted", "--json", flag
         )
         assert json.loads(other.stdout) == found
-    plain = sglc("run", str(file), "--question", "Why?", "--backend", "scripted").stdout
+    plain = run_sglc("run", str(file), "--question", "Why?", "--backend", "scripted").stdout
     assert plain.startswith("user: Why?\nassistant: ")
 
 
-def test_passes_are_listed() -> None:
-    shown = sglc("passes").stdout
+def test_passes_are_listed(run_sglc: Run) -> None:
+    shown = run_sglc("passes").stdout
     assert "hoist-prefix" in shown and "min-chars=1" in shown
 
 
-def test_rules_are_listed_and_explained() -> None:
-    shown = sglc("rules").stdout
+def test_rules_are_listed_and_explained(run_sglc: Run) -> None:
+    shown = run_sglc("rules").stdout
     assert "SGL101" in shown and "read-before-gen" in shown
     for which in ("SGL201", "impossible-compare"):
-        assert "Bad:" in sglc("rules", which).stdout
-    assert "did you mean 'impossible-compare'" in sglc("rules", "impossible-compares").stderr
+        assert "Bad:" in run_sglc("rules", which).stdout
+    assert "did you mean 'impossible-compare'" in run_sglc("rules", "impossible-compares").stderr
 
 
-def test_help_is_short_of_nothing() -> None:
+def test_help_is_short_of_nothing(run_sglc: Run) -> None:
     for words in ((), ("compile",), ("run",), ("check",), ("explain",), ("diff",), ("passes",), ("rules",)):
-        done = sglc(*words, "--help")
+        done = run_sglc(*words, "--help")
         assert done.returncode == 0 and "Usage" in done.stdout
 
 
-def test_what_a_body_raises_is_shown_without_our_calls(file: Path) -> None:
+def test_what_a_body_raises_is_shown_without_our_calls(file: Path, run_sglc: Run) -> None:
     file.write_text(
         PROGRAM.replace("        s += sgl.assistant", "        open('/none/x')\n        s += sgl.assistant")
     )
-    done = sglc("run", str(file), "--question", "Why?", "--backend", "scripted")
+    done = run_sglc("run", str(file), "--question", "Why?", "--backend", "scripted")
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert lines[0].startswith("Traceback") and lines[1] == f'  File "{file}", line 9, in ask'
@@ -105,17 +99,17 @@ def test_what_a_body_raises_is_shown_without_our_calls(file: Path) -> None:
     )
 
 
-def test_what_a_file_prints_is_not_in_the_way_of_json(file: Path) -> None:
+def test_what_a_file_prints_is_not_in_the_way_of_json(file: Path, run_sglc: Run) -> None:
     file.write_text(PROGRAM + "\nprint('imported')\n")
-    done = sglc("check", str(file), "--format", "json")
+    done = run_sglc("check", str(file), "--format", "json")
     assert json.loads(done.stdout) == [] and done.stderr == "imported\n"
-    assert "imported" in sglc("run", str(file), "--question", "Why?", "--backend", "scripted").stdout
+    assert "imported" in run_sglc("run", str(file), "--question", "Why?", "--backend", "scripted").stdout
     assert not list(file.parent.glob("__pycache__/ask*"))
 
 
-def test_annotated_arguments_are_read_as_their_type(file: Path) -> None:
+def test_annotated_arguments_are_read_as_their_type(file: Path, run_sglc: Run) -> None:
     file.write_text(PROGRAM.replace("times=1", "times: int"))
-    done = sglc("run", str(file), "--question", "Why?", "--times", "2", "--backend", "scripted", "--json")
+    done = run_sglc("run", str(file), "--question", "Why?", "--times", "2", "--backend", "scripted", "--json")
     assert len(json.loads(done.stdout)["messages"]) == 3, done.stderr
 
 
@@ -167,7 +161,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_mistakes_are_told_in_one_line(name: str, file: Path) -> None:
+def test_mistakes_are_told_in_one_line(name: str, file: Path, run_sglc: Run) -> None:
     folder = file.parent
     (folder / "no_s.py").write_text("import sglc as sgl\n\n\n@sgl.function\ndef ask(question):\n    pass\n")
     (folder / "syntax.py").write_text("import sglc\ndef (\n")
@@ -183,7 +177,7 @@ def test_mistakes_are_told_in_one_line(name: str, file: Path) -> None:
     )
     words, wanted = MISTAKES[name]
     places = {"file": str(file), "folder": str(folder)}
-    done = sglc(*(w.format(**places) for w in words))
+    done = run_sglc(*(w.format(**places) for w in words))
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("sglc: ") and done.stderr.count("\n") == 1, done.stderr

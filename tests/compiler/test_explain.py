@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,6 +35,7 @@ from sglc.plan.cost import costs
 from sglc.plan.interval import Interval
 from sglc.plan.sizes import Sizes
 
+Run = Callable[..., subprocess.CompletedProcess[str]]
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
@@ -245,33 +246,28 @@ def test_random_graphs_stay_within_their_bounds_and_can_be_drawn(seed: int, grap
     assert to_mermaid(module.graph).startswith("flowchart TD\n")
 
 
-def run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "sglc.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
-
-
-def test_explain_prints_passes_lines_and_money(tmp_path: Path) -> None:
+def test_explain_prints_passes_lines_and_money(tmp_path: Path, run_sglc: Run) -> None:
     prices = tmp_path / "prices.toml"
     prices.write_text("[small]\ninput = 1.0\noutput = 4.0\n")
-    done = run("explain", str(EXAMPLES / "tips.py"), "--prices", str(prices))
+    done = run_sglc("explain", str(EXAMPLES / "tips.py"), "--prices", str(prices))
     assert done.returncode == 0, done.stderr
     assert "hoist-prefix" in done.stdout and "in all" in done.stdout and "small: " in done.stdout
-    data = json.loads(run("explain", str(EXAMPLES / "tips.py"), "--json").stdout)
+    data = json.loads(run_sglc("explain", str(EXAMPLES / "tips.py"), "--json").stdout)
     assert data["total"]["calls"] == [3, 3] and data["total"]["output"] == [0, 256]
     assert data["total"]["computed"][1] < data["computed_before"][1]  # hoisted text is computed once
     assert [c["name"] for c in data["critical_path"]] == ["detailed_tip", "summary"]
     as_json = tmp_path / "prices.json"
     as_json.write_text('{"small": {"input": 1, "output": 4}}')
-    assert "small: " in run("explain", str(EXAMPLES / "tips.py"), "--prices", str(as_json)).stdout
-    bad = run("explain", str(EXAMPLES / "tips.py"), "--prices", str(tmp_path / "none.toml"))
+    assert "small: " in run_sglc("explain", str(EXAMPLES / "tips.py"), "--prices", str(as_json)).stdout
+    bad = run_sglc("explain", str(EXAMPLES / "tips.py"), "--prices", str(tmp_path / "none.toml"))
     assert bad.returncode == 2 and bad.stderr.count("\n") == 1
 
 
-def test_explain_tells_where_the_graph_breaks(tmp_path: Path) -> None:
+def test_explain_tells_where_the_graph_breaks(tmp_path: Path, run_sglc: Run) -> None:
     (tmp_path / "p.py").write_text(ONE + '    print(s["a"])\n')
-    done = run("explain", str(tmp_path / "p.py"))
+    done = run_sglc("explain", str(tmp_path / "p.py"))
     assert done.returncode == 0 and f"graph break at {tmp_path}/p.py:8: " in done.stdout, done.stderr
-    (found,) = json.loads(run("explain", str(tmp_path / "p.py"), "--json").stdout)["breaks"]
+    (found,) = json.loads(run_sglc("explain", str(tmp_path / "p.py"), "--json").stdout)["breaks"]
     assert found["at"] == f"{tmp_path}/p.py:8" and "print" in found["reason"]
 
 
@@ -294,30 +290,30 @@ def tips(s, q):
 """
 
 
-def test_explain_tells_what_is_known_before_the_break(tmp_path: Path) -> None:
+def test_explain_tells_what_is_known_before_the_break(tmp_path: Path, run_sglc: Run) -> None:
     (tmp_path / "p.py").write_text(BREAKS)
-    data = json.loads(run("explain", str(tmp_path / "p.py"), "-D", "q=Why?", "--json").stdout)
+    data = json.loads(run_sglc("explain", str(tmp_path / "p.py"), "-D", "q=Why?", "--json").stdout)
     assert data["total"]["calls"] == [3, None] and data["total"]["output"] == [0, None]
     assert [p["pass"] for p in data["passes"]] == ["canonicalize", "inline"]  # what such a run is made with
     assert [line["calls"] for line in data["lines"]] == [[1, 1], [2, 2]]
     assert data["lines"][1]["output"] == [0, 20]
     assert data["nominal"]["computed"] <= data["nominal"]["prompt"]
-    done = run("explain", str(tmp_path / "p.py"), "-D", "q=Why?")
+    done = run_sglc("explain", str(tmp_path / "p.py"), "-D", "q=Why?")
     assert "at least 3" in done.stdout and "is not counted below" in done.stdout
-    wrong = run("explain", str(tmp_path / "p.py"), "-D", "p=Why?")
+    wrong = run_sglc("explain", str(tmp_path / "p.py"), "-D", "p=Why?")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
 
 
-def test_explain_tells_what_is_kept_of_each_constraint(tmp_path: Path) -> None:
+def test_explain_tells_what_is_kept_of_each_constraint(tmp_path: Path, run_sglc: Run) -> None:
     (tmp_path / "p.py").write_text(
         ONE.replace('stop="\\n"', 'regex="[0-9]{4}-x"')
         + '    s += sgl.gen("r", json_schema=\'{"type": "string", "format": "colour"}\')\n'
     )
-    date, colour = json.loads(run("explain", str(tmp_path / "p.py"), "--json").stdout)["constraints"]
+    date, colour = json.loads(run_sglc("explain", str(tmp_path / "p.py"), "--json").stdout)["constraints"]
     assert (date["kind"], date["exact"], date["shortest"][4:]) == ("regex", True, "-x")
     assert 1 <= date["tokens"][0] <= date["tokens"][1] <= 6 and "engine" in date["kept_by"]
     assert not colour["exact"] and "colour" in colour["refused"]
-    shown = run("explain", str(tmp_path / "p.py")).stdout
+    shown = run_sglc("explain", str(tmp_path / "p.py")).stdout
     assert "regex [0-9]{4}-x" in shown and f"refused at {tmp_path}/p.py:8: #/format: " in shown
 
 
@@ -332,20 +328,20 @@ def test_explain_fits_narrow_terminals(tmp_path: Path) -> None:
     assert "…" not in done.stdout
 
 
-def test_diff_compares_what_comes_before_a_break(tmp_path: Path) -> None:
+def test_diff_compares_what_comes_before_a_break(tmp_path: Path, run_sglc: Run) -> None:
     (tmp_path / "one.py").write_text(BREAKS)
     (tmp_path / "two.py").write_text(
         BREAKS.replace("much", "little").replace("max_tokens=10", "max_tokens=20")
     )
     (tmp_path / "three.py").write_text(BREAKS.replace('    print(s["a"])\n', ""))
-    done = run("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"))
+    done = run_sglc("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"))
     assert done.returncode == 0 and "A: compared up to the graph break in line 14: print" in done.stdout
     assert "call tip: max_tokens 10 -> 20\n" in done.stdout and done.stdout.count("call tip") == 1
     assert "text + 'You are helpful, and know little.'" in done.stdout
-    mended = run("diff", str(tmp_path / "one.py"), str(tmp_path / "three.py"), "-D", "q=Why?")
+    mended = run_sglc("diff", str(tmp_path / "one.py"), str(tmp_path / "three.py"), "-D", "q=Why?")
     assert "graph break: line 14: " in mended.stdout and "-> none" in mended.stdout
     assert "call + b\n" in mended.stdout and "calls: at least 3 -> 4\n" in mended.stdout
-    unknown = run("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "-D", "question=Why?")
+    unknown = run_sglc("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "-D", "question=Why?")
     assert unknown.returncode == 2 and "neither version has an argument 'question'" in unknown.stderr
 
 
@@ -359,15 +355,15 @@ def ask(s, q):
 """
 
 
-def test_diff_tells_prompts_fields_prefix_and_cost(tmp_path: Path) -> None:
+def test_diff_tells_prompts_fields_prefix_and_cost(tmp_path: Path, run_sglc: Run) -> None:
     (tmp_path / "one.py").write_text(ONE)
     (tmp_path / "two.py").write_text(
         ONE.replace("careful", "careless").replace(', stop="\\n"', "").replace("max_tokens=30", "max_tokens=60")
         .replace('s += "You', 's += q + "You')
     )  # fmt: skip
-    same = run("diff", str(tmp_path / "one.py"), str(tmp_path / "one.py"), "--exit-code")
+    same = run_sglc("diff", str(tmp_path / "one.py"), str(tmp_path / "one.py"), "--exit-code")
     assert (same.returncode, same.stdout) == (0, "no difference\n")
-    done = run("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "--exit-code")
+    done = run_sglc("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "--exit-code")
     assert done.returncode == 1, done.stderr
     for told in (
         "careless",
@@ -379,22 +375,22 @@ def test_diff_tells_prompts_fields_prefix_and_cost(tmp_path: Path) -> None:
         assert told in done.stdout, (told, done.stdout)
 
 
-def test_diff_prints_json(tmp_path: Path) -> None:
+def test_diff_prints_json(tmp_path: Path, run_sglc: Run) -> None:
     (tmp_path / "one.py").write_text(ONE)
     (tmp_path / "two.py").write_text(ONE.replace('stop="\\n"', 'regex="[a-z]{2}"'))
-    data = json.loads(run("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "--json").stdout)
+    data = json.loads(run_sglc("diff", str(tmp_path / "one.py"), str(tmp_path / "two.py"), "--json").stdout)
     assert "constraint" not in data["before"]["calls"]["a"]
     assert data["after"]["calls"]["a"]["constraint"] == "regex [a-z]{2}"
     assert "call a: constraint none -> regex [a-z]{2}" in data["changes"]
 
 
-def test_diff_reads_a_revision(tmp_path: Path) -> None:
+def test_diff_reads_a_revision(tmp_path: Path, run_sglc: Run) -> None:
     git = ["git", "-c", "user.name=t", "-c", "user.email=t@t"]
     (tmp_path / "one.py").write_text(ONE)
     for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "one"]):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
     (tmp_path / "one.py").write_text(ONE.replace("max_tokens=30", "max_tokens=31"))
-    done = run("diff", "HEAD:one.py", "one.py", cwd=tmp_path)
+    done = run_sglc("diff", "HEAD:one.py", "one.py", cwd=tmp_path)
     assert done.returncode == 0 and "call a: max_tokens 30 -> 31" in done.stdout, done.stderr
 
 
@@ -429,33 +425,33 @@ def assert_tidy(root: ElementTree.Element) -> None:
         seen.append((left, top, right, low, frame))
 
 
-def test_a_picture_has_a_frame_for_each_arm_and_loop(tmp_path: Path) -> None:
+def test_a_picture_has_a_frame_for_each_arm_and_loop(tmp_path: Path, run_sglc: Run) -> None:
     (tmp_path / "p.py").write_text(CHANGING)
-    done = run("compile", str(tmp_path / "p.py:outer"), "--emit", "svg", "--passes", "canonicalize")
+    done = run_sglc("compile", str(tmp_path / "p.py:outer"), "--emit", "svg", "--passes", "canonicalize")
     root = ElementTree.fromstring(done.stdout)
     assert_tidy(root)
     frames = [r for r in root if r.attrib.get("class") == "frame"]
-    ir = run("compile", str(tmp_path / "p.py:outer"), "--passes", "canonicalize").stdout
+    ir = run_sglc("compile", str(tmp_path / "p.py:outer"), "--passes", "canonicalize").stdout
     assert len(frames) == 2 * ir.count("= if ") and len(frames) >= 4
-    mermaid = run(
+    mermaid = run_sglc(
         "compile", str(tmp_path / "p.py:outer"), "--emit", "mermaid", "--passes", "canonicalize"
     ).stdout
     names = re.findall(r"subgraph (\S+)\[", mermaid)
     assert len(set(names)) == len(names) == len(frames) and all(name.isalnum() for name in names)
 
 
-def test_compile_emits_and_refuses(tmp_path: Path) -> None:
+def test_compile_emits_and_refuses(tmp_path: Path, run_sglc: Run) -> None:
     tips = str(EXAMPLES / "tips.py")
-    assert run("compile", tips, "--emit", "rt").stdout.startswith("{")
-    assert run("compile", tips, "--emit", "svg").stdout.startswith("<svg")
+    assert run_sglc("compile", tips, "--emit", "rt").stdout.startswith("{")
+    assert run_sglc("compile", tips, "--emit", "svg").stdout.startswith("<svg")
     record = str(EXAMPLES / "json_record.py")
-    done = run("compile", record, "--tokenizer", "tiny")
+    done = run_sglc("compile", record, "--tokenizer", "tiny")
     assert done.returncode == 0 and ("min_tokens=" in done.stdout or "constraint" not in done.stdout), (
         done.stderr
     )
     (tmp_path / "r.py").write_text(ONE.replace('stop="\\n"', 'regex="[a-z]+"'))
-    refused = run("compile", str(tmp_path / "r.py"), "--backend", "anthropic")
+    refused = run_sglc("compile", str(tmp_path / "r.py"), "--backend", "anthropic")
     assert refused.returncode == 2 and f"{tmp_path}/r.py:7" in refused.stderr and "regex" in refused.stderr
-    kept = run("compile", str(tmp_path / "r.py"), "--tokenizer", "tiny")
+    kept = run_sglc("compile", str(tmp_path / "r.py"), "--tokenizer", "tiny")
     assert "states=" in kept.stdout and "min_tokens=1" in kept.stdout, kept.stderr
     assert embedded_model_path()
