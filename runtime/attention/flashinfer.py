@@ -50,7 +50,7 @@ class _Kind:
 
 @dataclass(frozen=True)
 class _Pages:
-    """Pages of some requests in FlashInfer's form: `bounds` int32 [requests + 1] on the host, the rest on the device."""
+    """Pages of some requests in FlashInfer's form: int32, `bounds` and `last` on the host, where plans are made."""
 
     bounds: Tensor
     indices: Tensor
@@ -145,7 +145,7 @@ class FlashInferAttention:
         columns = torch.arange(total, device=device) - on_device[rows]
         indices = inputs.table[inputs.seats[first:end].long()[rows], columns]
         last = lengths[first:end] - (counts - 1) * size
-        return _Pages(bounds, indices, last.to(device, torch.int32, non_blocking=True))
+        return _Pages(bounds, indices, last.int())
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
         """Store k and v, then attend."""

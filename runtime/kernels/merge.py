@@ -71,40 +71,42 @@ def join_parts(
     weights,
     used,
     out,
+    count,
     v_scale,
     ROWS: tl.constexpr,
     DIM: tl.constexpr,
     COLS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
-    """out [ROWS, DIM] from partial [used, ROWS, DIM]; AT_ONCE parts are loaded together."""
-    col = tl.arange(0, COLS)
-    live = col < ROWS * DIM
-    top = tl.full((COLS,), float("-inf"), tl.float32)
-    total = tl.zeros((COLS,), tl.float32)
-    acc = tl.zeros((COLS,), tl.float32)
-    for first in range(0, used, AT_ONCE):
-        part = first + tl.arange(0, AT_ONCE)
-        mask = (part < used)[:, None] & live[None, :]
-        # .cg: other multiprocessors wrote these, so the nearest cache may be stale
-        w = tl.load(
-            weights + part[:, None] * ROWS + (col // DIM)[None, :],
-            mask=mask,
-            other=float("-inf"),
-            cache_modifier=".cg",
-        )
-        x = tl.load(
-            partial + part[:, None] * (ROWS * DIM) + col[None, :],
-            mask=mask,
-            other=0.0,
-            cache_modifier=".cg",
-        )
-        higher = tl.maximum(top, tl.max(w, 0))
-        higher = tl.where(live, higher, 0.0)
-        keep = tl.exp2(top - higher)
-        share = tl.exp2(w - higher[None, :])
-        acc = acc * keep + tl.sum(share * x, 0)
-        total = total * keep + tl.sum(share, 0)
-        top = higher
-    total = tl.where(live, total, 1.0)
-    tl.store(out + col, (acc / total * v_scale).to(out.dtype.element_ty), mask=live)
+    """out [count, DIM] from partial [used, ROWS, DIM] and weights [used, ROWS], COLS numbers and AT_ONCE parts a time."""
+    for begin in range(0, count * DIM, COLS):
+        col = begin + tl.arange(0, COLS)
+        live = col < count * DIM
+        top = tl.full((COLS,), float("-inf"), tl.float32)
+        total = tl.zeros((COLS,), tl.float32)
+        acc = tl.zeros((COLS,), tl.float32)
+        for first in range(0, used, AT_ONCE):
+            part = first + tl.arange(0, AT_ONCE)
+            mask = (part < used)[:, None] & live[None, :]
+            # .cg: other multiprocessors wrote these, so the nearest cache may be stale
+            w = tl.load(
+                weights + part[:, None] * ROWS + (col // DIM)[None, :],
+                mask=mask,
+                other=float("-inf"),
+                cache_modifier=".cg",
+            )
+            x = tl.load(
+                partial + part[:, None] * (ROWS * DIM) + col[None, :],
+                mask=mask,
+                other=0.0,
+                cache_modifier=".cg",
+            )
+            higher = tl.maximum(top, tl.max(w, 0))
+            higher = tl.where(live, higher, 0.0)
+            keep = tl.exp2(top - higher)
+            share = tl.exp2(w - higher[None, :])
+            acc = acc * keep + tl.sum(share * x, 0)
+            total = total * keep + tl.sum(share, 0)
+            top = higher
+        total = tl.where(live, total, 1.0)
+        tl.store(out + col, (acc / total * v_scale).to(out.dtype.element_ty), mask=live)

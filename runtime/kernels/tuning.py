@@ -29,6 +29,17 @@ class DecodeTiles:
 
 
 @dataclass(frozen=True)
+class LatentTiles:
+    """MLA decode: `block_h` heads share what a program reads."""
+
+    block_h: int
+    block_n: int
+    warps: int
+    stages: int
+    splits: int
+
+
+@dataclass(frozen=True)
 class PrefillTiles:
     block_m: int
     block_n: int
@@ -103,6 +114,15 @@ def decode_tiles(
     programs = processors(device) * per
     splits = min(64, max(1, programs // max(1, requests * kv_heads)))
     return DecodeTiles(block_n, warps, stages, 1 << (splits.bit_length() - 1))
+
+
+def latent_tiles(device: torch.device, requests: int, heads: int, dtype: torch.dtype) -> LatentTiles:
+    """Tiles of MLA decode for latents of 512: the accumulators of 16 heads fill 4 warps, of 64 heads 8."""
+    block_h = min(64, triton_width(heads)) if dtype.itemsize == 2 else 16
+    block_n, stages = (32, 2) if dtype.itemsize == 2 else (16, 1)
+    groups = -(-heads // block_h)
+    splits = min(64, max(1, 2 * processors(device) // max(1, requests * groups)))
+    return LatentTiles(block_h, block_n, 4 if block_h == 16 else 8, stages, 1 << (splits.bit_length() - 1))
 
 
 def prefill_tiles(device: torch.device, dim: int, dtype: torch.dtype) -> PrefillTiles:
