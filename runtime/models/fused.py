@@ -104,8 +104,12 @@ class FusedDecoder:
             eps=a.norm.eps if normed and a.norm is not None else 0.0,
             offset=a.norm.offset if normed and a.norm is not None else 0.0,
         )  # fmt: skip
-        turned = pool_k.index_select(0, inputs.slots) if inputs.fresh and pool_k.dtype == k.dtype else None
-        out: Tensor = impl.run_stored(q, index, a, turned, v if turned is not None else None)
+        rows: tuple[Tensor, ...] = ()
+        if (
+            inputs.fresh and pool_k.dtype == k.dtype
+        ):  # prompts may be attended without looking for their pages
+            rows = tuple(pool.index_select(0, inputs.slots) for pool in (pool_k, pool_v))
+        out: Tensor = impl.run_stored(q, index, a, *rows)
         return out.flatten(1)
 
     def raw_logits(self, hidden: Tensor) -> Tensor:

@@ -124,6 +124,19 @@ def test_tokens_are_those_of_the_plain_runner(
         assert generate(model, page_size, runner, device, depth) == wanted
 
 
+@pytest.mark.parametrize("path", ["rows", "flash"])
+def test_prompts_attended_from_their_rows(
+    path: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if path == "flash" and device.type != "cpu":
+        pytest.skip("torch's flash attention takes no float32 on a GPU")
+    model = decoder("llama", device)
+    with torch.inference_mode():
+        wanted = generate(model, 1, "plain", device)
+        monkeypatch.setattr("runtime.attention.triton.fresh_path", lambda *_: path)
+        assert generate(model, 1, "graphs", device, 2) == wanted
+
+
 def test_what_cannot_be_fused_is_told() -> None:
     device = torch.device("cpu")
     assert why_not(decoder("llama", device)) is None
