@@ -1,4 +1,4 @@
-"""One finding, and findings as text, JSON and SARIF."""
+"""One finding, and findings as text, JSON, SARIF and commands of a GitHub workflow."""
 
 from __future__ import annotations
 
@@ -57,6 +57,24 @@ def to_json(found: Sequence[Diagnostic]) -> str:
     return json.dumps([asdict(item) for item in found], indent=1, ensure_ascii=False) + "\n"
 
 
+def to_github(found: Sequence[Diagnostic]) -> str:
+    """Workflow commands, which GitHub shows beside the changed lines of a pull request."""
+    kinds = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.NOTE: "notice"}
+    lines: list[str] = []
+    for item in found:
+        place = {"file": _relative(item.file).as_posix(), "line": item.line, "col": item.column}
+        if item.end_column > item.column:
+            place["endColumn"] = item.end_column
+        given = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in place.items())
+        told = _escaped(f"{item.message}\nFix: {item.fix}")
+        lines.append(f"::{kinds[item.severity]} {given},title={item.code}::{told}\n")
+    return "".join(lines)
+
+
+def _escaped(text: str, more: str = "") -> str:
+    return "".join(f"%{ord(c):02X}" if c in "%\r\n" + more else c for c in text)
+
+
 def to_sarif(found: Sequence[Diagnostic], rules: Mapping[str, tuple[str, str, str]], version: str) -> str:
     """SARIF 2.1.0. `rules`: name, description and help by code."""
     used = sorted({item.code for item in found})
@@ -109,8 +127,11 @@ def _sarif_result(item: Diagnostic, used: Sequence[str]) -> dict[str, Any]:
 
 
 def _uri(file: str) -> str:
-    """Relative to the working folder where it can be, as those expect that show findings beside sources."""
-    path = Path(file)
-    if path.is_absolute() and path.is_relative_to(Path.cwd()):
-        path = path.relative_to(Path.cwd())
+    path = _relative(file)
     return path.as_uri() if path.is_absolute() else quote(path.as_posix())
+
+
+def _relative(file: str) -> Path:
+    """To the working folder where it can be, as those expect that show findings beside sources."""
+    path = Path(file)
+    return path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path

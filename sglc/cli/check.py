@@ -36,7 +36,7 @@ def check_command(
         list[str],
         typer.Argument(metavar="FILE[:PROGRAM]...", help="Python files, programs of them, or folders."),
     ],
-    format_: Annotated[str, typer.Option("--format", help="text, json or sarif.")] = "text",
+    format_: Annotated[str, typer.Option("--format", help="text, json, sarif or github.")] = "text",
     backend: Annotated[
         str | None,
         typer.Option(help="What it is to run on: engine, scripted, openai, anthropic, vertex, litellm."),
@@ -73,13 +73,12 @@ def check_command(
     """
     from sglc import __version__
     from sglc.check import Severity
-    from sglc.check.diagnostic import to_json, to_sarif, to_text
+    from sglc.check.diagnostic import to_github, to_json, to_sarif, to_text
     from sglc.check.run import RULES, check_file, lines_of
 
-    if format_ not in ("text", "json", "sarif"):
-        raise Mistake(
-            f"--format {format_}: choose text, json or sarif{near(format_, ('text', 'json', 'sarif'))}"
-        )
+    forms = ("text", "json", "sarif", "github")
+    if format_ not in forms:
+        raise Mistake(f"--format {format_}: choose text, json, sarif or github{near(format_, forms)}")
     own = settings_for(Path.cwd())
     select, ignore = select or own.get("select"), ignore or own.get("ignore")
     for code in [*(select or []), *(ignore or [])]:
@@ -115,6 +114,8 @@ def check_command(
     ordered = sorted(found)
     if format_ == "json":
         sys.stdout.write(to_json(ordered))
+    elif format_ == "github":
+        sys.stdout.write(to_github(ordered))
     elif format_ == "sarif":
         sys.stdout.write(
             to_sarif(ordered, {c: (r.name, *_described(r)) for c, r in RULES.items()}, __version__)

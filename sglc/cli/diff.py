@@ -129,7 +129,7 @@ def _calls(module: Module) -> dict[str, Any]:
     from sglc.ir.ops import Gen, Select
 
     found: dict[str, Any] = {}
-    seen: list[tuple[Any, str, Any]] = []
+    seen: dict[tuple[Any, str], list[Any]] = {}
     for node in (n for graph in module.graphs.values() for n in graph.walk()):
         if not isinstance(node, (Gen, Select)):
             continue
@@ -141,9 +141,10 @@ def _calls(module: Module) -> dict[str, Any]:
             entry["constraint"] = f"{constraint.kind} {constraint.source}"
         if isinstance(node, Select):
             entry["choices"] = [c if isinstance(c, str) else "{...}" for c in node.choices]
-        if (node.at, name, entry) in seen:
+        alike = seen.setdefault((node.at, name), [])
+        if entry in alike:
             continue
-        seen.append((node.at, name, entry))
+        alike.append(entry)
         key, number = name, 2
         while key in found:
             key, number = f"{name} ({number})", number + 1

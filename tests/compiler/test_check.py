@@ -218,6 +218,16 @@ SARIF = {  # what SARIF 2.1.0 requires of the parts that are used
 }
 
 
+def test_commands_of_a_workflow(tmp_path: Path, run_sglc: Run) -> None:
+    file = tmp_path / "50%, ask.py"
+    file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n')
+    done = run_sglc("check", file.name, "--format", "github", cwd=tmp_path)
+    assert done.stdout.startswith(
+        "::warning file=50%25%2C ask.py,line=14,col=37,endColumn=47,title=SGL202::the choice"
+    )
+    assert done.stdout.count("\n") == 1 and "%0AFix: " in done.stdout
+
+
 def test_json_and_sarif(tmp_path: Path, run_sglc: Run) -> None:
     file = tmp_path / "ask me.py"
     file.write_text(HEAD + '    s += q + sgl.select("k", ["no", "not sure"])\n')
@@ -239,7 +249,7 @@ def test_json_and_sarif(tmp_path: Path, run_sglc: Run) -> None:
     ("words", "told"),
     [
         (["--backend", "opnai"], "did you mean 'openai'"),
-        (["--format", "xml"], "choose text, json or sarif"),
+        (["--format", "xml"], "choose text, json, sarif or github"),
         (["--select", "SGL999"], "there is no rule SGL999"),
         (["--tokenizer", "nowhere"], "there is no tokenizer.json"),
         (["--template", "chatlm"], "no chat template of that name; did you mean 'chatml'"),
