@@ -14,12 +14,13 @@ from typing import Any
 import msgspec
 
 from runtime.errors import InvalidRequest
-from runtime.plan import Plan
+from runtime.plan import ImagePart, Plan
 from sglc.errors import PlanError
 from sglc.exec.compiled import run_schedule, run_schedules
 from sglc.exec.executor import Schedule
 from sglc.exec.session import Session
 from sglc.ir.core import Module
+from sglc.ir.lacks import of_image
 from sglc.ir.ops import Break
 from sglc.ir.printer import print_module
 from sglc.lang.chat_template import chat_template_for
@@ -137,6 +138,10 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
                 f"{self.name} was compiled for another tokenizer than that of {folder}; compile it with --tokenizer {folder}",
                 param="artifact",
             )
+        lack = next(of_image(backend.capabilities), None)
+        shown = (p for prefix in self.plan.prefixes for p in prefix.parts if isinstance(p, ImagePart))
+        if lack is not None and next(shown, None) is not None:
+            raise InvalidRequest(f"{self.name} shows images, but {lack}", param="backend")
         return template
 
     @_with_sampling

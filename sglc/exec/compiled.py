@@ -17,7 +17,7 @@ from itertools import chain, islice
 from typing import Any
 
 from runtime.api import Constraint
-from runtime.backends.base import PreparesConstraints
+from runtime.backends.base import Capabilities, PreparesConstraints
 from sglc.config import global_config
 from sglc.errors import GraphBreak, SglcError
 from sglc.exec.batch import interpret_batch
@@ -28,6 +28,8 @@ from sglc.exec.replay import replay, schedule_until
 from sglc.exec.row_groups import RowGroups, Warmup, groups_of
 from sglc.exec.session import Session
 from sglc.ir.core import Module
+from sglc.ir.lacks import of_image
+from sglc.ir.ops import Image
 from sglc.ir.specs import Location, SamplingFields
 from sglc.lang.chat_template import chat_template_for
 from sglc.lang.choices import METHODS, ChoicesDecision, decide
@@ -46,17 +48,23 @@ ROWS_IN_FLIGHT = 1024
 @dataclass(frozen=True)
 class _Compiled:
     """What one kind of arguments became: a schedule, or nothing if it runs interpreted. `ahead`: the schedule of what
-    comes before the break. `constraints`: those of either, in order."""
+    comes before the break. `constraints`: those of either, in order. `shows`: where an image is shown, if one is."""
 
     schedule: Schedule | None
     reads: tuple[Purity, ...] = ()
     guards: tuple[Any, ...] = ()
     ahead: Schedule | None = None
     constraints: tuple[Constraint, ...] = ()
+    shows: Image | None = None
 
     def holds(self) -> bool:
         """Whether the global values that it was made for are still the same."""
         return self.guards == _guards(self.reads)
+
+
+def _first_image(module: Module) -> Image | None:
+    nodes = (node for graph in module.graphs.values() for node in graph.walk())
+    return next((node for node in nodes if isinstance(node, Image)), None)
 
 
 def _guards(reads: Sequence[Purity]) -> tuple[Any, ...]:
@@ -154,7 +162,8 @@ class CompiledProgram:
             return _Compiled(None, tuple(reads), _guards(reads))
         self._modules[key] = module
         wanted = tuple(module.constraints.values())
-        return _Compiled(Schedule.of(plan), tuple(reads), _guards(reads), constraints=wanted)
+        shows = _first_image(module)
+        return _Compiled(Schedule.of(plan), tuple(reads), _guards(reads), constraints=wanted, shows=shows)
 
     def _broken(self, arguments: Mapping[str, Any], template: Any, key: Any, whole: GraphBreak) -> _Compiled:
         """What can be done ahead of the function: the part before the break, as it was written."""
@@ -172,7 +181,8 @@ class CompiledProgram:
             self._note(Break(error.message, error.at))
             return _Compiled(None)
         self._modules[key] = module
-        return _Compiled(None, tuple(reads), _guards(reads), ahead, tuple(module.constraints.values()))
+        wanted = tuple(module.constraints.values())
+        return _Compiled(None, tuple(reads), _guards(reads), ahead, wanted, _first_image(module))
 
     def _prepare(self, compiled: Sequence[_Compiled], backend: Any) -> None:
         """Have the backend compile constraints while the run is on its way to them, each one once."""
@@ -184,6 +194,14 @@ class CompiledProgram:
             known.update(new)
         if new:
             backend.prepare_constraints(new)
+
+    def _on(self, compiled: _Compiled, able: Capabilities) -> _Compiled:
+        """What of it runs on a backend: nothing, if it cannot show what the program shows; the function says where."""
+        lack = next(of_image(able), None)
+        if compiled.shows is None or lack is None:
+            return compiled
+        self._note(Break(str(lack), compiled.shows.at))
+        return _Compiled(None)
 
     def _note(self, found: Break) -> None:
         if found not in self.breaks:
@@ -205,7 +223,7 @@ class CompiledProgram:
         arguments = self.program.bind_arguments(args, kwargs)
         chosen = resolve_backend(backend or self.backend)
         template = chat_template_for(chosen.model)
-        compiled = self._compiled(arguments, template)
+        compiled = self._on(self._compiled(arguments, template), chosen.capabilities)
         self._prepare([compiled], chosen)
         schedule = compiled.schedule
         if compiled.ahead is not None and not stream:
@@ -242,7 +260,7 @@ class CompiledProgram:
             return []
         chosen = resolve_backend(backend or self.backend)
         template = chat_template_for(chosen.model)
-        compiled = [self._compiled(row, template) for row in rows]
+        compiled = [self._on(self._compiled(row, template), chosen.capabilities) for row in rows]
         schedules = [c.schedule for c in compiled]
         self._prepare(list({id(c): c for c in compiled}.values()), chosen)
         if any(s is None for s in schedules):
@@ -293,6 +311,7 @@ def run_schedule(
     execution.start()
     execution.wait(lambda: execution.reads_done)
     if execution.read_error is not None:
+        execution.read_error.seen = True
         raise as_raised(execution.read_error)
     _returned(state, execution)
     if raise_on_error and (error := state.error()) is not None:

@@ -6,6 +6,7 @@ Nothing is kept twice: text, variables and messages are put together from the Ex
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -13,6 +14,8 @@ from runtime.plan import Choose, Decode, Either, Named, Output, Part, Ref, Rope,
 from sglc.errors import RunError
 from sglc.exec.executor import ABSENT, MISSING, Execution
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
+
+log = logging.getLogger("sglc")
 
 
 class PlanState:
@@ -22,7 +25,17 @@ class PlanState:
         self._execution = execution
         self._named: dict[str | None, Named] = {named.name: named for named in execution.plan.variables}
         self._given: dict[Any, Any] = {}
-        self.error_seen = False
+
+    @staticmethod
+    def tell(error: RunError) -> None:
+        """Somebody is told of it."""
+        error.seen = True
+
+    def __del__(self) -> None:
+        error = self._execution.state_error
+        if error is not None and not error.seen:
+            error.seen = True
+            log.error("a run failed and nobody looked at its error: %s", error)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
@@ -43,7 +56,7 @@ class PlanState:
             run.error_of(named.value) if named is not None and value is MISSING else None
         )
         if error is not None:
-            self.error_seen = True
+            self.tell(error)
             raise error
         if value is MISSING or value is ABSENT:
             raise KeyError(name)
@@ -98,8 +111,10 @@ class PlanState:
 
     def error(self) -> BaseException | None:
         self.sync()
-        self.error_seen = True
-        return self._error()
+        error = self._error()
+        if error is not None:
+            self.tell(error)
+        return error
 
     def messages(self) -> list[dict[str, Any]]:
         self.sync()
@@ -152,7 +167,7 @@ class PlanState:
                 yield self.read(name, None), self.meta(name)
         error = self._error()
         if error is not None:
-            self.error_seen = True
+            self.tell(error)
             raise error
 
     def _call_of(self, named: Named) -> int:

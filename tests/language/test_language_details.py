@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import threading
 from typing import Any
@@ -179,6 +180,66 @@ def test_an_image_before_a_gen_in_the_same_message_is_sent() -> None:
 )
 def test_images_are_told_by_how_they_begin(data: bytes, kind: str) -> None:
     assert media_type(data) == f"image/{kind}"
+
+
+def test_a_model_that_sees_no_images_is_not_shown_one_in_any_run() -> None:
+    @sgl.function
+    def look(s, q):  # type: ignore[no-untyped-def]
+        s += q + sgl.image(b"\x89PNG...") + sgl.gen("a")
+
+    compiled = look.compile()
+    for batch in (look.run_batch, compiled.run_batch):
+        backend = sgl.Scripted()
+        (state,) = batch([{"q": "Q"}], backend=backend)
+        assert "sees no images" in str(state.error()) and state.text() == "Q" and backend.calls == []
+    (found,) = compiled.breaks
+    assert "sees no images" in found.reason and found.at.file == __file__
+    sighted = sgl.Scripted(capabilities=msgspec.structs.replace(sgl.Scripted().capabilities, images=True))
+    assert compiled.run("Q", backend=sighted).error() is None
+
+
+def test_messages_of_branches_that_are_appended_are_messages() -> None:
+    @sgl.function
+    def ask(s):  # type: ignore[no-untyped-def]
+        s += sgl.system("S")
+        forks = s.fork(2)
+        forks += lambda i: sgl.user(f"{i}") + sgl.assistant(sgl.gen("a"))
+        forks.join("concate_and_append")
+        s += sgl.user("z") + sgl.assistant(sgl.gen("b"))
+
+    for run in runs(ask):
+        backend = sgl.Scripted({"z": "last", "0": "zero", "1": "one"}, capabilities=CHAT)
+        state = run(backend=backend)
+        said = [(m["role"], m["content"]) for m in state.messages()]
+        assert said == [
+            ("system", "S"),
+            ("user", "0"),
+            ("assistant", "zero"),
+            ("user", "1"),
+            ("assistant", "one"),
+            ("user", "z"),
+            ("assistant", "one"),
+        ]
+        assert [m.content for m in backend.calls[-1].messages] == ["S", "0", "zero", "1", "one", "z"]
+        assert state.text() == get_chat_template("default").get_prompt(state.messages())
+
+
+@pytest.mark.parametrize("looked_at", [False, True])
+def test_an_error_is_logged_once_if_nobody_looked_at_it(looked_at: bool, caplog: Any) -> None:
+    @sgl.function
+    def ask(s):  # type: ignore[no-untyped-def]
+        s += "BOOM" + sgl.gen("a")
+
+    for run in runs(ask):
+        caplog.clear()
+        state = run(backend=sgl.Scripted(fail_on="BOOM"))
+        state.sync()
+        if looked_at:
+            assert state.error() is not None
+        del state
+        gc.collect()
+        told = [r for r in caplog.records if "nobody looked at its error" in r.getMessage()]
+        assert len(told) == (0 if looked_at else 1)
 
 
 # -- programs and streams -------------------------------------------------------------------------------------
