@@ -81,7 +81,6 @@ class TraceSink:
         self.over = False
         self.last: Value | None = None  # what the model wrote last
         self.joined: list[Value] = list(parent.joined) if parent else []
-        self.said = False  # a message has ended since the fork
         self.own: set[Any] = set()  # names defined since the fork
         self.number = len(trace.sinks)
         trace.sinks.append(self)
@@ -175,7 +174,7 @@ class TraceSink:
     def role_end(self, role: str, at: Location | None) -> None:
         if self.role != role:
             self.trace.stop(f"a {role} message ends that did not begin", at, "role-not-open")
-        self.role, self.said = None, True
+        self.role = None
         self._append(RoleEnd, at, role)
 
     def scope_begin(self, name: str, at: Location | None) -> None:
@@ -215,8 +214,6 @@ class TraceSink:
             self.joined.extend(child.joined)
             if child.last is not None:
                 self.joined.append(child.last)
-        if mode == "concate_and_append" and any(child.said for child in children):
-            self.trace.stop("messages of branches become messages of this state", at)
         before = set(self.env)
         gathered: dict[Any, list[Any]] = {}
         if mode == "gather_variable":
