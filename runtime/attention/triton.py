@@ -143,7 +143,7 @@ class TritonAttention:
         ):  # float8 keys are read as later tokens will read them
             return False
         plain = spec.window is None and spec.softcap is None
-        path = fresh_path(q.device, spec.head_dim, q.dtype, min(n for _, n in at.fresh), plain)
+        path = fresh_path(q.device, spec.head_dim, q.dtype, [n for _, n in at.fresh], plain)
         if path == "pages":
             return False
         if path == "rows":

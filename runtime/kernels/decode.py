@@ -99,12 +99,13 @@ def _decode(
     request = tl.program_id(2).to(tl.int64)
     groups = tl.num_programs(0)
     length = tl.load(lengths + request)
+    seat = tl.load(seats + request).to(tl.int64)  # here, so that it does not wait for the length
     first = tl.maximum(length - window, 0)
     share = tl.cdiv(tl.cdiv(length - first, SPLITS), BLOCK_N) * BLOCK_N
     share = tl.maximum(share, SHORTEST)  # a part shorter than this costs more to join than to read
     used = tl.cdiv(length - first, share)
     if split < tl.maximum(used, 1):
-        row = table + tl.load(seats + request).to(tl.int64) * width
+        row = table + seat * width
         g = tl.arange(0, BLOCK_G)
         d = tl.arange(0, BLOCK_D)
         rows = (g < GROUP)[:, None] & (d < DIM)[None, :]

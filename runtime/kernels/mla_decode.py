@@ -69,10 +69,11 @@ def _mla_decode(
     split = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
     length = tl.load(lengths + request)
+    seat = tl.load(seats + request).to(tl.int64)  # here, so that it does not wait for the length
     share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N), 2) * BLOCK_N
     used = tl.cdiv(length, share)
     if split < tl.maximum(used, 1):
-        row = table + tl.load(seats + request).to(tl.int64) * width
+        row = table + seat * width
         h = group * BLOCK_H + tl.arange(0, BLOCK_H)
         latent = tl.arange(0, BLOCK_L)
         turned = tl.arange(0, BLOCK_R)

@@ -11,8 +11,11 @@ import torch
 if importlib.util.find_spec("triton") is None:  # not every platform has it
     collect_ignore = [
         f"test_{name}.py"
-        for name in ("decode", "prefill", "norm", "activation", "rope_store", "skinny", "mla_decode")
-    ]
+        for name in (
+            "activation", "argmax", "decode", "device_runner", "flashinfer_attention", "kv_store", "mla_decode", "norm",
+            "prefill", "rope_store", "select_attention", "skinny", "triton_attention",
+        )
+    ]  # fmt: skip
 
 
 @pytest.fixture
