@@ -27,11 +27,13 @@ MANY = 256  # texts that a constraint may have to be compared one by one
 
 @dataclass(frozen=True)
 class _Source:
-    """Where a value came from, and all that it may be; `of` says so."""
+    """Where a value came from, and all that this may be."""
 
     node: Gen | Select
     texts: tuple[str, ...]
-    of: str
+
+
+_Table = tuple[_Source, Mapping[str, Any]]  # the value for each of the texts
 
 
 @dataclass(frozen=True)
@@ -59,63 +61,70 @@ class ImpossibleCompare(Rule, code="SGL201", name="impossible-compare", severity
     """
 
     def check(self, subject: Subject) -> Iterator[Diagnostic]:
-        tables: dict[Value, tuple[_Source, Mapping[str, Any]]] = {}
+        tables: dict[Value, _Table] = {}
         open_ended: dict[Value, _Open] = {}
-        seen: set[Any] = set()
+        told: dict[
+            Any, list[Diagnostic | None]
+        ] = {}  # by place: a line may compare many values, one after the other
         for node in subject.nodes():
             if isinstance(node, Select):
                 choices = constant_texts(node.choices)
                 if choices:
-                    source = _Source(node, tuple(choices), f"is one of {_listed(choices)}")
-                    tables[node.text] = (source, {c: c for c in choices})
+                    tables[node.text] = _Source(node, tuple(choices)), {c: c for c in choices}
             elif isinstance(node, Gen) and node.constraint is not None:
                 compiled = _compiled(subject, node)
                 texts = _all_texts(node, compiled)
                 if texts is not None:
-                    source = _Source(node, texts, f"is one of {_listed(texts)}")
-                    tables[node.text] = (source, {c: c for c in texts})
+                    tables[node.text] = _Source(node, texts), {c: c for c in texts}
                 elif compiled is not None and node.n is None:
                     open_ended[node.text] = _Open(node, compiled)
             elif isinstance(node, Pure):
-                yield from self._pure(subject, node, tables, open_ended, seen)
+                found = _derived(node, tables)
+                if found is not None:
+                    tables[node.out] = found
+                if node.op in _TESTS:
+                    text = next((a for a in node.args if isinstance(a, str)), None)
+                    written = _compare_at(subject, node, text) if text is not None else None
+                    place = (node.at, node.op, text if written is not None else None)
+                    one = self._test(subject, node, found, open_ended, text or "", written)
+                    told.setdefault(place, []).append(one)
+        for verdicts in told.values():
+            first = verdicts[0]
+            if first is not None and all(verdicts):
+                yield first
 
-    def _pure(
+    def _test(
         self,
         subject: Subject,
         node: Pure,
-        tables: dict[Value, tuple[_Source, Mapping[str, Any]]],
+        found: _Table | None,
         open_ended: Mapping[Value, _Open],
-        seen: set[Any],
-    ) -> Iterator[Diagnostic]:
-        place = (node.at, node.args[-1]) if node.args else (node.at, None)
-        if node.op == "eq" and place not in seen:
-            known = [open_ended[a] for a in node.args if isinstance(a, Value) and a in open_ended]
-            text = next((a for a in node.args if isinstance(a, str)), None)
-            if known and text is not None and not known[0].compiled.begins(text):
-                seen.add(place)
-                gen, compiled = known[0].gen, known[0].compiled
-                rule = f"has to match the {compiled.kind} {_short(compiled.source)}"
-                fix = f"compare with a text that it allows, such as {compiled.witness!r}"
-                yield self._tell(subject, node, gen, rule, False, text, fix)
-        found = _derived(node, tables)
-        if found is None:
-            return
-        tables[node.out] = found
-        source, table = found
-        if node.op in _TESTS and len(set(table.values())) == 1 and place not in seen:
-            seen.add(place)
-            other = next((a for a in node.args if isinstance(a, str)), "")
-            near = difflib.get_close_matches(other, source.texts, n=1, cutoff=0.4)
+        text: str,
+        written: ast.AST | None,
+    ) -> Diagnostic | None:
+        """What is wrong with a test; None if it may come out either way."""
+        gen: Gen | Select
+        if found is not None and len(set(found[1].values())) == 1:
+            source, outcome = found[0], next(iter(found[1].values()))
+            gen, rule = source.node, f"is one of {_listed(source.texts)}"
+            near = difflib.get_close_matches(text, source.texts, n=1, cutoff=0.4)
             fix = f"did you mean {near[0]!r}?" if near else f"compare with one of {_listed(source.texts)}"
-            outcome = next(iter(table.values()))
-            yield self._tell(subject, node, source.node, source.of, outcome, other, fix)
-
-    def _tell(
-        self, subject: Subject, node: Pure, of: Gen | Select, rule: str, outcome: bool, text: str, fix: str
-    ) -> Diagnostic:
-        shown = f"s[{of.name!r}]" if of.name else f"this {of.op}"
-        told = f"{shown} {rule}, so this is always {outcome}"
-        return subject.found(self, _compare_at(subject, node, text) or node.at, told, fix)
+        elif node.op == "eq":
+            known = [open_ended[a] for a in node.args if isinstance(a, Value) and a in open_ended]
+            if not known or not any(isinstance(a, str) for a in node.args) or known[0].compiled.begins(text):
+                return None
+            gen, compiled, outcome = known[0].gen, known[0].compiled, False
+            rule = f"has to match the {compiled.kind} {_short(compiled.source)}"
+            fix = f"compare with a text that it allows, such as {compiled.witness!r}"
+        else:
+            return None
+        shown = f"s[{gen.name!r}]" if gen.name else f"this {gen.op}"
+        so = (
+            f"it is {'always' if outcome else 'never'} {text!r}"
+            if node.op == "eq" and text
+            else f"this is always {outcome}"
+        )
+        return subject.found(self, written or node.at, f"{shown} {rule}, so {so}", fix)
 
 
 _TESTS = frozenset({"eq", "contains", "startswith", "endswith", "matches", "lt", "le"})
@@ -149,9 +158,7 @@ def _short(source: str) -> str:
     return repr(source if len(source) <= 40 else source[:37] + "...")
 
 
-def _derived(
-    node: Pure, tables: Mapping[Value, tuple[_Source, Mapping[str, Any]]]
-) -> tuple[_Source, Mapping[str, Any]] | None:
+def _derived(node: Pure, tables: Mapping[Value, _Table]) -> _Table | None:
     owners = [tables[a] for a in node.args if isinstance(a, Value) and a in tables]
     if not owners or any(isinstance(a, Value) and a not in tables for a in node.args):
         return None
