@@ -18,7 +18,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
     """Batch sizes to capture: close together where padding would cost most."""
-    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 128, 16), *range(128, 512, 32), *range(512, 4097, 128)]
+    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, *range(256, 512, 64), *range(512, 4097, 128)]
     return (*(s for s in sizes if s < largest), largest)
 
 
