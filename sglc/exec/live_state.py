@@ -64,6 +64,7 @@ class LiveState:
         self._head = ""
         self._parts: list[str] = []
         self._fork_at = 0
+        self._said_before = 0  # messages that the parent had at the fork
         self._length = 0
         self._variables: dict[Any, Any] = {}
         self._meta: dict[Any, dict[str, Any] | Delta] = {}
@@ -472,7 +473,7 @@ class LiveState:
             self._base, self._head = parent._base, text
             self._length = self._fork_at = parent._length
             self._variables = {**parent._variables, **self._variables}
-            self._messages = list(parent._messages)
+            self._messages, self._said_before = list(parent._messages), len(parent._messages)
             self._role, self._role_at, self._images = parent._role, parent._role_at, list(parent._images)
             if self._session.stream:
                 self._log.append((_END, text, None))
@@ -488,7 +489,8 @@ class LiveState:
         elif mode == "concate_and_append":
             for child in children:
                 text, start = child._text_now(), child._fork_at
-                self._do(_writer(self, text[start:], _behind(child._prompt(), start, text)))
+                said = child._messages[child._said_before :]
+                self._do(_writer(self, text[start:], _behind(child._prompt(), start, text), said))
         else:
             with self._lock:
                 before = set(self._variables)
@@ -633,9 +635,12 @@ class LiveState:
             yield item
 
 
-def _writer(state: LiveState, text: str, segments: tuple[Segment, ...]) -> Callable[[], bool]:
+def _writer(
+    state: LiveState, text: str, segments: tuple[Segment, ...], said: list[dict[str, Any]]
+) -> Callable[[], bool]:
     def step() -> bool:
         state._write(text, segments)
+        state._messages.extend(said)
         return True
 
     return step

@@ -64,6 +64,7 @@ class Situation:
     opened: int = 0
     scopes: Mapping[str, int] = field(default_factory=dict)
     forked: int = 0
+    said: int = 0  # messages before the fork
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,9 @@ class _Evaluator:
                 known[node.out] = Situation()
             elif isinstance(node, Fork):
                 here = known[node.state]
-                known.update(dict.fromkeys(node.outs, replace(here, forked=len(here.text))))
+                known.update(
+                    dict.fromkeys(node.outs, replace(here, forked=len(here.text), said=len(here.messages)))
+                )
             elif isinstance(node, (Pure, Pack)):
                 known[node.out] = node.compute(tuple(operand(v) for v in node.operands))
             elif isinstance(node, Call):
@@ -227,7 +230,9 @@ def _history(here: Situation) -> list[dict[str, str]]:
 
 def _join(here: Situation, branches: list[Situation], mode: str) -> Situation:
     if mode == "concate_and_append":
-        return replace(here, text=here.text + "".join(b.text[b.forked :] for b in branches))
+        said = [message for b in branches for message in b.messages[b.said :]]
+        text = here.text + "".join(b.text[b.forked :] for b in branches)
+        return replace(here, text=text, messages=(*here.messages, *said))
     found: dict[str | None, list[Any]] = {}
     for branch in branches:
         for name, value in branch.variables.items():

@@ -79,6 +79,8 @@ class State:
     opened: Mark = START  # before the open message's content
     scopes: dict[str, Mark] = field(default_factory=dict)
     forked: int = -1  # the prefix it was forked at
+    said: int = -1  # the last message before the fork, and how many there are
+    recalled: int = 0
     calls: list[int] = field(default_factory=list)  # those whose failure is its failure
 
     def copy(self) -> State:
@@ -89,6 +91,8 @@ class State:
             history=list(self.history),
             scopes=dict(self.scopes),
             forked=self.prefix,
+            said=self.messages,
+            recalled=len(self.history),
             calls=[],
         )
 
@@ -265,6 +269,23 @@ class Ropes:
         if isinstance(value, Gathered):
             return all(map(self.maybe_absent, value.items))
         return isinstance(value, Absent) or (isinstance(value, Ref) and value.step in self.partial)
+
+    def append_messages(self, state: State, branch: State, at: str) -> None:
+        """The messages of a branch since its fork, behind those of the state. Raises PlanError if a condition or a loop
+        decides what they are."""
+        chain: list[PlanMessage] = []
+        number = branch.messages
+        while number != branch.said:
+            message = self.conversation[number]
+            if not message.role:
+                raise PlanError(f"a branch is appended whose messages a condition or a loop decides ({at})")
+            chain.append(message)
+            number = message.parent
+        for message in reversed(chain):
+            self.conversation.append(PlanMessage(state.messages, message.role, message.content))
+            state.messages = len(self.conversation) - 1
+        if chain:
+            state.history.extend(branch.history[branch.recalled :])
 
     def close(self, state: State) -> int:
         """The conversation with the open message as its last one."""

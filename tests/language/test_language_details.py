@@ -198,6 +198,32 @@ def test_a_model_that_sees_no_images_is_not_shown_one_in_any_run() -> None:
     assert compiled.run("Q", backend=sighted).error() is None
 
 
+def test_messages_of_branches_that_are_appended_are_messages() -> None:
+    @sgl.function
+    def ask(s):  # type: ignore[no-untyped-def]
+        s += sgl.system("S")
+        forks = s.fork(2)
+        forks += lambda i: sgl.user(f"{i}") + sgl.assistant(sgl.gen("a"))
+        forks.join("concate_and_append")
+        s += sgl.user("z") + sgl.assistant(sgl.gen("b"))
+
+    for run in runs(ask):
+        backend = sgl.Scripted({"z": "last", "0": "zero", "1": "one"}, capabilities=CHAT)
+        state = run(backend=backend)
+        said = [(m["role"], m["content"]) for m in state.messages()]
+        assert said == [
+            ("system", "S"),
+            ("user", "0"),
+            ("assistant", "zero"),
+            ("user", "1"),
+            ("assistant", "one"),
+            ("user", "z"),
+            ("assistant", "one"),
+        ]
+        assert [m.content for m in backend.calls[-1].messages] == ["S", "0", "zero", "1", "one", "z"]
+        assert state.text() == get_chat_template("default").get_prompt(state.messages())
+
+
 @pytest.mark.parametrize("looked_at", [False, True])
 def test_an_error_is_logged_once_if_nobody_looked_at_it(looked_at: bool, caplog: Any) -> None:
     @sgl.function
