@@ -87,7 +87,7 @@ def _say_computed(facts: dict[str, Any], say: Any) -> None:
     if None in (prompt, computed, before):
         nominal = facts["nominal"]
         prompt, computed, before = nominal["prompt"], nominal["computed"], nominal["computed_before"]
-        apart = ", arguments of unknown length apart"
+        apart = ", arguments of unknown length apart" if facts["unknown_arguments"] else ""
     if None in (prompt, computed, before) or not prompt:
         return
     computed, before = min(computed, prompt), min(before, prompt)
