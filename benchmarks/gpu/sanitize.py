@@ -1,0 +1,164 @@
+# ruff: noqa: B023  every closure runs before its generator goes on; the environment is set before torch
+"""Launch every own kernel once on awkward shapes, to be run under a memory checker.
+
+compute-sanitizer --tool memcheck --error-exitcode 1 python benchmarks/gpu/sanitize.py
+PYTORCH_NO_CUDA_MEMORY_CACHING=1 gives each tensor memory of its own, so that a step outside of it is seen; the script
+sets it. Racecheck and initcheck run it as well. Without a GPU it runs in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+os.environ.setdefault("PYTORCH_NO_CUDA_MEMORY_CACHING", "1")
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import torch
+from torch import Tensor
+
+from runtime.kernels.activation import ACTIVATIONS, gated_mul
+from runtime.kernels.argmax import argmax
+from runtime.kernels.decode import decode_attention
+from runtime.kernels.kv_store import store_kv
+from runtime.kernels.mla_decode import mla_decode_attention
+from runtime.kernels.norm import add_rms_norm, rms_norm
+from runtime.kernels.prefill import fresh_attention, prefill_attention
+from runtime.kernels.rope_store import rope_store
+from runtime.kernels.skinny import RowNorm, skinny_linear
+from runtime.kernels.tuning import DecodeTiles, LatentTiles, LinearTiles, PrefillTiles
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float16
+LENGTHS = (1, 0, 37, 16, 90)
+NEW = (1, 0, 37, 3, 21)
+
+
+def normal(*shape: int) -> Tensor:
+    return torch.randn(shape, device=DEVICE).to(DTYPE)
+
+
+def integers(values: object, dtype: torch.dtype = torch.int32) -> Tensor:
+    return torch.tensor(values, dtype=dtype, device=DEVICE)
+
+
+class Cache:
+    """Pools and tables with no slot, page or entry to spare."""
+
+    def __init__(self, page: int, *shape: int, stored: torch.dtype = DTYPE) -> None:
+        pages = [-(-n // page) for n in LENGTHS]
+        order = torch.randperm(sum(pages)).tolist()
+        self.table = torch.full((len(LENGTHS), max(pages)), 1 << 28, dtype=torch.int32)
+        for seat, count in enumerate(pages):
+            self.table[seat, :count] = torch.tensor(order[:count], dtype=torch.int32)
+            del order[:count]
+        self.table = self.table.to(DEVICE)
+        self.k = normal(sum(pages) * page, *shape).to(stored)
+        self.v = normal(sum(pages) * page, *shape).to(stored)
+        self.seats = torch.arange(len(LENGTHS), dtype=torch.int32, device=DEVICE)
+        self.lengths = integers(LENGTHS)
+
+
+def launches() -> Iterator[tuple[str, Callable[[], object]]]:
+    starts = integers([0, *itertools.accumulate(NEW)])
+    for page, heads, kv, dim in ((1, 4, 2, 64), (16, 7, 1, 80), (64, 3, 3, 128)):
+        c = Cache(page, kv, dim)
+        at = {"page_size": page, "scale": 0.1}
+        q, new = normal(len(LENGTHS), heads, dim), normal(sum(NEW), heads + 2 * kv, dim)
+        args = (c.k, c.v, c.table, c.seats)
+        for splits in (1, 5):
+            tiles = DecodeTiles(16, 4, 3, splits, 16)
+            yield f"decode {page} {splits}", lambda: decode_attention(q, *args, c.lengths, **at, tiles=tiles)
+        slopes = torch.rand(heads, device=DEVICE)
+        more = {"window": 9, "softcap": 4.0, "slopes": slopes}
+        yield f"decode {page} all", lambda: decode_attention(q, *args, c.lengths, **at, **more)
+        queries, keys, values = new.split((heads, kv, kv), 1)
+        small = PrefillTiles(32, 16, 4, 2)
+        for extra in ({}, more):
+            yield (
+                f"prefill {page} {len(extra)}",
+                lambda: prefill_attention(
+                    queries, *args, starts, c.lengths, **at, max_new=64, tiles=small, **extra
+                ),
+            )
+            yield (
+                f"fresh {page} {len(extra)}",
+                lambda: fresh_attention(
+                    queries, keys, values, starts, max_new=64, scale=0.1, tiles=small, **extra
+                ),
+            )
+        slots = torch.randperm(len(c.k), device=DEVICE)[: sum(NEW)]
+        slots[3] = -1
+        yield f"store {page}", lambda: store_kv(keys, values, c.k, c.v, slots)
+        angles = torch.rand(100, dim // 4, device=DEVICE)
+        positions = torch.randint(100, (sum(NEW),), device=DEVICE)
+        norms = {"q_weight": normal(dim), "k_weight": normal(dim), "eps": 1e-6}
+        for tables, extra in (((angles, angles), norms), ((None, None), {})):
+            yield (
+                f"rope {page} {len(extra)}",
+                lambda: rope_store(
+                    queries, keys, values, *tables, positions, slots, c.k, c.v,
+                    k_out=torch.empty_like(keys.contiguous()), **extra,
+                ),
+            )  # fmt: skip
+    for stored in (torch.float8_e4m3fn, torch.float8_e5m2):
+        c = Cache(1, 2, 64, stored=stored)
+        q = normal(len(LENGTHS), 4, 64)
+        yield (
+            f"decode {stored}",
+            lambda: decode_attention(q, c.k, c.v, c.table, c.seats, c.lengths, page_size=1, scale=0.1),
+        )
+    c = Cache(16, 96)
+    q, q_rope = normal(len(LENGTHS), 19, 64), normal(len(LENGTHS), 19, 32)
+    for splits in (1, 3):
+        tiles = LatentTiles(16, 16, 4, 2, splits)
+        yield (
+            f"mla {splits}",
+            lambda: mla_decode_attention(
+                q, q_rope, c.k, c.table, c.seats, c.lengths, page_size=16, scale=0.1, tiles=tiles
+            ),
+        )
+    for width in (7, 900):
+        x, residual, weight = normal(5, width), normal(5, width), normal(width)
+        yield f"norm {width}", lambda: rms_norm(x, weight, 1e-5, 1.0)
+        yield f"add norm {width}", lambda: add_rms_norm(x, residual, weight, 1e-5)
+        yield f"argmax {width}", lambda: argmax(x)
+        pair = normal(3, 2 * width)
+        for kind in ACTIVATIONS:
+            yield f"{kind} {width}", lambda: gated_mul(pair, kind)
+    for rows, n, k, tiles in (
+        (1, 13, 130, LinearTiles("gemv", 1, 4, 64, 4, 2)),
+        (5, 33, 90, LinearTiles("tiled", 16, 16, 32, 4, 2, 2)),
+        (70, 130, 200, LinearTiles("tiled", 64, 64, 64, 4, 3, 1)),
+    ):
+        for gated in (None, "silu"):
+            w = normal(n * (2 if gated else 1), k)
+            extra = {
+                "bias": normal(len(w)),
+                "norm": RowNorm(normal(k), 1e-5),
+                "residual": normal(rows, n),
+            }
+            x = normal(rows, k)
+            yield (
+                f"linear {tiles.kind} {rows} {gated}",
+                lambda: skinny_linear(x, w, gated=gated, tiles=tiles, **extra),
+            )
+
+
+def main() -> None:
+    """Launch them; a fault is the checker's to report."""
+    count = 0
+    for name, launch in launches():
+        print(name, flush=True)
+        launch()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+        count += 1
+    print(f"{count} launches on {DEVICE}")
+
+
+if __name__ == "__main__":
+    main()
