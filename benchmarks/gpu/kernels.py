@@ -332,8 +332,10 @@ def decode(b: Bench) -> None:
                 layers = b.size(max(2, min(32, 500_000_000 // bytes_)), 2)
                 p = Paged(b, model, [length] * batch, 1, layers)
                 q = b.normal(batch, heads, dim)
-                counts = [s for s in (1, 2, 4, 8, 16, 32, 64) if 64 <= batch * kv_heads * s <= 2400]
-                counts = [s for s in counts if s <= max(1, context // 64)][:5] or [1]
+                counts = [
+                    c for c in (1, 2, 4, 8, 16, 32) if batch * kv_heads * c <= 1100 and c <= context // 64
+                ]
+                counts = counts[-4:] or [1]
                 variants = {s: calls(p, DecodeTiles(*tiles, s, tiles[0]), 1, q) for s in counts}
                 splits, us = b.quickest(f"decode {model} {context} x {batch} splits", variants)
                 b.log(
@@ -436,11 +438,15 @@ def linear_variants(rows: int, n: int, k: int, gated: bool) -> list[LinearTiles]
     if rows == 1:
         half = 2 if gated else 1
         shapes = [(4, 1024, 4, 1), (4, 1024, 4, 2), (8, 512, 4, 2), (2, 2048, 4, 1), (8, 1024, 8, 1), (16, 256, 4, 2), (4, 512, 2, 2), (16, 512, 8, 1)]  # fmt: skip
-        shapes += [(32, 128, 4, 1), (8, 256, 2, 2)] if k < 4096 else []
+        shapes += (
+            [(32, 128, 4, 1), (8, 256, 2, 2)]
+            if k < 4096
+            else [(2, 1024, 4, 5), (2, 2048, 8, 2), (4, 1024, 8, 2)]
+        )
         return [
             LinearTiles("gemv", 1, max(1, bn // half), bk, w, u)
             for bn, bk, w, u in shapes
-            if k % bk == 0 or k < 4096
+            if k % bk == 0 or k < 8192
         ]
     width = max(16, 1 << (rows - 1).bit_length())
     sizes = {
@@ -454,6 +460,8 @@ def linear_variants(rows: int, n: int, k: int, gated: bool) -> list[LinearTiles]
     for bn, bk, warps, stages in sizes:
         bms = (128, 256) if width == 256 and bn == 128 else (min(width, 128),)
         for bm in bms:
+            if gated and bm * bn > 128 * 128:
+                continue  # two accumulators and two tiles of weights: more than a multiprocessor holds
             if gated:
                 bk = min(bk, 64)
             if k % bk:
