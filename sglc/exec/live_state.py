@@ -72,6 +72,7 @@ class LiveState:
         self._role: str | None = None
         self._role_at = 0
         self._images: list[bytes] = []  # of the open message
+        self._shown: list[bytes] = []  # since the fork
         self._scopes: dict[str, int] = {}
         self._error: BaseException | None = None
         self._log: list[tuple[Any, str, dict[str, Any] | None]] = []
@@ -376,6 +377,7 @@ class LiveState:
                 return False
             token = self._session.template.image_token
             self._images.append(spec.data)
+            self._shown.append(spec.data)
             self._write(token, (TextSegment(token), ImageSegment(spec.data)))
             return True
 
@@ -489,8 +491,7 @@ class LiveState:
         elif mode == "concate_and_append":
             for child in children:
                 text, start = child._text_now(), child._fork_at
-                said = child._messages[child._said_before :]
-                self._do(_writer(self, text[start:], _behind(child._prompt(), start, text), said))
+                self._do(_writer(self, child, text[start:], _behind(child._prompt(), start, text)))
         else:
             with self._lock:
                 before = set(self._variables)
@@ -636,11 +637,14 @@ class LiveState:
 
 
 def _writer(
-    state: LiveState, text: str, segments: tuple[Segment, ...], said: list[dict[str, Any]]
+    state: LiveState, branch: LiveState, text: str, segments: tuple[Segment, ...]
 ) -> Callable[[], bool]:
     def step() -> bool:
         state._write(text, segments)
-        state._messages.extend(said)
+        state._messages.extend(branch._messages[branch._said_before :])
+        state._shown.extend(branch._shown)
+        if state._role is not None:
+            state._images.extend(branch._shown)
         return True
 
     return step

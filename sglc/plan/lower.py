@@ -386,7 +386,7 @@ class Walk:
             for branch in branches:
                 parts = self.to.since(branch, branch.forked)
                 state.pending.extend(parts)
-                self.to.append_messages(state, branch, _place(node.at))
+                self.to.append_messages(state, branch, node.at)
             return
         found: dict[str | None, list[Variable]] = {}
         for branch in branches:

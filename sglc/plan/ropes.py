@@ -38,6 +38,7 @@ from sglc.ir.core import Module
 from sglc.ir.ops import (
     Host,
 )
+from sglc.ir.specs import Location
 
 
 class Template(Protocol):
@@ -270,7 +271,7 @@ class Ropes:
             return all(map(self.maybe_absent, value.items))
         return isinstance(value, Absent) or (isinstance(value, Ref) and value.step in self.partial)
 
-    def append_messages(self, state: State, branch: State, at: str) -> None:
+    def append_messages(self, state: State, branch: State, at: Location | None) -> None:
         """The messages of a branch since its fork, behind those of the state. Raises PlanError if a condition or a loop
         decides what they are."""
         chain: list[PlanMessage] = []
@@ -278,7 +279,7 @@ class Ropes:
         while number != branch.said:
             message = self.conversation[number]
             if not message.role:
-                raise PlanError(f"a branch is appended whose messages a condition or a loop decides ({at})")
+                raise PlanError("a branch is appended whose messages a condition or a loop decides", at)
             chain.append(message)
             number = message.parent
         for message in reversed(chain):

@@ -224,6 +224,41 @@ def test_messages_of_branches_that_are_appended_are_messages() -> None:
         assert state.text() == get_chat_template("default").get_prompt(state.messages())
 
 
+def test_images_of_branches_that_are_appended_are_of_the_open_message() -> None:
+    @sgl.function
+    def look(s):  # type: ignore[no-untyped-def]
+        s += sgl.user_begin() + "look "
+        forks = s.fork(2)
+        forks += lambda i: sgl.image(b"\x89PNG" + bytes([i])) + f"{i}"
+        forks.join("concate_and_append")
+        s += sgl.user_end() + sgl.assistant(sgl.gen("a"))
+
+    for run in runs(look):
+        backend = sgl.Scripted(capabilities=CHAT)
+        content = run(backend=backend).messages()[0]["content"]
+        assert [p["type"] for p in content] == ["text", "image_url", "image_url"]
+        assert backend.calls[0].messages[0].content == content
+
+
+def test_messages_that_a_condition_decides_are_appended_interpreted() -> None:
+    @sgl.function
+    def ask(s, q):  # type: ignore[no-untyped-def]
+        forks = s.fork(2)
+        for f in forks:
+            f += sgl.user(q) + sgl.assistant(sgl.select("c", ["x", "y"]))
+            if f["c"] == "x":
+                f += sgl.user("more")
+        forks.join("concate_and_append")
+        s += sgl.user("end")
+
+    compiled = ask.compile()
+    for kind in ("x", "y"):
+        one, two = (p.run("Q", backend=sgl.Scripted({"Q": kind})) for p in (ask, compiled))
+        assert one.messages() == two.messages() and len(one.messages()) == (7 if kind == "x" else 5)
+    (found,) = compiled.breaks
+    assert found.at.file == __file__ and "messages a condition or a loop decides" in found.reason
+
+
 @pytest.mark.parametrize("looked_at", [False, True])
 def test_an_error_is_logged_once_if_nobody_looked_at_it(looked_at: bool, caplog: Any) -> None:
     @sgl.function
