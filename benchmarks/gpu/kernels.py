@@ -25,6 +25,7 @@ import typer
 from torch import Tensor
 from torch.nn import functional as F
 
+from runtime.kernels import tuning
 from runtime.kernels.activation import gated_reference, silu_mul
 from runtime.kernels.decode import decode_attention, decode_reference
 from runtime.kernels.merge import split_scratch
@@ -32,7 +33,7 @@ from runtime.kernels.norm import add_rms_norm, rms_norm, rms_norm_reference
 from runtime.kernels.prefill import fresh_attention, prefill_attention, prefill_reference
 from runtime.kernels.rope_store import rope_store, rope_store_reference
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear, skinny_linear_reference
-from runtime.kernels.tuning import DecodeTiles, LinearTiles, PrefillTiles
+from runtime.kernels.tuning import DecodeTiles, LinearTiles, PrefillTiles, linear_tiles
 
 # heads, kv_heads, head_dim, hidden, inner, vocabulary
 MODELS = {"8b": (32, 8, 128, 4096, 14336, 128256), "0.5b": (14, 2, 64, 896, 4864, 151936)}
@@ -259,6 +260,23 @@ def correct(b: Bench) -> None:
                 skinny_linear(x, pair, gated="silu"), skinny_linear_reference(x, pair, gated="silu")
             ),
         )
+    one = b.normal(1, k)
+    eager = LinearTiles("gemv", 1, 4, 1024, 4, 2)
+
+    def chain() -> float:
+        """Each product reads what the one before wrote; a start that does not wait would read old numbers."""
+        squares = [b.weight(k, k) for _ in range(4)]
+        x, wanted, residual = one, one, b.normal(1, k)
+        for turn in range(40):
+            y = residual.clone()
+            x = skinny_linear(x, squares[turn % 4], norm=norm, residual=y, out=y, tiles=eager)
+            wanted = skinny_linear_reference(wanted, squares[turn % 4], norm=norm, residual=residual)
+        return error(x, wanted)
+
+    before = tuning.EARLY_STARTS
+    tuning.EARLY_STARTS = before if b.smoke else frozenset({tuning.device_name(0)})
+    attempt("chain of early starts", chain, 5e-2)
+    tuning.EARLY_STARTS = before
     split = LinearTiles("tiled", 64, 64, 64, 4, 4, 7)
     x = b.normal(50, k)
     attempt("linear split 7", lambda: error(skinny_linear(x, w, tiles=split), skinny_linear_reference(x, w)))
@@ -582,7 +600,15 @@ def layer(b: Bench) -> None:
         scratch = linear_scratch(b.device, 1 << 24)
         angles = torch.rand(2048, dim // 2, device=b.device)
         cos, sin = angles.cos(), angles.sin()
-        for batch in (1, 8, 32, 64, 128, 256):
+        for batch, early in (
+            (1, False),
+            (1, True),
+            (8, False),
+            (32, False),
+            (64, False),
+            (128, False),
+            (256, False),
+        ):
             if b.late():
                 return
             batch = b.size(batch, 2)
@@ -591,8 +617,13 @@ def layer(b: Bench) -> None:
             class_ = 16 if 1 < batch <= 16 else batch
             tiles = {
                 name: b.best.get(f"linear {model} {name} m={class_}")
-                for name in ("qkv", "out", "gate-up", "down", "head")
-            }
+                or linear_tiles(b.device, batch, n, k, BF16, name == "gate-up")
+                for name, n, k in (
+                    ("qkv", (heads + 2 * kv) * dim, hidden), ("out", hidden, heads * dim), ("gate-up", inner, hidden),
+                    ("down", hidden, inner), ("head", vocabulary, hidden),
+                )
+            }  # fmt: skip
+            tuning.EARLY_STARTS = frozenset({tuning.device_name(0)}) if early and not b.smoke else frozenset()
             splits = b.best.get(f"decode {model} 1024 x {batch} splits", 1)
             shape = b.best.get(f"decode {model} tiles", (64, 4, 3))
             t = DecodeTiles(*shape, splits, shape[0])
@@ -630,8 +661,8 @@ def layer(b: Bench) -> None:
             top = b.try_time("head", [lambda x=x: linear_("head", x, head)] * 4)
             if us is not None and top is not None:
                 b.log(
-                    f"  {model} batch {batch:3}: layer {us:7.1f} us, head {top:6.1f} us -> step {(us * depth + top) / 1e3:.3f} ms",
-                    layer=model, batch=batch, us=us, head_us=top, step_ms=(us * depth + top) / 1e3,
+                    f"  {model} batch {batch:3}{' early' if early else ''}: layer {us:7.1f} us, head {top:6.1f} us -> step {(us * depth + top) / 1e3:.3f} ms",
+                    layer=model, batch=batch, early=early, us=us, head_us=top, step_ms=(us * depth + top) / 1e3,
                 )  # fmt: skip
 
 

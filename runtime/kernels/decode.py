@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.kernels.merge import SplitScratch, arrive, check_scratch, join_parts, split_scratch
-from runtime.kernels.tuning import DecodeTiles, decode_tiles
+from runtime.kernels.tuning import DecodeTiles, decode_tiles, early_starts
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exponentials are taken in base 2
 _FOREVER = 1 << 30
@@ -93,7 +93,11 @@ def _decode(
     COLS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     head = tl.program_id(0)
     split = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
@@ -231,6 +235,7 @@ def decode_attention(
     if splits > 1:
         scratch = scratch or split_scratch(requests, kv_heads, splits, group, dim, q.device)
         check_scratch(scratch, requests, kv_heads, splits, group, dim)
+    early = early_starts(q.device)
     _decode[(kv_heads, splits, requests)](
         q,
         pool_k,
@@ -261,6 +266,8 @@ def decode_attention(
         COLS=min(512, triton.next_power_of_2(group * dim)),
         SOFTCAP=softcap is not None,
         STAGES=t.stages,
+        EARLY=early,
         num_warps=t.warps,
+        **({"launch_pdl": True} if early else {}),
     )
     return out

@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.kernels.tuning import early_starts
+
 _WIDEST = 1 << 16
 
 
@@ -42,7 +44,11 @@ def _rms_norm(
     ADD: tl.constexpr,
     OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     live = col < width
@@ -97,6 +103,7 @@ def _launch(
         raise ValueError(f"rms_norm: out must be contiguous {tuple(x.shape)}, got {tuple(out.shape)}")
     if x.shape[0]:
         block = triton.next_power_of_2(x.shape[1])
+        early = early_starts(x.device)
         _rms_norm[(x.shape[0],)](
             x,
             residual,
@@ -109,6 +116,8 @@ def _launch(
             ADD=residual is not None,
             OFFSET=offset != 0.0,
             BLOCK=block,
+            EARLY=early,
             num_warps=min(16, max(1, block // 512)),
+            **({"launch_pdl": True} if early else {}),
         )
     return out

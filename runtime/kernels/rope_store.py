@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from runtime.kernels.norm import normed
+from runtime.kernels.tuning import early_starts
 
 
 def rope_store_reference(
@@ -87,7 +88,11 @@ def _rope_store(
     OFFSET: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)[:, None]  # q's, then k's, then v's
     d = tl.arange(0, BLOCK_D)[None, :]
@@ -201,6 +206,7 @@ def rope_store(
         raise ValueError(f"rope_store: k_out must be contiguous {tuple(k.shape)}, got {tuple(k_out.shape)}")
     if tokens:
         width = triton.next_power_of_2(dim)
+        early = early_starts(q.device)
         block = max(1, 1024 // width)
         _rope_store[(tokens, triton.cdiv(heads + 2 * kv_heads, block))](
             q,
@@ -231,6 +237,8 @@ def rope_store(
             OFFSET=offset != 0.0,
             BLOCK_H=block,
             BLOCK_D=width,
+            EARLY=early,
             num_warps=4,
+            **({"launch_pdl": True} if early else {}),
         )
     return out

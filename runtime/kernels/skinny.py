@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from runtime.kernels.activation import ACTIVATIONS, activated, gated_mul, gated_reference
 from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
-from runtime.kernels.tuning import LinearTiles, linear_tiles
+from runtime.kernels.tuning import LinearTiles, early_starts, linear_tiles
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,10 @@ def _gemv(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     UNROLL: tl.constexpr,
+    EARLY: tl.constexpr,
 ):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     live = row < n
     w_row = w + row.to(tl.int64)[:, None] * w_stride
@@ -97,11 +100,17 @@ def _gemv(
         col = start + tl.arange(0, BLOCK_K)
         if K % BLOCK_K == 0:
             a = tl.load(w_row + col[None, :], mask=live[:, None], other=0.0)
+        else:
+            a = tl.load(w_row + col[None, :], mask=live[:, None] & (col < K)[None, :], other=0.0)
+        if EARLY:
+            if (
+                start == 0
+            ):  # weights are under way; what the kernel before writes is read, and written over, after this
+                tl.extra.cuda.gdc_wait()
+        if K % BLOCK_K == 0:
             value = tl.load(x + col).to(tl.float32)
         else:
-            inside = col < K
-            a = tl.load(w_row + col[None, :], mask=live[:, None] & inside[None, :], other=0.0)
-            value = tl.load(x + col, mask=inside, other=0.0).to(tl.float32)
+            value = tl.load(x + col, mask=col < K, other=0.0).to(tl.float32)
         if norm is not None:
             squares += value * value
             value *= tl.load(norm + col, mask=col < K, other=0.0).to(tl.float32) + offset
@@ -272,6 +281,7 @@ def skinny_linear(
     if not rows:
         return out
     if t.kind == "gemv":
+        early = early_starts(x.device)
         _gemv[(triton.cdiv(n, t.block_n),)](
             x,
             w,
@@ -288,7 +298,9 @@ def skinny_linear(
             BLOCK_N=t.block_n,
             BLOCK_K=t.block_k,
             UNROLL=t.stages,
+            EARLY=early,
             num_warps=t.warps,
+            **({"launch_pdl": True} if early else {}),
         )
         return out
     splits = max(1, min(t.splits, triton.cdiv(k, t.block_k)))

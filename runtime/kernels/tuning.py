@@ -77,6 +77,15 @@ def _name(device: torch.device) -> str:
     return device_name(device.index or 0) if device.type == "cuda" else "cpu"
 
 
+# Devices on which a kernel may start while the one before it ends (programmatic dependent launch, Hopper and later).
+EARLY_STARTS: frozenset[str] = frozenset()
+
+
+def early_starts(device: torch.device) -> bool:
+    """Whether kernels are launched so that they start early; each waits before it touches what others write."""
+    return _name(device) in EARLY_STARTS
+
+
 # (block_n, warps, stages, programs per multiprocessor) by head size of at most so many bytes
 _DECODE = MappingProxyType(
     {
