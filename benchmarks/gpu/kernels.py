@@ -33,7 +33,7 @@ from runtime.kernels.norm import add_rms_norm, rms_norm, rms_norm_reference
 from runtime.kernels.prefill import fresh_attention, prefill_attention, prefill_reference
 from runtime.kernels.rope_store import rope_store, rope_store_reference
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear, skinny_linear_reference
-from runtime.kernels.tuning import DecodeTiles, LinearTiles, PrefillTiles, linear_tiles
+from runtime.kernels.tuning import DecodeTiles, LinearTiles, PrefillTiles, decode_tiles, linear_tiles
 
 # heads, kv_heads, head_dim, hidden, inner, vocabulary
 MODELS = {"8b": (32, 8, 128, 4096, 14336, 128256), "0.5b": (14, 2, 64, 896, 4864, 151936)}
@@ -600,15 +600,7 @@ def layer(b: Bench) -> None:
         scratch = linear_scratch(b.device, 1 << 24)
         angles = torch.rand(2048, dim // 2, device=b.device)
         cos, sin = angles.cos(), angles.sin()
-        for batch, early in (
-            (1, False),
-            (1, True),
-            (8, False),
-            (32, False),
-            (64, False),
-            (128, False),
-            (256, False),
-        ):
+        for batch, early in itertools.product((1, 8, 32, 64, 128, 256), (False, True)):
             if b.late():
                 return
             batch = b.size(batch, 2)
@@ -624,9 +616,10 @@ def layer(b: Bench) -> None:
                 )
             }  # fmt: skip
             tuning.EARLY_STARTS = frozenset({tuning.device_name(0)}) if early and not b.smoke else frozenset()
-            splits = b.best.get(f"decode {model} 1024 x {batch} splits", 1)
-            shape = b.best.get(f"decode {model} tiles", (64, 4, 3))
-            t = DecodeTiles(*shape, splits, shape[0])
+            usual = decode_tiles(b.device, batch, kv, dim, BF16)
+            splits = b.best.get(f"decode {model} 1024 x {batch} splits", usual.splits)
+            shape = b.best.get(f"decode {model} tiles", (usual.block_n, usual.warps, usual.stages))
+            t = DecodeTiles(*shape, splits, shape[0] if splits != usual.splits else usual.shortest)
             parts = split_scratch(batch, kv, splits, heads // kv, dim, b.device)
             x = b.normal(batch, hidden)
             at = torch.full((batch,), 1023, dtype=torch.long, device=b.device)
@@ -664,6 +657,7 @@ def layer(b: Bench) -> None:
                     f"  {model} batch {batch:3}{' early' if early else ''}: layer {us:7.1f} us, head {top:6.1f} us -> step {(us * depth + top) / 1e3:.3f} ms",
                     layer=model, batch=batch, early=early, us=us, head_us=top, step_ms=(us * depth + top) / 1e3,
                 )  # fmt: skip
+        tuning.EARLY_STARTS = frozenset()
 
 
 PARTS = {
