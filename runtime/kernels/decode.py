@@ -235,7 +235,7 @@ def decode_attention(
     if splits > 1:
         scratch = scratch or split_scratch(requests, kv_heads, splits, group, dim, q.device)
         check_scratch(scratch, requests, kv_heads, splits, group, dim)
-    early = early_starts(q.device)
+    early = early_starts(q.device, requests)
     _decode[(kv_heads, splits, requests)](
         q,
         pool_k,

@@ -281,7 +281,7 @@ def skinny_linear(
     if not rows:
         return out
     if t.kind == "gemv":
-        early = early_starts(x.device)
+        early = early_starts(x.device, rows)
         _gemv[(triton.cdiv(n, t.block_n),)](
             x,
             w,
