@@ -17,7 +17,7 @@ from runtime.errors import InvalidRequest
 from runtime.plan import ImagePart, Plan
 from sglc.errors import PlanError
 from sglc.exec.compiled import run_schedule, run_schedules
-from sglc.exec.executor import Schedule
+from sglc.exec.schedule import Schedule
 from sglc.exec.session import Session
 from sglc.ir.core import Module
 from sglc.ir.lacks import of_image

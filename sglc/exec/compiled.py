@@ -21,11 +21,13 @@ from runtime.backends.base import Capabilities, PreparesConstraints
 from sglc.config import global_config
 from sglc.errors import GraphBreak, SglcError
 from sglc.exec.batch import interpret_batch
-from sglc.exec.executor import Execution, Schedule, as_raised
+from sglc.exec.executor import Execution
+from sglc.exec.failures import as_raised
 from sglc.exec.interpreter import interpret
 from sglc.exec.plan_state import PlanState
 from sglc.exec.replay import replay, schedule_until
 from sglc.exec.row_groups import RowGroups, Warmup, groups_of
+from sglc.exec.schedule import Schedule
 from sglc.exec.session import Session
 from sglc.ir.core import Module
 from sglc.ir.lacks import of_image

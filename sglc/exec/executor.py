@@ -17,7 +17,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextvars import copy_context
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -25,7 +24,6 @@ import msgspec
 
 from runtime.api import (
     Delta,
-    ImageSegment,
     Message,
     Prompt,
     Result,
@@ -39,180 +37,43 @@ from runtime.api import (
 from runtime.compute import ComputeError, compute, pack
 from runtime.engine.native import meta_info
 from runtime.plan import (
-    Absent,
-    Argument,
     Choose,
     Compute,
-    Const,
     Decode,
-    Either,
     Enter,
-    Gathered,
     HostCall,
-    ImagePart,
     Last,
-    Output,
-    Part,
     Pick,
-    Plan,
     PlanMessage,
     Prefill,
     Prefix,
-    Ref,
     Repeat,
-    Rope,
-    Rounds,
-    Step,
     Turn,
     Variable,
 )
-from sglc.errors import PlanError, RunError
+from sglc.errors import RunError
 from sglc.exec.conversation import content_of
+from sglc.exec.failures import BodyError, located
+from sglc.exec.readings import MISSING, Answer, Readings, images_of
 from sglc.exec.rounds import Shift
+from sglc.exec.schedule import Schedule, is_late, location, parts_of, sources_of
 from sglc.exec.session import Session, whole_of
-from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
-from sglc.lang.host import find_host
+from sglc.ir.specs import GenSpec, Location
 
 log = logging.getLogger("sglc")
 
 _PROMISED: Mapping[str, Any] = MappingProxyType({"str": str, "bool": bool, "int": int, "float": (int, float)})
-MISSING: Any = object()
-ABSENT: Any = object()  # the value of a variable that the path taken does not define
 Decide = Callable[[Any, tuple[str, ...], ScoreResult], Any]
 
 
-@dataclass(frozen=True)
-class Schedule:
-    """What every run of a plan shares. Prefixes are numbered first, then steps."""
-
-    plan: Plan
-    needs: tuple[int, ...]  # how many others each one waits for
-    releases: tuple[tuple[int, ...], ...]
-    specs: Mapping[int, GenSpec]
-    guarded: Mapping[int, tuple[tuple[int, bool], ...]]  # by condition: steps, and how it must turn out
-    late: frozenset[int]  # those whose needs depend on a condition
-    hosts: Mapping[str, Callable[..., Any]]  # functions of the client, by name
-
-    @classmethod
-    def of(cls, plan: Plan) -> Schedule:
-        base = len(plan.prefixes)
-        items = (*plan.prefixes, *plan.steps)
-        sources = [_sources(item, base) for item in items]
-        late = {number for number, item in enumerate(items) if _is_late(item)}
-        guarded: dict[int, list[tuple[int, bool]]] = {}
-        for number, step in enumerate(plan.steps):
-            if step.when is not None:
-                guarded.setdefault(step.when[0], []).append((number, step.when[1]))
-        releases: list[list[int]] = [[] for _ in sources]
-        for number, found in enumerate(sources):
-            for source in sorted(found):
-                releases[source].append(number)
-        specs = {n: _spec(s) for n, s in enumerate(plan.steps) if isinstance(s, Decode)}
-        return cls(
-            plan,
-            tuple(map(len, sources)),
-            tuple(map(tuple, releases)),
-            specs,
-            {cond: tuple(found) for cond, found in guarded.items()},
-            frozenset(late),
-            {name: _host(name) for name in plan.hosts()},
-        )
-
-
-def _host(name: str) -> Callable[..., Any]:
-    found = find_host(name)
-    if found is None:
-        raise PlanError(f"the plan calls {name}, which is no function marked with @sgl.host here")
-    return found.func
-
-
-def _sources(item: Prefix | Step, base: int) -> set[int]:
-    """What it waits for before all else; see `_is_late`."""
-    found: set[int] = set()
-    for part in _parts(item):
-        if isinstance(part, (Ref, Output)):
-            found.add(base + part.step)
-        elif isinstance(part, Either):
-            found.add(base + part.cond)
-        elif isinstance(part, Rounds) and part.count < 0:
-            found.add(base + part.repeat)
-    if isinstance(item, Prefix):
-        return found | {item.parent} if item.parent >= 0 else found
-    if isinstance(item, (Decode, Choose, Prefill)):
-        found.add(item.prefix)
-    elif isinstance(item, Pick):
-        found.add(base + item.cond)
-    elif isinstance(item, Repeat):
-        found.add(base + item.stop - 1)
-    elif isinstance(item, Last):
-        found.add(base + item.repeat)
-    if item.when is not None:
-        found.add(base + item.when[0])
-    return found
-
-
-def _parts(item: Prefix | Step) -> Rope:
-    if isinstance(item, Prefix):
-        return item.parts
-    if isinstance(item, Compute):
-        return item.operands
-    if isinstance(item, Turn):
-        return (item.again,)
-    if isinstance(item, HostCall):
-        return item.args
-    return item.choices if isinstance(item, Choose) else ()
-
-
-def _is_late(item: Prefix | Step) -> bool:
-    """Whether it may need more once a condition is known, or a loop has ended."""
-    if isinstance(item, (Pick, Enter, Last)) or (isinstance(item, (HostCall, Turn)) and item.after):
-        return True
-    return any(isinstance(part, (Either, Rounds)) for part in _parts(item))
-
-
-def _spec(step: Decode) -> GenSpec:
-    sampling = _fields(step.sampling)
-    if step.defaults is not None:
-        sampling = sampling.over(_fields(step.defaults).over(RUN_DEFAULTS))
-    return GenSpec(step.name, sampling, step.constraint, step.dtype, step.n)
-
-
-def _fields(given: Mapping[str, Any]) -> SamplingFields:
-    """Sampling fields of a plan, which JSON may have made lists of."""
-    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
-    return SamplingFields(**values)
-
-
-def location(at: str) -> Location | None:
-    file, _, line = at.rpartition(":")
-    return Location(file, int(line)) if file else None
-
-
-@dataclass
-class Answer:
-    """What a call has given so far. `chunks` are those of the first sample."""
-
-    deltas: dict[int, list[Delta]] = field(default_factory=dict)
-    chunks: list[tuple[str, dict[str, Any] | None]] = field(default_factory=list)
-    segments: Prompt = ()
-    text: str = ""
-    meta: dict[str, Any] | Delta | None = None  # a Delta becomes meta info when it is asked for
-    over: bool = False
-
-
-class Execution:
+class Execution(Readings):
     """One run of a plan. `start` may be called from any thread; `values`, `answers` and `errors` only grow."""
 
     def __init__(
         self, schedule: Schedule, session: Session, arguments: Mapping[str, str], decide: Decide
     ) -> None:
-        self.schedule = schedule
-        self.plan = schedule.plan
+        super().__init__(schedule, arguments)
         self.session = session
-        self.arguments = arguments
-        self.values: list[Any] = [MISSING] * len(self.plan.steps)
-        self.answers: dict[int, Answer] = {}
-        self.errors: dict[int, RunError] = {}  # by step: its own error, or that of what it needs
         self.stopped = False
         self.over = False
         self._decide = decide
@@ -227,15 +88,10 @@ class Execution:
         self._dead: set[int] = set()  # steps of the arm that is not taken
         self._late: dict[int, list[int]] = {}  # who waits for something else since a condition is known
         self._broken: dict[int, RunError] = {}  # prefixes that will never be
-        # What the rounds of loops add to the plan; until then, the plan's own.
-        self.steps: Sequence[Step] = self.plan.steps
-        self.prefixes: Sequence[Any] = self.plan.prefixes
-        self.conversation: Sequence[PlanMessage] = self.plan.conversation
         self._reads: Sequence[int] = self.plan.reads
         self._fatal: Sequence[int] = self.plan.fatal
         self._guarded = schedule.guarded
         self._is_late: Set[int] = schedule.late
-        self._rounds: dict[int, list[Shift]] = {}
         self._template: dict[int, int] = {}  # steps of later rounds -> the plan's step that they repeat
         self._begun: list[int] = []  # what can be done at once of a round that has just been added
         self._context = copy_context()  # in which host functions run
@@ -333,10 +189,10 @@ class Execution:
         base = len(self.plan.prefixes)
         static = number < base or self._is_prefix(number)
         item = self.prefixes[number] if static else self.steps[number - base]
-        parts: list[Variable] = [*_parts(item)]
+        parts: list[Variable] = [*parts_of(item)]
         if isinstance(item, (Pick, Enter, Last)):
-            parts.append(self._taken(item))
-        missing = {n for part in parts for n in self._sources(part) if self.values[n] is MISSING}
+            parts.append(self.taken(item))
+        missing = {n for part in parts for n in self.waits_for(part) if self.values[n] is MISSING}
         if isinstance(item, (HostCall, Turn)):
             missing |= {n for n in item.after if self.values[n] is MISSING and n not in self._dead}
         for source in missing:
@@ -346,52 +202,7 @@ class Execution:
         self._needs[number] = len(missing)
         return bool(missing)
 
-    def _sources(self, part: Variable) -> list[int]:
-        """The steps that a part needs, as far as its conditions are known."""
-        if isinstance(part, (Ref, Output)):
-            return [part.step]
-        if isinstance(part, Gathered):
-            return [n for item in part.items for n in self._sources(item)]
-        if isinstance(part, Either) and self.values[part.cond] is MISSING:
-            return [part.cond]
-        if isinstance(part, Rounds) and part.count < 0 and self.values[part.repeat] is MISSING:
-            return [part.repeat]
-        if isinstance(part, (Either, Rounds)):
-            return [n for p in self.inside(part) for n in self._sources(p)]
-        return []
-
-    def inside(self, part: Either | Rounds) -> Rope:
-        """What stands there, now that the condition is known, or the rounds."""
-        if isinstance(part, Either):
-            return part.then if self.values[part.cond] else part.orelse
-        rounds = self.rounds(part.repeat)
-        return tuple(
-            p for shift in rounds[: part.count if part.count >= 0 else None] for p in self.added(shift, part)
-        )
-
-    def added(self, shift: Shift, part: Rounds) -> Rope:
-        """What one round has appended to a state."""
-        return shift.rope(shift.repeat.states[part.state].added)
-
-    def _taken(self, step: Pick | Enter | Last) -> Variable:
-        """The value that it passes on; the condition is known, or the loop has ended."""
-        if isinstance(step, Pick):
-            return step.then if self.values[step.cond] else step.orelse
-        if isinstance(step, Enter):
-            return step.value
-        last = self.rounds(step.repeat)[-1]
-        return last.variable(last.repeat.values[step.index].value)
-
     # -- rounds of loops --------------------------------------------------------------------------------------
-
-    def rounds(self, repeat: int) -> list[Shift]:
-        """The rounds of a loop that have begun."""
-        found = self._rounds.get(repeat)
-        if found is None:  # asked for by readers in other threads too
-            step = self.steps[repeat]
-            assert isinstance(step, Repeat)
-            found = self._rounds.setdefault(repeat, [Shift(repeat, step)])
-        return found
 
     def _turn(self, number: int, step: Turn) -> bool:
         """The end of a round: whether it was the last one."""
@@ -439,11 +250,11 @@ class Execution:
         self._tell_apart(shift)
         self._late.setdefault(base + number + len(steps) + offset, []).append(base + number)
         for node, item in enumerate([*prefixes, *steps], first):
-            if _is_late(item):
+            if is_late(item):
                 self._is_late.add(node)  # type: ignore[attr-defined]
             self._needs.append(0)
         for node, item in enumerate([*prefixes, *steps], first):
-            self._await(node, _sources(item, base))
+            self._await(node, sources_of(item, base))
         rounds.append(shift)
         self._notify()
 
@@ -496,7 +307,7 @@ class Execution:
             for part in prefix.parts:
                 added.extend(self.segments_of(part))
         except Exception as error:
-            self._poison(number, _located(error, None))
+            self._poison(number, located(error, None))
             return False
         before = self._segments[prefix.parent] if prefix.parent >= 0 else ()
         assert before is not None, "a prefix is known before what goes on from it"
@@ -515,7 +326,7 @@ class Execution:
                 self._finish(number, self._compute(step))
                 return True
             if isinstance(step, (Pick, Enter, Last)):
-                self._finish(number, self.value_of(self._taken(step)))
+                self._finish(number, self.value_of(self.taken(step)))
                 return True
             if isinstance(step, Repeat):
                 self._finish(number, len(self.rounds(number)))
@@ -673,7 +484,7 @@ class Execution:
         if step.role is not None:
             partial = "".join(self.text_of(p) for p in step.content)
             if partial or step.role != "assistant":
-                found.append(Message(step.role, content_of(partial, _images(step.content))))
+                found.append(Message(step.role, content_of(partial, images_of(step.content))))
         return tuple(found)
 
     def _ended(
@@ -713,7 +524,7 @@ class Execution:
     def _fail(self, number: int, error: BaseException, at: Location | None) -> None:
         if isinstance(error, ComputeError) and error.__cause__ is not None:
             error = BodyError(error.__cause__, at)
-        found = _located(error, at)
+        found = located(error, at)
         self.errors[number] = found
         self._reads_left.discard(number)
         self._poison(len(self.plan.prefixes) + number, found)
@@ -738,160 +549,8 @@ class Execution:
                     seen.add(other)
                     queue.append(other)
 
-    def meta_of(self, number: int) -> dict[str, Any] | None:
-        """Meta info of what a call has written that has ended."""
-        call = self.call_of(number)
-        if call is None or call < 0:
-            return None
-        answer = self.answers[call]
-        if isinstance(answer.meta, Delta):
-            answer.meta = meta_info(answer.meta, answer.meta.id)
-        return answer.meta
-
-    # -- what is known ----------------------------------------------------------------------------------------
-
-    def call_of(self, number: int) -> int | None:
-        """The call that wrote the value of a step (-1: none); None as long as a condition or a loop must decide it."""
-        while number >= 0:
-            step = self.steps[number]
-            if isinstance(step, Enter):
-                number = step.step
-            elif isinstance(step, Pick):
-                if self.values[step.cond] is MISSING:
-                    return None
-                number = step.steps[0 if self.values[step.cond] else 1]
-            elif isinstance(step, Last):
-                if self.values[step.repeat] is MISSING:
-                    return None
-                last = self.rounds(step.repeat)[-1]
-                number = last.step(last.repeat.values[step.index].step)
-            else:
-                break
-        return number
-
-    def segments_of(self, part: Part) -> Prompt:
-        if isinstance(part, Output) and part.tokens:
-            return self.answers[part.step].segments
-        if isinstance(part, ImagePart):
-            return (TextSegment(part.token), ImageSegment(part.data))
-        if isinstance(part, Either) or (isinstance(part, Rounds) and part.tokens):
-            return tuple(segment for p in self.inside(part) for segment in self.segments_of(p))
-        return (TextSegment(self.text_of(part)),)
-
-    def text_of(self, part: Part) -> str:
-        if isinstance(part, Output):
-            return self.answers[part.step].text
-        if isinstance(part, ImagePart):
-            return part.token
-        if isinstance(part, (Either, Rounds)):
-            return "".join(self.text_of(p) for p in self.inside(part))
-        value = self.value_of(part)
-        if not isinstance(value, str):
-            raise RunError(f"a {type(value).__name__} is appended, which is not text: {value!r}")
-        return value
-
-    def value_of(self, part: Variable) -> Any:
-        """The value of an operand or a variable; MISSING if it is not there yet."""
-        if isinstance(part, Const):
-            return part.value
-        if isinstance(part, Argument):
-            return self.arguments[part.name]
-        if isinstance(part, Ref):
-            return self.values[part.step]
-        if isinstance(part, Gathered):
-            found = [self.value_of(item) for item in part.items]
-            there = [v for v in found if v is not ABSENT]
-            if any(v is MISSING for v in found):
-                return MISSING
-            return ABSENT if found and not there else there
-        if isinstance(part, Output):
-            return MISSING if self.values[part.step] is MISSING else self.answers[part.step].text
-        if isinstance(part, (Either, Rounds)):
-            missing = not self.is_open(part) or any(self.value_of(p) is MISSING for p in self.inside(part))
-            return MISSING if missing else self.text_of(part)
-        return ABSENT if isinstance(part, Absent) else part.token
-
-    def error_of(self, part: Variable) -> RunError | None:
-        """Why a variable will never have a value."""
-        if isinstance(part, Gathered):
-            return next((e for e in map(self.error_of, part.items) if e is not None), None)
-        if isinstance(part, (Either, Rounds)):
-            waits = part.cond if isinstance(part, Either) else part.repeat
-            parts: Rope = self.inside(part) if self.is_open(part) else (Ref(waits),)
-            return next((e for e in map(self.error_of, parts) if e is not None), None)
-        return self.errors.get(part.step) if isinstance(part, (Ref, Output)) else None
-
-    def is_open(self, part: Either | Rounds) -> bool:
-        """Whether it is known what stands there."""
-        if isinstance(part, Either):
-            return self.values[part.cond] is not MISSING
-        return part.count >= 0 or self.values[part.repeat] is not MISSING
-
-    def _before_both(self, message: PlanMessage) -> int:
-        """The last message that both ways of a conversation have."""
-        one, two = message.parent, message.orelse
-        while one != two:
-            if one > two:
-                one = self.conversation[one].parent
-            else:
-                two = self.conversation[two].parent
-        return one
-
-    def messages_to(self, last: int) -> list[dict[str, Any]]:
-        """The conversation up to message `last`, as far as it is known."""
-        chain: list[Any] = []
-        while last >= 0:
-            message = self.conversation[last]
-            if not message.role:
-                waits = message.cond if message.cond >= 0 else message.repeat
-                if waits >= 0 and self.values[waits] is MISSING:
-                    chain.clear()  # a failed run: only what all ways have in common is sure
-                    last = self._before_both(message) if message.cond >= 0 else message.parent
-                elif message.repeat >= 0:
-                    end = self.rounds(message.repeat)[-1]
-                    last = end.message(end.repeat.states[message.state].end_message)
-                else:
-                    last = message.orelse if waits >= 0 and not self.values[waits] else message.parent
-                continue
-            chain.append(message)
-            last = message.parent
-        found: list[dict[str, Any]] = []
-        for message in reversed(chain):
-            if any(self.value_of(p) is MISSING for p in message.content):
-                break
-            text = "".join(self.text_of(p) for p in message.content).lstrip()
-            found.append({"role": message.role, "content": content_of(text, _images(message.content))})
-        return found
-
-
-class BodyError(RunError):
-    """The body itself would have raised `__cause__` here."""
-
-    def __init__(self, raised: BaseException, at: Location | None) -> None:
-        super().__init__(f"{type(raised).__name__}: {raised}", at)
-        self.__cause__ = raised
-
-
-def as_raised(error: RunError) -> BaseException:
-    """What an interpreted run raises."""
-    return error.__cause__ if isinstance(error, BodyError) and error.__cause__ is not None else error
-
 
 def _put(items: Any, at: int, more: Sequence[Any], hole: Any) -> None:
     """Let `more` begin at the place `at`; what lies before it stays empty."""
     items.extend([hole] * (at - len(items)))
     items.extend(more)
-
-
-def _images(content: Rope) -> list[bytes]:
-    return [p.data for p in content if isinstance(p, ImagePart)]
-
-
-def _located(error: BaseException, at: Location | None) -> RunError:
-    """The error with the place in the user's program."""
-    if isinstance(error, RunError) and (error.at is not None or at is None):
-        return error
-    message = error.message if isinstance(error, RunError) else f"{type(error).__name__}: {error}"
-    found = RunError(message, at)
-    found.__cause__ = error.__cause__ if isinstance(error, RunError) else error
-    return found

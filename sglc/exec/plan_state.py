@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 from runtime.plan import Choose, Decode, Either, Named, Output, Part, Ref, Rope, Rounds
 from sglc.errors import RunError
-from sglc.exec.executor import ABSENT, MISSING, Execution
+from sglc.exec.executor import Execution
+from sglc.exec.readings import ABSENT, MISSING
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
 
 log = logging.getLogger("sglc")

@@ -22,9 +22,10 @@ import msgspec
 from runtime.api import Delta, Generate, Score, ScoreResult
 from runtime.backends.base import Backend
 from runtime.plan import Choose, Decode
-from sglc.exec.executor import Execution, Schedule
+from sglc.exec.executor import Execution
 from sglc.exec.interpreter import interpret
 from sglc.exec.live_state import Decide
+from sglc.exec.schedule import Schedule
 from sglc.exec.session import Receive, Session, Template
 from sglc.ir.core import Module
 from sglc.ir.ops import Break, Host, Return

@@ -9,7 +9,7 @@ import pytest
 
 import sglc as sgl
 from sglc.errors import PlanError
-from sglc.exec.executor import Schedule
+from sglc.exec.schedule import Schedule
 from sglc.ir.ops import Host
 from sglc.lang.chat_template import get_chat_template
 from sglc.lang.host import find_host
