@@ -162,10 +162,12 @@ class _Checker:
                 return found
             found.update(more)
 
-    def check(self, function: Any) -> None:
-        if function in self.seen:
+    def check(self, function: Any, first_shared: bool = False) -> None:
+        """`first_shared`: its first parameter may hold a container of the world outside, and so is no state."""
+        if (function, first_shared) in self.seen:
             return
-        self.seen.add(function)
+        is_main = not self.seen
+        self.seen.add((function, first_shared))
         name = getattr(function, "__qualname__", repr(function))
         tree = source_of(function) if isinstance(function, FunctionType) else None
         if tree is None:
@@ -175,13 +177,20 @@ class _Checker:
             self.found.breaks.append(unread)
             self.stops[function] = {(0, 0): unread}
             return
-        _Body(self, function, tree).run()
+        _Body(self, function, tree, is_main, first_shared).run()
 
 
 class _Body:
     """The check of one function."""
 
-    def __init__(self, checker: _Checker, function: FunctionType, tree: ast.FunctionDef) -> None:
+    def __init__(
+        self,
+        checker: _Checker,
+        function: FunctionType,
+        tree: ast.FunctionDef,
+        is_main: bool,
+        first_shared: bool,
+    ) -> None:
         self.checker = checker
         self.function = function
         self.tree = tree
@@ -195,7 +204,7 @@ class _Body:
             elif isinstance(part, ast.arg):
                 self.locals.add(part.arg)
         self.fresh = self._fresh_names()
-        self.shared = self._shared_names(is_main=checker.seen == {function})
+        self.shared = self._shared_names(is_main, first_shared)
         self.place = (tree.lineno, tree.col_offset)  # of the innermost statement that is being looked at
 
     def stop(self, node: ast.AST, reason: str) -> None:
@@ -232,11 +241,12 @@ class _Body:
         arguments = {a.arg for a in ast.walk(self.tree.args) if isinstance(a, ast.arg)}
         return {name for name, fresh in made.items() if fresh} - arguments
 
-    def _shared_names(self, is_main: bool) -> set[str]:
+    def _shared_names(self, is_main: bool, first_shared: bool) -> set[str]:
         """Local names that may hold a container of the world outside: a global one, or an argument of a function
-        that the body calls. Arguments of the body itself are copied for a trace."""
+        that the body calls; the first one is taken for the state unless the call says otherwise. Arguments of the
+        body itself are copied for a trace."""
         names = [a.arg for a in ast.walk(self.tree.args) if isinstance(a, ast.arg)]
-        found = set() if is_main else set(names[1:])
+        found = set() if is_main else set(names if first_shared else names[1:])
         flows: list[tuple[ast.expr, ast.expr]] = []
         for part in ast.walk(self.tree):
             if isinstance(part, ast.Assign):
@@ -415,9 +425,15 @@ class _Body:
             return
         elif isinstance(target, FunctionType):
             self.checker.places.setdefault(self.function, []).append((self.place, target))
-            self.checker.check(target)
+            self.checker.check(target, self._first_is_shared(node, target))
         else:
             self.stop(node, f"{shown}(...) is called, and what that does is not known")
+
+    def _first_is_shared(self, node: ast.Call, target: FunctionType) -> bool:
+        """Whether what the call gives as the first parameter may be a container of the world outside."""
+        first = target.__code__.co_varnames[:1]
+        given = node.args[:1] or [k.value for k in node.keywords if k.arg in (None, *first)]
+        return any(self._mentions(value, self.shared) for value in given)
 
     def _call_method(self, node: ast.Call, method: ast.Attribute) -> None:
         owner = method.value

@@ -338,8 +338,33 @@ def sets_attributes_of_the_state(s: Any, q: str) -> str:
     return s.memo
 
 
+TALLY: dict[str, int] = {}
+
+
+def count(tally: dict[str, int], word: str) -> int:
+    tally[word] = tally.get(word, 0) + 1
+    return tally[word]
+
+
+@program
+def counts_in_a_table_of_the_module(s: Any, q: str) -> str:
+    s += q + sgl.gen("a", max_tokens=1)
+    seen = count(TALLY, q)  # BREAK
+    s += f" {seen}" + sgl.gen("b", max_tokens=1)
+    return str(seen)
+
+
+@program
+def counts_in_a_table_of_its_own(s: Any, q: str) -> str:
+    own = {"x": 1}
+    seen = count(own, q)
+    s += q + f" {seen}{own['x']}" + sgl.gen("a", max_tokens=1)
+    return str(seen)
+
+
 def outcome(runnable: Any, backend: sgl.Scripted, q: str) -> Any:
     EFFECTS.clear()
+    TALLY.clear()
     try:
         s = runnable.run(q=q, backend=backend)
         seen: Any = (s.text(), s.messages(), s.sink.variables(), s.ret_value, str(s.error()))
