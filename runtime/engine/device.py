@@ -24,7 +24,8 @@ from runtime.engine.graphs import DecodeGraphs, graph_sizes
 from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
-from runtime.sampling.sampler import sample
+from runtime.sampling.random import uniforms
+from runtime.sampling.sampler import SamplingState, adjust, count, fields_of
 
 log = logging.getLogger("runtime.engine")
 IN_FLIGHT = 4  # staging buffers; a batch's is free once its tokens were read
@@ -63,6 +64,10 @@ class DeviceRunner(ModelRunner):
         self._staging: list[Tensor] = []
         self._results: list[Tensor] = []
         self._turn = 0
+        self._fields = np.zeros((seats + 1, 4))  # how each seat draws: `fields_of` its request
+        self._seeds = np.zeros(seats + 1, dtype=np.uint64)
+        spec = self.model.spec
+        self._as_is = spec.logit_scale == 1.0 and spec.logit_softcap is None  # raw logits are the logits
         self.graphs = (
             DecodeGraphs(self.model, self.attention, self.table, self._newest, store.page_size, graph_sizes)
             if graph_sizes
@@ -88,6 +93,12 @@ class DeviceRunner(ModelRunner):
         if decodes and self.graphs is not None and self.graphs.fits(len(batch.slices)):
             return self._launch_graph(batch, rows, columns, pages)
         return self._launch_plain(batch, rows, columns, pages)
+
+    def _seat(self, batch: Batch) -> None:
+        super()._seat(batch)
+        for a in batch.admitted:
+            self._fields[a.seat] = fields_of(a.sampling)
+            self._seeds[a.seat] = a.seed & (2**64 - 1)
 
     # -- the page table -------------------------------------------------------------------------------------
 
@@ -152,16 +163,19 @@ class DeviceRunner(ModelRunner):
             rows,
             columns,
             pages,
+            self._packed(batch.slices),
         )
-        self._update_table(*sent[2:])
+        self._update_table(*sent[2:5])
         graph.replay(sent[0], sent[1])
         states = [self._states[s] for s in seats]
-        if all(s.sampling.greedy and s.penalties is None and s.logprobs is None for s in states) and not any(
-            self._waits(s) for s in batch.slices
+        likeliest = not self._fields[seats, 0].any()
+        if (
+            likeliest
+            and all(s.penalties is None and s.logprobs is None for s in states)
+            and not any(self._waits(s) for s in batch.slices)
         ):
             return self._arriving(batch, seats, graph.tokens[:count], graph.best[:count])
-        model: Any = self.model
-        return self._draw(batch, batch.slices, model.finished(graph.logits[:count]), {})
+        return self._draw(batch, batch.slices, graph.logits[:count], sent[0][:count], sent[5], {})
 
     # -- any batch ------------------------------------------------------------------------------------------
 
@@ -181,11 +195,12 @@ class DeviceRunner(ModelRunner):
         seats = [s.seat for s in slices]
         lengths = [s.start + s.count for s in slices]
         wanted = [i for i, s in enumerate(slices) if s.sample]
+        chosen = [slices[i] for i in wanted]
         sent = self._send(
             ids, np.concatenate(positions), np.concatenate(slots), seats, lengths, starts,
-            starts[1:][wanted] - 1, rows, columns, pages,
+            starts[1:][wanted] - 1, rows, columns, pages, [seats[i] for i in wanted], self._packed(chosen),
         )  # fmt: skip
-        self._update_table(*sent[7:])
+        self._update_table(*sent[7:10])
         ids_there = sent[0]
         if decodes:
             ids_there[:decodes] = self._newest[sent[3][:decodes]]
@@ -210,8 +225,8 @@ class DeviceRunner(ModelRunner):
         if not wanted:  # waited for all the same, or the host would run ahead of its staging buffers
             none = sent[0][:0]
             return self._arriving(batch, [], none, none.float(), scores)
-        chosen = [slices[i] for i in wanted]
-        return self._draw(batch, chosen, self.model.logits(hidden[sent[6]]), scores)
+        model: Any = self.model
+        return self._draw(batch, chosen, model.raw_logits(hidden[sent[6]]), sent[10], sent[11], scores)
 
     def _slot(self, piece: Slice) -> int:
         page, offset = divmod(piece.start, self.store.page_size)
@@ -223,18 +238,45 @@ class DeviceRunner(ModelRunner):
         """Whether the host must know this row's token before its next step."""
         return self._constrained is not None and self._constrained.has(piece.seat)
 
+    def _packed(self, slices: list[Slice]) -> np.ndarray:
+        """What `sample` has to know of these rows: the bits of float64 [5, rows], flat."""
+        seats = [s.seat for s in slices]
+        u = uniforms(self._seeds[seats], [s.output for s in slices])
+        return np.concatenate((self._fields[seats].T.reshape(-1), u)).view(np.int64)
+
     def _draw(
-        self, batch: Batch, slices: list[Slice], logits: Tensor, scores: dict[int, list[Any]]
+        self,
+        batch: Batch,
+        slices: list[Slice],
+        raw: Tensor,
+        seats: Tensor,
+        packed: Tensor,
+        scores: dict[int, list[Any]],
     ) -> Pending:
-        """`logits` float32 [len(slices), vocabulary], changed in place."""
+        """`raw` [rows, vocabulary] in the model's dtype, before scale and cap; `seats` and what `_packed` made, on the device."""
+        from runtime.kernels.sample import sample
+
+        model: Any = self.model
         states = [self._states[s.seat] for s in slices]
         if any(s.logprobs is not None for s in states) or any(self._waits(s) for s in slices):
-            return Pending(batch, done=self._sample(batch.step, slices, logits, scores))
-        best = logits.amax(dim=-1)
-        seats = [s.seat for s in slices]
-        tokens = sample(logits, states, [s.output for s in slices])
-        self._newest[torch.tensor(seats).to(self.device, non_blocking=True)] = tokens
-        return self._arriving(batch, seats, tokens, best, scores)
+            return Pending(batch, done=self._sample(batch.step, slices, model.finished(raw), scores))
+        plain = all(s.penalties is None for s in states)
+        logits = raw if plain and self._as_is else model.finished(raw)
+        if not plain:
+            adjust(logits, states, [s.output for s in slices])
+        tokens, best = sample(logits, packed.view(torch.float64).view(5, -1))
+        count(tokens, states)
+        self._newest[seats] = tokens
+        return self._arriving(batch, [s.seat for s in slices], tokens, best, scores)
+
+    def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
+        from runtime.kernels.sample import sample
+
+        adjust(logits, states, [s.output for s in slices])
+        packed = torch.from_numpy(self._packed(slices)).to(self.device)
+        tokens, _ = sample(logits, packed.view(torch.float64).view(5, -1))
+        count(tokens, states)
+        return tokens
 
     def _arriving(
         self,

@@ -44,7 +44,8 @@ class ModelRunner:
         self._constrained = (
             ConstrainedSeats(constraints, model.spec.vocabulary, self.device) if constraints else None
         )
-        self._tokens: dict[int, list[int]] = {}
+        self._prompts: dict[int, list[int]] = {}
+        self._no_ends = torch.zeros(0, dtype=torch.long, device=self.device)
         self._newest = torch.zeros(8, dtype=torch.long, device=self.device)
 
     @torch.inference_mode()
@@ -70,7 +71,7 @@ class ModelRunner:
     def _seat(self, batch: Batch) -> None:
         for seat in batch.released:
             self._states.pop(seat, None)
-            self._tokens.pop(seat, None)
+            self._prompts.pop(seat, None)
             if self._constrained is not None:
                 self._constrained.release(seat)
         for a in batch.admitted:
@@ -79,7 +80,7 @@ class ModelRunner:
             if self._constrained is not None:
                 self._constrained.seat(a)
             if a.logprobs is not None and a.logprobs.start >= 0:
-                self._tokens[a.seat] = a.tokens
+                self._prompts[a.seat] = a.tokens
             if a.seat >= len(self._newest):
                 self._newest = torch.cat(
                     (self._newest, self._newest.new_zeros(max(len(self._newest), a.seat)))
@@ -89,12 +90,10 @@ class ModelRunner:
 
     def _state(self, a: Admission) -> SamplingState:
         s = a.sampling
+        if not Penalties.needed(s):  # most requests: nothing to send to the device
+            return SamplingState(s, a.seed, self._no_ends, a.logprobs)
         ends = torch.tensor([*self.ends, *s.stop_token_ids], dtype=torch.long, device=self.device)
-        penalties = (
-            Penalties(s, a.tokens, a.prompt, self.model.spec.vocabulary, self.device)
-            if Penalties.needed(s)
-            else None
-        )
+        penalties = Penalties(s, a.tokens, a.prompt, self.model.spec.vocabulary, self.device)
         return SamplingState(s, a.seed, ends, a.logprobs, penalties)
 
     def _sample(self, step: int, slices: list[Slice], logits: Tensor, prompt: dict[int, list]) -> Sampled:  # type: ignore[type-arg]
@@ -105,7 +104,7 @@ class ModelRunner:
         if self._constrained is not None:
             for piece, state in zip(slices, states, strict=True):
                 state.allowed = self._constrained.allowed(piece.seat)
-        tokens = sample(logits, states, [s.output for s in slices])
+        tokens = self._drawn(logits, states, slices)
         self._newest[torch.tensor([s.seat for s in slices], device=self.device)] = tokens
         logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None] = []
         if raw is not None:
@@ -121,6 +120,10 @@ class ModelRunner:
                     failed.append(piece.seat)
         return Sampled(step, drawn, logprobs, prompt, failed)
 
+    def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
+        """Draw for rows whose masks are in their states: int64 [rows]; the logits are changed in place."""
+        return sample(logits, states, [s.output for s in slices])
+
     def _prompt_scores(
         self, batch: Batch, hidden: Tensor
     ) -> dict[int, list[tuple[TokenLogprob, list[TokenLogprob]]]]:
@@ -131,7 +134,7 @@ class ModelRunner:
             at += piece.count
             if piece.scores < 0:
                 continue
-            tokens, state = self._tokens[piece.seat], self._states[piece.seat]
+            tokens, state = self._prompts[piece.seat], self._states[piece.seat]
             end = min(piece.start + piece.count, len(tokens) - 1)
             found: list[tuple[TokenLogprob, list[TokenLogprob]]] = []
             for p in range(piece.scores, end, _SCORE_ROWS):

@@ -1,13 +1,15 @@
 """Logits to tokens.
 
-Order: bias and penalties, mask of a constraint, temperature, softmax, top-k and top-p together on the sorted
-probabilities, min-p, draw. A row's token depends on its own logits, fields and (seed, index) only.
+Order: bias and penalties, mask of a constraint, temperature, softmax, then top-k, top-p and min-p together on these
+probabilities, draw. A row's token depends on its own logits, fields and (seed, index) only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from runtime.sampling.random import uniforms
 
 @dataclass
 class SamplingState:
-    """What the sampler keeps of a seated request. `ends` int64: ids that would end it."""
+    """What the sampler keeps of a seated request. `ends` int64: ids that would end it, for penalties."""
 
     sampling: SamplingParams
     seed: int
@@ -28,46 +30,77 @@ class SamplingState:
     allowed: Tensor | None = field(default=None)  # bool [vocabulary], set by a constraint before each draw
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How each row's token is drawn, one entry a row. Rows of temperature 0 get their likeliest token.
+
+    A token is kept if its probability is at least `min_p` of the largest, fewer than `top_k` tokens are likelier (0: any
+    number), and those that are likelier have at most `top_p` of the mass; so equal ones stay or go together. Among those kept,
+    in the order of their ids, the share `u` of the mass picks one.
+    """
+
+    temperature: Tensor  # float32
+    top_k: Tensor  # int64
+    top_p: Tensor  # float64
+    min_p: Tensor  # float64
+    u: Tensor  # float64, in [0, 1)
+
+    @classmethod
+    def of(cls, states: Sequence[SamplingState], outputs: Sequence[int], device: torch.device) -> Draws:
+        """For the tokens with these indices of their outputs."""
+        fields = np.array([fields_of(s.sampling) for s in states], dtype=np.float64).reshape(-1, 4).T
+        u = uniforms([s.seed for s in states], outputs)
+        return cls.from_packed(torch.from_numpy(np.concatenate((fields, u[None]))).to(device))
+
+    @classmethod
+    def from_packed(cls, packed: Tensor) -> Draws:
+        """`packed` float64 [5, rows]: `fields_of` each row, then u."""
+        temperature, top_k, top_p, min_p, u = packed
+        return cls(temperature.float(), top_k.long(), top_p, min_p, u)
+
+
+def fields_of(s: SamplingParams) -> tuple[float, float, float, float]:
+    """temperature, top_k, top_p and min_p as `Draws` has them."""
+    return (0.0 if s.greedy else s.temperature, max(s.top_k, 0), s.top_p, s.min_p)
+
+
 def sample(logits: Tensor, states: list[SamplingState], outputs: list[int]) -> Tensor:
     """Draw one token per row: int64 [rows]. `logits` float32 [rows, vocabulary] are changed in place."""
+    adjust(logits, states, outputs)
+    tokens = draw(logits, Draws.of(states, outputs, logits.device))
+    count(tokens, states)
+    return tokens
+
+
+def adjust(logits: Tensor, states: Sequence[SamplingState], outputs: Sequence[int]) -> None:
+    """Bias, penalties and masks of constraints, on float32 logits in place."""
     for i, state in enumerate(states):
         if state.penalties is not None:
             state.penalties.adjust(logits[i], outputs[i], state.ends)
         if state.allowed is not None:
             logits[i].masked_fill_(~state.allowed, float("-inf"))
-    random = [i for i, state in enumerate(states) if not state.sampling.greedy]
-    tokens = logits.argmax(dim=-1)
-    if random:
-        chosen = logits if len(random) == len(states) else logits[random]
-        drawn = _draw(chosen, [states[i] for i in random], [outputs[i] for i in random])
-        tokens = (
-            drawn
-            if len(random) == len(states)
-            else tokens.index_copy(0, torch.tensor(random, device=tokens.device), drawn)
-        )
+
+
+def count(tokens: Tensor, states: Sequence[SamplingState]) -> None:
+    """Let penalties know what was drawn."""
     for i, state in enumerate(states):
         if state.penalties is not None:
             state.penalties.add(tokens[i])
-    return tokens
 
 
-def _draw(logits: Tensor, states: list[SamplingState], outputs: list[int]) -> Tensor:
-    device = logits.device
-    fields = [s.sampling for s in states]
-    temperature = torch.tensor([f.temperature for f in fields], device=device, dtype=torch.float32)
-    u = torch.tensor(uniforms([s.seed for s in states], outputs), device=device)
-    probabilities = (logits / temperature[:, None]).softmax(dim=-1)
-    tokens = torch.empty(len(states), dtype=torch.long, device=device)
-    cut = [f.top_p < 1 or f.top_k != -1 or f.min_p > 0 for f in fields]
-    for wanted in (False, True):
-        rows = [i for i, c in enumerate(cut) if c is wanted]
-        if not rows:
+def draw(logits: Tensor, draws: Draws) -> Tensor:
+    """One token per row, int64 [rows], of float32 logits [rows, vocabulary]. On a GPU, kernels/sample.py does the same."""
+    tokens = logits.argmax(dim=-1)
+    random = draws.temperature > 0
+    cut = random & ((draws.top_k > 0) | (draws.top_p < 1) | (draws.min_p > 0))
+    for rows in (random & ~cut, cut):
+        at = rows.nonzero()[:, 0]
+        if not len(at):
             continue
-        p = probabilities if len(rows) == len(states) else probabilities[rows]
-        at = torch.tensor(rows, device=device)
-        tokens[at] = (
-            _cut_and_pick(p, [fields[i] for i in rows], u[at]) if wanted else _pick(p.double(), u[at])
-        )
+        p = (logits[at] / draws.temperature[at, None]).softmax(dim=-1)
+        if rows is cut:
+            p = torch.where(_kept(p, draws, at), p, 0.0)
+        tokens[at] = _pick(p.double(), draws.u[at])
     return tokens
 
 
@@ -81,22 +114,17 @@ def _pick(p: Tensor, u: Tensor) -> Tensor:
     return torch.minimum(index, last)
 
 
-def _cut_and_pick(p: Tensor, fields: list[SamplingParams], u: Tensor) -> Tensor:
-    vocabulary = p.shape[-1]
-    ordered, ids = p.sort(dim=-1, descending=True, stable=True)
-    ordered = ordered.double()
-    before = ordered.cumsum(dim=-1) - ordered
-    top_p = torch.tensor([f.top_p for f in fields], dtype=torch.float64, device=p.device)[:, None]
-    top_k = torch.tensor([f.top_k if f.top_k > 0 else vocabulary for f in fields], device=p.device)[:, None]
-    min_p = torch.tensor([f.min_p for f in fields], dtype=torch.float64, device=p.device)[:, None]
-    keep = (
-        (before <= top_p)
-        & (torch.arange(vocabulary, device=p.device) < top_k)
-        & (ordered >= min_p * ordered[:, :1])
-    )
+def _kept(p: Tensor, draws: Draws, at: Tensor) -> Tensor:
+    """bool [rows, vocabulary]: which tokens may be drawn, of probabilities p; `at` are the rows' places in `draws`."""
+    ordered = p.sort(dim=-1, descending=True).values
+    wide = ordered.double()
+    before = wide.cumsum(dim=-1) - wide
+    top_k, top_p, min_p = draws.top_k[at, None], draws.top_p[at, None], draws.min_p[at, None]
+    ranks = torch.arange(p.shape[-1], device=p.device)
+    keep = (before <= top_p) & ((ranks < top_k) | (top_k == 0)) & (wide >= min_p * wide[:, :1])
     keep[:, 0] = True
-    picked = _pick(torch.where(keep, ordered, 0.0), u)
-    return ids.gather(1, picked[:, None])[:, 0]
+    least = ordered.gather(1, keep.sum(dim=-1, keepdim=True) - 1)  # equal ones share the fate of their first
+    return p >= least
 
 
 def logprobs_of(

@@ -13,7 +13,7 @@ if importlib.util.find_spec("triton") is None:  # not every platform has it
         f"test_{name}.py"
         for name in (
             "activation", "argmax", "decode", "device_runner", "flashinfer_attention", "kv_store", "mla_decode", "norm",
-            "prefill", "rope_store", "select_attention", "skinny", "triton_attention",
+            "prefill", "rope_store", "sample", "select_attention", "skinny", "triton_attention",
         )
     ]  # fmt: skip
 

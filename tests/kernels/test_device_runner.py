@@ -155,3 +155,29 @@ def test_sizes_of_graphs_rise_and_end_with_the_largest() -> None:
     assert graph_sizes(1) == (1,)
     assert graph_sizes(20) == (1, 2, 4, 8, 16, 20)
     assert list(graph_sizes(300)) == sorted(set(graph_sizes(300))) and graph_sizes(300)[-1] == 300
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_launching_waits_for_nothing(device: torch.device) -> None:
+    """Greedy and sampled rows, prompts and decode steps: the host reads no value of the device until `collect`."""
+    model = decoder("llama", device)
+    scheduler = Scheduler(pages=128, page_size=1, context=96, chunk=16, depth=2, max_running=4)
+    store = KVStore(model.spec, scheduler.cache.pool.total, 1, torch.float32, str(device))
+    runner = device_runner(
+        model, store, TritonAttention(store), (), None, seats=4, context=96, largest_graph=4
+    )
+    for request in requests()[:3]:
+        scheduler.add(request)
+    flight: deque[Any] = deque()
+    for turn in range(12):
+        batch = scheduler.next_batch()
+        if batch is not None:
+            torch.cuda.set_sync_debug_mode(
+                "error" if turn > 3 else "default"
+            )  # the first ones compile kernels
+            try:
+                flight.append(runner.launch(batch))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        if flight and (batch is None or len(flight) == 2):
+            scheduler.commit(runner.collect(flight.popleft()))
