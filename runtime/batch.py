@@ -75,6 +75,7 @@ class Sampled(msgspec.Struct, frozen=True):
     logprobs    for each of these, if its request asked: the token's log-probability, then the top ones
     prompt      by seat: log-probabilities (and top ones) of the positions that `scores` asked for, in order: entry k is
                 that of the token at position max(scores, start) + k + 1; absent past the last known token
+    forced      by seat: tokens that its constraint lets follow alone on the one that was drawn; they are outputs too
     failed      seats whose logits were not finite; their tokens mean nothing
     """
 
@@ -83,3 +84,4 @@ class Sampled(msgspec.Struct, frozen=True):
     logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None] = []
     prompt: dict[int, list[tuple[TokenLogprob, list[TokenLogprob]]]] = {}
     failed: list[int] = []
+    forced: dict[int, list[int]] = {}

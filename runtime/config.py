@@ -92,6 +92,9 @@ class EngineConfig:
     schedule_policy: str = _option("lpm", "Order of waiting requests: lpm, fcfs, dfs-weight or random.")
     schedule_conservativeness: float = _option(1.0, "Above 1: admit fewer requests, retract less often.")
     disable_radix_cache: bool = _option(False, "Do not keep and share prefixes.")
+    disable_regex_jump_forward: bool = _option(
+        False, "Draw every token of a constrained answer, also where only one text can follow."
+    )
     constrained_json_whitespace: str = _option(
         "compact", "White space in constrained JSON: compact (none) or spaced (as json.dumps writes it)."
     )

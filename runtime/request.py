@@ -6,6 +6,7 @@ The scheduler owns requests and alone changes them. Positions move through three
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -31,7 +32,9 @@ class Request:
     max_new    outputs at most; the context is already taken into account
     ends       ids that end it (end-of-text and stop ids)
     pending    outputs sampled in batches not committed yet
-    outputs_here  outputs sampled since it took its seat
+    outputs_here  outputs sampled since it took its seat, and those that their constraint forced
+    told       outputs that callers know of
+    forced     outputs not told yet that were not sampled
     cached     prompt tokens that were not computed at the first admission
     """
 
@@ -41,6 +44,7 @@ class Request:
         "copies",
         "doomed",
         "ends",
+        "forced",
         "id",
         "in_flight",
         "landed",
@@ -63,6 +67,7 @@ class Request:
         "shared",
         "skipped",
         "tokens",
+        "told",
     )
 
     def __init__(
@@ -77,9 +82,13 @@ class Request:
         logprobs: LogprobOptions | None = None,
         priority: int = 0,
         salt: str = "",
+        forced: Sequence[int] = (),
     ) -> None:
+        """`forced`: outputs that the constraint lets every answer begin with."""
         self.id = id
-        self.tokens = list(tokens)
+        self.tokens = [*tokens, *forced]
+        self.forced = len(forced)
+        self.told = 0
         self.prompt = len(tokens)
         self.sampling = sampling
         self.max_new = max_new
@@ -131,9 +140,13 @@ class Request:
 
     @property
     def can_decode(self) -> bool:
-        """The next position is that of a token sampled on this seat (it may be in flight)."""
+        """The next position is that of a token sampled on this seat (it may be in flight).
+
+        Under a constraint tokens may be forced behind it, so it has to be known first.
+        """
         return (
             self.outputs_here > 0
+            and (self.pending == 0 or self.sampling.constraint is None)
             and self.scheduled == len(self.tokens) + self.pending - 1
             and self.outputs + self.pending < self.max_new
         )

@@ -7,7 +7,7 @@ constraint works out while it is used belongs to one thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
 from runtime.api import Constraint
 from runtime.constrain.cache import ConstraintCache
+from runtime.constrain.jump import JumpForward
 from runtime.constrain.matcher import Matcher
 from runtime.errors import InvalidRequest
 
@@ -31,6 +32,7 @@ class ConstraintCompiler:
     ends        ids that end an answer
     whitespace  in JSON: compact or spaced
     store       where tables are found and kept; None: the user's cache folder
+    encode      text to token ids, nothing added; None: nothing is ever forced
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class ConstraintCompiler:
         *,
         whitespace: str = "compact",
         store: ConstraintStore | None = None,
+        encode: Callable[[str], Sequence[int]] | None = None,
     ) -> None:
         if whitespace not in ("compact", "spaced"):
             raise InvalidRequest(f"constrained_json_whitespace is {whitespace!r}; choose compact or spaced")
@@ -47,12 +50,13 @@ class ConstraintCompiler:
         self.folder = Path(folder)
         self.ends = tuple(ends)
         self.store = ConstraintStore.default() if store is None else store
+        self.encode = encode
         self._lock = threading.Lock()
 
     @cached_property
     def _cache(self) -> ConstraintCache:
         vocabulary = Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", self.ends)
-        return ConstraintCache(vocabulary, options=self.options, store=self.store)
+        return ConstraintCache(vocabulary, encode=self.encode, options=self.options, store=self.store)
 
     def get(self, constraint: Constraint) -> TokenAutomaton:
         """The automaton of a constraint. Raises InvalidRequest, which says where and why, if it cannot be enforced exactly."""
@@ -64,6 +68,16 @@ class ConstraintCompiler:
     def matcher(self, constraint: Constraint, max_tokens: int | None) -> Matcher:
         """A request's place in its constraint. Raises InvalidRequest also if the budget is too small."""
         return Matcher(self.get(constraint), max_tokens)
+
+    def jump(self, constraint: Constraint) -> JumpForward | None:
+        """What forces tokens under a constraint; None if nothing may be forced."""
+        with self._lock:
+            return self._cache.jump(constraint)
+
+    def begin(self, constraint: Constraint, max_tokens: int) -> list[int]:
+        """The tokens that every answer begins with, at most `max_tokens`. Raises InvalidRequest like `matcher`."""
+        matcher, jump = self.matcher(constraint, max_tokens), self.jump(constraint)
+        return [] if jump is None else matcher.forced_tokens(jump)[:max_tokens]
 
     def prepare(self, constraints: Iterable[Constraint]) -> None:
         """Compile these; one that is refused is refused again where it is used, which is where the caller hears of it."""

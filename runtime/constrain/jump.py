@@ -14,7 +14,7 @@ import numpy as np
 
 from grammar.automaton import TokenAutomaton
 
-_CONTEXT = 8  # tokens before a forced run that are tokenised again with it
+_CONTEXT = 3  # tokens before a forced run that are tokenised again with it
 _LONGER = 256  # tokens looked at to see whether one could take the end of a run and more
 _SAMPLES = 16  # tokens out of the mask behind a run that serve as continuations
 _CACHE = 1 << 14

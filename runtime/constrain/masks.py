@@ -8,6 +8,7 @@ from torch import Tensor
 
 from runtime.batch import Admission
 from runtime.constrain.compiler import ConstraintCompiler
+from runtime.constrain.jump import JumpForward
 from runtime.constrain.matcher import Matcher
 
 
@@ -22,19 +23,26 @@ class ConstrainedSeats:
         self._width = width
         self._device = device
         self._matchers: dict[int, Matcher] = {}
+        self._jumps: dict[int, tuple[JumpForward, list[int]]] = {}  # with the outputs so far
 
     def seat(self, a: Admission) -> None:
         """Take the request's constraint, and the outputs that it kept over a retraction."""
-        self._matchers.pop(a.seat, None)
+        self.release(a.seat)
         if a.sampling.constraint is None:
             return
         matcher = self._compiler.matcher(a.sampling.constraint, a.max_new)
         for token in a.tokens[a.prompt :]:
             matcher.advance(token)
         self._matchers[a.seat] = matcher
+        jump = self._compiler.jump(a.sampling.constraint)
+        if (
+            jump is not None and a.logprobs is None
+        ):  # the log-probability of a token that was not drawn is not known
+            self._jumps[a.seat] = jump, a.tokens[a.prompt :]
 
     def release(self, seat: int) -> None:
         self._matchers.pop(seat, None)
+        self._jumps.pop(seat, None)
 
     def has(self, seat: int) -> bool:
         """Whether the seat's request has a constraint."""
@@ -59,4 +67,18 @@ class ConstrainedSeats:
             matcher.advance(token)
         except ValueError:
             return False
+        if seat in self._jumps:
+            self._jumps[seat][1].append(token)
         return True
+
+    def forced(self, seat: int) -> list[int]:
+        """The tokens that must follow now; they are taken."""
+        if seat not in self._jumps:
+            return []
+        jump, outputs = self._jumps[seat]
+        matcher = self._matchers[seat]
+        found = matcher.forced_tokens(jump, outputs)
+        for token in found:
+            matcher.advance(token)
+        outputs += found
+        return found

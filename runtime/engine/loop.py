@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,8 +56,8 @@ class EngineLoop:
         )
         spec = self.model.spec
         self.context = min(config.context_length or spec.context, spec.context)
-        skip = config.skip_tokenizer_init
-        ends = spec.eos if skip else Tokenizer(config.tokenizer_path or config.folder).ends
+        tokenizer = None if config.skip_tokenizer_init else Tokenizer(config.tokenizer_path or config.folder)
+        ends = spec.eos if tokenizer is None else tokenizer.ends
         kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, self.model.dtype, device)
         pages = plan_pages(
             spec,
@@ -69,9 +70,12 @@ class EngineLoop:
         store = KVStore(spec, pages, config.page_size, kv_dtype, device)
         self.constraints = (
             None
-            if skip
+            if tokenizer is None
             else ConstraintCompiler(
-                config.tokenizer_path or config.folder, ends, whitespace=config.constrained_json_whitespace
+                config.tokenizer_path or config.folder,
+                ends,
+                whitespace=config.constrained_json_whitespace,
+                encode=None if config.disable_regex_jump_forward else partial(tokenizer.encode, first=False),
             )
         )
         self.seats = config.seats(device)
@@ -191,6 +195,17 @@ class EngineLoop:
         else:
             ends = frozenset()
         max_new = self.scheduler.limit(len(m.tokens), m.sampling.max_new_tokens)
+        forced: list[int] = []
+        if (
+            m.sampling.constraint is not None
+            and self.constraints is not None
+            and m.logprobs is None
+            and max_new > 1
+        ):
+            try:  # the last output is always drawn
+                forced = self.constraints.begin(m.sampling.constraint, max_new)[: max_new - 1]
+            except EngineError as error:
+                return [Refused(m.id, error.code, error.message)]
         request = Request(
             m.id,
             m.tokens,
@@ -201,6 +216,7 @@ class EngineLoop:
             logprobs=m.logprobs,
             priority=m.priority,
             salt=m.salt,
+            forced=forced,
         )
         try:
             self.scheduler.add(request)
@@ -257,7 +273,10 @@ class EngineLoop:
                 return out + self._lost(batch, error)
         elif not self._flight and self._compiling:
             time.sleep(0.001)
-        if self._flight and (batch is None or len(self._flight) >= self.scheduler.depth):
+        # A batch that launching had to wait for is collected at once: the next one may depend on it.
+        while self._flight and (
+            batch is None or len(self._flight) >= self.scheduler.depth or self._flight[-1].done is not None
+        ):
             out += self._collect(runner)
         return out
 
@@ -303,4 +322,6 @@ class EngineLoop:
         return out
 
     def _output(self, e: Event) -> Output:
-        return Output(e.request.id, e.tokens, e.logprobs, e.prompt_scores, e.finish, max(e.request.cached, 0))
+        return Output(
+            e.request.id, e.tokens, e.logprobs, e.prompt_scores, e.finish, max(e.request.cached, 0), e.forced
+        )

@@ -42,7 +42,8 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 
 class Output(msgspec.Struct, frozen=True, tag=True):
-    """New tokens of a request. `cached` counts reused prompt tokens; prompt scores come once."""
+    """New tokens of a request, `forced` of them by its constraint. `cached` counts reused prompt tokens; prompt scores come
+    once."""
 
     id: str
     tokens: list[int]
@@ -50,6 +51,7 @@ class Output(msgspec.Struct, frozen=True, tag=True):
     prompt_scores: list[tuple[TokenLogprob, list[TokenLogprob]]] | None = None
     finish: Finish | None = None
     cached: int = 0
+    forced: int = 0
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

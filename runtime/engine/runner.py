@@ -114,11 +114,16 @@ class ModelRunner:
                 logprobs[i] = value
         failed = [s.seat for s, b in zip(slices, broken, strict=True) if b]
         drawn = tokens.tolist()
+        forced: dict[int, list[int]] = {}
         if self._constrained is not None:
-            for piece, token in zip(slices, drawn, strict=True):
+            for piece, state, token in zip(slices, states, drawn, strict=True):
                 if not self._constrained.advance(piece.seat, token):
                     failed.append(piece.seat)
-        return Sampled(step, drawn, logprobs, prompt, failed)
+                elif found := self._constrained.forced(piece.seat):
+                    forced[piece.seat] = found
+                    for following in found if state.penalties is not None else ():
+                        state.penalties.add(following)  # type: ignore[union-attr]
+        return Sampled(step, drawn, logprobs, prompt, failed, forced)
 
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
         """Draw for rows whose masks are in their states: int64 [rows]; the logits are changed in place."""

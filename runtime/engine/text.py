@@ -24,6 +24,7 @@ class Answer:
         self.done = False
         self.eager = request.stream or bool(request.sampling.stop)  # each token can have a consequence
         self._tokenizer = tokenizer
+        self._forced = 0
         self._text: list[str] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
@@ -39,6 +40,9 @@ class Answer:
         piece = self.stream.push(out.tokens, out.finish)
         stopped = piece.finish is not None and out.finish is None
         taken = self.stream.tokens - before
+        self._forced += max(
+            0, out.forced - (len(out.tokens) - taken)
+        )  # what a stop string cut off is not counted
         if out.logprobs:
             counted = out.logprobs[:taken] if out.tokens else out.logprobs
             self._logprobs += [self._named(own) for own, _ in counted]
@@ -99,5 +103,8 @@ class Answer:
 
     def _usage(self, cached: int) -> Usage:
         return Usage(
-            prompt_tokens=len(self.prompt), completion_tokens=self.stream.tokens, cached_tokens=cached
+            prompt_tokens=len(self.prompt),
+            completion_tokens=self.stream.tokens,
+            cached_tokens=cached,
+            forced_tokens=self._forced,
         )

@@ -31,13 +31,15 @@ LOOK_AHEAD = 512
 
 
 class Event(msgspec.Struct):
-    """What became of a request in a step. `tokens` are new outputs; `prompt_scores` come once, when complete."""
+    """What became of a request in a step. `tokens` are new outputs, `forced` of them not drawn; `prompt_scores` come once,
+    when complete."""
 
     request: Request
     tokens: list[int]
     logprobs: list[tuple[TokenLogprob, list[TokenLogprob]]] = []
     prompt_scores: Scores | None = None
     finish: Finish | None = None
+    forced: int = 0
 
 
 class Scheduler:
@@ -215,11 +217,14 @@ class Scheduler:
         self.waiting.insert(at, victim)
 
     def _continue_prefills(self, budget: Budget, slices: list[Slice], owners: list[Request]) -> None:
-        """Go on with prompts that did not fit in one step, oldest first."""
+        """Go on with prompts that did not fit in one step, and with outputs that were forced, oldest first."""
         for request in sorted(self.running.values(), key=lambda r: (-r.priority, r.arrival)):
             if budget.tokens <= 0:
                 return
-            if request.outputs_here == 0 and request.pending == 0 and request.scheduled < len(request.tokens):
+            known = len(request.tokens) - (
+                1 if request.outputs_here else 0
+            )  # the last output is a decode step's
+            if request.pending == 0 and request.scheduled < known:
                 self._prefill(request, budget, slices, owners)
 
     def _prefill(
@@ -290,7 +295,7 @@ class Scheduler:
                 self.cache.close(request, keep=False)
                 break
             if request.cached < 0:
-                request.cached = request.landed
+                request.cached = min(request.landed, request.prompt)
                 self.prompt_tokens += request.prompt
                 self.cached_tokens += request.cached
             request.seat = heapq.heappop(self._seats)
@@ -405,16 +410,23 @@ class Scheduler:
             self._finish(request)
             finish = Finish(type="length", length=0)
             return Event(request, [], [logprob] if logprob else [], scores, finish)
-        request.tokens.append(token)
-        request.outputs_here += 1
         ending: Finish | None = None
-        if request.outputs >= request.max_new:
-            ending = Finish(type="length", length=request.outputs)
-        elif token in request.ends:
-            ending = Finish(type="stop", matched=token)
+        drawn = len(request.tokens)
+        for output in (token, *sampled.forced.get(piece.seat, ())):
+            request.tokens.append(output)
+            request.outputs_here += 1
+            if request.outputs >= request.max_new:
+                ending = Finish(type="length", length=request.outputs)
+            elif output in request.ends:
+                ending = Finish(type="stop", matched=output)
+            if ending is not None:
+                break
+        request.forced += len(request.tokens) - drawn - 1
+        new, forced = request.tokens[request.prompt + request.told :], request.forced
+        request.told, request.forced = request.outputs, 0
         if ending is not None:
             self._finish(request)
-        return Event(request, [token], [logprob] if logprob else [], scores, ending)
+        return Event(request, new, [logprob] if logprob else [], scores, ending, forced)
 
     def _finish(self, request: Request) -> None:
         self._by_id.pop(request.id, None)

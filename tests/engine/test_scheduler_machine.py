@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
+from runtime.api import Constraint, LogprobOptions, SamplingParams, TokenLogprob
 from runtime.batch import Batch, Sampled
 from runtime.errors import TooLong
 from runtime.request import Request
@@ -23,14 +23,30 @@ def next_token(tokens: list[int]) -> int:
     return hash(tuple(tokens)) % VOCABULARY
 
 
-def alone(prompt: list[int], max_new: int) -> list[int]:
+def forced_after(tokens: list[int]) -> list[int]:
+    """What a constraint lets follow alone on these tokens."""
+    number = hash((*tokens, -1))
+    return [(number >> k) % VOCABULARY for k in range(number % 7)] if number % 3 == 0 else []
+
+
+def alone(prompt: list[int], max_new: int, constrained: bool = False) -> list[int]:
     """What a request gets when nothing else runs."""
-    tokens = list(prompt)
-    while len(tokens) - len(prompt) < max_new:
+    tokens = [*prompt, *begun(prompt, max_new)] if constrained else list(prompt)
+    most = len(prompt) + max_new
+    while len(tokens) < most:
+        before = len(tokens)
         tokens.append(next_token(tokens))
-        if tokens[-1] == END:
+        tokens += forced_after(tokens) if constrained else []
+        tokens = tokens[:most]
+        if END in tokens[before:]:
+            tokens = tokens[: tokens.index(END, before) + 1]
             break
     return tokens[len(prompt) :]
+
+
+def begun(prompt: list[int], max_new: int) -> list[int]:
+    """The outputs that are forced before any is drawn; no end among them."""
+    return [t or 1 for t in forced_after(prompt)[: max(0, max_new - 1)]]
 
 
 class FakeRunner:
@@ -41,6 +57,7 @@ class FakeRunner:
         self.slots: dict[int, int] = {}
         self.rows: dict[int, list[int]] = {}
         self.last: dict[int, int] = {}
+        self.constrained: set[int] = set()
 
     def run(self, batch: Batch) -> Sampled:
         for seat in batch.released:
@@ -48,7 +65,11 @@ class FakeRunner:
         for a in batch.admitted:
             assert a.seat not in self.rows, "a seat was given twice"
             self.rows[a.seat] = list(a.pages)
+            self.constrained.discard(a.seat)
+            if a.sampling.constraint is not None:
+                self.constrained.add(a.seat)
         tokens, prompt = [], {}
+        forced: dict[int, list[int]] = {}
         for s in batch.slices:
             row = self.rows[s.seat]
             row += s.pages
@@ -72,7 +93,9 @@ class FakeRunner:
             if s.sample:
                 self.last[s.seat] = next_token(seen)
                 tokens.append(self.last[s.seat])
-        return Sampled(batch.step, tokens, prompt=prompt)
+                if s.seat in self.constrained and (found := forced_after([*seen, self.last[s.seat]])):
+                    forced[s.seat] = found
+        return Sampled(batch.step, tokens, prompt=prompt, forced=forced)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -91,7 +114,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         )
         self.runner = FakeRunner(self.page_size)
         self.flight: deque[Sampled] = deque()
-        self.wanted: dict[str, tuple[list[int], int]] = {}
+        self.wanted: dict[str, tuple[list[int], int, bool]] = {}
         self.got: dict[str, list[int]] = {}
         self.aborted: set[str] = set()
         self.count = 0
@@ -101,16 +124,24 @@ class SchedulerMachine(RuleBasedStateMachine):
         shared=st.booleans(),
         max_new=st.integers(0, 18),
         priority=st.integers(0, 1),
+        constrained=st.booleans(),
     )
-    def add(self, prompt: list[int], shared: bool, max_new: int, priority: int) -> None:
+    def add(self, prompt: list[int], shared: bool, max_new: int, priority: int, constrained: bool) -> None:
         tokens = [1] * 17 + prompt[:3] if shared else prompt
         self.count += 1
         id = f"r{self.count}"
+        sampling = SamplingParams(constraint=Constraint("regex", "any") if constrained else None)
         request = Request(
-            id, tokens, SamplingParams(), max_new=max_new, ends=frozenset({END}), priority=priority
+            id,
+            tokens,
+            sampling,
+            max_new=max_new,
+            ends=frozenset({END}),
+            priority=priority,
+            forced=begun(tokens, max_new) if constrained else (),
         )
         self.scheduler.add(request)
-        self.wanted[id] = (tokens, max_new)
+        self.wanted[id] = (tokens, max_new, constrained)
         self.got[id] = []
 
     @rule(data=st.data())
@@ -135,9 +166,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             id = event.request.id
             assert id not in self.aborted
             self.got[id] += event.tokens
+            assert 0 <= event.forced <= len(event.tokens) and (event.forced == 0 or self.wanted[id][2])
             if event.finish is not None:
-                prompt, max_new = self.wanted.pop(id)
-                assert self.got[id] == alone(prompt, max_new)
+                assert self.got[id] == alone(*self.wanted.pop(id))
 
     @rule()
     def run_dry(self) -> None:
