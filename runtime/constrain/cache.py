@@ -1,7 +1,7 @@
 """Compiled constraints of a running engine, by what callers wrote.
 
-At most `capacity` are kept, the least recently used go first; refusals are kept too, so that a client that
-repeats a bad schema costs nothing. A constraint that cannot be enforced is the caller's error.
+At most `capacity` are kept, and at most `max_bytes` of tables; the least recently used go first. Refusals are kept too, so
+that a client that repeats a bad schema costs nothing. A constraint that cannot be enforced is the caller's error.
 """
 
 from __future__ import annotations
@@ -33,28 +33,50 @@ class ConstraintCache:
         store: ConstraintStore | None = None,
         options: Options = DEFAULT_OPTIONS,
         capacity: int = 256,
+        max_bytes: int = 256 << 20,
     ) -> None:
         self.vocabulary = vocabulary
         self.encode = encode
         self.store = store
         self.options = options
         self.capacity = capacity
+        self.max_bytes = max_bytes
         self._known: OrderedDict[Constraint, CompiledConstraint | InvalidRequest] = OrderedDict()
         self._jumps: dict[Constraint, JumpForward] = {}
 
     def __len__(self) -> int:
         return len(self._known)
 
+    def known(self, constraint: Constraint) -> CompiledConstraint | InvalidRequest | None:
+        """What became of it, if that is still here."""
+        found = self._known.get(constraint)
+        if found is not None:
+            self._known.move_to_end(constraint)
+        return found
+
+    def keep(
+        self, constraint: Constraint, found: CompiledConstraint | InvalidRequest
+    ) -> CompiledConstraint | InvalidRequest:
+        """Remember what became of a constraint; the oldest others may go."""
+        self._known[constraint] = found
+        self._known.move_to_end(constraint)
+        while len(self._known) > 1 and (len(self._known) > self.capacity or self.nbytes > self.max_bytes):
+            gone, _ = self._known.popitem(last=False)
+            self._jumps.pop(gone, None)
+        return found
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tables; machines grow while they are used."""
+        return sum(
+            found.automaton.nbytes
+            for found in self._known.values()
+            if not isinstance(found, InvalidRequest) and found.automaton is not None
+        )
+
     def get(self, constraint: Constraint) -> CompiledConstraint:
         """Compile `constraint`, or give it as it was compiled. Raises InvalidRequest if it is refused."""
-        found = self._known.get(constraint)
-        if found is None:
-            found = self._known[constraint] = self._compile(constraint)
-            while len(self._known) > self.capacity:
-                gone, _ = self._known.popitem(last=False)
-                self._jumps.pop(gone, None)
-        else:
-            self._known.move_to_end(constraint)
+        found = self.known(constraint) or self.keep(constraint, self.compile(constraint))
         if isinstance(found, InvalidRequest):
             raise InvalidRequest(found.message, param=found.param)
         return found
@@ -65,17 +87,18 @@ class ConstraintCache:
         assert automaton is not None
         return Matcher(automaton, max_tokens)
 
-    def jump(self, constraint: Constraint) -> JumpForward | None:
+    def jump(self, constraint: Constraint, compiled: CompiledConstraint | None = None) -> JumpForward | None:
         """What forces tokens under `constraint`; None without a tokenizer."""
         if self.encode is None:
             return None
-        automaton = self.get(constraint).automaton
+        automaton = (compiled or self.get(constraint)).automaton
         assert automaton is not None
-        if constraint not in self._jumps:
+        if constraint not in self._jumps or self._jumps[constraint].automaton is not automaton:
             self._jumps[constraint] = JumpForward(automaton, self.encode)
         return self._jumps[constraint]
 
-    def _compile(self, constraint: Constraint) -> CompiledConstraint | InvalidRequest:
+    def compile(self, constraint: Constraint) -> CompiledConstraint | InvalidRequest:
+        """Compile it anew; a refusal is a value here."""
         if constraint.kind == "ebnf":
             return InvalidRequest(
                 "EBNF grammars are not enforced by this engine; use a regular expression or a JSON schema",

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from grammar.automaton import TokenAutomaton
-from grammar.compile import Options
+from grammar.compile import CompiledConstraint, Options
 from grammar.constraint_errors import ConstraintError
 from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
@@ -26,13 +26,16 @@ KINDS = ("regex", "json_schema")
 
 
 class ConstraintCompiler:
-    """A ConstraintCache whose vocabulary is read when it is first needed; one call at a time.
+    """A ConstraintCache whose vocabulary is read when it is first needed.
+
+    Any thread may ask; while one compiles, the others still get what is compiled already.
 
     folder      of the tokenizer
     ends        ids that end an answer
     whitespace  in JSON: compact or spaced
     store       where tables are found and kept; None: the user's cache folder
     encode      text to token ids, nothing added; None: nothing is ever forced
+    capacity    constraints that are kept
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class ConstraintCompiler:
         whitespace: str = "compact",
         store: ConstraintStore | None = None,
         encode: Callable[[str], Sequence[int]] | None = None,
+        capacity: int = 256,
     ) -> None:
         if whitespace not in ("compact", "spaced"):
             raise InvalidRequest(f"constrained_json_whitespace is {whitespace!r}; choose compact or spaced")
@@ -51,17 +55,36 @@ class ConstraintCompiler:
         self.ends = tuple(ends)
         self.store = ConstraintStore.default() if store is None else store
         self.encode = encode
+        self.capacity = capacity
+        self._compiling = threading.Lock()
         self._lock = threading.Lock()
 
     @cached_property
     def _cache(self) -> ConstraintCache:
         vocabulary = Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", self.ends)
-        return ConstraintCache(vocabulary, encode=self.encode, options=self.options, store=self.store)
+        return ConstraintCache(
+            vocabulary, encode=self.encode, options=self.options, store=self.store, capacity=self.capacity
+        )
+
+    def _get(self, constraint: Constraint) -> CompiledConstraint:
+        cache = self._cache
+        with self._lock:
+            known = cache.known(constraint)
+        if known is None:
+            with self._compiling:
+                with self._lock:
+                    known = cache.known(constraint)  # the thread before may have compiled it
+                if known is None:
+                    compiled = cache.compile(constraint)
+                    with self._lock:
+                        known = cache.keep(constraint, compiled)
+        if isinstance(known, InvalidRequest):
+            raise InvalidRequest(known.message, param=known.param)
+        return known
 
     def get(self, constraint: Constraint) -> TokenAutomaton:
         """The automaton of a constraint. Raises InvalidRequest, which says where and why, if it cannot be enforced exactly."""
-        with self._lock:
-            automaton = self._cache.get(constraint).automaton
+        automaton = self._get(constraint).automaton
         assert automaton is not None
         return automaton
 
@@ -71,8 +94,9 @@ class ConstraintCompiler:
 
     def jump(self, constraint: Constraint) -> JumpForward | None:
         """What forces tokens under a constraint; None if nothing may be forced."""
+        compiled = self._get(constraint)
         with self._lock:
-            return self._cache.jump(constraint)
+            return self._cache.jump(constraint, compiled)
 
     def begin(self, constraint: Constraint, max_tokens: int) -> list[int]:
         """The tokens that every answer begins with, at most `max_tokens`. Raises InvalidRequest like `matcher`."""

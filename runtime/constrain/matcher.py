@@ -32,13 +32,8 @@ class Matcher:
     _history: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        least = self.automaton.min_tokens
-        if self.max_tokens is not None and self.max_tokens < least and not self.used:
-            raise InvalidRequest(
-                f"max_tokens is {self.max_tokens} but the shortest text of the constraint takes {least} tokens; "
-                f"raise max_tokens to at least {least}",
-                param="max_tokens",
-            )
+        if not self.used:
+            check_budget(self.automaton.min_tokens, self.max_tokens)
 
     @property
     def left(self) -> int | None:
@@ -132,3 +127,13 @@ class Matcher:
             return []
         found = jump.tokens(self.state, before)
         return list(found if self.left is None else found[: self.left])
+
+
+def check_budget(least: int, max_tokens: int | None) -> None:
+    """Raise InvalidRequest if `least` tokens, those of a constraint's shortest text, are more than the budget."""
+    if max_tokens is not None and max_tokens < least:
+        raise InvalidRequest(
+            f"max_tokens is {max_tokens} but the shortest text of the constraint takes {least} tokens; "
+            f"raise max_tokens to at least {least}",
+            param="max_tokens",
+        )

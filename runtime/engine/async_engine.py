@@ -36,6 +36,7 @@ from runtime.api import (
 from runtime.backends.base import Capabilities, ModelInfo
 from runtime.config import EngineConfig, find_folder
 from runtime.constrain.compiler import KINDS, ConstraintCompiler
+from runtime.constrain.workers import workers_for
 from runtime.engine.messages import Add, Ask, End, Failed, In, Out, Output, Refused
 from runtime.engine.messages import Answer as Reply
 from runtime.engine.text import Answer
@@ -61,7 +62,10 @@ class AsyncEngine:
     """A `Backend` (runtime.backends.base) that runs a model. `start` loads it; until then nothing but the
     tokenizer is read."""
 
-    def __init__(self, config: EngineConfig, transport: Transport | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, transport: Transport | None = None, *, strangers: bool = False
+    ) -> None:
+        """`strangers`: constraints come from callers that are not trusted, and are tried in processes that can be killed."""
         self.config = config
         find_folder(config.folder)
         self.tokenizer = Tokenizer(config.tokenizer_path or config.folder)
@@ -74,6 +78,11 @@ class AsyncEngine:
             config.tokenizer_path or config.folder,
             self.tokenizer.ends,
             whitespace=config.constrained_json_whitespace,
+        )
+        self._workers = (
+            workers_for(config.tokenizer_path or config.folder, self.tokenizer.ends, config)
+            if strangers
+            else None
         )
         self.info: dict[str, Any] = {}
         self.failure: EngineError | None = None
@@ -132,7 +141,11 @@ class AsyncEngine:
     async def check_constraint(self, request: Generate) -> None:
         """Raises InvalidRequest if the constraint cannot be enforced exactly, or not within max_new_tokens."""
         s = request.sampling
-        if s.constraint is not None:
+        if s.constraint is None:
+            return
+        if self._workers is not None:
+            await self._workers.check(s.constraint, s.max_new_tokens)
+        else:
             await asyncio.to_thread(self._constraints.check, s.constraint, s.max_new_tokens)
 
     def prepare_constraints(self, constraints: Sequence[Constraint]) -> None:
@@ -303,6 +316,8 @@ class AsyncEngine:
             return
         self._closed = True
         atexit.unregister(self.shutdown)
+        if self._workers is not None:
+            self._workers.close()
         self._fail(EngineError("the engine was closed"))
         self.transport.close()
 

@@ -66,7 +66,7 @@ def _listen(server: ServerConfig) -> socket.socket:
 async def serve(config: EngineConfig, server: ServerConfig) -> int:
     """Run until a signal or the death of the engine; the exit code."""
     sock = _listen(server)
-    engine = AsyncEngine(config, ProcessTransport(config))
+    engine = AsyncEngine(config, ProcessTransport(config), strangers=True)
     try:
         await engine.open()
     except BaseException:

@@ -1,0 +1,254 @@
+"""Constraints of callers are tried in processes that can be killed, before an engine meets them.
+
+A compile cannot be interrupted inside of Python, and the worst patterns cost seconds or gigabytes. So a worker compiles
+first, under limits on time and memory; what becomes a table is then in the store, where the engine's process finds it, and
+what remains to be done there is known to be harmless. Questions and verdicts are lines of JSON over pipes. A worker that
+exceeds a limit is killed and its caller told so; the next question starts another one. Verdicts are kept by digest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from runtime.api import Constraint
+from runtime.constrain.compiler import ConstraintCompiler
+from runtime.constrain.matcher import check_budget
+from runtime.errors import EngineError, InvalidRequest, Overloaded
+
+_START_SECONDS = 60.0  # for imports and the vocabulary; not part of a compile's time
+_KNOWN = 4096  # verdicts that are kept
+
+
+class Setup(msgspec.Struct, frozen=True):
+    """What a worker is started with: a tokenizer's folder, the ids that end an answer, limits of one compile."""
+
+    folder: str
+    ends: tuple[int, ...]
+    whitespace: str = "compact"
+    seconds: float = 10.0
+    memory_mb: int = 2048
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`least` tokens of the shortest text, or why the constraint is refused."""
+
+    least: int = 0
+    refused: str | None = None
+    param: str | None = None
+
+
+class CompileWorkers:
+    """
+    count      processes; each is started when it is first needed
+    waiting    constraints that may wait for one; more are refused as overload
+    patience   seconds that one may wait before it is refused as overload
+    """
+
+    def __init__(self, setup: Setup, *, count: int = 2, waiting: int = 64, patience: float = 15.0) -> None:
+        self.setup = setup
+        self.waiting = waiting
+        self.patience = patience
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix="constraint-worker")
+        self._own = threading.local()
+        self._all: list[_Worker] = []
+        self._lock = threading.Lock()
+        self._known: OrderedDict[bytes, Verdict] = OrderedDict()
+        self._asked: dict[bytes, Future[Verdict]] = {}
+
+    async def check(self, constraint: Constraint, max_tokens: int | None) -> None:
+        """Raises InvalidRequest if the constraint cannot be enforced, within the limits or the budget (0 asks for
+        nothing); Overloaded if too many wait."""
+        verdict = await self._verdict(constraint)
+        if verdict.refused is not None:
+            raise InvalidRequest(verdict.refused, param=verdict.param)
+        check_budget(verdict.least, max_tokens or None)
+
+    async def _verdict(self, constraint: Constraint) -> Verdict:
+        key = hashlib.sha256(f"{constraint.kind}\0{constraint.source}".encode()).digest()
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+            future = self._asked.get(key)
+            if future is None:
+                if len(self._asked) >= self.waiting:
+                    raise Overloaded(
+                        f"{self.waiting} constraints wait to be compiled; try again in a few seconds"
+                    )
+                future = self._asked[key] = self._pool.submit(self._try, key, constraint, time.monotonic())
+        return await asyncio.shield(asyncio.wrap_future(future))
+
+    def _try(self, key: bytes, constraint: Constraint, asked: float) -> Verdict:
+        try:
+            if time.monotonic() - asked > self.patience:
+                raise Overloaded(
+                    f"the constraint waited {self.patience:g} s to be compiled; try again in a few seconds"
+                )
+            worker = getattr(self._own, "worker", None)
+            if worker is None:
+                worker = self._own.worker = _Worker(self.setup)
+                with self._lock:
+                    self._all.append(worker)
+            verdict: Verdict = worker.ask(constraint)
+            with self._lock:
+                self._known[key] = verdict
+                while len(self._known) > _KNOWN:
+                    self._known.popitem(last=False)
+            return verdict
+        finally:
+            with self._lock:
+                self._asked.pop(key, None)
+
+    def close(self) -> None:
+        """End the workers, whatever they do."""
+        with self._lock:
+            workers, self._all = self._all, []
+        for worker in workers:
+            worker.kill()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Worker:
+    """One process; used by one thread."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def ask(self, constraint: Constraint) -> Verdict:
+        line = msgspec.json.encode(constraint) + b"\n"
+        for attempt in range(2):
+            if self._child is None or self._child.poll() is not None:
+                self._start()
+            assert self._child is not None and self._child.stdin is not None
+            try:
+                self._child.stdin.write(line)
+                self._child.stdin.flush()
+                break
+            except OSError:  # it has just gone
+                self.kill()
+                if attempt:
+                    raise EngineError("the constraint compiler cannot be reached") from None
+        answer = self._read(self.setup.seconds)
+        if answer:
+            return msgspec.json.decode(answer, type=Verdict)
+        self.kill()
+        if answer is None:
+            reason = f"takes longer than {self.setup.seconds:g} s to compile (--constraint-compile-seconds)"
+        else:
+            reason = f"needs more than {self.setup.memory_mb} MiB to compile (--constraint-compile-memory-mb)"
+        return Verdict(
+            refused=f"{constraint.kind} is refused: it {reason}; make it simpler", param=constraint.kind
+        )
+
+    def _start(self) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "runtime.constrain.workers",
+            msgspec.json.encode(self.setup).decode(),
+        ]
+        self._child = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        if not self._read(_START_SECONDS):
+            self.kill()
+            raise EngineError("the constraint compiler does not start")
+
+    def _read(self, seconds: float) -> bytes | None:
+        """A line; b"" if the process is gone, None if it takes longer."""
+        assert self._child is not None and self._child.stdout is not None
+        source = self._child.stdout.fileno()
+        end = time.monotonic() + seconds
+        found = b""
+        while not found.endswith(b"\n"):
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([source], [], [], left)[0]:
+                return None
+            more = os.read(source, 1 << 16)
+            if not more:
+                return b""
+            found += more
+        return found
+
+    def kill(self) -> None:
+        child, self._child = self._child, None
+        if child is None:
+            return
+        child.kill()
+        child.wait()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+
+
+def workers_for(folder: str | Path, ends: Iterable[int], options: Any, **limits: Any) -> CompileWorkers:
+    """For a tokenizer, under the limits of `options` (EngineConfig)."""
+    setup = Setup(
+        str(folder),
+        tuple(ends),
+        options.constrained_json_whitespace,
+        options.constraint_compile_seconds,
+        options.constraint_compile_memory_mb,
+    )
+    return CompileWorkers(setup, count=options.constraint_workers, **limits)
+
+
+def main(setup: Setup) -> None:
+    """The child: a verdict for each constraint that comes, until nobody asks any more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches both
+    compiler = ConstraintCompiler(setup.folder, setup.ends, whitespace=setup.whitespace, capacity=1)
+    with contextlib.suppress(EngineError):  # reads the vocabulary and compiles the loops
+        compiler.get(Constraint("regex", "a"))
+    _limit_memory(setup.memory_mb << 20)
+    out = sys.stdout.buffer
+    out.write(b"ready\n")
+    out.flush()
+    for line in sys.stdin.buffer:
+        signal.alarm(int(setup.seconds) + 5)  # also when the parent is gone and kills nobody
+        out.write(msgspec.json.encode(_verdict(compiler, msgspec.json.decode(line, type=Constraint))) + b"\n")
+        out.flush()
+        signal.alarm(0)
+
+
+def _verdict(compiler: ConstraintCompiler, constraint: Constraint) -> Verdict:
+    try:
+        return Verdict(compiler.get(constraint).min_tokens)
+    except InvalidRequest as error:
+        return Verdict(refused=error.message, param=error.param)
+    except MemoryError:
+        os._exit(1)  # what is left of it is not to be trusted; the parent tells why
+
+
+def _limit_memory(more: int) -> None:
+    """Let this process have `more` bytes of address space beyond what it has now."""
+    import resource
+
+    with open("/proc/self/statm", encoding="ascii") as file:
+        now = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
+
+
+if __name__ == "__main__":
+    main(msgspec.json.decode(sys.argv[1], type=Setup))
