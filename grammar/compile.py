@@ -20,6 +20,8 @@ from grammar import regex_syntax
 from grammar.automaton import TokenAutomaton
 from grammar.choices import choices_fsm, dtype_regex
 from grammar.constraint_errors import ConstraintError, TooLarge, Unsatisfiable
+from grammar.ebnf.compiler import compile_grammar
+from grammar.ebnf.syntax import Grammar, parse_grammar
 from grammar.fsm import Fsm
 from grammar.measure import Measure
 from grammar.regex import blame, matching
@@ -32,7 +34,7 @@ from grammar.token_fsm import TokenFsm
 from grammar.token_pushdown import TokenPushdown
 from grammar.vocabulary import Vocabulary
 
-Kind = Literal["regex", "json_schema", "choices", "dtype"]
+Kind = Literal["regex", "json_schema", "ebnf", "choices", "dtype"]
 Whitespace = Literal["compact", "spaced"]
 
 TABLE_LIMITS = Limits(states=20_000, seconds=5.0)
@@ -160,6 +162,7 @@ def compile_constraint(
     kind     source
     regex        a pattern (`grammar.regex_syntax` has the dialect); the whole text must match
     json_schema  JSON text, or its decoded value
+    ebnf         a grammar in EBNF or Lark's syntax (`grammar.ebnf.syntax` has both)
     choices      the texts
     dtype        int, float, bool, str, or their names
 
@@ -176,8 +179,10 @@ def _compile(
 ) -> CompiledConstraint:
     if kind == "json_schema":
         return _compile_schema(source, vocabulary, options)
-    if kind not in ("regex", "choices", "dtype"):
-        raise ConstraintError(f"constraints are of kind regex, json_schema, choices or dtype, not {kind!r}")
+    if kind not in ("regex", "ebnf", "choices", "dtype"):
+        raise ConstraintError(
+            f"constraints are of kind regex, json_schema, ebnf, choices or dtype, not {kind!r}"
+        )
     text = _text_of(kind, source)
     digest = store_key("constraint", kind, text)
     key = store_key(digest, vocabulary.digest) if vocabulary is not None else digest
@@ -187,6 +192,10 @@ def _compile(
             return CompiledConstraint(kind, text, digest, table.fsm, table)
     if kind == "choices":
         fsm: Fsm | None = choices_fsm(json.loads(text))
+    elif kind == "ebnf":
+        fsm = _regular(parse_grammar(text))
+        if fsm is None:
+            return _compile_grammar(text, digest, vocabulary)
     else:
         pattern = regex_syntax.parse(text)
         terms = Terms(TABLE_LIMITS)
@@ -203,6 +212,8 @@ def _compile(
     try:
         table = TokenFsm.of(fsm, vocabulary)
     except TooLarge:
+        if kind == "ebnf":
+            return replace(_compile_grammar(text, digest, vocabulary), fsm=fsm)
         pattern = regex_syntax.parse(text)
         return replace(_compile_large(kind, text, digest, pattern, vocabulary), fsm=fsm)
     if store is not None:
@@ -218,7 +229,8 @@ def _text_of(kind: str, source: Any) -> str:
     if kind == "dtype":
         return dtype_regex(source)
     if not isinstance(source, str):
-        raise ConstraintError(f"a regular expression is a string, not {type(source).__name__}")
+        name = "a grammar" if kind == "ebnf" else "a regular expression"
+        raise ConstraintError(f"{name} is a string, not {type(source).__name__}")
     return source
 
 
@@ -240,6 +252,27 @@ def _compile_large(
     machine = TokenPushdown(terms, start, measure, vocabulary, MACHINE_LIMITS)
     bounds = (measure.shortest(start), measure.longest(start))
     return CompiledConstraint(kind, text, digest, None, machine, bounds)
+
+
+def _regular(parsed: Grammar) -> Fsm | None:
+    """The automaton of a grammar that needs no stack and few states."""
+    terms = Terms(TABLE_LIMITS)
+    compiled = compile_grammar(parsed, terms)
+    if compiled.nested:
+        return None
+    try:
+        return Fsm.of_terms(terms, compiled.start)
+    except TooLarge:
+        return None
+
+
+def _compile_grammar(text: str, digest: str, vocabulary: Vocabulary | None) -> CompiledConstraint:
+    terms = Terms(MACHINE_LIMITS)
+    start = compile_grammar(parse_grammar(text), terms).start
+    measure = Measure(terms, terms.rule_count)
+    machine = TokenPushdown(terms, start, measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS)
+    bounds = (measure.shortest(start), measure.longest(start))
+    return CompiledConstraint("ebnf", text, digest, None, machine, bounds)
 
 
 def _compile_schema(source: Any, vocabulary: Vocabulary | None, options: Options) -> CompiledConstraint:

@@ -19,6 +19,7 @@ from grammar.terms import (
     EPSILON,
     LITERAL,
     MEMBERS,
+    REFERENCE,
     REPEAT,
     SET,
     STATE,
@@ -86,7 +87,7 @@ class Measure:
             return min(self._known[p] for p in data[1])
         if kind == REPEAT:
             return data[2] * self._known[data[1]]
-        if kind == CALL:
+        if kind in (CALL, REFERENCE):
             return self.rules[data[1]]
         if kind == STRING:
             return self._known[data[1]] + 1
@@ -222,7 +223,7 @@ class _Longest:
         if kind == REPEAT:
             inner = self.of(data[1], depth)
             return None if inner is None or data[3] < 0 else inner * data[3]
-        if kind == CALL:
+        if kind in (CALL, REFERENCE):
             return self.of(self.terms.rule_body(data[1]), depth)
         if kind == MEMBERS:
             order = self.terms.order_of(data[1])

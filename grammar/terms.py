@@ -24,7 +24,7 @@ Arc = tuple[int, tuple[int, ...], int]  # bytes as a 256-bit mask, terms pushed,
 EMPTY = 0  # matches nothing
 EPSILON = 1  # matches the empty string
 
-SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS = range(2, 12)  # kinds of terms
+SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS, REFERENCE = range(2, 13)  # kinds of terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +338,14 @@ class Terms:
     def call(self, rule: int) -> int:
         return self._new((CALL, rule), False, True)
 
+    def define_reference(self, rule: int, body: int) -> None:
+        """Give a rule that only `reference` uses its body; it may match the empty string, and end before it has to."""
+        self._rules[rule] = body
+
+    def reference(self, rule: int, nullable: bool) -> int:
+        """A rule put in where it stands: no stack, so it needs no sure end. It must not begin with itself."""
+        return self._new((REFERENCE, rule), nullable, True)
+
     def string(self, low: int, high: int, expansion: int) -> int:
         """A quoted JSON string of `low` to `high` (-1: any number of) characters, counted beside the state.
 
@@ -481,6 +489,8 @@ class Terms:
         if kind == CALL:
             after = (tail,) if tail != EPSILON else ()
             return [(m, p + after, u) for m, p, u in self.arcs(self._rules[data[1]])]
+        if kind == REFERENCE:
+            return self._arcs_then(self._rules[data[1]], tail)
         if not self._head_call[term] and tail != EPSILON:
             return [(m, p, self.cat(u, tail)) for m, p, u in self.arcs(term)]
         if kind == ALT:

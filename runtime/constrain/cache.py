@@ -99,11 +99,6 @@ class ConstraintCache:
 
     def compile(self, constraint: Constraint) -> CompiledConstraint | InvalidRequest:
         """Compile it anew; a refusal is a value here."""
-        if constraint.kind == "ebnf":
-            return InvalidRequest(
-                "EBNF grammars are not enforced by this engine; use a regular expression or a JSON schema",
-                param="ebnf",
-            )
         try:
             return compile_constraint(
                 constraint.kind, constraint.source, self.vocabulary, options=self.options, store=self.store

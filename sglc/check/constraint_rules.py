@@ -148,6 +148,28 @@ class BadSchema(Rule, code="SGL304", name="bad-schema", severity="error"):
                 )  # fmt: skip
 
 
+class BadGrammar(Rule, code="SGL312", name="bad-grammar", severity="error"):
+    """A grammar with an error, or with something that cannot be enforced.
+
+    Bad:
+
+        s += "Sum: " + sgl.gen("sum", ebnf='root ::= number ("+" number)*')
+
+    Good:
+
+        s += "Sum: " + sgl.gen("sum", ebnf='root ::= [0-9]+ ("+" [0-9]+)*')
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for node, constraint in constrained(subject):
+            error = refusal(subject, constraint) if constraint.kind == "ebnf" else None
+            if error is not None and not isinstance(error, (TooLarge, Contradiction)):
+                yield subject.found(
+                    self, node.at, f"this grammar cannot be enforced: {_first_line(error.message)}",
+                    "correct the rule", *GENS,
+                )  # fmt: skip
+
+
 class TooFewTokens(Rule, code="SGL305", name="too-few-tokens", severity="error"):
     """`max_tokens` below what the shortest text of the constraint takes.
 

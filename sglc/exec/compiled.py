@@ -40,6 +40,7 @@ from sglc.lang.program import Program, _with_sampling, resolve_backend
 from sglc.lang.purity import Break, Purity, Unplain, freeze
 from sglc.lang.state import ProgramState
 from sglc.lang.trace import traced
+from sglc.lang.typed import Types
 from sglc.passes.pipeline import DEFAULT, Pipeline
 from sglc.plan.lower import lower
 
@@ -243,7 +244,13 @@ class CompiledProgram:
             return interpret(
                 self.program, arguments, chosen, sampling, stream=stream, raise_on_error=raise_on_error
             )
-        return run_schedule(schedule, Session(chosen, template, sampling, stream), arguments, raise_on_error)
+        return run_schedule(
+            schedule,
+            Session(chosen, template, sampling, stream),
+            arguments,
+            raise_on_error,
+            self.program.types,
+        )
 
     @_with_sampling
     def run_batch(
@@ -279,7 +286,9 @@ class CompiledProgram:
         limit = num_threads if isinstance(num_threads, int) else ROWS_IN_FLIGHT
         known = [s for s in schedules if s is not None]
         session = Session(chosen, template, sampling)
-        return run_schedules(known, session, rows, max(limit, 1), progress_bar, return_exceptions, groups)
+        return run_schedules(
+            known, session, rows, max(limit, 1), progress_bar, return_exceptions, groups, self.program.types
+        )
 
     async def arun(self, *args: Any, **kwargs: Any) -> ProgramState:
         """`run` for asyncio; the state is finished when it returns."""
@@ -301,11 +310,15 @@ class CompiledProgram:
 
 
 def run_schedule(
-    schedule: Schedule, session: Session, arguments: Mapping[str, Any], raise_on_error: bool = False
+    schedule: Schedule,
+    session: Session,
+    arguments: Mapping[str, Any],
+    raise_on_error: bool = False,
+    types: Types | None = None,
 ) -> ProgramState:
     """One run of a plan. Returns when all that the body reads is there; at once if somebody reads chunks."""
     execution = _execution(schedule, session, arguments)
-    state = ProgramState(PlanState(execution))
+    state = ProgramState(PlanState(execution), types)
     if session.stream:
         execution.when_over(lambda: _returned(state, execution))
         execution.start()
@@ -330,6 +343,7 @@ def run_schedules(
     progress_bar: bool = False,
     return_exceptions: bool = False,
     groups: RowGroups | None = None,
+    types: Types | None = None,
 ) -> list[Any]:
     """A run for each row, at most `limit` at a time; finished states in the rows' order."""
     runs = [_execution(s, session, row) for s, row in zip(schedules, rows, strict=True)]
@@ -337,7 +351,7 @@ def run_schedules(
         _run_all([runs[k] for k in groups.order], limit, progress_bar, Warmup(groups, session.backend))
     else:
         _run_all(runs, limit, progress_bar)
-    return _outcomes(runs, return_exceptions)
+    return _outcomes(runs, return_exceptions, types)
 
 
 def _execution(schedule: Schedule, session: Session, arguments: Mapping[str, Any]) -> Execution:
@@ -391,13 +405,13 @@ def _run_all(runs: Sequence[Execution], limit: int, progress_bar: bool, warmup: 
         bar.close()
 
 
-def _outcomes(runs: Sequence[Execution], return_exceptions: bool) -> list[Any]:
+def _outcomes(runs: Sequence[Execution], return_exceptions: bool, types: Types | None) -> list[Any]:
     found: list[Any] = []
     for run in runs:
         if run.read_error is not None:
             found.append(as_raised(run.read_error))
             continue
-        state = ProgramState(PlanState(run))
+        state = ProgramState(PlanState(run), types)
         _returned(state, run)
         _show(state)
         found.append(state)

@@ -47,7 +47,7 @@ def interpret(
         if not session.capabilities.prefill:  # where prefixes are kept, going on from one costs nothing
             ahead = Speculation(session, program.num_api_spec_tokens)
     sink = LiveState(session, decide, ahead=ahead)
-    state = ProgramState(sink)
+    state = ProgramState(sink, program.types)
 
     def body() -> None:
         token = _CURRENT.set(backend)

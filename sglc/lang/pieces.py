@@ -17,6 +17,7 @@ from runtime.api import Constraint
 from runtime.reasoning import reasoning_tags
 from sglc.ir.specs import GenSpec, ImageSpec, SamplingFields, SelectSpec
 from sglc.lang.choices import ChoicesSamplingMethod, token_length_normalized
+from sglc.lang.typed import schema_of
 from sglc.lang.values import TracedStr
 
 REGEX_INT = r"[-+]?[0-9]+[ \n]*"
@@ -51,7 +52,10 @@ class Row(Piece):
 
 @dataclass(frozen=True)
 class Gen(Piece):
+    """`type`: what the text stands for, if it was given (sglc/lang/typed.py)."""
+
     spec: GenSpec
+    type: Any = None
 
 
 @dataclass(frozen=True)
@@ -118,21 +122,26 @@ def gen(
     regex: str | None = None,
     json_schema: str | Mapping[str, Any] | None = None,
     *,
+    ebnf: str | None = None,
+    type: Any = None,
     n: int | None = None,
     seed: int | None = None,
 ) -> Gen | Select:
     """Let the model write; the text becomes variable `name`.
 
     None takes the run's default. `choices` makes it a `select`. `n` asks for several samples: the variable is the
-    list of them, and the state goes on with the first. `json_schema` is JSON text, or what becomes it. Raises ValueError or re.error for bad arguments.
+    list of them, and the state goes on with the first. `json_schema` is JSON text, or what becomes it; `ebnf` a grammar in
+    EBNF or Lark's syntax. `type` (a pydantic model, a dataclass, list[int], ...) asks for JSON of that type, and
+    `s.parsed(name)` gives its value. Raises ValueError, TypeError or re.error for bad arguments.
     """
     if choices:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
     if regex is not None:
         re.compile(regex)
-    if json_schema is not None and (regex is not None or dtype is not None):
-        other = "regex" if regex is not None else "dtype"
-        raise ValueError(f"gen: {other} and json_schema cannot be given together; leave one out")
+    kinds = {"regex": regex, "dtype": dtype, "json_schema": json_schema, "ebnf": ebnf, "type": type}
+    several = [k for k, v in kinds.items() if v is not None]
+    if len(several) > 1 and set(several) != {"regex", "dtype"}:
+        raise ValueError(f"gen: {several[0]} and {several[1]} cannot be given together; leave one out")
     if n is not None and n < 1:
         raise ValueError(f"gen(n={n}): ask for at least one sample")
     kind = _dtype_name(dtype)
@@ -148,6 +157,10 @@ def gen(
     elif json_schema is not None:
         text = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
         constraint = Constraint("json_schema", text)
+    elif ebnf is not None:
+        constraint = Constraint("ebnf", ebnf)
+    elif type is not None:
+        constraint = Constraint("json_schema", schema_of(type))
     fields = SamplingFields(
         max_tokens=max_tokens,
         min_tokens=min_tokens,
@@ -166,7 +179,7 @@ def gen(
         top_logprobs_num=top_logprobs_num,
         return_text_in_logprobs=return_text_in_logprobs,
     )
-    return Gen(GenSpec(name, fields, constraint, kind, n))
+    return Gen(GenSpec(name, fields, constraint, kind, n), type)
 
 
 def separate_reasoning(expr: Gen | Row, model_type: str) -> Row:
@@ -181,7 +194,7 @@ def separate_reasoning(expr: Gen | Row, model_type: str) -> Row:
         if isinstance(piece, Gen):
             if piece.spec.name is None or piece.spec.n is not None:
                 raise ValueError("separate_reasoning: the gen needs a name, and cannot have n samples")
-            piece = Gen(replace(piece.spec, reasoning=model_type))
+            piece = replace(piece, spec=replace(piece.spec, reasoning=model_type))
         pieces.append(piece)
     if not any(isinstance(p, Gen) for p in pieces):
         raise ValueError("separate_reasoning: there is no gen in it; write separate_reasoning(gen(...), ...)")

@@ -11,6 +11,7 @@ from typing import Any
 from sglc.config import global_config
 from sglc.ir.specs import RUN_DEFAULTS, SamplingFields
 from sglc.lang.state import ProgramState
+from sglc.lang.typed import Types
 from sglc.lang.values import ACTIVE
 
 # The backend of the run that is going on in this context; programs that a body calls inherit it.
@@ -88,6 +89,7 @@ class Program:
         self.func = func
         self.num_api_spec_tokens = num_api_spec_tokens
         self.bound = dict(bind_arguments or {})
+        self.types = Types()  # of variables, as far as gens with a type were seen
         functools.update_wrapper(self, func)
         self.__name__ = func.__name__
         parameters = list(inspect.signature(func).parameters.values())

@@ -14,7 +14,7 @@ import builtins
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType
+from types import FunctionType, GenericAlias, ModuleType, UnionType
 from typing import Any
 
 from sglc.ir.specs import Location
@@ -104,7 +104,7 @@ def freeze(value: Any) -> Any:
         return ("dict", tuple((freeze(k), freeze(v)) for k, v in value.items()))
     if kind in (set, frozenset):
         return (kind.__name__, frozenset(freeze(v) for v in value))
-    if isinstance(value, (FunctionType, type, ModuleType)) or callable(value):
+    if isinstance(value, (FunctionType, ModuleType)) or _is_type(value) or callable(value):
         return ("object", id(value))
     raise Unplain(f"a {kind.__name__}")
 
@@ -384,6 +384,8 @@ class _Body:
             self.stop(node, f"the name {node.id} is not defined")
         elif _harmless(value) or (isinstance(value, type) and node.id in _BUILTINS):
             return
+        elif _is_type(value):
+            self.checker.found.reads.add((self.function, node.id))
         else:
             try:
                 freeze(value)
@@ -397,7 +399,7 @@ class _Body:
 
     def attribute(self, node: ast.Attribute) -> None:
         found, value = self.known(node)
-        if found and (_harmless(value) or type(value) in PLAIN):
+        if found and (_harmless(value) or type(value) in PLAIN or _is_type(value)):
             return
         if node.attr == "ret_value":
             self.expression(node.value)
@@ -444,6 +446,11 @@ class _Body:
                 self.stop(node, f"{shown}(...) changes a value that was not made in this function")
         elif method.attr not in _METHODS:
             self.stop(node, f".{method.attr}(...) is called, and what that does is not known")
+
+
+def _is_type(value: Any) -> bool:
+    """A class, or what typing makes of one: as a value it does nothing (a call of it is looked at as such)."""
+    return isinstance(value, (type, GenericAlias, UnionType)) or type(value).__module__ == "typing"
 
 
 def _harmless(value: Any) -> bool:

@@ -13,6 +13,7 @@ from sglc.ir.specs import Location
 from sglc.lang.location import user_location
 from sglc.lang.pieces import Appended, Gen, Image, Piece, Role, Row, Select, assistant, system, user
 from sglc.lang.sink import Sink
+from sglc.lang.typed import Types, parse
 
 
 class ProgramState:
@@ -21,8 +22,10 @@ class ProgramState:
     `ret_value` is what the body returned.
     """
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, types: Types | None = None) -> None:
+        """`types` are those of the program's variables."""
         self.sink = sink
+        self.types = Types() if types is None else types
         self.ret_value: Any = None
 
     # -- appending ----------------------------------------------------------------------------------------------
@@ -36,6 +39,8 @@ class ProgramState:
         if isinstance(value, str):
             sink.text(value, at)
         elif isinstance(value, Gen):
+            if value.type is not None and value.spec.name is not None:
+                self.types.note(value.spec.name, value.type)
             sink.gen(value.spec, at)
         elif isinstance(value, Select):
             sink.select(value.spec, at)
@@ -96,7 +101,7 @@ class ProgramState:
                 "branch goes on from what its parent has computed; leave it out"
             )
         children = self.sink.fork(int(size), user_location())
-        return ProgramStateGroup([ProgramState(child) for child in children], self)
+        return ProgramStateGroup([ProgramState(child, self.types) for child in children], self)
 
     @contextmanager
     def copy(self, position_ids_offset: Sequence[int] | None = None) -> Iterator[ProgramState]:
@@ -113,6 +118,14 @@ class ProgramState:
         return self.sink.read(name, user_location())
 
     get_var = __getitem__
+
+    def parsed(self, name: Any, type: Any = None) -> Any:
+        """The value that a variable's text stands for, of the type that its gen was given, or of `type`.
+
+        Raises RunError if the text is no value of that type, KeyError if no type is known.
+        """
+        wanted = self.types.of(name) if type is None else type
+        return parse(wanted, self.sink.read(name, user_location()))
 
     def __setitem__(self, name: Any, value: Any) -> None:
         self.sink.assign(name, value)

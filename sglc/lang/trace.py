@@ -234,7 +234,7 @@ class Trace:
 
     def run(self, function: Any) -> None:
         """Run the body once; `paths.end` says how that ended."""
-        state = ProgramState(self.root)
+        state = ProgramState(self.root, self.program.types)
         given = copy.deepcopy(dict(self.constants))  # a body that changes an argument changes this one
         before = freeze(given)
         arguments: dict[str, Any] = dict(given)
@@ -465,7 +465,9 @@ class Trace:
             n: self._unpack(v, made.variables[n], f'{label}(...)["{n}"]')
             for n, v in zip(names, values, strict=True)
         }
-        state = ProgramState(CallSink(self, env, self.wrap(text, f"the text of {label}(...)", None)))
+        state = ProgramState(
+            CallSink(self, env, self.wrap(text, f"the text of {label}(...)", None)), program.types
+        )
         state.ret_value = self._unpack(result, made.returned, f"the result of {label}(...)")
         return state
 

@@ -76,7 +76,7 @@ def test_a_constrained_answer_does_not_depend_on_the_batch(engine: sgl.Engine) -
         ({"regex": "["}, "regex"),
         ({"json_schema": "{"}, "json_schema"),
         ({"regex": "a", "json_schema": "{}"}, "cannot be given together"),
-        ({"ebnf": "root ::= 'a'"}, "not enforced"),
+        ({"ebnf": "root ::= a"}, "no rule 'a'"),
         ({"regex": "a{30}", "max_new_tokens": 2}, "shortest text of the constraint"),
     ],
 )

@@ -48,8 +48,11 @@ def test_refusals_are_the_callers_and_are_kept(monkeypatch: pytest.MonkeyPatch) 
             cache.get(bad)
         monkeypatch.setattr(cache_module, "compile_constraint", None)
     assert caught.value.param == "json_schema" and caught.value.status == 400
-    with pytest.raises(InvalidRequest, match="EBNF grammars are not enforced"):
-        cache.get(Constraint("ebnf", "root ::= x"))
+
+
+def test_a_grammar_is_refused_with_its_place() -> None:
+    with pytest.raises(InvalidRequest, match=r"ebnf is refused: there is no rule .x. at line 1, column 10"):
+        ConstraintCache(VOCABULARY).get(Constraint("ebnf", "root ::= x"))
 
 
 def test_matchers_share_what_was_compiled() -> None:
