@@ -11,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -25,16 +25,17 @@ from grammar.ebnf.syntax import Grammar, parse_grammar
 from grammar.fsm import Fsm
 from grammar.measure import Measure
 from grammar.regex import blame, matching
-from grammar.schema.compiler import compile_schema
+from grammar.schema.compiler import SchemaOptions, compile_schema
 from grammar.schema.document import Document
 from grammar.schema.text import COMPACT, SPACED
 from grammar.store import ConstraintStore, store_key
+from grammar.structural_tag import StructuralTag, normalised, tagged_text
 from grammar.terms import Limits, Terms
 from grammar.token_fsm import TokenFsm
 from grammar.token_pushdown import TokenPushdown
 from grammar.vocabulary import Vocabulary
 
-Kind = Literal["regex", "json_schema", "ebnf", "choices", "dtype"]
+Kind = Literal["regex", "json_schema", "ebnf", "structural_tag", "choices", "dtype"]
 Whitespace = Literal["compact", "spaced"]
 
 TABLE_LIMITS = Limits(states=20_000, seconds=5.0)
@@ -54,6 +55,11 @@ class Options:
     whitespace: Whitespace = "compact"
     any_order: bool = False
     ignore_unknown_formats: bool = False
+
+    @property
+    def of_schemas(self) -> SchemaOptions:
+        separators = COMPACT if self.whitespace == "compact" else SPACED
+        return SchemaOptions(separators, self.ignore_unknown_formats, self.any_order)
 
 
 DEFAULT_OPTIONS = Options()
@@ -163,6 +169,7 @@ def compile_constraint(
     regex        a pattern (`grammar.regex_syntax` has the dialect); the whole text must match
     json_schema  JSON text, or its decoded value
     ebnf         a grammar in EBNF or Lark's syntax (`grammar.ebnf.syntax` has both)
+    structural_tag  free text with constrained parts (`grammar.structural_tag` has the document)
     choices      the texts
     dtype        int, float, bool, str, or their names
 
@@ -179,10 +186,11 @@ def _compile(
 ) -> CompiledConstraint:
     if kind == "json_schema":
         return _compile_schema(source, vocabulary, options)
+    if kind == "structural_tag":
+        return _compile_tag(source, vocabulary, options)
     if kind not in ("regex", "ebnf", "choices", "dtype"):
-        raise ConstraintError(
-            f"constraints are of kind regex, json_schema, ebnf, choices or dtype, not {kind!r}"
-        )
+        known = ", ".join(get_args(Kind))
+        raise ConstraintError(f"a constraint is of kind {known}, not {kind!r}")
     text = _text_of(kind, source)
     digest = store_key("constraint", kind, text)
     key = store_key(digest, vocabulary.digest) if vocabulary is not None else digest
@@ -279,19 +287,24 @@ def _compile_schema(source: Any, vocabulary: Vocabulary | None, options: Options
     document = Document.read(source) if isinstance(source, str) else Document(source)
     text = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
     digest = store_key("constraint", "json_schema", json.dumps(document.root), repr(options))
-    compiled = compile_schema(
-        document,
-        separators=COMPACT if options.whitespace == "compact" else SPACED,
-        ignore_unknown_formats=options.ignore_unknown_formats,
-        any_order=options.any_order,
-        limits=MACHINE_LIMITS,
-    )
+    compiled = compile_schema(document, options.of_schemas, limits=MACHINE_LIMITS)
     machine = TokenPushdown(
         compiled.terms, compiled.start, compiled.measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS
     )
     machine.explore(_AHEAD_STATES, _AHEAD_SECONDS)
     bounds = (compiled.measure.shortest(compiled.start), compiled.measure.longest(compiled.start))
     return CompiledConstraint("json_schema", text, digest, None, machine, bounds)
+
+
+def _compile_tag(source: Any, vocabulary: Vocabulary | None, options: Options) -> CompiledConstraint:
+    tag = StructuralTag.read(source)
+    text = normalised(tag)
+    terms = Terms(MACHINE_LIMITS)
+    start = tagged_text(tag, terms, options.of_schemas)
+    measure = Measure(terms, terms.rule_count)
+    machine = TokenPushdown(terms, start, measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS)
+    digest = store_key("constraint", "structural_tag", text, repr(options))
+    return CompiledConstraint("structural_tag", text, digest, None, machine, (0, None))
 
 
 @cache

@@ -66,9 +66,10 @@ def merge_text(prompt: Sequence[Segment]) -> Prompt:
 
 
 class Constraint(msgspec.Struct, frozen=True):
-    """What the output must match: a regex, a JSON schema (as JSON text), an EBNF grammar, or one of some texts (a JSON array)."""
+    """What the output must match: a regex, a JSON schema (as JSON text), an EBNF grammar, free text with constrained parts (JSON
+    text, see grammar/structural_tag.py), or one of some texts (a JSON array)."""
 
-    kind: Literal["regex", "json_schema", "ebnf", "choices"]
+    kind: Literal["regex", "json_schema", "ebnf", "structural_tag", "choices"]
     source: str
 
 

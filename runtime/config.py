@@ -98,6 +98,9 @@ class EngineConfig:
     constrained_json_whitespace: str = _option(
         "compact", "White space in constrained JSON: compact (none) or spaced (as json.dumps writes it)."
     )
+    precompile: str | None = _option(
+        None, "File of constraints (JSON lines, or a compiled program) to compile before the server is ready."
+    )
     constraint_workers: int = _option(2, "Processes of a server that compile its callers' constraints.")
     constraint_compile_seconds: float = _option(10.0, "Time that one such compile may take.")
     constraint_compile_memory_mb: int = _option(2048, "Memory that one such compile may take.")

@@ -41,32 +41,70 @@ class CompiledSchema:
     measure: Measure
 
 
+@dataclass(frozen=True, slots=True)
+class SchemaOptions:
+    """How values are written, and what is read over; see `grammar.compile.Options`."""
+
+    separators: Separators = COMPACT
+    ignore_unknown_formats: bool = False
+    any_order: bool = False
+
+
 def compile_schema(
-    document: Document,
-    *,
-    separators: Separators = COMPACT,
-    ignore_unknown_formats: bool = False,
-    any_order: bool = False,
-    limits: Limits = DEFAULT_LIMITS,
+    document: Document, options: SchemaOptions = SchemaOptions(), *, limits: Limits = DEFAULT_LIMITS
 ) -> CompiledSchema:
     """Raises SchemaError, TooLarge or Unsatisfiable; never leaves a keyword out."""
-    impossible: set[RuleKey] = set()
-    made: dict[str, dict[str, Any]] = {}
-    strings = StringRules(ignore_unknown_formats)
-    deadline = time.monotonic() + limits.seconds
-    while True:
-        left = replace(limits, seconds=deadline - time.monotonic())
-        compiler = SchemaCompiler(document, strings, separators, any_order, impossible, made, left)
-        start = compiler.value([Place(document.root, "#")])
-        compiler.drain()
-        measure = Measure(compiler.terms, compiler.rules)
-        dead = {compiler.rule_keys[r] for r in measure.endless_rules if r in compiler.rule_keys}
-        if not dead - impossible:
-            break
-        impossible |= dead
-    if start == EMPTY or measure.shortest(start) >= INFINITE:
-        raise Unsatisfiable("no value is valid for this schema", where="#")
-    return CompiledSchema(compiler.terms, start, compiler.rules, measure)
+    return _Settled(document, options, limits).alone()
+
+
+class SchemaSet:
+    """Several schemas in one arena, which may hold other terms too."""
+
+    def __init__(self, terms: Terms, options: SchemaOptions = SchemaOptions()) -> None:
+        self.terms = terms
+        self.options = options
+        self._documents: list[Document] = []
+
+    def add(self, document: Document) -> int:
+        """The term of the document's values. Raises like `compile_schema`."""
+        self._documents.append(document)  # rules are known by the identity of its parts
+        settled = _Settled(document, self.options, self.terms.limits)
+        settled.alone()
+        return settled.compiler(self.terms).whole()
+
+
+class _Settled:
+    """A document with the rules that are known to have no finite text."""
+
+    def __init__(self, document: Document, options: SchemaOptions, limits: Limits) -> None:
+        self.document = document
+        self.options = options
+        self.limits = limits
+        self.impossible: set[RuleKey] = set()
+        self.made: dict[str, dict[str, Any]] = {}
+        self.strings = StringRules(options.ignore_unknown_formats)
+
+    def compiler(self, terms: Terms) -> SchemaCompiler:
+        o = self.options
+        return SchemaCompiler(
+            self.document, self.strings, o.separators, o.any_order, self.impossible, self.made, terms
+        )
+
+    def alone(self) -> CompiledSchema:
+        """In an arena of its own, again until no rule is found to be impossible."""
+        deadline = time.monotonic() + self.limits.seconds
+        while True:
+            terms = Terms(replace(self.limits, seconds=deadline - time.monotonic()))
+            compiler = self.compiler(terms)
+            start = compiler.whole()
+            measure = Measure(terms, compiler.rules)
+            dead = {compiler.rule_keys[r] for r in measure.endless_rules if r in compiler.rule_keys}
+            if not dead - self.impossible:
+                break
+            self.impossible |= dead
+        if start == EMPTY or measure.shortest(start) >= INFINITE:
+            raise Unsatisfiable("no value is valid for this schema", where="#")
+        return CompiledSchema(terms, start, compiler.rules, measure)
 
 
 class SchemaCompiler:
@@ -78,9 +116,10 @@ class SchemaCompiler:
         any_order: bool,
         impossible: set[RuleKey],
         made: dict[str, dict[str, Any]],
-        limits: Limits,
+        terms: Terms,
     ) -> None:
-        self.terms = Terms(limits)
+        self.terms = terms
+        self.document = document
         self.text = JsonText(self.terms, separators)
         self.strings = strings
         self.any_order = any_order
@@ -107,6 +146,12 @@ class SchemaCompiler:
             found = self.terms.alt([self._conjunction(c) for c in self.expander.expand(places)])
             self._values[key] = found
         return found
+
+    def whole(self) -> int:
+        """The term of the document's values, with all its rules."""
+        start = self.value([Place(self.document.root, "#")])
+        self.drain()
+        return start
 
     def drain(self) -> None:
         """Give every rule that was called its body."""

@@ -22,7 +22,7 @@ from runtime.constrain.jump import JumpForward
 from runtime.constrain.matcher import Matcher
 from runtime.errors import InvalidRequest
 
-KINDS = ("regex", "json_schema", "ebnf")
+KINDS = ("regex", "json_schema", "ebnf", "structural_tag")
 
 
 class ConstraintCompiler:

@@ -17,6 +17,7 @@ from runtime.attention.select import select_attention
 from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
 from runtime.constrain.compiler import ConstraintCompiler
+from runtime.constrain.precompile import precompile, read_constraints
 from runtime.engine.device import DeviceRunner, Pending, device_runner
 from runtime.engine.memory import plan_pages, resolve_kv_dtype
 from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
@@ -78,6 +79,10 @@ class EngineLoop:
                 encode=None if config.disable_regex_jump_forward else partial(tokenizer.encode, first=False),
             )
         )
+        if config.precompile is not None:
+            if self.constraints is None:
+                raise InvalidRequest("--precompile needs a tokenizer; leave --skip-tokenizer-init out")
+            precompile(self.constraints, read_constraints(config.precompile))
         self.seats = config.seats(device)
         self.runner = self._runner(store, ends)
         self._flight: deque[Pending] = deque()

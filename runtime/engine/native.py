@@ -11,7 +11,7 @@ import msgspec
 from runtime.api import Constraint, Delta, LogprobOptions, SamplingParams, TokenLogprob
 from runtime.errors import InvalidRequest
 
-_CONSTRAINTS = ("regex", "json_schema", "ebnf")
+_CONSTRAINTS = ("regex", "json_schema", "ebnf", "structural_tag")
 
 
 def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:

@@ -93,9 +93,13 @@ class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     suffix: str | None = None
 
 
-class ResponseFormat(msgspec.Struct, kw_only=True):
+class ResponseFormat(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """`triggers` and `structures` belong to structural_tag (grammar/structural_tag.py)."""
+
     type: str
     json_schema: dict[str, Any] | None = None
+    triggers: list[Any] | None = None
+    structures: list[Any] | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):

@@ -250,8 +250,10 @@ def _chat_constraint(body: bodies.ChatBody) -> Constraint | None:
         if schema is None:
             raise InvalidRequest("response_format has no json_schema.schema", param="response_format")
         return Constraint("json_schema", msgspec.json.encode(schema).decode())
+    if form.type == "structural_tag":
+        return Constraint("structural_tag", msgspec.json.encode(form).decode())
     raise InvalidRequest(
-        f"response_format {form.type!r} is not known; use text, json_object or json_schema",
+        f"response_format {form.type!r} is not known; use text, json_object, json_schema or structural_tag",
         param="response_format",
     )
 

@@ -295,3 +295,25 @@ def test_a_bad_model_folder_is_one_line_and_exit_code_2(tmp_path: Path, change: 
     assert done.returncode == 2
     (line,) = done.stderr.strip().splitlines()
     assert line.startswith("runtime: ") and part in line
+
+
+def test_structural_tags_and_grammars(server: ServerProcess) -> None:
+    form = {
+        "type": "structural_tag",
+        "triggers": ["<f="],
+        "structures": [{"begin": "<f=x>", "schema": {"enum": [1, 2]}, "end": "</f>"}],
+    }
+    body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 12, "temperature": 0}
+    url = f"{server.url}/v1/chat/completions"
+    _, plain, _ = call(url, body)
+    status, tagged, _ = call(url, {**body, "response_format": form})
+    assert status == 200  # no trigger comes, so the text is free
+    assert tagged["choices"][0]["message"] == plain["choices"][0]["message"]
+    bad = {**form, "triggers": ["<g="]}
+    status, refused, _ = call(url, {**body, "response_format": bad})
+    assert status == 400 and "#/triggers/0" in refused["error"]["message"]
+    params: dict[str, Any] = {"ebnf": 'root ::= "<f=x>" [12] "</f>"', "max_new_tokens": 20}
+    _, answer, _ = call(f"{server.url}/generate", {"text": "x", "sampling_params": params})
+    assert answer["text"] in ("<f=x>1</f>", "<f=x>2</f>")
+    params = {"structural_tag": json.dumps(form), "max_new_tokens": 3, "temperature": 0}
+    assert call(f"{server.url}/generate", {"text": "x", "sampling_params": params})[0] == 200
