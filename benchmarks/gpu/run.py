@@ -126,10 +126,10 @@ class Bench:
         self.log("shared_prefix", s=statistics.median(found), repeats=found, hit_rate=hits)
 
     def p(self) -> None:
-        """Where the time of a decode step goes: kernels by share, at batch 1 and 64."""
+        """Where the time of a decode step goes: kernels by share, by batch."""
         from torch.profiler import ProfilerActivity, profile
 
-        for batch in (1, 64):
+        for batch in (1, 64, 256):
             given = self.prompts(batch, 1000)
             self.driver.run(given, 1)
             with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
@@ -156,11 +156,19 @@ def main(
     options: Annotated[str, typer.Option(help="More engine options, as JSON.")] = "{}",
     tb_s: Annotated[float, typer.Option(help="Copy rate of the card, TB/s, for floors.")] = 4.26,
     tflops: Annotated[float, typer.Option(help="Its bf16 products, TFLOP/s.")] = 773.0,
+    early_rows: Annotated[
+        int | None, typer.Option(help="Most rows whose kernels start early, to compare.")
+    ] = None,
 ) -> None:
     """Measure and print."""
     import torch
 
-    common = {"model": model, "torch": torch.__version__}
+    common: dict[str, Any] = {"model": model, "torch": torch.__version__}
+    if early_rows is not None:
+        from runtime.kernels import tuning
+
+        tuning.EARLY_ROWS = early_rows
+        common["early_rows"] = early_rows
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()
 

@@ -8,6 +8,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from runtime.kernels.tuning import early_starts
+
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 
 
@@ -31,7 +33,10 @@ def activated(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _gated(x, out, width, stride, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _gated(x, out, width, stride, KIND: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     col = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     live = col < width
@@ -54,8 +59,17 @@ def gated_mul(x: Tensor, kind: str, *, out: Tensor | None = None) -> Tensor:
         raise ValueError(f"gated_mul: out must be contiguous {(rows, size)}, got {tuple(out.shape)}")
     if rows:
         block = min(2048, triton.next_power_of_2(size))
+        early = early_starts(x.device, rows)
         _gated[(rows, triton.cdiv(size, block))](
-            x, out, size, x.stride(0), KIND=kind, BLOCK=block, num_warps=max(1, min(8, block // 256))
+            x,
+            out,
+            size,
+            x.stride(0),
+            KIND=kind,
+            BLOCK=block,
+            EARLY=early,
+            num_warps=max(1, min(8, block // 256)),
+            **({"launch_pdl": True} if early else {}),
         )
     return out
 

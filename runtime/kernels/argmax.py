@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.kernels.tuning import early_starts
+
 _PART = 8192  # columns of one program
 
 
@@ -18,7 +20,12 @@ def argmax_reference(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @triton.jit
-def _parts(x, best, index, columns, stride, parts, PART: tl.constexpr, BLOCK: tl.constexpr):
+def _parts(
+    x, best, index, columns, stride, parts, PART: tl.constexpr, BLOCK: tl.constexpr, EARLY: tl.constexpr
+):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     part = tl.program_id(1)
     high = tl.full((BLOCK,), float("-inf"), tl.float32)
@@ -36,7 +43,10 @@ def _parts(x, best, index, columns, stride, parts, PART: tl.constexpr, BLOCK: tl
 
 
 @triton.jit
-def _join(best, index, high, token, parts, PARTS: tl.constexpr):
+def _join(best, index, high, token, parts, PARTS: tl.constexpr, EARLY: tl.constexpr):
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, PARTS)
     value = tl.load(best + row * parts + at, mask=at < parts, other=float("-inf"))
@@ -62,8 +72,12 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     high = torch.empty(rows, dtype=torch.float32, device=x.device)
     token = torch.empty(rows, dtype=torch.int64, device=x.device)
     if rows:
+        early = early_starts(x.device, rows)
+        how = {"EARLY": early, **({"launch_pdl": True} if early else {})}
         _parts[(rows, parts)](
-            x, best, index, columns, x.stride(0), parts, PART=_PART, BLOCK=2048, num_warps=8
+            x, best, index, columns, x.stride(0), parts, PART=_PART, BLOCK=2048, num_warps=8, **how
         )
-        _join[(rows,)](best, index, high, token, parts, PARTS=triton.next_power_of_2(parts), num_warps=1)
+        _join[(rows,)](
+            best, index, high, token, parts, PARTS=triton.next_power_of_2(parts), num_warps=1, **how
+        )
     return high, token

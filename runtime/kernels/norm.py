@@ -46,13 +46,13 @@ def _rms_norm(
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
 ):
-    if EARLY:
-        tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     live = col < width
     scale = tl.load(weight + col, mask=live, other=0.0)
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     value = tl.load(x + row * stride + col, mask=live, other=0.0)
     if ADD:
         held = tl.load(residual + row * width + col, mask=live, other=0.0)

@@ -22,6 +22,8 @@ from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
 from runtime.kernels.tuning import LinearTiles, early_starts, linear_tiles
 
+_AHEAD = 4  # steps of a tile's loop whose weights are fetched while the kernel before ends
+
 
 @dataclass(frozen=True)
 class RowNorm:
@@ -141,6 +143,19 @@ def _gemv(
 
 
 @triton.jit
+def _fetch_ahead(pointers):
+    """Bring these lines of the memory into the device's cache; nothing waits for them."""
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
+        "=r,l",
+        [pointers.to(tl.int64, bitcast=True)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
 def _finish(acc, other, at, m, n, live, bias, residual, out, GATED: tl.constexpr):
     """acc [columns of w, rows of x]: bias, gate, residual, store."""
     if bias is not None:
@@ -176,6 +191,8 @@ def _tiled(
     SPLITS: tl.constexpr,
     SHARE: tl.constexpr,
     STAGES: tl.constexpr,
+    EARLY: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):
     tile_m = tl.program_id(0)  # tiles that read the same weights run together
     tile_n = tl.program_id(1)
@@ -183,6 +200,14 @@ def _tiled(
     m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
     at = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     w_row = w + at.to(tl.int64)[:, None] * w_stride
+    if EARLY:
+        tl.extra.cuda.gdc_launch_dependents()
+        line = split * SHARE + tl.arange(0, AHEAD) * (1024 // w.dtype.element_ty.primitive_bitwidth)
+        ahead = w + tl.minimum(at, n - 1).to(tl.int64)[:, None] * w_stride + tl.minimum(line, K - 1)[None, :]
+        _fetch_ahead(ahead)
+        if GATED is not None:
+            _fetch_ahead(ahead + n * w_stride)
+        tl.extra.cuda.gdc_wait()
     x_row = x + m.to(tl.int64)[:, None] * x_stride
     live_m = (m < rows)[:, None]
     live_n = (at < n)[:, None]
@@ -315,6 +340,7 @@ def skinny_linear(
                 f"skinny_linear: {rows} rows of {n} in {splits} splits need a scratch of {need} elements, "
                 f"got {scratch.partial.numel()}; make it with linear_scratch(device, elements)"
             )
+    early = early_starts(x.device, rows)
     _tiled[grid](
         x,
         w,
@@ -335,7 +361,10 @@ def skinny_linear(
         SPLITS=splits,
         SHARE=share,
         STAGES=t.stages,
+        EARLY=early,
+        AHEAD=triton.next_power_of_2(max(1, t.block_k * w.element_size() * _AHEAD // 128)),
         num_warps=t.warps,
+        **({"launch_pdl": True} if early else {}),
     )
     return out
 

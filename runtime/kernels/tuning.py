@@ -79,13 +79,13 @@ def _name(device: torch.device) -> str:
 
 # Devices on which a kernel may start while the one before it ends (programmatic dependent launch, Hopper and later).
 EARLY_STARTS = frozenset({"NVIDIA H200", "NVIDIA H100 80GB HBM3"})
-_EARLY_ROWS = 32  # more rows fill the device, and what waits takes room from what works
+EARLY_ROWS = 32  # more rows fill the device, and what waits takes room from what works
 
 
 def early_starts(device: torch.device, rows: int) -> bool:
     """Whether kernels over so many rows are launched so that they start early; each waits before it touches what others
     write."""
-    return rows <= _EARLY_ROWS and _name(device) in EARLY_STARTS
+    return rows <= EARLY_ROWS and _name(device) in EARLY_STARTS
 
 
 # (block_n, warps, stages, programs per multiprocessor) by head size of at most so many bytes
