@@ -188,6 +188,25 @@ class Fsm:
         return bytes(out)
 
     @cached_property
+    def longest_forced(self) -> int:
+        """Bytes of the longest run that is forced after the first choice."""
+        only, lengths = self._only_byte, np.zeros(self.states, np.int64)
+        seen = np.zeros(self.states, np.bool_)
+        seen[self.run(self.forced_text())] = True
+        front = np.flatnonzero(seen)
+        while len(front):
+            goals = np.unique(self.table[front])
+            front = goals[(goals >= 0) & ~seen[goals]]
+            seen[front] = True
+        forced = np.flatnonzero(seen & (only >= 0))
+        after = self.byte_table[forced, only[forced]]
+        while True:  # a run never comes back to where it was, or it would have no end
+            longer = lengths[after] + 1
+            if (longer == lengths[forced]).all():
+                return int(lengths.max())
+            lengths[forced] = longer
+
+    @cached_property
     def distance(self) -> np.ndarray:
         """int64 [states]: bytes of the shortest text from each state to acceptance."""
         far = np.iinfo(np.int64).max // 2

@@ -99,6 +99,11 @@ class TokenFsm:
         """Token classes, the one that nothing takes included."""
         return int(self.next.shape[1])
 
+    @cached_property
+    def farthest(self) -> int:
+        """Tokens that the shortest way to acceptance takes from the worst of all states."""
+        return int(self.distance.max())
+
     @property
     def nbytes(self) -> int:
         """Bytes of the tables (masks kept for reuse not counted)."""
@@ -143,6 +148,8 @@ class TokenFsm:
     def allowed_within(self, state: int, tokens: int) -> np.ndarray:
         """Like `allowed`, but only what still leaves a complete text within `tokens` tokens, this one included."""
         goals = self.next[state]
+        if self.farthest < tokens or self.distance[goals[goals >= 0]].max(initial=0) < tokens:
+            return self.allowed(state)
         return self._mask(state, (goals >= 0) & (self.distance[goals] <= tokens - 1))
 
     def _mask(self, state: int, live: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ class Request:
     outputs_here  outputs sampled since it took its seat, and those that their constraint forced
     told       outputs that callers know of
     forced     outputs not told yet that were not sampled
+    steady     no tokens are forced behind one that was drawn
     cached     prompt tokens that were not computed at the first admission
     """
 
@@ -66,6 +67,7 @@ class Request:
         "seed",
         "shared",
         "skipped",
+        "steady",
         "tokens",
         "told",
     )
@@ -83,11 +85,13 @@ class Request:
         priority: int = 0,
         salt: str = "",
         forced: Sequence[int] = (),
+        steady: bool = False,
     ) -> None:
-        """`forced`: outputs that the constraint lets every answer begin with."""
+        """`forced`: outputs that the constraint lets every answer begin with; `steady`: nothing is forced after them."""
         self.id = id
         self.tokens = [*tokens, *forced]
         self.forced = len(forced)
+        self.steady = steady or sampling.constraint is None
         self.told = 0
         self.prompt = len(tokens)
         self.sampling = sampling
@@ -142,11 +146,11 @@ class Request:
     def can_decode(self) -> bool:
         """The next position is that of a token sampled on this seat (it may be in flight).
 
-        Under a constraint tokens may be forced behind it, so it has to be known first.
+        Where its constraint may force tokens behind it, it has to be known first.
         """
         return (
             self.outputs_here > 0
-            and (self.pending == 0 or self.sampling.constraint is None)
+            and (self.pending == 0 or self.steady)
             and self.scheduled == len(self.tokens) + self.pending - 1
             and self.outputs + self.pending < self.max_new
         )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from runtime.api import Constraint, LogprobOptions
 from runtime.batch import Admission
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.jump import JumpForward
@@ -19,7 +20,7 @@ class ConstrainedSeats:
     """
 
     def __init__(self, compiler: ConstraintCompiler, width: int, device: str) -> None:
-        self._compiler = compiler
+        self.compiler = compiler
         self._width = width
         self._device = device
         self._matchers: dict[int, Matcher] = {}
@@ -30,15 +31,19 @@ class ConstrainedSeats:
         self.release(a.seat)
         if a.sampling.constraint is None:
             return
-        matcher = self._compiler.matcher(a.sampling.constraint, a.max_new)
+        matcher = self.compiler.matcher(a.sampling.constraint, a.max_new)
         for token in a.tokens[a.prompt :]:
             matcher.advance(token)
         self._matchers[a.seat] = matcher
-        jump = self._compiler.jump(a.sampling.constraint)
+        jump = self.compiler.jump(a.sampling.constraint)
         if (
             jump is not None and a.logprobs is None
         ):  # the log-probability of a token that was not drawn is not known
             self._jumps[a.seat] = jump, a.tokens[a.prompt :]
+
+    def unforced(self, constraint: Constraint, logprobs: LogprobOptions | None) -> bool:
+        """Whether no step of a request has to wait for the token before it."""
+        return False
 
     def release(self, seat: int) -> None:
         self._matchers.pop(seat, None)
@@ -63,6 +68,8 @@ class ConstrainedSeats:
         matcher = self._matchers.get(seat)
         if matcher is None:
             return True
+        if matcher.ended:  # it goes on to its budget: the end is not to be the end for it (`ignore_eos`)
+            return token in matcher.automaton.vocabulary.eos
         try:
             matcher.advance(token)
         except ValueError:

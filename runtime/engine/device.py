@@ -9,6 +9,7 @@ make `launch` wait.
 from __future__ import annotations
 
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice
 from runtime.constrain.compiler import ConstraintCompiler
+from runtime.constrain.device import DeviceSeats
 from runtime.engine.graphs import DecodeGraphs, graph_sizes
 from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore
@@ -63,11 +65,17 @@ class DeviceRunner(ModelRunner):
         self._pinned = torch.device(self.device).type == "cuda"
         self._staging: list[Tensor] = []
         self._results: list[Tensor] = []
+        self._moves: list[Tensor] = []
         self._turn = 0
         self._fields = np.zeros((seats + 1, 4))  # how each seat draws: `fields_of` its request
         self._seeds = np.zeros(seats + 1, dtype=np.uint64)
         spec = self.model.spec
         self._as_is = spec.logit_scale == 1.0 and spec.logit_softcap is None  # raw logits are the logits
+        self._tables: DeviceSeats | None = None
+        if self._constrained is not None:
+            self._constrained = self._tables = DeviceSeats(
+                self._constrained.compiler, spec.vocabulary, self.device, seats + 1
+            )
         self.graphs = (
             DecodeGraphs(self.model, self.attention, self.table, self._newest, store.page_size, graph_sizes)
             if graph_sizes
@@ -99,6 +107,13 @@ class DeviceRunner(ModelRunner):
         for a in batch.admitted:
             self._fields[a.seat] = fields_of(a.sampling)
             self._seeds[a.seat] = a.seed & (2**64 - 1)
+        if self._tables is not None:
+            self._tables.tell(self._places)
+
+    def _places(self, values: np.ndarray) -> Tensor:
+        host = self._buffer(self._moves, len(values))[: len(values)]
+        host.numpy()[:] = values
+        return host.to(self.device, non_blocking=True)
 
     # -- the page table -------------------------------------------------------------------------------------
 
@@ -173,6 +188,7 @@ class DeviceRunner(ModelRunner):
             likeliest
             and all(s.penalties is None and s.logprobs is None for s in states)
             and not any(self._waits(s) for s in batch.slices)
+            and not (self._tables is not None and self._tables.has_any(seats))
         ):
             return self._arriving(batch, seats, graph.tokens[:count], graph.best[:count])
         return self._draw(batch, batch.slices, graph.logits[:count], sent[0][:count], sent[5], {})
@@ -235,7 +251,7 @@ class DeviceRunner(ModelRunner):
     # -- tokens ---------------------------------------------------------------------------------------------
 
     def _waits(self, piece: Slice) -> bool:
-        """Whether the host must know this row's token before its next step."""
+        """Whether the host must know this row's token before its next step; not so where its constraint is on the device."""
         return self._constrained is not None and self._constrained.has(piece.seat)
 
     def _packed(self, slices: list[Slice]) -> np.ndarray:
@@ -264,7 +280,12 @@ class DeviceRunner(ModelRunner):
         logits = raw if plain and self._as_is else model.finished(raw)
         if not plain:
             adjust(logits, states, [s.output for s in slices])
+        constrained = self._tables is not None and self._tables.has_any([s.seat for s in slices])
+        if constrained:
+            self._tables.mask(logits, seats)  # type: ignore[union-attr]
         tokens, best = sample(logits, packed.view(torch.float64).view(5, -1))
+        if constrained:
+            self._tables.take(tokens, seats)  # type: ignore[union-attr]
         count(tokens, states)
         self._newest[seats] = tokens
         return self._arriving(batch, [s.seat for s in slices], tokens, best, scores)
@@ -274,7 +295,15 @@ class DeviceRunner(ModelRunner):
 
         adjust(logits, states, [s.output for s in slices])
         packed = torch.from_numpy(self._packed(slices)).to(self.device)
-        tokens, _ = sample(logits, packed.view(torch.float64).view(5, -1))
+        seats = [s.seat for s in slices]
+        rows = None
+        if self._tables is not None and self._tables.has_any(seats):
+            rows = torch.tensor(seats, device=self.device)
+            self._tables.mask(logits, rows)
+        tokens, best = sample(logits, packed.view(torch.float64).view(5, -1))
+        if self._tables is not None and rows is not None:
+            self._tables.take(tokens, rows)
+            self._tables.lose(s for s, b in zip(seats, best.tolist(), strict=True) if not math.isfinite(b))
         count(tokens, states)
         return tokens
 

@@ -201,14 +201,12 @@ class EngineLoop:
             ends = frozenset()
         max_new = self.scheduler.limit(len(m.tokens), m.sampling.max_new_tokens)
         forced: list[int] = []
-        if (
-            m.sampling.constraint is not None
-            and self.constraints is not None
-            and m.logprobs is None
-            and max_new > 1
-        ):
-            try:  # the last output is always drawn
-                forced = self.constraints.begin(m.sampling.constraint, max_new)[: max_new - 1]
+        steady = True
+        if m.sampling.constraint is not None and self.constraints is not None:
+            try:
+                if m.logprobs is None and max_new > 1:  # the last output is always drawn
+                    forced = self.constraints.begin(m.sampling.constraint, max_new)[: max_new - 1]
+                steady = self.runner.steady(m.sampling, m.logprobs)
             except EngineError as error:
                 return [Refused(m.id, error.code, error.message)]
         request = Request(
@@ -222,6 +220,7 @@ class EngineLoop:
             priority=m.priority,
             salt=m.salt,
             forced=forced,
+            steady=steady,
         )
         try:
             self.scheduler.add(request)

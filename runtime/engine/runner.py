@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from runtime.api import TokenLogprob
+from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
 from runtime.attention.base import AttentionImpl
 from runtime.batch import Admission, Batch, Sampled, Slice
 from runtime.constrain.compiler import ConstraintCompiler
@@ -41,12 +41,17 @@ class ModelRunner:
         self.ends = ends
         self._rows = PageRows(store.page_size)
         self._states: dict[int, SamplingState] = {}
-        self._constrained = (
+        self._constrained: ConstrainedSeats | None = (
             ConstrainedSeats(constraints, model.spec.vocabulary, self.device) if constraints else None
         )
         self._prompts: dict[int, list[int]] = {}
         self._no_ends = torch.zeros(0, dtype=torch.long, device=self.device)
         self._newest = torch.zeros(8, dtype=torch.long, device=self.device)
+
+    def steady(self, sampling: SamplingParams, logprobs: LogprobOptions | None) -> bool:
+        """Whether a request's next step may be queued before its newest token is known."""
+        c = sampling.constraint
+        return c is None or (self._constrained is not None and self._constrained.unforced(c, logprobs))
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Sampled:

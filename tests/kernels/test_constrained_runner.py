@@ -1,0 +1,200 @@
+"""Constraints on the device give the tokens that the host's give: two batches in flight, retractions, aborts, any mixture."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from functools import cached_property
+from typing import Any
+
+import pytest
+import torch
+
+from grammar.vocabulary import Vocabulary
+from runtime.api import Constraint, LogprobOptions, SamplingParams
+from runtime.attention.plain import PlainAttention
+from runtime.attention.triton import TritonAttention
+from runtime.constrain.cache import ConstraintCache
+from runtime.constrain.compiler import ConstraintCompiler
+from runtime.engine.device import DeviceRunner, device_runner
+from runtime.engine.runner import ModelRunner
+from runtime.kv.store import KVStore
+from runtime.models.decoder import Decoder
+from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
+from runtime.request import Request
+from runtime.scheduler.scheduler import Scheduler
+
+WORDS = [b"ab", b"abc", b"true", b"10", b"and", b"then", "日本".encode()]
+EOS = 256 + len(WORDS)
+VOCABULARY = Vocabulary.of([*(bytes([b]) for b in range(256)), *WORDS, b"</s>"], eos=[EOS])
+
+
+class Compiler(ConstraintCompiler):
+    """One whose vocabulary is known already; bytes are its tokenizer's tokens."""
+
+    def __init__(self, jump: bool) -> None:
+        super().__init__("nowhere", (EOS,), encode=(lambda text: list(text.encode())) if jump else None)
+
+    @cached_property
+    def _cache(self) -> ConstraintCache:
+        return ConstraintCache(VOCABULARY, encode=self.encode)
+
+
+SHORT = "(ab|日本|c)+d?"
+DIGITS = "[0-9]{2,30}"
+FORCED = "(x|y), and then it is over: [a-z]{2,9}"
+ANY = r"\w{3,40}( true)?"
+KINDS: list[tuple[str | None, dict[str, Any], int, LogprobOptions | None]] = [
+    (SHORT, {"temperature": 0}, 9, None),
+    (None, {"temperature": 0}, 8, None),
+    (DIGITS, {"temperature": 0.9, "top_k": 9}, 14, None),
+    (FORCED, {"temperature": 1.0}, 60, None),
+    (ANY, {"temperature": 0, "repetition_penalty": 1.3}, 12, None),
+    (SHORT, {"temperature": 1.2}, 3, None),
+    (ANY, {"temperature": 0}, 7, LogprobOptions(start=-1, top=1)),
+    (DIGITS, {"temperature": 0, "ignore_eos": True}, 20, None),
+    (ANY, {"temperature": 1.0}, 16, None),
+]
+ALL = tuple(range(len(KINDS)))
+
+
+@pytest.fixture(scope="module")
+def model() -> Decoder:
+    norm = NormSpec(1e-5)
+    rope = RopeSpec(16, tuple(0.5**i for i in range(8)))
+    layer = LayerSpec(AttnSpec(4, 2, 16, 0.25, rope), MlpSpec(48), norm)
+    torch.manual_seed(5)
+    made = Decoder(ArchSpec("tiny", 300, 32, 128, (layer,), norm, tied=False), torch.float32)
+    for p in made.parameters():
+        p.data = torch.ones_like(p) if p.dim() == 1 else torch.randn_like(p) * 0.4
+    return made.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def request(i: int, compiler: ConstraintCompiler, runner: ModelRunner) -> Request:
+    pattern, fields, max_new, logprobs = KINDS[i]
+    constraint = None if pattern is None else Constraint("regex", pattern)
+    sampling = SamplingParams(constraint=constraint, **fields)
+    forced: list[int] = []
+    if constraint is not None and logprobs is None:
+        forced = compiler.begin(constraint, max_new)[: max_new - 1]
+    return Request(
+        str(i), [(7 * i + k) % 250 for k in range(3 + 2 * i)], sampling, max_new=max_new, seed=40 + i, logprobs=logprobs,
+        ends=frozenset() if sampling.ignore_eos else frozenset((EOS,)), forced=forced,
+        steady=runner.steady(sampling, logprobs),
+    )  # fmt: skip
+
+
+def generate(
+    model: Decoder, kind: str, *, jump: bool, pages: int = 200, depth: int = 1, which: tuple[int, ...] = ALL
+) -> dict[str, Any]:
+    """Tokens of these requests, the most draws of each in flight at once, and retractions; number 8 is aborted half way."""
+    device = next(model.parameters()).device
+    scheduler = Scheduler(
+        pages=pages, context=128, chunk=16, depth=depth, max_running=4, reuse=False, conservativeness=0
+    )
+    store = KVStore(model.spec, pages, 1, torch.float32, str(device))
+    compiler = Compiler(jump)
+    made: ModelRunner
+    if kind == "plain":
+        made = ModelRunner(model, store, PlainAttention(store), (EOS,), compiler)
+    else:
+        largest = 4 if kind == "graphs" else 0
+        made = device_runner(
+            model,
+            store,
+            TritonAttention(store),
+            (EOS,),
+            compiler,
+            seats=4,
+            context=128,
+            largest_graph=largest,
+        )
+    waiting = [request(i, compiler, made) for i in which]
+    everyone = {r.id: r for r in waiting}
+    deepest = dict.fromkeys(everyone, 0)
+    flight: deque[Any] = deque()
+    while waiting or not scheduler.idle:
+        if waiting:
+            scheduler.add(waiting.pop(0))
+        batch = scheduler.next_batch()
+        if batch is not None:
+            flight.append(made.launch(batch) if isinstance(made, DeviceRunner) else made.run(batch))
+        for r in everyone.values():
+            deepest[r.id] = max(deepest[r.id], r.pending)
+        while flight and (
+            batch is None or len(flight) >= depth or getattr(flight[-1], "done", None) is not None
+        ):
+            landed = flight.popleft()
+            sampled = made.collect(landed) if isinstance(made, DeviceRunner) else landed
+            assert not [s for s in sampled.failed if not scheduler.running[s].doomed]
+            for event in scheduler.commit(sampled):
+                if event.request.id == "8" and event.request.outputs >= 3:
+                    scheduler.abort("8")
+        scheduler.check()
+    tokens = {id: r.tokens[r.prompt :] for id, r in everyone.items()}
+    if "8" in tokens:
+        tokens["8"] = tokens["8"][:3]
+    return {"tokens": tokens, "deepest": deepest, "retractions": scheduler.retractions}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["drawn", "jumping"])
+def plain(request: pytest.FixtureRequest, model: Decoder) -> tuple[bool, dict[str, Any]]:
+    with torch.inference_mode():
+        return request.param, generate(model, "plain", jump=request.param)
+
+
+def test_texts_are_the_constraints(plain: tuple[bool, dict[str, Any]]) -> None:
+    for (pattern, fields, max_new, _), tokens in zip(KINDS[:8], plain[1]["tokens"].values(), strict=False):
+        assert len(tokens) <= max_new
+        if pattern is not None:
+            text = b"".join(VOCABULARY.tokens[t] for t in tokens if t != EOS).decode()
+            assert re.fullmatch(pattern, text, re.ASCII if pattern is not ANY else 0), (pattern, text)
+        if fields.get("ignore_eos"):
+            assert len(tokens) == max_new and tokens[-1] == EOS
+
+
+def test_tokens_are_those_of_the_hosts_matchers(plain: tuple[bool, dict[str, Any]], model: Decoder) -> None:
+    jump, wanted = plain
+    with torch.inference_mode():
+        found = generate(model, "graphs" if jump else "eager", jump=jump, depth=2)
+    assert found["tokens"] == wanted["tokens"]
+    assert found["deepest"]["6"] == 1, "log-probabilities are the host's"
+    if jump:
+        assert found["deepest"]["3"] == 1, "the host has to see what is forced behind a token"
+
+
+def test_steps_are_queued_before_their_tokens_are_known_and_outputs_survive_a_retraction(
+    model: Decoder,
+) -> None:
+    which = (2, 4, 5, 1)
+    with torch.inference_mode():
+        wanted = generate(model, "plain", jump=True, which=which)
+        found = generate(model, "eager", jump=True, pages=40, depth=2, which=which)
+    assert [found["deepest"][id] for id in ("2", "4", "1")] == [2, 2, 2]
+    assert found["retractions"] > 0
+    assert found["tokens"] == wanted["tokens"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_launching_waits_for_nothing(model: Decoder) -> None:
+    """The host reads no value of the device until `collect`, also where a table is brought there."""
+    compiler = Compiler(False)
+    scheduler = Scheduler(pages=200, context=128, chunk=16, depth=2, max_running=4)
+    store = KVStore(model.spec, 200, 1, torch.float32, "cuda")
+    runner = device_runner(
+        model, store, TritonAttention(store), (EOS,), compiler, seats=4, context=128, largest_graph=4
+    )
+    flight: deque[Any] = deque()
+    for turn in range(24):
+        if turn in (0, 1, 12):
+            number = {0: 2, 1: 0, 12: 8}[turn]
+            scheduler.add(request(number, compiler, runner))
+        batch = scheduler.next_batch()
+        if batch is not None:
+            torch.cuda.set_sync_debug_mode("error" if turn > 5 else "default")  # the first compile kernels
+            try:
+                flight.append(runner.launch(batch))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        if flight and (batch is None or len(flight) == 2):
+            scheduler.commit(runner.collect(flight.popleft()))
