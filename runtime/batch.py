@@ -37,8 +37,9 @@ class Slice(msgspec.Struct, frozen=True):
 
     tokens   their ids. Empty: one position, whose id is the token sampled last for this seat (decode)
     pages    pages appended to the seat's row before this batch, so that the new positions have a place
-    sample   draw the next token from the last position
-    output   index of that token in the request's output
+    steps    only without tokens: positions computed one after another, each for the token drawn before it
+    sample   draw the next token from the last position (with `steps`, from each)
+    output   index of the first drawn token in the request's output
     scores   first position whose next-token log-probability is wanted (prompt log-probabilities); -1: none
     """
 
@@ -49,14 +50,17 @@ class Slice(msgspec.Struct, frozen=True):
     sample: bool
     output: int = 0
     scores: int = -1
+    steps: int = 1
 
     @property
     def count(self) -> int:
-        return len(self.tokens) or 1
+        """Positions."""
+        return len(self.tokens) or self.steps
 
 
 class Batch(msgspec.Struct, frozen=True):
-    """One forward pass. Seats in `released` are free before `admitted` are seated."""
+    """One forward pass, or a turn of several: all slices are then without tokens. Seats in `released` are free before
+    `admitted` are seated."""
 
     step: int
     slices: list[Slice]
@@ -67,11 +71,16 @@ class Batch(msgspec.Struct, frozen=True):
     def tokens(self) -> int:
         return sum(s.count for s in self.slices)
 
+    @property
+    def steps(self) -> int:
+        """Forward passes that it takes."""
+        return max((s.steps for s in self.slices), default=1)
+
 
 class Sampled(msgspec.Struct, frozen=True):
     """What the model did with a Batch.
 
-    tokens      one id for each slice with `sample`, in the batch's order
+    tokens      `steps` ids for each slice with `sample`, in the batch's order
     logprobs    for each of these, if its request asked: the token's log-probability, then the top ones
     prompt      by seat: log-probabilities (and top ones) of the positions that `scores` asked for, in order: entry k is
                 that of the token at position max(scores, start) + k + 1; absent past the last known token

@@ -51,6 +51,7 @@ class Scheduler:
     context       tokens of prompt and outputs together
     depth         batches that may be handed out before the first is committed (1 or 2)
     reuse         keep and share prefixes
+    turn          decode steps of a batch in which nothing but decoding happens; may be set at any time
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Scheduler:
         conservativeness: float = 1.0,
         depth: int = 1,
         reuse: bool = True,
+        turn: int = 1,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"schedule policy {policy!r} is not known; choose one of {', '.join(POLICIES)}")
@@ -74,6 +76,7 @@ class Scheduler:
         self.context = context
         self.chunk = max(chunk, page_size)
         self.depth = depth
+        self.turn = turn
         self.waiting: list[Request] = []
         self.running: dict[int, Request] = {}
         self.retractions = 0
@@ -156,7 +159,7 @@ class Scheduler:
         slices: list[Slice] = []
         owners: list[Request] = []
         admitted: list[Admission] = []
-        self._decode(slices, owners)
+        self._decode(slices, owners, self._steps_together() if self.turn > 1 else 1)
         self._continue_prefills(budget, slices, owners)
         self._admit_waiting(budget, slices, owners, admitted)
         if not slices:
@@ -169,25 +172,39 @@ class Scheduler:
         self._flight.append((batch, owners))
         return batch
 
-    def _decode(self, slices: list[Slice], owners: list[Request]) -> None:
-        """One token for each request that can go on; under pressure the latest arrivals give way."""
+    def _steps_together(self) -> int:
+        """Decode steps of the next batch: several if nobody could start, and no step needs the host, before they are done."""
+        if self.waiting and self._seats:
+            return 1
+        need = 0
+        for r in self.running.values():
+            if r.doomed:
+                continue
+            if r.sampling.constraint is not None or r.logprobs is not None or r.prefilling:
+                return 1
+            more = min(self.turn, r.max_new - r.outputs - r.pending)
+            need += max(0, self.cache.room(r, r.scheduled + more))
+        return self.turn if need <= self.cache.available else 1
+
+    def _decode(self, slices: list[Slice], owners: list[Request], steps: int) -> None:
+        """Tokens for each request that can go on; under pressure the latest arrivals give way, and `steps` is 1."""
         ready = sorted(
             (r for r in self.running.values() if r.can_decode), key=lambda r: (-r.priority, r.arrival)
         )
         for request in ready:
             if request.phase is not Phase.RUNNING:  # retracted for one before it
                 continue
-            added = self.cache.grow(request, request.scheduled + 1)
+            output = request.outputs + request.pending
+            count = min(steps, request.max_new - output) if steps > 1 else 1
+            added = self.cache.grow(request, request.scheduled + count)
             while added is None and self._retract_for(request):
-                added = self.cache.grow(request, request.scheduled + 1)
+                added = self.cache.grow(request, request.scheduled + count)
             if added is None:
                 continue
-            slices.append(
-                Slice(request.seat, request.scheduled, [], added, True, request.outputs + request.pending)
-            )
+            slices.append(Slice(request.seat, request.scheduled, [], added, True, output, -1, count))
             owners.append(request)
-            request.scheduled += 1
-            request.pending += 1
+            request.scheduled += count
+            request.pending += count
 
     def _retract_for(self, request: Request) -> bool:
         """Send the least important running request back to the queue, unless it is `request` or more important.
@@ -218,13 +235,15 @@ class Scheduler:
 
     def _continue_prefills(self, budget: Budget, slices: list[Slice], owners: list[Request]) -> None:
         """Go on with prompts that did not fit in one step, and with outputs that were forced, oldest first."""
-        for request in sorted(self.running.values(), key=lambda r: (-r.priority, r.arrival)):
+        unfinished = [  # the last output is a decode step's
+            r
+            for r in self.running.values()
+            if r.pending == 0 and r.scheduled < len(r.tokens) - (1 if r.outputs_here else 0)
+        ]
+        for request in sorted(unfinished, key=lambda r: (-r.priority, r.arrival)):
             if budget.tokens <= 0:
                 return
-            known = len(request.tokens) - (
-                1 if request.outputs_here else 0
-            )  # the last output is a decode step's
-            if request.pending == 0 and request.scheduled < known:
+            if request.phase is Phase.RUNNING:  # not retracted for one before it
                 self._prefill(request, budget, slices, owners)
 
     def _prefill(
@@ -355,17 +374,19 @@ class Scheduler:
         batch, owners = self._flight.popleft()
         assert batch.step == sampled.step, f"batch {batch.step} is due, not {sampled.step}"
         events: list[Event] = []
-        drawn = iter(zip(sampled.tokens, sampled.logprobs or [None] * len(sampled.tokens), strict=True))
+        at = 0
         for piece, request in zip(batch.slices, owners, strict=True):
-            token, logprob = next(drawn) if piece.sample else (-1, None)
+            first, at = at, at + (piece.steps if piece.sample else 0)
             request.in_flight -= 1
             if request.doomed:
                 if request.in_flight == 0:
                     request.doomed = False
                     self._vacate(request)
                 continue
-            if event := self._land(request, piece, token, logprob, sampled):
+            logprob = sampled.logprobs[first] if sampled.logprobs and at > first else None
+            if event := self._land(request, piece, sampled.tokens[first:at], logprob, sampled):
                 events.append(event)
+        assert at == len(sampled.tokens), f"{len(sampled.tokens)} tokens for {at} draws"
         return events
 
     def fail(self, batch: Batch, finish: Finish) -> list[Event]:
@@ -387,7 +408,7 @@ class Scheduler:
         self,
         request: Request,
         piece: Slice,
-        token: int,
+        drawn: list[int],
         logprob: tuple[TokenLogprob, list[TokenLogprob]] | None,
         sampled: Sampled,
     ) -> Event | None:
@@ -405,14 +426,15 @@ class Scheduler:
                 self._finish(request)
                 return Event(request, [], prompt_scores=scores, finish=Finish(type="length", length=0))
             return Event(request, [], prompt_scores=scores) if scores is not None else None
-        request.pending -= 1
+        request.pending -= piece.steps
         if request.max_new == 0:  # only the distribution of the first token was wanted
             self._finish(request)
             finish = Finish(type="length", length=0)
             return Event(request, [], [logprob] if logprob else [], scores, finish)
         ending: Finish | None = None
-        drawn = len(request.tokens)
-        for output in (token, *sampled.forced.get(piece.seat, ())):
+        known = len(request.tokens)
+        outputs = (*drawn, *sampled.forced.get(piece.seat, ())) if sampled.forced else drawn
+        for output in outputs:
             request.tokens.append(output)
             request.outputs_here += 1
             if request.outputs >= request.max_new:
@@ -421,7 +443,10 @@ class Scheduler:
                 ending = Finish(type="stop", matched=output)
             if ending is not None:
                 break
-        request.forced += len(request.tokens) - drawn - 1
+        kept = len(request.tokens) - known
+        request.forced += max(0, kept - len(drawn))
+        if piece.steps > 1:  # what was computed behind an end is not what anybody would compute again
+            request.landed = piece.start + min(kept, piece.steps)
         new, forced = request.tokens[request.prompt + request.told :], request.forced
         request.told, request.forced = request.outputs, 0
         if ending is not None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from runtime.api import Constraint, LogprobOptions, SamplingParams, TokenLogprob
-from runtime.batch import Batch, Sampled
+from runtime.batch import Batch, Sampled, Slice
 from runtime.errors import TooLong
 from runtime.request import Request
 from runtime.scheduler.scheduler import Scheduler
@@ -49,6 +49,22 @@ def begun(prompt: list[int], max_new: int) -> list[int]:
     return [t or 1 for t in forced_after(prompt)[: max(0, max_new - 1)]]
 
 
+def one_by_one(piece: Slice) -> list[Slice]:
+    """A slice of several steps as slices of one; the pages come with the first."""
+    return [
+        Slice(
+            piece.seat,
+            piece.start + k,
+            piece.tokens,
+            piece.pages if k == 0 else [],
+            piece.sample,
+            piece.output + k,
+            piece.scores,
+        )
+        for k in range(piece.steps)
+    ]
+
+
 class FakeRunner:
     """Keeps the pool's content by slot, as a real runner does, and so notices any page that is not what it should be."""
 
@@ -70,7 +86,8 @@ class FakeRunner:
                 self.constrained.add(a.seat)
         tokens, prompt = [], {}
         forced: dict[int, list[int]] = {}
-        for s in batch.slices:
+        assert batch.steps == 1 or not any(s.tokens for s in batch.slices)
+        for s in (single for piece in batch.slices for single in one_by_one(piece)):
             row = self.rows[s.seat]
             row += s.pages
             new = s.tokens or [self.last[s.seat]]
@@ -101,6 +118,7 @@ class FakeRunner:
 class SchedulerMachine(RuleBasedStateMachine):
     depth = 1
     page_size = 1
+    turn = 1
 
     def __init__(self) -> None:
         super().__init__()
@@ -111,6 +129,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             chunk=8,
             depth=self.depth,
             context=40,
+            turn=self.turn,
         )
         self.runner = FakeRunner(self.page_size)
         self.flight: deque[Sampled] = deque()
@@ -197,6 +216,20 @@ class PagedMachine(SchedulerMachine):
     page_size = 4
 
 
+class TurnsMachine(SchedulerMachine):
+    depth = 2
+    turn = 5
+
+    @rule(turn=st.integers(1, 6))
+    def lengthen(self, turn: int) -> None:
+        self.scheduler.turn = turn
+
+
+class PagedTurnsMachine(TurnsMachine):
+    depth = 1
+    page_size = 4
+
+
 _SETTINGS = settings(
     max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
 )
@@ -206,6 +239,10 @@ TestPipelined = PipelinedMachine.TestCase
 TestPipelined.settings = _SETTINGS
 TestPaged = PagedMachine.TestCase
 TestPaged.settings = _SETTINGS
+TestTurns = TurnsMachine.TestCase
+TestTurns.settings = _SETTINGS
+TestPagedTurns = PagedTurnsMachine.TestCase
+TestPagedTurns.settings = _SETTINGS
 
 
 def drive(scheduler: Scheduler, runner: FakeRunner) -> dict[str, list[int]]:
