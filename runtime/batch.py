@@ -7,6 +7,8 @@ sends the same `Batch` to every rank.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import msgspec
 
 from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
@@ -76,6 +78,19 @@ class Batch(msgspec.Struct, frozen=True):
         """Forward passes that it takes."""
         return max((s.steps for s in self.slices), default=1)
 
+    def singles(self) -> Iterator[Batch]:
+        """The forward passes, one batch each."""
+        yield msgspec.structs.replace(self, slices=[msgspec.structs.replace(s, steps=1) for s in self.slices])
+        for k in range(1, self.steps):
+            yield Batch(
+                self.step,
+                [
+                    Slice(s.seat, s.start + k, [], [], s.sample, s.output + k)
+                    for s in self.slices
+                    if s.steps > k
+                ],
+            )
+
 
 class Sampled(msgspec.Struct, frozen=True):
     """What the model did with a Batch.
@@ -94,3 +109,14 @@ class Sampled(msgspec.Struct, frozen=True):
     prompt: dict[int, list[tuple[TokenLogprob, list[TokenLogprob]]]] = {}
     failed: list[int] = []
     forced: dict[int, list[int]] = {}
+
+    @classmethod
+    def of_turn(cls, batch: Batch, steps: Sequence[Sampled]) -> Sampled:
+        """Of the batch's `singles`."""
+        drawn: dict[int, list[int]] = {s.seat: [] for s in batch.slices}
+        for k, one in enumerate(steps):
+            seats = [s.seat for s in batch.slices if s.steps > k]
+            for seat, token in zip(seats, one.tokens, strict=True):
+                drawn[seat].append(token)
+        failed = sorted({seat for one in steps for seat in one.failed})
+        return cls(batch.step, [t for s in batch.slices for t in drawn[s.seat]], failed=failed)

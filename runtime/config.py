@@ -80,6 +80,11 @@ class EngineConfig:
     disable_overlap_schedule: bool = _option(
         False, "Wait for each step before the next one is planned; on a CPU this is always so."
     )
+    num_continuous_decode_steps: int | None = _option(
+        None,
+        "Decode steps of a turn of the host, while nobody waits to start. Default: as many as keep a GPU busy; 1 on a CPU.",
+        "--num-scheduler-steps",
+    )
     skip_tokenizer_init: bool = _option(
         False, "Take and give token ids only; the model folder needs no tokenizer."
     )

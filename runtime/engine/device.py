@@ -35,14 +35,17 @@ IN_FLIGHT = 4  # staging buffers; a batch's is free once its tokens were read
 
 @dataclass
 class Pending:
-    """A batch that was queued: `done` if its result is known, else where its tokens arrive when `event` has passed."""
+    """A batch that was queued: `done` if its result is known, else where its tokens arrive when `event` has passed.
+
+    counts  int64 [rows], of a turn of several steps: steps of each row; `arrived` is then [steps * rows]
+    """
 
     batch: Batch
-    seats: list[int] = field(default_factory=list)
     done: Sampled | None = None
     arrived: Tensor | None = None
     event: torch.cuda.Event | None = None
     prompt: dict[int, list[Any]] = field(default_factory=dict)
+    counts: np.ndarray | None = None
 
 
 class DeviceRunner(ModelRunner):
@@ -67,7 +70,9 @@ class DeviceRunner(ModelRunner):
         self._results: list[Tensor] = []
         self._moves: list[Tensor] = []
         self._turn = 0
+        self.waited = 0.0  # seconds in which the host had nothing to do but wait for the device
         self._fields = np.zeros((seats + 1, 4))  # how each seat draws: `fields_of` its request
+        self._plain = np.zeros(seats + 1, dtype=bool)  # nothing but these fields matters for a seat's draw
         self._seeds = np.zeros(seats + 1, dtype=np.uint64)
         spec = self.model.spec
         self._as_is = spec.logit_scale == 1.0 and spec.logit_softcap is None  # raw logits are the logits
@@ -94,12 +99,17 @@ class DeviceRunner(ModelRunner):
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Pending:
         """Queue one batch. Batches are collected in the order in which they were launched."""
+        decodes = all(not s.tokens for s in batch.slices)
+        captured = decodes and self.graphs is not None and self.graphs.fits(len(batch.slices))
+        steps = batch.steps
+        if steps > 1 and not captured:
+            done = [self.collect(self.launch(one)) for one in batch.singles()]
+            return Pending(batch, done=Sampled.of_turn(batch, done))
         self._turn += 1
         rows, columns, pages = self._updates(batch)
         self._seat(batch)
-        decodes = all(not s.tokens for s in batch.slices)
-        if decodes and self.graphs is not None and self.graphs.fits(len(batch.slices)):
-            return self._launch_graph(batch, rows, columns, pages)
+        if captured:
+            return self._launch_graph(batch, steps, rows, columns, pages)
         return self._launch_plain(batch, rows, columns, pages)
 
     def _seat(self, batch: Batch) -> None:
@@ -107,6 +117,10 @@ class DeviceRunner(ModelRunner):
         for a in batch.admitted:
             self._fields[a.seat] = fields_of(a.sampling)
             self._seeds[a.seat] = a.seed & (2**64 - 1)
+            state = self._states[a.seat]
+            self._plain[a.seat] = (
+                state.penalties is None and state.logprobs is None and a.sampling.constraint is None
+            )
         if self._tables is not None:
             self._tables.tell(self._places)
 
@@ -166,32 +180,42 @@ class DeviceRunner(ModelRunner):
 
     # -- batches of one token each --------------------------------------------------------------------------
 
-    def _launch_graph(self, batch: Batch, rows: list[int], columns: list[int], pages: list[int]) -> Pending:
+    def _launch_graph(
+        self, batch: Batch, steps: int, rows: list[int], columns: list[int], pages: list[int]
+    ) -> Pending:
         assert self.graphs is not None
-        graph = self.graphs.graph(len(batch.slices))
-        count, size = len(batch.slices), graph.size
-        seats = [s.seat for s in batch.slices]
-        padding = size - count
-        sent = self._send(
-            seats + [self.spare] * padding,
-            [s.start for s in batch.slices] + [-1] * padding,
-            rows,
-            columns,
-            pages,
-            self._packed(batch.slices),
-        )
-        self._update_table(*sent[2:5])
-        graph.replay(sent[0], sent[1])
-        states = [self._states[s] for s in seats]
-        likeliest = not self._fields[seats, 0].any()
-        if (
-            likeliest
-            and all(s.penalties is None and s.logprobs is None for s in states)
-            and not any(self._waits(s) for s in batch.slices)
-            and not (self._tables is not None and self._tables.has_any(seats))
-        ):
-            return self._arriving(batch, seats, graph.tokens[:count], graph.best[:count])
-        return self._draw(batch, batch.slices, graph.logits[:count], sent[0][:count], sent[5], {})
+        slices = batch.slices
+        count = len(slices)
+        graph = self.graphs.graph(count)
+        size = graph.size
+        seats = np.fromiter((s.seat for s in slices), np.int64, count)
+        counts = np.fromiter((s.steps for s in slices), np.int64, count)
+        control = np.full((3, size), -1, dtype=np.int64)
+        control[0] = self.spare
+        control[0, :count] = seats
+        control[1, :count] = np.fromiter((s.start for s in slices), np.int64, count)
+        control[2, :count] = counts
+        plain = bool(self._plain[seats].all())
+        likeliest = plain and not self._fields[seats, 0].any()
+        draws = () if likeliest else tuple(self._packed(slices, k) for k in range(steps))
+        sent = self._send(control.reshape(-1), rows, columns, pages, *draws)
+        self._update_table(*sent[1:4])
+        graph.start(sent[0])
+        if steps == 1:
+            graph.replay()
+            if likeliest:
+                return self._arriving(batch, graph.marked[:count])
+            return self._draw(batch, slices, graph.logits[:count], sent[0][:count], sent[4], {})
+        there = sent[0][:count]
+        written = torch.empty(steps, count, dtype=torch.int64, device=self.device)
+        states = [self._states[s.seat] for s in slices] if not plain else []
+        for k in range(steps):
+            graph.replay()
+            if likeliest:
+                written[k].copy_(graph.marked[:count])
+            else:
+                written[k].copy_(self._draws(graph.logits[:count], states, slices, k, there, sent[4 + k]))
+        return self._arriving(batch, written.view(-1), counts=counts)
 
     # -- any batch ------------------------------------------------------------------------------------------
 
@@ -239,8 +263,7 @@ class DeviceRunner(ModelRunner):
         hidden = self.model(ids_there, sent[1], self.attention)
         scores = self._prompt_scores(batch, hidden)
         if not wanted:  # waited for all the same, or the host would run ahead of its staging buffers
-            none = sent[0][:0]
-            return self._arriving(batch, [], none, none.float(), scores)
+            return self._arriving(batch, sent[0][:0], scores)
         model: Any = self.model
         return self._draw(batch, chosen, model.raw_logits(hidden[sent[6]]), sent[10], sent[11], scores)
 
@@ -254,10 +277,11 @@ class DeviceRunner(ModelRunner):
         """Whether the host must know this row's token before its next step; not so where its constraint is on the device."""
         return self._constrained is not None and self._constrained.has(piece.seat)
 
-    def _packed(self, slices: list[Slice]) -> np.ndarray:
-        """What `sample` has to know of these rows: the bits of float64 [5, rows], flat."""
+    def _packed(self, slices: list[Slice], step: int = 0) -> np.ndarray:
+        """What `sample` has to know of these rows at a step of their turn: the bits of float64 [5, rows], flat."""
         seats = [s.seat for s in slices]
-        u = uniforms(self._seeds[seats], [s.output for s in slices])
+        outputs = np.fromiter((s.output for s in slices), np.uint64, len(slices)) + np.uint64(step)
+        u = uniforms(self._seeds[seats], outputs)
         return np.concatenate((self._fields[seats].T.reshape(-1), u)).view(np.int64)
 
     def _draw(
@@ -270,16 +294,29 @@ class DeviceRunner(ModelRunner):
         scores: dict[int, list[Any]],
     ) -> Pending:
         """`raw` [rows, vocabulary] in the model's dtype, before scale and cap; `seats` and what `_packed` made, on the device."""
-        from runtime.kernels.sample import sample
-
         model: Any = self.model
         states = [self._states[s.seat] for s in slices]
         if any(s.logprobs is not None for s in states) or any(self._waits(s) for s in slices):
             return Pending(batch, done=self._sample(batch.step, slices, model.finished(raw), scores))
+        return self._arriving(batch, self._draws(raw, states, slices, 0, seats, packed), scores)
+
+    def _draws(
+        self,
+        raw: Tensor,
+        states: list[SamplingState],
+        slices: list[Slice],
+        step: int,
+        seats: Tensor,
+        packed: Tensor,
+    ) -> Tensor:
+        """Tokens of these rows, -1 where the logits were not finite; each is its seat's newest then."""
+        from runtime.kernels.sample import sample
+
+        model: Any = self.model
         plain = all(s.penalties is None for s in states)
         logits = raw if plain and self._as_is else model.finished(raw)
         if not plain:
-            adjust(logits, states, [s.output for s in slices])
+            adjust(logits, states, [s.output + step for s in slices])
         constrained = self._tables is not None and self._tables.has_any([s.seat for s in slices])
         if constrained:
             self._tables.mask(logits, seats)  # type: ignore[union-attr]
@@ -288,7 +325,7 @@ class DeviceRunner(ModelRunner):
             self._tables.take(tokens, seats)  # type: ignore[union-attr]
         count(tokens, states)
         self._newest[seats] = tokens
-        return self._arriving(batch, [s.seat for s in slices], tokens, best, scores)
+        return torch.where(torch.isfinite(best), tokens, -1)
 
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
         from runtime.kernels.sample import sample
@@ -310,31 +347,39 @@ class DeviceRunner(ModelRunner):
     def _arriving(
         self,
         batch: Batch,
-        seats: list[int],
-        tokens: Tensor,
-        best: Tensor,
+        marked: Tensor,
         scores: dict[int, list[Any]] | None = None,
+        *,
+        counts: np.ndarray | None = None,
     ) -> Pending:
-        """Tokens on their way to the host; -1 where the logits were not finite."""
-        marked = torch.where(torch.isfinite(best), tokens, -1)
-        host = self._buffer(self._results, len(seats))[: len(seats)]
+        """Tokens on their way to the host; -1 where the logits were not finite. `counts`: steps of each row, of a turn."""
+        host = self._buffer(self._results, len(marked))[: len(marked)]
         host.copy_(marked, non_blocking=True)
         event = None
         if self._pinned:
             event = torch.cuda.Event()
             event.record()
-        return Pending(batch, seats, None, host, event, scores or {})
+        return Pending(batch, None, host, event, scores or {}, counts)
 
     def collect(self, pending: Pending) -> Sampled:
         """The result of a batch; waits until the device has it."""
         if pending.done is not None:
             return pending.done
         if pending.event is not None:
+            began = time.perf_counter()
             pending.event.synchronize()
+            self.waited += time.perf_counter() - began
         assert pending.arrived is not None
-        tokens = pending.arrived.tolist()
-        failed = [seat for seat, token in zip(pending.seats, tokens, strict=True) if token < 0]
-        return Sampled(pending.batch.step, [max(t, 0) for t in tokens], [], pending.prompt, failed)
+        arrived, counts = pending.arrived.numpy(), pending.counts
+        if counts is not None:  # [steps, rows]: each row's own, one row after another
+            by_row = arrived.reshape(-1, len(counts)).T
+            arrived = by_row[np.arange(by_row.shape[1]) < counts[:, None]]
+        failed: list[int] = []
+        if len(arrived) and arrived.min() < 0:
+            seats = [s.seat for s in pending.batch.slices if s.sample for _ in range(s.steps)]
+            failed = sorted({seat for seat, token in zip(seats, arrived.tolist(), strict=True) if token < 0})
+            arrived = np.maximum(arrived, 0)
+        return Sampled(pending.batch.step, arrived.tolist(), [], pending.prompt, failed)
 
 
 def device_runner(

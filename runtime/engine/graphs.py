@@ -1,8 +1,8 @@
 """Decode steps as captured CUDA graphs, one for each batch size.
 
 A graph reads the seats and positions of its rows, takes each row's newest token and its page from the device, runs the
-model, takes the likeliest token and writes it where the next step reads it. Rows beyond the batch have position -1:
-they attend to nothing and store nothing.
+model, takes the likeliest token and writes it where the next step reads it, as it does with the positions: a turn of several
+steps replays it so often. Rows beyond the batch have position -1: they attend to nothing and store nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
     """Batch sizes to capture: close together where padding would cost most."""
-    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, *range(256, 512, 64), *range(512, 4097, 128)]
+    sizes = [1, 2, 4, 8, 16, 24, 32, *range(48, 256, 16), *range(256, 512, 32), *range(512, 4097, 128)]
     return (*(s for s in sizes if s < largest), largest)
 
 
@@ -26,22 +26,23 @@ def graph_sizes(largest: int) -> tuple[int, ...]:
 class DecodeGraph:
     """One captured step of `size` rows.
 
-    tokens  int64 [size]: the likeliest of each row; best: its logit, as the model computes it
-    logits  [size, vocabulary] in the model's dtype, before scale and cap
+    control  int64 [3, size]: what kernels/decode_step.py reads and moves on
+    marked   int64 [size]: the likeliest token of each row, -1 where its logit is not finite
+    logits   [size, vocabulary] in the model's dtype, before scale and cap
     """
 
     size: int
     graph: Any
-    seats: Tensor
-    positions: Tensor
-    tokens: Tensor
-    best: Tensor
+    control: Tensor
+    marked: Tensor
     logits: Tensor
 
-    def replay(self, seats: Tensor, positions: Tensor) -> None:
-        """int64 [size] each; queued, not waited for."""
-        self.seats.copy_(seats)
-        self.positions.copy_(positions)
+    def start(self, control: Tensor) -> None:
+        """Rows of the turn's first step, int64 [3 * size], on the device."""
+        self.control.view(-1).copy_(control)
+
+    def replay(self) -> None:
+        """One step; queued, not waited for."""
         self.graph.replay()
 
 
@@ -84,51 +85,52 @@ class DecodeGraphs:
         stream = torch.cuda.Stream()
         bar = tqdm(sorted(self._sizes, reverse=True), desc="decode graphs", unit="size", disable=None)
         for size in bar:
-            seats = torch.full((size,), spare, dtype=torch.long, device=device)
-            positions = torch.full((size,), -1, dtype=torch.long, device=device)
+            control = self._rows(size, spare)
             stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
-                self._step(seats, positions)  # kernels are compiled and scratch is made outside of the graph
+                self._step(control)  # kernels are compiled and scratch is made outside of the graph
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
-                tokens, best, logits = self._step(seats, positions)
-            self._graphs[size] = DecodeGraph(size, graph, seats, positions, tokens, best, logits)
+                marked, logits = self._step(control)
+            self._graphs[size] = DecodeGraph(size, graph, control, marked, logits)
         bar.close()
+
+    def _rows(self, size: int, spare: int) -> Tensor:
+        control = torch.full((3, size), -1, dtype=torch.long, device=self._table.device)
+        control[0] = spare
+        return control
 
     def _imitate(self, spare: int) -> None:
         """Steps that are run anew each time, where nothing can be captured."""
         for size in self._sizes:
-            seats, positions = torch.full((size,), spare), torch.full((size,), -1)
-            tokens, best, logits = self._step(seats, positions)
-            found = DecodeGraph(size, None, seats, positions, tokens, best, logits)
+            control = self._rows(size, spare)
+            found = DecodeGraph(size, None, control, *self._step(control))
             found.graph = _Rerun(self._step, found)
             self._graphs[size] = found
 
-    def _step(self, seats: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _step(self, control: Tensor) -> tuple[Tensor, Tensor]:
         from runtime.kernels.argmax import argmax
+        from runtime.kernels.decode_step import begin_step, end_step
 
-        size = len(seats)
-        at = positions.clamp(min=0)
-        pages = self._table[seats, at // self._page_size].to(torch.long)
-        slots = torch.where(positions >= 0, pages * self._page_size + at % self._page_size, -1)
+        size = control.shape[1]
+        rows = begin_step(control, self._table, self._newest, self._page_size)
         self._attention.plan(
             PagedInputs(
                 table=self._table,
-                seats=seats.to(torch.int32),
-                lengths=(positions + 1).to(torch.int32),
-                starts=torch.arange(size + 1, dtype=torch.int32, device=seats.device),
-                slots=slots,
+                seats=rows.seats,
+                lengths=rows.lengths,
+                starts=torch.arange(size + 1, dtype=torch.int32, device=control.device),
+                slots=rows.slots,
                 max_new=1,
                 max_length=self._table.shape[1] * self._page_size,
                 decodes=size,
             )
         )
-        hidden = self._model(self._newest[seats], at, self._attention)
+        hidden = self._model(rows.ids, rows.positions, self._attention)
         logits = self._model.raw_logits(hidden)
         best, tokens = argmax(logits)
-        self._newest[seats] = tokens
-        return tokens, best, logits
+        return end_step(control, tokens, best, self._newest), logits
 
 
 @dataclass(eq=False)
@@ -137,8 +139,6 @@ class _Rerun:
     owner: DecodeGraph
 
     def replay(self) -> None:
-        own = self.owner
-        tokens, best, logits = self.step(own.seats, own.positions)
-        own.tokens.copy_(tokens)
-        own.best.copy_(best)
-        own.logits.copy_(logits)
+        marked, logits = self.step(self.owner.control)
+        self.owner.marked.copy_(marked)
+        self.owner.logits.copy_(logits)

@@ -22,6 +22,7 @@ from runtime.engine.device import DeviceRunner, Pending, device_runner
 from runtime.engine.memory import plan_pages, resolve_kv_dtype
 from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
 from runtime.engine.runner import ModelRunner
+from runtime.engine.turns import TurnLength
 from runtime.errors import EngineError, InvalidRequest
 from runtime.kernels.cpu.path import choose
 from runtime.kv.store import KVStore, bytes_per_token
@@ -87,6 +88,10 @@ class EngineLoop:
         self.runner = self._runner(store, ends)
         self._flight: deque[Pending] = deque()
         overlap = isinstance(self.runner, DeviceRunner) and not config.disable_overlap_schedule
+        wanted = config.num_continuous_decode_steps
+        if wanted is not None and not 1 <= wanted <= 64:
+            raise InvalidRequest(f"--num-continuous-decode-steps {wanted}: give a number from 1 to 64")
+        self._turns = TurnLength(wanted if isinstance(self.runner, DeviceRunner) else wanted or 1)
         self._compilers = ThreadPoolExecutor(1, thread_name_prefix="constraints")
         self._compiling: list[tuple[Add, Future[Any]]] = []
         self.ends = ends
@@ -100,6 +105,7 @@ class EngineLoop:
             policy=config.schedule_policy,
             conservativeness=config.schedule_conservativeness,
             reuse=not config.disable_radix_cache,
+            turn=self._turns.steps,
         )
         log.info(
             "%s on %s (%s), %d tokens of KV memory (%.1f MB), context %d",
@@ -266,6 +272,8 @@ class EngineLoop:
 
     def _step_ahead(self, runner: DeviceRunner) -> list[Out]:
         """Queue the next batch, then read the tokens of the one before it."""
+        began, waited = time.perf_counter(), runner.waited
+        self.scheduler.turn = self._turns.steps
         out = self._add_compiled() if self._compiling else []
         batch = self.scheduler.next_batch()
         if batch is not None:
@@ -282,6 +290,8 @@ class EngineLoop:
             batch is None or len(self._flight) >= self.scheduler.depth or self._flight[-1].done is not None
         ):
             out += self._collect(runner)
+        if batch is not None and self._flight:  # a full pipeline: the times are those of a turn
+            self._turns.observe(batch.steps, time.perf_counter() - began, runner.waited - waited)
         return out
 
     def _collect(self, runner: DeviceRunner) -> list[Out]:

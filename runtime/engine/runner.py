@@ -55,7 +55,9 @@ class ModelRunner:
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Sampled:
-        """One forward pass and one draw for each slice that asks for it."""
+        """One forward pass (or a turn of them) and one draw for each slice that asks for it."""
+        if batch.steps > 1:
+            return Sampled.of_turn(batch, [self.run(one) for one in batch.singles()])
         self._seat(batch)
         inputs = ForwardInputs.from_batch(batch, self._rows, self._newest, self.device)
         hidden = self.forward(inputs)

@@ -67,10 +67,18 @@ def requests() -> list[Request]:
     ]
 
 
-def generate(model: Decoder, page_size: int, runner: str, device: torch.device, depth: int = 1) -> Any:
+def generate(
+    model: Decoder, page_size: int, runner: str, device: torch.device, depth: int = 1, turn: int = 1
+) -> Any:
     """Tokens and log-probabilities of every request; they come one after another, one is aborted half way."""
     scheduler = Scheduler(
-        pages=128 // page_size, page_size=page_size, context=96, chunk=16, depth=depth, max_running=4
+        pages=128 // page_size,
+        page_size=page_size,
+        context=96,
+        chunk=16,
+        depth=depth,
+        max_running=4,
+        turn=turn,
     )
     store = KVStore(model.spec, scheduler.cache.pool.total, page_size, torch.float32, str(device))
     made: ModelRunner
@@ -105,23 +113,27 @@ def generate(model: Decoder, page_size: int, runner: str, device: torch.device, 
 
 
 @pytest.mark.parametrize(
-    ("kind", "page_size", "runner", "depth"),
+    ("kind", "page_size", "runner", "depth", "turn"),
     [
-        ("llama", 1, "graphs", 2),
-        ("llama", 16, "eager", 2),
-        ("qwen", 1, "graphs", 1),
-        ("normed heads", 16, "graphs", 2),
-        ("gemma", 1, "eager", 1),
-        ("not fused", 1, "graphs", 2),
+        ("llama", 1, "graphs", 2, 1),
+        ("llama", 1, "graphs", 2, 3),
+        ("llama", 16, "graphs", 1, 8),
+        ("llama", 16, "eager", 2, 1),
+        ("llama", 16, "eager", 2, 2),
+        ("qwen", 1, "graphs", 1, 1),
+        ("normed heads", 16, "graphs", 2, 4),
+        ("gemma", 1, "eager", 1, 1),
+        ("not fused", 1, "graphs", 2, 2),
+        ("llama", 1, "plain", 1, 3),
     ],
 )
 def test_tokens_are_those_of_the_plain_runner(
-    kind: str, page_size: int, runner: str, depth: int, device: torch.device
+    kind: str, page_size: int, runner: str, depth: int, turn: int, device: torch.device
 ) -> None:
     model = decoder(kind, device)
     with torch.inference_mode():
         wanted = generate(model, page_size, "plain", device)
-        assert generate(model, page_size, runner, device, depth) == wanted
+        assert generate(model, page_size, runner, device, depth, turn) == wanted
 
 
 @pytest.mark.parametrize("path", ["rows", "flash"])
