@@ -36,6 +36,7 @@ class Request:
     told       outputs that callers know of
     forced     outputs not told yet that were not sampled
     steady     no tokens are forced behind one that was drawn
+    plain      tokens are all that is wanted: no log-probabilities, nothing forced, at least one output
     cached     prompt tokens that were not computed at the first admission
     """
 
@@ -56,6 +57,7 @@ class Request:
         "pages",
         "pending",
         "phase",
+        "plain",
         "priority",
         "prompt",
         "prompt_scores",
@@ -99,6 +101,7 @@ class Request:
         self.ends = ends
         self.seed = seed
         self.logprobs = logprobs
+        self.plain = logprobs is None and sampling.constraint is None and max_new > 0
         self.priority = priority
         self.salt = salt
         self.phase = Phase.WAITING
@@ -141,16 +144,3 @@ class Request:
     def prefilling(self) -> bool:
         """Known tokens are still to be computed, beyond the one a decode step would feed."""
         return self.landed < len(self.tokens) - (1 if self.outputs_here else 0)
-
-    @property
-    def can_decode(self) -> bool:
-        """The next position is that of a token sampled on this seat (it may be in flight).
-
-        Where its constraint may force tokens behind it, it has to be known first.
-        """
-        return (
-            self.outputs_here > 0
-            and (self.pending == 0 or self.steady)
-            and self.scheduled == len(self.tokens) + self.pending - 1
-            and self.outputs + self.pending < self.max_new
-        )

@@ -40,6 +40,7 @@ class Driver:
         self.loop = EngineLoop(EngineConfig.of({"model_path": folder, **options}))
         self.vocabulary = self.loop.model.spec.vocabulary
         self._number = 0
+        self.steps: list[tuple[Any, float]] = []  # of the newest run: each batch, and the time of its turn
 
     def run(
         self, prompts: Sequence[list[int]], new: int | Sequence[int], temperature: float = 0.0
@@ -56,8 +57,15 @@ class Driver:
             for refused in self.loop.handle(Add(str(self._number), tokens, sampling, seed=self._number)):
                 raise RuntimeError(f"a request was refused: {refused}")
         left, written = len(prompts), 0
+        self.steps = []
+        last = began
         while left:
-            for message in self.loop.step():
+            messages = self.loop.step()
+            flight, now = self.loop._flight, time.perf_counter()
+            if flight:
+                self.steps.append((flight[-1].batch, now - last))
+            last = now
+            for message in messages:
                 assert not isinstance(message, Refused), message
                 if isinstance(message, Output):
                     written += len(message.tokens)
@@ -68,6 +76,22 @@ class Driver:
         took = time.perf_counter() - began
         assert written == sum(counts), (written, sum(counts))
         return took, written
+
+    def shares(self) -> list[dict[str, Any]]:
+        """Where the newest run's time went: turns by what was in their batch."""
+        found: dict[str, list[float]] = {}
+        for batch, took in self.steps:
+            prompts = sum(len(s.tokens) for s in batch.slices)
+            rows = sum(not s.tokens for s in batch.slices)
+            most = next(m for m in (16, 64, 128, 256, 512, 1 << 30) if rows <= m)
+            kind = "with prompts" if prompts else "more rows" if most > 512 else f"to {most} rows"
+            sums = found.setdefault(kind, [0, 0, 0, 0, 0.0])
+            for i, value in enumerate((1, batch.steps, rows, prompts, took)):
+                sums[i] += value
+        return [
+            {"kind": k, "turns": n, "steps": steps, "rows": rows / n, "prompt_tokens": p, "s": round(s, 2)}
+            for k, (n, steps, rows, p, s) in sorted(found.items())
+        ]
 
     def flush(self) -> None:
         from runtime.engine.messages import Ask
@@ -101,7 +125,10 @@ class Bench:
                 found.append((many - one) / steps * 1e3)
             ms = statistics.median(found)
             floor = self.shape.decode_floor_ms(batch, context, self.tb_s) if self.shape else 0.0
-            self.log("decode", batch=batch, ms=ms, repeats=found, floor_ms=floor, of_floor=floor / ms)
+            turn = max((b.steps for b, _ in self.driver.steps), default=1)
+            self.log(
+                "decode", batch=batch, ms=ms, repeats=found, floor_ms=floor, of_floor=floor / ms, turn=turn
+            )
 
     def b(self) -> None:
         self.decode((1, 8, 32, 64, 128, 256) if self.shape else (1, 8), 128 if self.shape else 16)
@@ -135,9 +162,9 @@ class Bench:
             with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
                 s, _ = self.driver.run(given, 33)
             table = found.key_averages().table(
-                sort_by="self_cuda_time_total", row_limit=22, max_name_column_width=60
+                sort_by="self_cuda_time_total", row_limit=13, max_name_column_width=60
             )
-            lines = [" ".join(x.split()) for x in table.splitlines() if "us" in x or "ms" in x]
+            lines = [_short(x) for x in table.splitlines() if "us" in x or "ms" in x]
             print(f"profile of batch {batch}, {s:.3f} s", *lines, sep="\n", flush=True)
 
     def a(self) -> None:
@@ -146,6 +173,14 @@ class Bench:
             self.driver.flush()
             s, written = self.driver.run([p for p, _ in work], [n for _, n in work], temperature)
             self.log("mixed", temperature=temperature, s=s, written=written, tokens_per_s=written / s)
+            for share in self.driver.shares():
+                self.log("mixed_share", temperature=temperature, **share)
+
+
+def _short(line: str) -> str:
+    """A line of a profile: kernel, time in all, time each, calls."""
+    words = line.split()
+    return " ".join((*words[:1], *words[-4:])) if len(words) > 6 else " ".join(words)
 
 
 def main(

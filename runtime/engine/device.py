@@ -64,7 +64,6 @@ class DeviceRunner(ModelRunner):
         width = -(-context // store.page_size) + 1
         self.table = torch.zeros(seats + 1, width, dtype=torch.int32, device=self.device)
         self._newest = torch.zeros(seats + 1, dtype=torch.long, device=self.device)
-        self._pages = np.zeros(seats + 1, dtype=np.int64)  # pages in each seat's row
         self._pinned = torch.device(self.device).type == "cuda"
         self._staging: list[Tensor] = []
         self._results: list[Tensor] = []
@@ -106,11 +105,11 @@ class DeviceRunner(ModelRunner):
             done = [self.collect(self.launch(one)) for one in batch.singles()]
             return Pending(batch, done=Sampled.of_turn(batch, done))
         self._turn += 1
-        rows, columns, pages = self._updates(batch)
         self._seat(batch)
+        updates = self._updates(batch)
         if captured:
-            return self._launch_graph(batch, steps, rows, columns, pages)
-        return self._launch_plain(batch, rows, columns, pages)
+            return self._launch_graph(batch, steps, *updates)
+        return self._launch_plain(batch, *updates)
 
     def _seat(self, batch: Batch) -> None:
         super()._seat(batch)
@@ -131,25 +130,18 @@ class DeviceRunner(ModelRunner):
 
     # -- the page table -------------------------------------------------------------------------------------
 
-    def _updates(self, batch: Batch) -> tuple[list[int], list[int], list[int]]:
-        """Entries of the page table that this batch adds: seats, columns, pages."""
-        rows: list[int] = []
-        columns: list[int] = []
-        pages: list[int] = []
-
-        def add(seat: int, new: list[int]) -> None:
-            first = int(self._pages[seat])
-            rows.extend([seat] * len(new))
-            columns.extend(range(first, first + len(new)))
-            pages.extend(new)
-            self._pages[seat] = first + len(new)
-
-        for admission in batch.admitted:
-            self._pages[admission.seat] = 0
-            add(admission.seat, admission.pages)
-        for piece in batch.slices:
-            if piece.pages:
-                add(piece.seat, piece.pages)
+    def _updates(self, batch: Batch) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Append the batch's pages to the rows here; seats, columns and pages that the device's table has to learn."""
+        fresh = [a for a in batch.admitted if a.pages]
+        added = [s for s in batch.slices if s.pages]
+        seats = np.fromiter((s.seat for s in added), np.int64, len(added))
+        counts = np.fromiter((len(s.pages) for s in added), np.int64, len(added))
+        pages = [page for s in added for page in s.pages]
+        rows, columns = self._rows.extend(seats, counts, pages)
+        if fresh:  # the seating put these into the rows already
+            rows = np.concatenate((rows, *(np.full(len(a.pages), a.seat) for a in fresh)))
+            columns = np.concatenate((columns, *(np.arange(len(a.pages)) for a in fresh)))
+            pages += [page for a in fresh for page in a.pages]
         return rows, columns, pages
 
     def _send(self, *parts: Any) -> list[Tensor]:
@@ -181,7 +173,7 @@ class DeviceRunner(ModelRunner):
     # -- batches of one token each --------------------------------------------------------------------------
 
     def _launch_graph(
-        self, batch: Batch, steps: int, rows: list[int], columns: list[int], pages: list[int]
+        self, batch: Batch, steps: int, rows: np.ndarray, columns: np.ndarray, pages: list[int]
     ) -> Pending:
         assert self.graphs is not None
         slices = batch.slices
@@ -219,7 +211,7 @@ class DeviceRunner(ModelRunner):
 
     # -- any batch ------------------------------------------------------------------------------------------
 
-    def _launch_plain(self, batch: Batch, rows: list[int], columns: list[int], pages: list[int]) -> Pending:
+    def _launch_plain(self, batch: Batch, rows: np.ndarray, columns: np.ndarray, pages: list[int]) -> Pending:
         slices = batch.slices
         decodes = next((i for i, s in enumerate(slices) if s.tokens), len(slices))
         assert all(s.tokens for s in slices[decodes:]), "single tokens come first in a batch"

@@ -40,6 +40,22 @@ class PageRows:
         self.table[seat, start:end] = pages
         self.lengths[seat] = end
 
+    def extend(
+        self, seats: np.ndarray, counts: np.ndarray, pages: list[int]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Append `counts` pages to these different seats' rows: the rows and columns (int64 [pages]) where they are now."""
+        rows = np.repeat(seats, counts)
+        ends = np.cumsum(counts)
+        columns = self.lengths[rows] + np.arange(len(rows)) - np.repeat(ends - counts, counts)
+        if len(rows):
+            most = int(columns.max()) + 1
+            if most > self.table.shape[1]:
+                more = max(self.table.shape[1], most - self.table.shape[1])
+                self.table = np.pad(self.table, ((0, 0), (0, more)))
+            self.table[rows, columns] = pages
+            self.lengths[seats] += counts
+        return rows, columns
+
     def slots(self, seat: int, length: int) -> np.ndarray:
         """int64 [length]: the slots of positions 0 .. length - 1."""
         if self.page_size == 1:

@@ -59,6 +59,7 @@ class ModelRunner:
         if batch.steps > 1:
             return Sampled.of_turn(batch, [self.run(one) for one in batch.singles()])
         self._seat(batch)
+        self._append_pages(batch)
         inputs = ForwardInputs.from_batch(batch, self._rows, self._newest, self.device)
         hidden = self.forward(inputs)
         prompt = self._prompt_scores(batch, hidden)
@@ -92,6 +93,8 @@ class ModelRunner:
                 self._newest = torch.cat(
                     (self._newest, self._newest.new_zeros(max(len(self._newest), a.seat)))
                 )
+
+    def _append_pages(self, batch: Batch) -> None:
         for piece in batch.slices:
             self._rows.append(piece.seat, piece.pages)
 

@@ -51,7 +51,7 @@ class PrefixCache:
 
     def grow(self, request: Request, tokens: int) -> list[int] | None:
         """Add pages for all positions below `tokens`, evicting if need be; None if there are not enough."""
-        need = self.pages_for(tokens) - len(request.pages)
+        need = -(-tokens // self.page_size) - len(request.pages)
         if need <= 0:
             return []
         if need > self.pool.free:

@@ -30,6 +30,8 @@ class PagePool:
             )
         if count == 0:
             return []
+        if count == 1:
+            return [self._free.pop()]
         taken = self._free[-count:]
         del self._free[-count:]
         return taken

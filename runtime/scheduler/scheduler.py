@@ -86,6 +86,7 @@ class Scheduler:
         self._reserve = Reserve(conservativeness=conservativeness)
         self._seats = list(range(max_running))
         self._released: list[int] = []
+        self._ranks: list[Request] | None = None  # `running` by rank, until it changes
         self._flight: deque[tuple[Batch, list[Request]]] = deque()
         self._by_id: dict[str, Request] = {}
         self._arrivals = 0
@@ -180,7 +181,7 @@ class Scheduler:
         for r in self.running.values():
             if r.doomed:
                 continue
-            if r.sampling.constraint is not None or r.logprobs is not None or r.prefilling:
+            if not r.steady or r.logprobs is not None or r.prefilling:
                 return 1
             more = min(self.turn, r.max_new - r.outputs - r.pending)
             need += max(0, self.cache.room(r, r.scheduled + more))
@@ -188,23 +189,61 @@ class Scheduler:
 
     def _decode(self, slices: list[Slice], owners: list[Request], steps: int) -> None:
         """Tokens for each request that can go on; under pressure the latest arrivals give way, and `steps` is 1."""
-        ready = sorted(
-            (r for r in self.running.values() if r.can_decode), key=lambda r: (-r.priority, r.arrival)
-        )
-        for request in ready:
-            if request.phase is not Phase.RUNNING:  # retracted for one before it
+        size = self.cache.page_size
+        ready: list[tuple[Request, int, int]] = []  # with steps, and pages to add
+        total = 0
+        for request in self._ranked():
+            known, pending, scheduled = len(request.tokens), request.pending, request.scheduled
+            output = known - request.prompt + pending
+            if (
+                # finished or retracted while a batch is in flight
+                request.phase is not Phase.RUNNING
+                # the next position is not that of a token that was sampled on this seat (it may be in flight)
+                or request.outputs_here == 0
+                or scheduled != known + pending - 1
+                # more tokens may be forced behind the one in flight, so it has to be known first
+                or (pending and not request.steady)
+                or output >= request.max_new
+            ):
                 continue
-            output = request.outputs + request.pending
-            count = min(steps, request.max_new - output) if steps > 1 else 1
-            added = self.cache.grow(request, request.scheduled + count)
-            while added is None and self._retract_for(request):
-                added = self.cache.grow(request, request.scheduled + count)
+            count = 1 if steps == 1 else min(steps, request.max_new - output)
+            need = -(-(scheduled + count) // size) - len(request.pages)
+            if need < 0:
+                need = 0
+            total += need
+            ready.append((request, count, need))
+        free = self.cache.pool.take(total) if total <= self.cache.pool.free else None
+        at = 0
+        for request, count, need in ready:
+            added: list[int] | None
+            if free is not None:
+                added = free[at : at + need]
+                at += need
+                request.pages += added
+            else:
+                added = self._grow_under_pressure(request, request.scheduled + count)
             if added is None:
                 continue
+            output = len(request.tokens) - request.prompt + request.pending
             slices.append(Slice(request.seat, request.scheduled, [], added, True, output, -1, count))
             owners.append(request)
             request.scheduled += count
             request.pending += count
+
+    def _grow_under_pressure(self, request: Request, tokens: int) -> list[int] | None:
+        """Pages for positions below `tokens`; None if nobody gives way, or if the request itself had to."""
+        if request.phase is not Phase.RUNNING:  # retracted for one before it
+            return None
+        added = self.cache.grow(request, tokens)
+        while added is None and self._retract_for(request):
+            added = self.cache.grow(request, tokens)
+        return added
+
+    def _ranked(self) -> list[Request]:
+        """Running requests, those that give way last come first."""
+        if self._ranks is None:
+            self._ranks = sorted(self.running.values(), key=lambda r: (-r.priority, r.arrival))
+        return self._ranks
 
     def _retract_for(self, request: Request) -> bool:
         """Send the least important running request back to the queue, unless it is `request` or more important.
@@ -237,10 +276,10 @@ class Scheduler:
         """Go on with prompts that did not fit in one step, and with outputs that were forced, oldest first."""
         unfinished = [  # the last output is a decode step's
             r
-            for r in self.running.values()
+            for r in self._ranked()
             if r.pending == 0 and r.scheduled < len(r.tokens) - (1 if r.outputs_here else 0)
         ]
-        for request in sorted(unfinished, key=lambda r: (-r.priority, r.arrival)):
+        for request in unfinished:
             if budget.tokens <= 0:
                 return
             if request.phase is Phase.RUNNING:  # not retracted for one before it
@@ -258,8 +297,9 @@ class Scheduler:
         """Add a slice of the request's known tokens; False if there is no room."""
         start = request.scheduled
         count = min(len(request.tokens) - start, budget.tokens)
-        added = self.cache.grow(request, start + count)
-        while added is None and pages and self._retract_for(request):
+        if pages:
+            added = self._grow_under_pressure(request, start + count)
+        else:
             added = self.cache.grow(request, start + count)
         if added is None:
             return False
@@ -325,6 +365,7 @@ class Scheduler:
                 break
             request.phase = Phase.RUNNING
             self.running[request.seat] = request
+            self._ranks = None
             admitted.append(
                 Admission(
                     request.seat,
@@ -374,18 +415,26 @@ class Scheduler:
         batch, owners = self._flight.popleft()
         assert batch.step == sampled.step, f"batch {batch.step} is due, not {sampled.step}"
         events: list[Event] = []
-        at = 0
+        at, tokens = 0, sampled.tokens
         for piece, request in zip(batch.slices, owners, strict=True):
-            first, at = at, at + (piece.steps if piece.sample else 0)
             request.in_flight -= 1
+            if not piece.sample:
+                drawn = []
+            elif piece.steps == 1:
+                drawn = [tokens[at]]
+            else:
+                drawn = tokens[at : at + piece.steps]
+            at += len(drawn)
             if request.doomed:
                 if request.in_flight == 0:
                     request.doomed = False
                     self._vacate(request)
-                continue
-            logprob = sampled.logprobs[first] if sampled.logprobs and at > first else None
-            if event := self._land(request, piece, sampled.tokens[first:at], logprob, sampled):
-                events.append(event)
+            elif request.plain and not piece.tokens:
+                events.append(self._decoded(request, piece, drawn))
+            else:
+                logprob = sampled.logprobs[at - 1] if sampled.logprobs and drawn else None
+                if event := self._land(request, piece, drawn, logprob, sampled):
+                    events.append(event)
         assert at == len(sampled.tokens), f"{len(sampled.tokens)} tokens for {at} draws"
         return events
 
@@ -412,46 +461,66 @@ class Scheduler:
         logprob: tuple[TokenLogprob, list[TokenLogprob]] | None,
         sampled: Sampled,
     ) -> Event | None:
-        request.landed = piece.start + piece.count
         scores = None
-        if piece.scores >= 0:
-            request.prompt_scores += sampled.prompt.get(piece.seat, [])
-        if piece.tokens:
+        if piece.tokens or piece.scores >= 0:
+            request.landed = piece.start + piece.count
+            if piece.scores >= 0:
+                request.prompt_scores += sampled.prompt.get(piece.seat, [])
             if request.logprobs and not request.scored and request.landed == len(request.tokens):
                 request.scored = True
                 scores = request.prompt_scores
             self.cache.publish(request)
-        if not piece.sample:
-            if request.max_new == 0 and request.landed == request.prompt:
-                self._finish(request)
-                return Event(request, [], prompt_scores=scores, finish=Finish(type="length", length=0))
-            return Event(request, [], prompt_scores=scores) if scores is not None else None
+            if not piece.sample:
+                if request.max_new == 0 and request.landed == request.prompt:
+                    self._finish(request)
+                    return Event(request, [], prompt_scores=scores, finish=Finish(type="length", length=0))
+                return Event(request, [], prompt_scores=scores) if scores is not None else None
         request.pending -= piece.steps
+        logprobs = [logprob] if logprob else []
         if request.max_new == 0:  # only the distribution of the first token was wanted
             self._finish(request)
-            finish = Finish(type="length", length=0)
-            return Event(request, [], [logprob] if logprob else [], scores, finish)
-        ending: Finish | None = None
-        known = len(request.tokens)
-        outputs = (*drawn, *sampled.forced.get(piece.seat, ())) if sampled.forced else drawn
-        for output in outputs:
-            request.tokens.append(output)
-            request.outputs_here += 1
-            if request.outputs >= request.max_new:
-                ending = Finish(type="length", length=request.outputs)
-            elif output in request.ends:
-                ending = Finish(type="stop", matched=output)
-            if ending is not None:
-                break
-        kept = len(request.tokens) - known
-        request.forced += max(0, kept - len(drawn))
-        if piece.steps > 1:  # what was computed behind an end is not what anybody would compute again
-            request.landed = piece.start + min(kept, piece.steps)
-        new, forced = request.tokens[request.prompt + request.told :], request.forced
+            return Event(request, [], logprobs, scores, Finish(type="length", length=0))
+        outputs = drawn
+        if sampled.forced and (forced := sampled.forced.get(piece.seat)):
+            outputs = [*drawn, *forced]
+        outputs, ending = self._accepted(request, outputs)
+        if not piece.tokens:  # what was computed behind an end is not what anybody would compute again
+            request.landed = piece.start + min(len(outputs), piece.steps)
+        forced_now = request.forced + max(0, len(outputs) - len(drawn))
+        if forced_now or request.told + len(outputs) != request.outputs:
+            outputs = request.tokens[request.prompt + request.told :]
         request.told, request.forced = request.outputs, 0
         if ending is not None:
             self._finish(request)
-        return Event(request, new, [logprob] if logprob else [], scores, ending, forced)
+        return Event(request, outputs, logprobs, scores, ending, forced_now)
+
+    def _decoded(self, request: Request, piece: Slice, drawn: list[int]) -> Event:
+        """`_land` for what most of a batch is: requests that want tokens and nothing else, in a decode step."""
+        outputs, ending = self._accepted(request, drawn)
+        kept = len(outputs)
+        request.landed = piece.start + kept
+        request.pending -= piece.steps
+        request.told += kept
+        if ending is not None:
+            self._finish(request)
+        return Event(request, outputs, [], None, ending)
+
+    def _accepted(self, request: Request, outputs: list[int]) -> tuple[list[int], Finish | None]:
+        """Append outputs up to the one that ends the request: these, and the end."""
+        tokens, ends = request.tokens, request.ends
+        room = request.max_new - (len(tokens) - request.prompt)
+        ending: Finish | None = None
+        if len(outputs) >= room:
+            outputs = outputs[:room]
+            ending = Finish(type="length", length=request.max_new)
+        if ends and not ends.isdisjoint(outputs):
+            i, token = next((i, token) for i, token in enumerate(outputs) if token in ends)
+            if i + 1 < room:
+                outputs = outputs[: i + 1]
+                ending = Finish(type="stop", matched=token)
+        tokens += outputs
+        request.outputs_here += len(outputs)
+        return outputs, ending
 
     def _finish(self, request: Request) -> None:
         self._by_id.pop(request.id, None)
@@ -468,6 +537,7 @@ class Scheduler:
 
     def _vacate(self, request: Request) -> None:
         del self.running[request.seat]
+        self._ranks = None
         heapq.heappush(self._seats, request.seat)
         self._released.append(request.seat)
         request.seat = -1
