@@ -160,4 +160,13 @@ class ServerConfig:
     stream_interval: int = _option(1, "Tokens between two events of a stream.")
     max_request_bytes: int = _option(8 << 20, "Larger bodies are refused with 413.")
     max_queued_requests: int = _option(4096, "More waiting requests are refused with 503.")
-    shutdown_timeout: float = _option(5.0, "Seconds that running requests have to finish after SIGTERM.")
+    shutdown_timeout: float | None = _option(
+        None,
+        "Seconds that running requests have to finish after a first SIGTERM or SIGINT. Default: no limit.",
+    )
+    no_restart: bool = _option(
+        False, "Exit with an error when the engine process is lost; do not start another."
+    )
+    hang_timeout: float = _option(
+        50.0, "Seconds after which an engine process that does not answer is killed. 0: never."
+    )

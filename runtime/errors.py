@@ -6,6 +6,8 @@
         Unsupported             400   this backend or model lacks the feature
       NotFound                  404
       Overloaded                503   try again later
+        Crowded                 429   too many requests wait already
+      EngineDead                503   the engine process was lost with the request; another one may be starting
       Aborted                   499   the caller gave up
       ModelError                500   a model folder that cannot be loaded (exit code 2 on the command line)
       BackendError              502   a remote backend answered with an error
@@ -49,6 +51,16 @@ class NotFound(EngineError):
 class Overloaded(EngineError):
     status = 503
     code = "overloaded"
+
+
+class Crowded(Overloaded):
+    status = 429
+    code = "rate_limit_exceeded"
+
+
+class EngineDead(EngineError):
+    status = 503
+    code = "engine_dead"
 
 
 class Aborted(EngineError):

@@ -37,11 +37,11 @@ from runtime.backends.base import Capabilities, ModelInfo
 from runtime.config import EngineConfig, find_folder
 from runtime.constrain.compiler import KINDS, ConstraintCompiler
 from runtime.constrain.workers import workers_for
-from runtime.engine.messages import Add, Ask, End, Failed, In, Out, Output, Refused
+from runtime.engine.messages import Add, Ask, Beat, End, Failed, In, Lost, Out, Output, Ready, Refused
 from runtime.engine.messages import Answer as Reply
 from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
-from runtime.errors import EngineError, InvalidRequest
+from runtime.errors import EngineDead, EngineError, InvalidRequest
 from runtime.sampling.random import child_seed
 from runtime.tokenizer.tokenizer import Tokenizer
 
@@ -85,7 +85,10 @@ class AsyncEngine:
             else None
         )
         self.info: dict[str, Any] = {}
-        self.failure: EngineError | None = None
+        self.failure: EngineError | None = None  # for good
+        self.down: EngineError | None = None  # until another engine process is ready
+        self.latest: dict[str, Any] = {}  # the stats of the last heartbeat; an engine in a thread sends none
+        self.restarts = 0
         self._calls: dict[str, _Call] = {}
         self._asked: dict[int, Future[dict[str, Any]]] = {}
         self._tickets = itertools.count(1)
@@ -178,13 +181,13 @@ class AsyncEngine:
                 call.answers[f"refused {len(call.answers)}"] = _DONE
                 continue
             messages += self._adds(call, request, tokens)
-        self._send(messages)
         left = len(call.answers)
         try:
+            self._send(messages)
             while left:
                 delta = await call.queue.get()
                 if isinstance(delta, EngineError):
-                    raise delta
+                    raise type(delta)(delta.message)  # many calls are told by the same object
                 left -= delta.finish is not None
                 yield delta
         finally:
@@ -214,8 +217,8 @@ class AsyncEngine:
         return Delta(id=request.id, finish=finish, usage=Usage())
 
     def _send(self, messages: list[In]) -> None:
-        if self.failure is not None:
-            raise self.failure
+        if (error := self.failure or self.down) is not None:
+            raise type(error)(error.message)
         if self._closed:
             raise EngineError("the engine is closed")
         if messages:
@@ -227,7 +230,7 @@ class AsyncEngine:
         for id, answer in call.answers.items():
             if self._calls.pop(id, None) is not None and not answer.done:
                 ended.append(End(id))
-        if ended and not self._closed and self.failure is None:
+        if ended and not self._closed and self.failure is None and self.down is None:
             self.transport.send(ended)
 
     async def score(self, request: Score) -> ScoreResult:
@@ -297,8 +300,11 @@ class AsyncEngine:
         ticket = next(self._tickets)
         future: Future[dict[str, Any]] = Future()
         self._asked[ticket] = future
-        self._send([Ask(ticket, what)])
-        return await asyncio.wrap_future(future)
+        try:
+            self._send([Ask(ticket, what)])
+            return await asyncio.wrap_future(future)
+        finally:
+            self._asked.pop(ticket, None)
 
     async def flush_cache(self) -> bool:
         return bool((await self._ask("flush"))["flushed"])
@@ -336,10 +342,19 @@ class AsyncEngine:
                 by_loop.setdefault(call.loop, []).extend(call.held)
                 call.held = []
             elif isinstance(m, Reply):
-                if (future := self._asked.pop(m.ticket, None)) is not None:
+                future = self._asked.pop(m.ticket, None)
+                if future is not None and future.set_running_or_notify_cancel():
                     future.set_result(m.value)
+            elif isinstance(m, Beat):
+                self.latest = m.stats
+            elif isinstance(m, Lost):
+                self.down = EngineDead("the engine is being started again; try again in a few seconds")
+                self._fail(EngineDead(f"{m.message}; the request was lost with it, send it again"))
+            elif isinstance(m, Ready):
+                self.info, self.latest, self.down = m.info, {}, None
+                self.restarts += 1
             elif isinstance(m, Failed):
-                self.failure = EngineError(m.message)
+                self.failure = error_of(m.code, m.message)
                 self._fail(self.failure)
         for loop, items in by_loop.items():
             try:
@@ -369,17 +384,25 @@ class AsyncEngine:
         if ended and not self._closed:
             self.transport.send(ended)
 
+    def end_calls(self, error: EngineError) -> None:
+        """End what runs with an error that its callers are told; the engine itself goes on."""
+        ended: list[In] = [End(id) for id in list(self._calls)]
+        self._fail(error)
+        if ended and not self._closed and self.failure is None and self.down is None:
+            self.transport.send(ended)
+
     def _fail(self, error: EngineError) -> None:
-        calls = {id(c): c for c in self._calls.values()}
+        calls = {id(c): c for c in list(self._calls.values())}
         self._calls.clear()
         for call in calls.values():
             try:
                 call.loop.call_soon_threadsafe(call.queue.put_nowait, error)
             except RuntimeError:
                 continue
-        for future in self._asked.values():
-            future.set_exception(error)
-        self._asked.clear()
+        for ticket in list(self._asked):
+            future = self._asked.pop(ticket, None)
+            if future is not None and future.set_running_or_notify_cancel():
+                future.set_exception(error)
 
 
 class _Done(msgspec.Struct):

@@ -237,9 +237,13 @@ class EngineLoop:
         return []
 
     def _answer(self, what: str) -> dict[str, Any]:
-        s = self.scheduler
         if what == "flush":
-            return {"flushed": s.flush()}
+            return {"flushed": self.scheduler.flush()}
+        return self.stats()
+
+    def stats(self) -> dict[str, Any]:
+        """Use of the KV pool and of the seats, and what was counted since the start."""
+        s = self.scheduler
         size = s.cache.page_size
         return {
             "kv_cache": {

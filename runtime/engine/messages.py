@@ -82,5 +82,17 @@ class Failed(msgspec.Struct, frozen=True, tag=True):
     message: str
 
 
+class Lost(msgspec.Struct, frozen=True, tag=True):
+    """The loop is gone with all its requests, and another one starts: `Ready` or `Failed` follows."""
+
+    message: str
+
+
+class Beat(msgspec.Struct, frozen=True, tag=True):
+    """The loop turns; `stats` is what it would answer to `Ask`."""
+
+    stats: dict[str, Any]
+
+
 In = Add | End | Ask | Stop
-Out = Output | Refused | Answer | Ready | Failed
+Out = Output | Refused | Answer | Ready | Failed | Lost | Beat

@@ -1,12 +1,16 @@
 """The engine loop in a process of its own, over a local ZeroMQ socket with msgpack; nothing is pickled.
 
-The socket lies in a private folder that is removed at the end. A child whose parent is gone ends itself; a parent
-whose child is gone tells every caller.
+One thread starts the process, reads from it and watches it: a process that dies or does not answer in time is lost,
+every caller is told, and another one is started. The sockets lie in a private folder that is removed at the end. The
+kernel kills a process whose parent has died.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import fcntl
+import logging
 import os
 import shutil
 import signal
@@ -16,6 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,110 +28,230 @@ import msgspec
 import zmq
 
 from runtime.config import EngineConfig
-from runtime.engine.messages import Failed, In, Out, Ready, Stop
+from runtime.engine.messages import Beat, Failed, In, Lost, Out, Ready, Stop
 from runtime.engine.transport import error_of
-from runtime.errors import EngineError
+from runtime.errors import EngineDead, EngineError
 
+log = logging.getLogger("runtime.engine")
+BEAT_SECONDS = 1.0  # how often a healthy process is heard of
+_MOST_DEATHS = 5  # within `_WINDOW` seconds; more are no accident, and starting again would hide them
+_WINDOW = 600.0
+_END_SECONDS = 5.0  # a process that is told to stop has so long
+_PREFIX = "runtime-"
 _ENCODER = msgspec.msgpack.Encoder()
 
 
 class ProcessTransport:
-    """Starts the child, writes to it, and reads from it in a thread."""
+    """
+    restart       start another process when one is lost; else the engine has failed
+    hang_seconds  a process that is silent for so long is killed; None waits for ever
+    """
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(
+        self, config: EngineConfig, *, restart: bool = False, hang_seconds: float | None = None
+    ) -> None:
         self.config = config
+        self.restart = restart
+        self.hang_seconds = hang_seconds
         self._context = zmq.Context()
-        self._folder: Path | None = None
-        self._child: subprocess.Popen[bytes] | None = None
-        self._reader: threading.Thread | None = None
+        self._child: _Child | None = None
+        self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
-        self._closing = False
+        self._closing = threading.Event()
 
     @property
     def pid(self) -> int | None:
-        return self._child.pid if self._child else None
+        child = self._child
+        return child.pid if child else None
 
     def start(self, receive: Callable[[list[Out]], None]) -> Ready:
-        self._folder = Path(tempfile.mkdtemp(prefix="runtime-"))  # mkdtemp makes it 0700
-        self._to = self._context.socket(zmq.PUSH)
-        self._from = self._context.socket(zmq.PULL)
+        _sweep()
+        first: Future[Ready] = Future()
+        # The kernel takes the death of this thread for the parent's, so it lives as long as any child.
+        self._thread = threading.Thread(
+            target=self._supervise, args=(first, receive), name="engine-supervisor", daemon=True
+        )
+        self._thread.start()
+        try:
+            return first.result()
+        except BaseException:
+            self.close()
+            raise
+
+    def _supervise(self, first: Future[Ready], receive: Callable[[list[Out]], None]) -> None:
+        try:
+            first.set_result(self._open())
+        except BaseException as error:
+            first.set_exception(error)
+            return
+        try:
+            self._keep_up(receive)
+        except Exception as error:
+            log.exception("the supervision of the engine process has failed")
+            self._end()
+            receive([Failed("internal_error", f"the supervision of the engine has failed: {error!r}")])
+
+    def _keep_up(self, receive: Callable[[list[Out]], None]) -> None:
+        """Serve, and start again what is lost, until told to stop or until that is hopeless."""
+        deaths: list[float] = []
+        while True:
+            reason = self._serve(receive)
+            self._end()
+            if reason is None:
+                return
+            now = time.monotonic()
+            deaths = [t for t in deaths if now - t < _WINDOW] + [now]
+            if not self.restart:
+                receive([Failed(EngineDead.code, reason)])
+                return
+            if len(deaths) > _MOST_DEATHS:
+                many = f"{reason}; it was lost {len(deaths)} times in {_WINDOW:g} s and is not started again"
+                receive([Failed(EngineDead.code, many)])
+                return
+            log.error("%s; it is started again", reason)
+            receive([Lost(reason)])
+            try:
+                ready = self._open()
+            except EngineError as error:
+                self._end()
+                if not self._closing.is_set():
+                    text = f"{reason}, and does not start again: {error.message}"
+                    receive([Failed(EngineDead.code, text)])
+                return
+            receive([ready])
+
+    def _open(self) -> Ready:
+        child = _Child(self._context, self.config)
+        with self._lock:
+            self._child = child
+        while True:
+            for message in child.read(200) or ():
+                if isinstance(message, Ready):
+                    return message
+                if isinstance(message, Failed):
+                    raise error_of(message.code, message.message)
+            if self._closing.is_set():
+                raise EngineError("the engine was closed while it was starting")
+            if (code := child.exit_code) is not None:
+                raise EngineError(f"the engine process ended with exit code {code} while it was starting")
+
+    def _serve(self, receive: Callable[[list[Out]], None]) -> str | None:
+        """Pass on what the process says until it is lost, and say why; None if it was to stop."""
+        child = self._child
+        assert child is not None
+        heard = time.monotonic()
+        while not self._closing.is_set():
+            if messages := child.read(200):
+                heard = time.monotonic()
+                receive(messages)
+            elif (code := child.exit_code) is not None:
+                return f"the engine process has died (exit code {code})"
+            elif self.hang_seconds is not None and time.monotonic() - heard > self.hang_seconds:
+                return f"the engine process has not answered for {self.hang_seconds:g} s and was killed"
+        return None
+
+    def _end(self) -> None:
+        with self._lock:
+            child, self._child = self._child, None
+        if child is not None:
+            child.end(patient=self._closing.is_set())
+
+    def send(self, messages: Sequence[In]) -> None:
+        """What is sent while no process runs is dropped: its callers have been told, or will be."""
+        if self._closing.is_set():
+            raise EngineError("the engine is closed")
+        data = _ENCODER.encode(list(messages))
+        with self._lock:
+            if self._child is not None:
+                self._child.send(data)
+
+    def close(self) -> None:
+        if self._closing.is_set():
+            return
+        with self._lock:
+            self._closing.set()
+            if self._child is not None:
+                self._child.send(_ENCODER.encode([Stop()]))
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()  # bounded: a child that does not stop is killed
+        self._end()
+        self._context.term()
+
+
+class _Child:
+    """One engine process with its sockets. `send` may be called by any thread that holds the transport's lock, the rest
+    only by the supervisor's."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], config: EngineConfig) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mkdtemp makes it 0700
+        self._held = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
+        fcntl.flock(self._held, fcntl.LOCK_SH)
+        self._to = context.socket(zmq.PUSH)
+        self._from = context.socket(zmq.PULL)
         for socket, name in ((self._to, "in"), (self._from, "out")):
             socket.setsockopt(zmq.LINGER, 0)
             socket.set_hwm(0)
             socket.bind(f"ipc://{self._folder}/{name}")
+        self._decoder = msgspec.msgpack.Decoder(list[Out])
         command = [sys.executable, "-m", "runtime.engine.process", str(self._folder), str(os.getpid())]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
-        assert self._child.stdin is not None
-        self._child.stdin.write(msgspec.json.encode(asdict(self.config)))
-        self._child.stdin.close()
-        decoder = msgspec.msgpack.Decoder(list[Out])
-        first = self._wait_ready(decoder)
-        if isinstance(first, Failed):
-            self.close()
-            raise error_of(first.code, first.message)
-        self._reader = threading.Thread(
-            target=self._read, args=(decoder, receive), name="engine-reader", daemon=True
-        )
-        self._reader.start()
-        return first
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+        self.pid = self._process.pid
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its exit code says more
+            self._process.stdin.write(msgspec.json.encode(asdict(config)))
+            self._process.stdin.close()
 
-    def _wait_ready(self, decoder: msgspec.msgpack.Decoder[list[Out]]) -> Ready | Failed:
-        assert self._child is not None
-        while True:
-            if self._from.poll(200):
-                (message,) = decoder.decode(self._from.recv())
-                assert isinstance(message, Ready | Failed)
-                return message
-            if (code := self._child.poll()) is not None:
-                return Failed(
-                    "internal_error", f"the engine process ended with exit code {code} while it was starting"
-                )
+    @property
+    def exit_code(self) -> int | None:
+        return self._process.poll()
 
-    def _read(
-        self, decoder: msgspec.msgpack.Decoder[list[Out]], receive: Callable[[list[Out]], None]
-    ) -> None:
-        assert self._child is not None
-        while not self._closing:
-            try:
-                if self._from.poll(200):
-                    receive(decoder.decode(self._from.recv()))
-                    continue
-            except zmq.ZMQError:
-                return
-            if (code := self._child.poll()) is not None and not self._closing:
-                receive([Failed("internal_error", f"the engine process has died (exit code {code})")])
-                return
+    def read(self, milliseconds: int) -> list[Out]:
+        """What it says; nothing if it is silent for so long."""
+        return self._decoder.decode(self._from.recv()) if self._from.poll(milliseconds) else []
 
-    def send(self, messages: Sequence[In]) -> None:
-        if self._child is None or self._closing:
-            raise EngineError("the engine is closed")
-        with self._lock:
-            self._to.send(_ENCODER.encode(list(messages)))
+    def send(self, data: bytes) -> None:
+        self._to.send(data)
 
-    def close(self) -> None:
-        if self._closing:
-            return
-        if self._child is not None and self._child.poll() is None:
-            with contextlib.suppress(zmq.ZMQError, EngineError):
-                self.send([Stop()])
-            self._closing = True
-            try:
-                self._child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self._child.kill()
-                self._child.wait()
-        self._closing = True
-        if self._reader is not None and self._reader is not threading.current_thread():
-            self._reader.join(timeout=2)
+    def end(self, *, patient: bool) -> None:
+        """Wait for it to stop if it was told to, else kill it; free what it had."""
+        if patient:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(timeout=_END_SECONDS)
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
         self._to.close()
         self._from.close()
-        self._context.term()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._held)
+
+
+def _sweep() -> None:
+    """Remove the folders that killed servers have left. One in use is locked, or too young to be."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            status = folder.lstat()
+            if status.st_uid != os.getuid() or time.time() - status.st_mtime < 60:
+                continue
+            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(held)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when the thread that started it ends; exit at once if it has ended already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def main(folder: str, parent: int) -> None:
     """The child: load, say so, and serve until told to stop or left alone."""
+    die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches both
     config = EngineConfig(**msgspec.json.decode(sys.stdin.buffer.read()))
     context = zmq.Context()
@@ -151,7 +276,7 @@ def main(folder: str, parent: int) -> None:
         sys.exit(1)
     outbox.send(_ENCODER.encode([Ready(loop.info)]))
     decoder = msgspec.msgpack.Decoder(list[In])
-    checked = time.monotonic()
+    told = time.monotonic()
     while True:
         out: list[Out] = []
         while inbox.poll(0 if loop.busy or out else 500):
@@ -159,11 +284,12 @@ def main(folder: str, parent: int) -> None:
                 if isinstance(message, Stop):
                     return
                 out += loop.handle(message)
-        if time.monotonic() - checked > 1:
-            checked = time.monotonic()
-            if os.getppid() != parent:
-                return
         out += loop.step()
+        if time.monotonic() - told > BEAT_SECONDS:
+            told = time.monotonic()
+            if os.getppid() != parent:  # where the kernel does not see to it
+                return
+            out.append(Beat(loop.stats()))
         if out:
             outbox.send(_ENCODER.encode(out))
 

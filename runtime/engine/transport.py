@@ -13,6 +13,8 @@ from runtime.engine.messages import Failed, In, Out, Ready, Stop
 from runtime.errors import (
     Aborted,
     BackendError,
+    Crowded,
+    EngineDead,
     EngineError,
     InvalidRequest,
     ModelError,
@@ -30,6 +32,8 @@ _KINDS = (
     Unsupported,
     NotFound,
     Overloaded,
+    Crowded,
+    EngineDead,
     Aborted,
     ModelError,
     BackendError,

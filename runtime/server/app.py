@@ -15,7 +15,7 @@ from aiohttp import web
 from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.process import ProcessTransport
-from runtime.errors import ModelError
+from runtime.errors import EngineDead, ModelError
 from runtime.server import errors, native, openai
 from runtime.server.context import KEY, Context
 
@@ -66,7 +66,10 @@ def _listen(server: ServerConfig) -> socket.socket:
 async def serve(config: EngineConfig, server: ServerConfig) -> int:
     """Run until a signal or the death of the engine; the exit code."""
     sock = _listen(server)
-    engine = AsyncEngine(config, ProcessTransport(config), strangers=True)
+    transport = ProcessTransport(
+        config, restart=not server.no_restart, hang_seconds=server.hang_timeout or None
+    )
+    engine = AsyncEngine(config, transport, strangers=True)
     try:
         await engine.open()
     except BaseException:
@@ -77,27 +80,56 @@ async def serve(config: EngineConfig, server: ServerConfig) -> int:
     runner = web.AppRunner(build(context), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     await web.SockSite(runner, sock).start()
+    signals = _Signals()
     host, port = sock.getsockname()[:2]
     print(f"The server is ready at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for name in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(name, stop.set)
-    code = 0
-    while not stop.is_set():
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), 0.5)
-        if engine.failure is not None:
-            log.error("%s; the server stops", engine.failure)
-            code = 1
-            break
-    context.closing = True
-    deadline = loop.time() + (server.shutdown_timeout if code == 0 else 0)
-    while context.running and loop.time() < deadline:
-        await asyncio.sleep(0.05)
-    await engine.close()
+    while not signals.count and engine.failure is None:
+        await signals.wait(0.2)
+    if engine.failure is not None:
+        log.error("%s; the server stops", engine.failure)
+    whole = engine.failure is None and await _drain(context, signals)
+    if not whole:
+        engine.end_calls(EngineDead("the server has shut down; send the request again"))
+        await asyncio.sleep(0.1)  # so that they are told
     await runner.cleanup()
-    return code
+    await engine.close()
+    return 0 if whole else 1
+
+
+class _Signals:
+    """How often the server was asked to stop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._came = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(name, self._note)
+
+    def _note(self) -> None:
+        self.count += 1
+        self._came.set()
+
+    async def wait(self, seconds: float) -> None:
+        """Until the next signal, or for so long."""
+        self._came.clear()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._came.wait(), seconds)
+
+
+async def _drain(context: Context, signals: _Signals) -> bool:
+    """Refuse new requests until those that run are done; False if they did not have the time."""
+    context.closing = True
+    loop = asyncio.get_running_loop()
+    limit = context.server.shutdown_timeout
+    deadline = None if limit is None else loop.time() + limit
+    while context.running:
+        if signals.count > 1 or context.engine.failure is not None:
+            return False
+        if deadline is not None and loop.time() > deadline:
+            return False
+        await signals.wait(0.05)
+    return True
 
 
 def run(config: EngineConfig, server: ServerConfig) -> int:

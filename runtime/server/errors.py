@@ -10,7 +10,16 @@ from aiohttp import web
 from runtime.errors import EngineError
 
 log = logging.getLogger("runtime.server")
+UNEXPECTED = "the server failed on this request; its log says more"
 LIMIT = 4096  # characters of a message; a caller's own value may be quoted in it
+
+
+class Ended(Exception):
+    """A response that has begun was ended with an error; nothing more is to be sent."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        super().__init__("the response has ended with an error")
+        self.response = response
 
 
 def body(message: str, status: int, *, param: str | None = None, code: str | None = None) -> dict[str, Any]:
@@ -42,6 +51,8 @@ async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
     """Turn whatever goes wrong into the one shape; nothing of ours shows but a message."""
     try:
         return await handler(request)
+    except Ended as ended:
+        return ended.response
     except EngineError as error:
         return of(error)
     except web.HTTPMethodNotAllowed as error:
@@ -64,4 +75,4 @@ async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
         raise
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
-        return response("the server failed on this request; its log says more", 500, code="internal_error")
+        return response(UNEXPECTED, 500, code="internal_error")

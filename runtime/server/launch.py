@@ -47,6 +47,19 @@ class ServerProcess:
     def pid(self) -> int:
         return self._child.pid
 
+    @property
+    def running(self) -> bool:
+        return self._child.poll() is None
+
+    @property
+    def last_lines(self) -> list[str]:
+        """The last of what the server wrote to its standard error."""
+        return list(self._tail)
+
+    def wait(self, seconds: float) -> int:
+        """The exit code, once it has ended. Raises subprocess.TimeoutExpired."""
+        return self._child.wait(seconds)
+
     def _drain(self) -> None:
         assert self._child.stderr is not None
         for line in self._child.stderr:

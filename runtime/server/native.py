@@ -10,7 +10,7 @@ from aiohttp import web
 
 from runtime.api import Delta, Generate, Prompt, Score, Segment, TextSegment, TokenSegment
 from runtime.engine.native import logprob_options, meta_info, sampling_params
-from runtime.errors import InvalidRequest, NotFound
+from runtime.errors import InvalidRequest, NotFound, Overloaded
 from runtime.server import bodies, errors
 from runtime.server.context import Context
 from runtime.server.sse import EventStream
@@ -152,11 +152,18 @@ async def calls_prefill(request: web.Request) -> web.Response:
 
 
 async def health(request: web.Request) -> web.Response:
-    """200 while the engine loop lives."""
+    """200 while the engine loop turns: its process is heard of, and is neither lost nor being started again."""
     engine = Context.of(request).engine
-    if engine.failure is not None:
-        return errors.response(engine.failure.message, 503, code="engine_dead")
+    if (error := engine.failure or engine.down) is not None:
+        return errors.of(error)
     return web.Response(text="")
+
+
+async def ready(request: web.Request) -> web.Response:
+    """200 while new requests are taken: the loop turns and the server is not shutting down."""
+    if Context.of(request).closing:
+        return errors.of(Overloaded("the server is shutting down"))
+    return await health(request)
 
 
 async def health_generate(request: web.Request) -> web.Response:
@@ -227,6 +234,7 @@ def routes() -> list[web.RouteDef]:
         web.put("/generate", generate),
         web.get("/health", health),
         web.get("/health_generate", health_generate),
+        web.get("/ready", ready),
         web.get("/get_model_info", model_info),
         web.get("/get_server_info", server_info),
         web.get("/get_server_args", server_args),

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import logging
+from types import TracebackType
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from runtime.errors import EngineError
+from runtime.server import errors
+
+log = logging.getLogger("runtime.server")
+
 
 class EventStream:
-    """A response that grows event by event. `send` waits while the client is slow, so nothing piles up."""
+    """A response that grows event by event. `send` waits while the client is slow, so nothing piles up here.
+
+    What is raised inside becomes the last event, without a [DONE]: nobody takes a part for the whole.
+    """
 
     def __init__(self, request: web.Request) -> None:
         self._request = request
@@ -21,8 +33,25 @@ class EventStream:
         await self._response.prepare(self._request)
         return self
 
-    async def __aexit__(self, *_: object) -> None:
-        return None
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None or isinstance(error, ConnectionError):
+            return
+        if not isinstance(error, Exception):  # cancelled: the client is gone, or takes nothing
+            if (transport := self._request.transport) is not None:
+                transport.abort()
+            return
+        if not isinstance(error, EngineError):
+            log.error("%s %s failed", self._request.method, self._request.path, exc_info=error)
+            error = EngineError(errors.UNEXPECTED)
+        with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
+            await self.send(errors.body(error.message, error.status, param=error.param, code=error.code))
+            await self._response.write_eof()
+        raise errors.Ended(self._response) from error
 
     async def send(self, data: Any) -> None:
         await self._response.write(b"data: " + msgspec.json.encode(data) + b"\n\n")
