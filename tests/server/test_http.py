@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
 import socket
 import subprocess
 import sys
@@ -202,58 +200,6 @@ def test_api_keys_are_checked_everywhere_but_health() -> None:
         )
     finally:
         server.shutdown()
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-@pytest.fixture()
-def own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    return tmp_path
-
-
-@pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_nothing_behind(own_temp: Path, name: signal.Signals) -> None:
-    server = ServerProcess()
-    engines = children(server.pid)
-    assert engines and list(own_temp.glob("runtime-*"))
-    os.kill(server.pid, name)
-    assert server._child.wait(timeout=20) == 0
-    wait(lambda: not any(map(alive, engines)))
-    assert not list(own_temp.glob("runtime-*"))
-
-
-def test_a_dead_engine_ends_the_server_with_an_error(own_temp: Path) -> None:
-    server = ServerProcess()
-    (engine,) = children(server.pid)
-    os.kill(engine, signal.SIGKILL)
-    assert server._child.wait(timeout=20) == 1
-    assert any("engine process has died" in line for line in server._tail)
-    assert not list(own_temp.glob("runtime-*"))
-
-
-def test_an_engine_does_not_outlive_a_killed_server(own_temp: Path) -> None:
-    server = ServerProcess()
-    engines = children(server.pid)
-    os.kill(server.pid, signal.SIGKILL)
-    wait(lambda: not any(map(alive, engines)))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import stat
-import subprocess
 import threading
 import time
 import urllib.error
@@ -125,23 +124,16 @@ def test_a_dead_and_a_hung_engine_are_replaced(start: Callable[..., ServerProces
         os.kill(engine, name)
         for caller, streamed in zip(callers, (False, True), strict=True):
             assert_lost(caller.join(), streamed)
+        status, body, headers = call(f"{server.url}/generate", long_request(1, stream=False))
+        if status != 200:  # another one starts
+            assert status == 503 and body["error"]["code"] == "engine_dead" and headers["Retry-After"]
         wait(lambda: call(f"{server.url}/ready")[0] == 200)
-        assert not alive(engine)
+        assert not alive(engine) and call(f"{server.url}/health_generate")[0] == 200
         (other,) = engines(server.pid)
         assert other != engine
         status, answer, _ = call(f"{server.url}/generate", long_request(4, stream=False))
         assert status == 200 and answer["meta_info"]["completion_tokens"] == 4
     assert call(f"{server.url}/get_server_info")[1]["kv_cache"]["used_tokens"] == 0
-
-
-def test_while_the_engine_is_started_again_requests_are_refused(start: Callable[..., ServerProcess]) -> None:
-    server = start()
-    os.kill(engines(server.pid)[0], signal.SIGKILL)
-    wait(lambda: call(f"{server.url}/health")[0] == 503)
-    status, body, headers = call(f"{server.url}/generate", long_request(1, stream=False))
-    if status != 200:  # it may be back already
-        assert status == 503 and body["error"]["code"] == "engine_dead" and headers["Retry-After"]
-    wait(lambda: call(f"{server.url}/health_generate")[0] == 200)
 
 
 def test_without_restart_a_dead_engine_ends_the_server(
@@ -162,7 +154,7 @@ def test_running_requests_complete_and_new_ones_are_refused(
     start: Callable[..., ServerProcess], own_temp: Path, name: signal.Signals
 ) -> None:
     server = start()
-    callers = [Caller(server, long_request(2500, stream=s)) for s in (False, True)]
+    callers = [Caller(server, long_request(1000, stream=s)) for s in (False, True)]
     running(server, 2)
     os.kill(server.pid, name)
     wait(lambda: call(f"{server.url}/ready")[0] == 503)
@@ -170,8 +162,8 @@ def test_running_requests_complete_and_new_ones_are_refused(
     assert status == 503 and body["error"]["code"] == "overloaded" and headers["Retry-After"]
     assert call(f"{server.url}/health")[0] == 200
     whole, streamed = (c.join()[1] for c in callers)
-    assert whole["meta_info"]["completion_tokens"] == 2500
-    assert streamed.rstrip().endswith("data: [DONE]") and '"completion_tokens":2500' in streamed
+    assert whole["meta_info"]["completion_tokens"] == 1000
+    assert streamed.rstrip().endswith("data: [DONE]") and '"completion_tokens":1000' in streamed
     assert server.wait(15) == 0
     assert not list(own_temp.glob("runtime-*"))
 
@@ -192,8 +184,9 @@ def test_a_second_signal_and_a_limit_end_what_runs(start: Callable[..., ServerPr
 def test_a_killed_server_leaves_no_process_and_frees_its_port(
     start: Callable[..., ServerProcess], own_temp: Path
 ) -> None:
-    server = start()
+    server = start(api_key="a-very-secret-key")
     (engine,) = engines(server.pid)
+    assert b"a-very-secret-key" not in Path(f"/proc/{engine}/cmdline").read_bytes()
     os.kill(engine, signal.SIGSTOP)  # one that cannot look after itself
     os.kill(server.pid, signal.SIGKILL)
     server.wait(10)
@@ -226,9 +219,3 @@ def test_only_http_listens_on_the_network(server: ServerProcess) -> None:
             if fields[3] == "0A" and fields[9] in inodes:
                 listening.append((fields[1].split(":")[0], int(fields[1].split(":")[1], 16)))
     assert listening == [("0100007F", port)]
-
-
-def test_a_key_is_in_no_childs_arguments(start: Callable[..., ServerProcess]) -> None:
-    server = start(api_key="a-very-secret-key")
-    listing = subprocess.run(["ps", "--ppid", str(server.pid), "-o", "args"], capture_output=True, text=True)
-    assert "runtime.engine.process" in listing.stdout and "a-very-secret-key" not in listing.stdout
