@@ -112,20 +112,20 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         rules: list[tuple[str, bool, str]] = [
             ("temperature", self.temperature >= 0, "at least 0"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("top_k", self.top_k == -1 or self.top_k >= 1, "-1 (all) or at least 1"),
+            ("top_k", self.top_k == -1 or 1 <= self.top_k < 2**31, "-1 (all) or at least 1 (31 bits)"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("frequency_penalty", -2 <= self.frequency_penalty <= 2, "between -2 and 2"),
             ("presence_penalty", -2 <= self.presence_penalty <= 2, "between -2 and 2"),
             ("repetition_penalty", 0 < self.repetition_penalty <= 2, "above 0 and at most 2"),
             (
                 "max_new_tokens",
-                self.max_new_tokens is None or self.max_new_tokens >= 0,
-                "at least 0, or null",
+                self.max_new_tokens is None or 0 <= self.max_new_tokens < 2**31,
+                "at least 0 (31 bits), or null",
             ),
-            ("min_new_tokens", self.min_new_tokens >= 0, "at least 0"),
+            ("min_new_tokens", 0 <= self.min_new_tokens < 2**31, "at least 0 (31 bits)"),
             ("n", 1 <= self.n <= 128, "between 1 and 128"),
             ("stop", all(self.stop), "strings that are not empty"),
-            ("logit_bias", all(map(math.isfinite, self.logit_bias.values())), "finite numbers"),
+            ("logit_bias", all(-1e6 <= b <= 1e6 for b in self.logit_bias.values()), "between -1e6 and 1e6"),
             ("seed", self.seed is None or -(2**63) <= self.seed < 2**63, "a 64-bit integer, or null"),
         ]
         for name, good, allowed in rules:
@@ -152,9 +152,9 @@ class LogprobOptions(msgspec.Struct, frozen=True):
         """Raise InvalidRequest, naming the field and its value, if a value is out of range."""
         if not 0 <= self.top <= 1024:
             raise InvalidRequest(f"top log-probabilities: {self.top} were asked for; ask for 0 to 1024")
-        if self.start < -1:
+        if not -1 <= self.start < 2**31:
             raise InvalidRequest(
-                f"log-probabilities start at position {self.start}; give -1 (none of the prompt) or at least 0"
+                f"log-probabilities start at position {self.start}; give -1 (none of the prompt) or at least 0 (31 bits)"
             )
 
 
@@ -173,6 +173,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     stream    False: only the final Delta is wanted
     uses      how many later calls are known to extend this prompt (0: not known); a cache hint
     label     what a timeline calls it; nothing depends on it
+    salt      only calls of the same salt share cached prefixes
     """
 
     prompt: Prompt
@@ -184,6 +185,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     uses: int = 0
     priority: int = 0
     label: str = ""
+    salt: str = ""
 
 
 class Score(msgspec.Struct, frozen=True, kw_only=True):

@@ -133,6 +133,15 @@ class AsyncEngine:
     def tokens_of(self, request: Generate) -> list[int]:
         """The prompt's ids. Raises InvalidRequest for what can be seen to be wrong without running it."""
         request.sampling.check()
+        size = self.info["vocab_size"]
+        named = (*request.sampling.stop_token_ids, *request.sampling.logit_bias)
+        for ids in (named, *(s.ids for s in request.prompt if isinstance(s, TokenSegment))):
+            outside = next((t for t in ids if not 0 <= t < size), None)
+            if outside is not None:
+                raise InvalidRequest(
+                    f"token id {outside} is outside the vocabulary (0 to {size - 1})",
+                    param="stop_token_ids" if outside in request.sampling.stop_token_ids else None,
+                )
         tokens = self.tokenizer.encode_prompt(request.prompt)
         context = self.info["context_length"]
         if not tokens:
@@ -206,7 +215,17 @@ class AsyncEngine:
             id = f"{next(self._names)}"
             call.answers[id] = Answer(self.tokenizer, request, id, index, tokens)
             self._calls[id] = call
-            out.append(Add(id, tokens, sampling, child_seed(seed, index), request.logprobs, request.priority))
+            out.append(
+                Add(
+                    id,
+                    tokens,
+                    sampling,
+                    child_seed(seed, index),
+                    request.logprobs,
+                    request.priority,
+                    request.salt,
+                )
+            )
         return out
 
     @staticmethod
@@ -223,6 +242,13 @@ class AsyncEngine:
             raise EngineError("the engine is closed")
         if messages:
             self.transport.send(messages)
+
+    def abort(self, request: Generate) -> None:
+        """End the samples of a request that runs: each answers once more, with what it has, as finished by `abort`."""
+        if not self._closed and self.failure is None:
+            calls = list(self._calls.items())
+            if ended := [End(id) for id, call in calls if call.answers[id].request is request]:
+                self.transport.send([*ended])
 
     def _abandon(self, call: _Call) -> None:
         """End what still runs of a call whose reader has left."""

@@ -171,7 +171,9 @@ class EngineLoop:
         if isinstance(message, Add):
             return self._add(message)
         if isinstance(message, End):
-            self._compiling = [c for c in self._compiling if c[0].id != message.id]
+            if any(c[0].id == message.id for c in self._compiling):
+                self._compiling = [c for c in self._compiling if c[0].id != message.id]
+                return [Output(message.id, [], finish=Finish(type="abort"))]
             event = self.scheduler.abort(message.id)
             return [self._output(event)] if event else []
         if isinstance(message, Ask):

@@ -33,7 +33,7 @@ async def read(request: web.Request, type_: type[T]) -> T:
 
 
 class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """POST /generate."""
+    """POST /generate. `sampling_params` and what follows it: one value for all prompts, or a list with one for each."""
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
@@ -44,6 +44,11 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     top_logprobs_num: int | list[int] | None = None
     return_text_in_logprobs: bool = False
     stream: bool = False
+    image_data: Any = None
+    modalities: str | list[str] | None = None
+    lora_path: str | list[str | None] | None = None
+    cache_salt: str | None = None
+    priority: int = 0
 
 
 class StreamOptions(msgspec.Struct, kw_only=True):
@@ -73,6 +78,9 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     ignore_eos: bool = False
     no_stop_trim: bool = False
     skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    cache_salt: str | None = None
+    priority: int = 0
     regex: str | None = None
     ebnf: str | None = None
     json_schema: str | None = None

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Iterator, Sequence
+import hashlib
+import json
+import secrets
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
-from runtime.api import Delta, Finish, Generate
+from runtime.api import Delta, Generate, SamplingParams
 from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.transport import error_of
-from runtime.errors import EngineError, NotFound, Overloaded
+from runtime.errors import EngineError, InvalidRequest, NotFound, Overloaded
 
 KEY: web.AppKey[Context] = web.AppKey("context", object)  # type: ignore[arg-type,valid-type]
 
@@ -27,8 +34,7 @@ class Context:
         self.server = server
         self.running = 0
         self.closing = False
-        self._named: dict[str, set[AsyncIterator[Delta]]] = {}
-        self._aborted: set[str] = set()
+        self._named: dict[str, Sequence[Generate]] = {}
 
     @classmethod
     def of(cls, request: web.Request) -> Context:
@@ -45,15 +51,50 @@ class Context:
                 f"the model {name!r} does not exist; this server has {self.model_name!r}", param="model"
             )
 
+    def seeded(self, sampling: SamplingParams) -> SamplingParams:
+        """With the seed that the engine is to use, so that the answer can name it."""
+        if sampling.seed is not None:
+            return sampling
+        seed = self.config.random_seed
+        return msgspec.structs.replace(sampling, seed=secrets.randbits(53) if seed is None else seed)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Equal for servers whose answers to equal requests with equal seeds are meant to be equal."""
+        facts: dict[str, Any] = {
+            k: self.engine.info.get(k) for k in ("architecture", "dtype", "device", "context_length")
+        }
+        options = ("attention_backend", "kv_cache_dtype", "json_model_override_args", "load_format")
+        facts |= {k: getattr(self.config, k) for k in options}
+        facts |= {"version": version("sglc"), "tokenizer": self.engine.tokenizer.digest}
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+        folder = Path(self.config.folder)
+        for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):
+            if file.exists():
+                with file.open("rb") as data:  # both ends of it: weights can be larger than a start may take
+                    size = file.stat().st_size
+                    digest.update(f"{file.name} {size}".encode() + data.read(1 << 16))
+                    data.seek(max(size - (1 << 16), 0))
+                    digest.update(data.read())
+        return f"fp_{digest.hexdigest()[:16]}"
+
     def server_args(self) -> dict[str, Any]:
         """All options but secrets."""
         fields = dataclasses.asdict(self.config) | dataclasses.asdict(self.server)
         fields.pop("api_key")
         return fields | {"model_path": self.config.folder}
 
-    @contextlib.contextmanager
-    def admitted(self, calls: Sequence[Generate]) -> Iterator[None]:
-        """Count the calls while they run. Raises Overloaded if there are too many, or the server is closing."""
+    @contextlib.asynccontextmanager
+    async def run(
+        self, calls: Sequence[Generate], names: Mapping[str, Sequence[Generate]] | None = None
+    ) -> AsyncIterator[AsyncIterator[Delta]]:
+        """The deltas of the calls, which are counted while they run and end with the block. By its name, a call can be
+        aborted meanwhile.
+
+        Raises Overloaded if there are too many, or the server is closing; InvalidRequest if a name is that of a
+        running request.
+        """
+        names = names or {}
         count = sum(c.sampling.n for c in calls)
         if self.closing:
             raise Overloaded("the server is shutting down")
@@ -61,38 +102,25 @@ class Context:
             self.engine.info["device"]
         ):
             raise Overloaded(f"{self.running} requests are running or waiting already; try again later")
+        taken = next((n for n in names if n in self._named), None)
+        if taken is not None:
+            raise InvalidRequest(f"a request with the id {taken!r} is running; choose another", param="rid")
         self.running += count
+        self._named |= names
+        deltas = self.engine.generate(calls)
         try:
-            yield
+            yield deltas
         finally:
             self.running -= count
-
-    async def run(self, calls: Sequence[Generate], names: Sequence[str]) -> AsyncIterator[Delta]:
-        """The calls' deltas, until they finish or one of the names is aborted."""
-        deltas = self.engine.generate(calls)
-        for name in names:
-            self._named.setdefault(name, set()).add(deltas)
-        try:
-            async for delta in deltas:
-                yield delta
-                if self._aborted.intersection(names):
-                    break
-            if self._aborted.intersection(names):
-                for i, call in enumerate(calls):
-                    for index in range(call.sampling.n):
-                        yield Delta(id=str(i), index=index, finish=Finish(type="abort"))
-        finally:
             for name in names:
-                self._named.pop(name, None)
-                self._aborted.discard(name)
+                del self._named[name]
             await deltas.aclose()  # type: ignore[attr-defined]
 
     def abort(self, name: str) -> bool:
-        """End a request by its id; False if there is none."""
-        if name not in self._named:
-            return False
-        self._aborted.add(name)
-        return True
+        """End a request by its id; False if there is none. Its samples answer once more, with what they have."""
+        for call in self._named.get(name, ()):
+            self.engine.abort(call)
+        return name in self._named
 
     @staticmethod
     def error(delta: Delta) -> EngineError:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from typing import Any
 
 from aiohttp import web
@@ -11,7 +13,20 @@ from runtime.errors import EngineError
 
 log = logging.getLogger("runtime.server")
 UNEXPECTED = "the server failed on this request; its log says more"
-LIMIT = 4096  # characters of a message; a caller's own value may be quoted in it
+LIMIT = 8192  # bytes of a message as JSON; a caller's own value may be quoted in it
+_OURS = re.compile(r"(?:/[\w.\-]+){2,}|0x[0-9a-fA-F]{4,}")  # paths and addresses of this machine
+
+
+def _cut(text: str, limit: int) -> str:
+    """The longest beginning that takes at most `limit` bytes of JSON."""
+    if len(text) * 12 <= limit:  # no character takes more
+        return text
+    size = 0
+    for i, character in enumerate(text):
+        size += len(json.dumps(character)) - 2
+        if size > limit - 3:
+            return text[:i] + "..."
+    return text
 
 
 class Ended(Exception):
@@ -30,7 +45,10 @@ def body(message: str, status: int, *, param: str | None = None, code: str | Non
         429: "rate_limit_error",
     }
     type_ = kind.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": message[:LIMIT], "type": type_, "param": param, "code": code}}
+    if status >= 500:  # what went wrong is ours to know
+        message = _OURS.sub("...", message)
+    param = None if param is None else _cut(param, 1024)
+    return {"error": {"message": _cut(message, LIMIT), "type": type_, "param": param, "code": code}}
 
 
 def response(

@@ -10,7 +10,7 @@ from aiohttp import web
 
 from runtime.api import Delta, Generate, Prompt, Score, Segment, TextSegment, TokenSegment
 from runtime.engine.native import logprob_options, meta_info, sampling_params
-from runtime.errors import InvalidRequest, NotFound, Overloaded
+from runtime.errors import InvalidRequest, NotFound, Overloaded, Unsupported
 from runtime.server import bodies, errors
 from runtime.server.context import Context
 from runtime.server.sse import EventStream
@@ -19,10 +19,29 @@ from runtime.server.sse import EventStream
 def _each(value: Any, index: int, default: Any) -> Any:
     """The value for one prompt, where one may be given for all or a list for each."""
     if isinstance(value, list):
-        if index >= len(value):
-            raise InvalidRequest(f"a list of {len(value)} values was given for more prompts")
         value = value[index]
     return default if value is None else value
+
+
+def _check_lists(body: bodies.GenerateBody, count: int) -> None:
+    """Raises InvalidRequest for a list of values that has not one for each prompt, and for what this server has not."""
+    names = ("sampling_params", "rid", "return_logprob", "logprob_start_len", "top_logprobs_num")
+    for name in names:
+        value = getattr(body, name)
+        if isinstance(value, list) and len(value) != count:
+            raise InvalidRequest(
+                f"{name} is a list of {len(value)} values, but there are {count} prompts", param=name
+            )
+    if body.image_data not in (None, "", []):
+        raise Unsupported("this model takes only text; leave image_data out", param="image_data")
+    wanted = {body.modalities} if isinstance(body.modalities, str) else set(body.modalities or ())
+    if wanted - {"text"}:
+        raise Unsupported(f"this model takes only text, not {', '.join(sorted(wanted))}", param="modalities")
+    adapters = body.lora_path if isinstance(body.lora_path, list) else [body.lora_path]
+    if any(adapters):
+        raise Unsupported("this server has no LoRA adapters; leave lora_path out", param="lora_path")
+    if not -(2**31) <= body.priority < 2**31:
+        raise InvalidRequest(f"priority is {body.priority}, which 32 bits do not hold", param="priority")
 
 
 def requests_of(body: bodies.GenerateBody) -> tuple[list[Generate], bool]:
@@ -35,12 +54,13 @@ def requests_of(body: bodies.GenerateBody) -> tuple[list[Generate], bool]:
         segments = [TextSegment(t) for t in ([body.text] if isinstance(body.text, str) else body.text)]
     else:
         ids: Any = body.input_ids
-        if len({type(i) for i in ids}) != 1:
+        if ids and len({type(i) for i in ids}) != 1:
             raise InvalidRequest("input_ids must be token ids, or lists of token ids", param="input_ids")
-        one = isinstance(ids[0], int)
+        one = bool(ids) and isinstance(ids[0], int)
         segments = [TokenSegment(tuple(i), "") for i in ([ids] if one else ids)]
     if not segments:
         raise InvalidRequest("the batch is empty; give at least one prompt", param="text")
+    _check_lists(body, len(segments))
     out = []
     for i, segment in enumerate(segments):
         logprobs = logprob_options(
@@ -50,9 +70,16 @@ def requests_of(body: bodies.GenerateBody) -> tuple[list[Generate], bool]:
             body.return_text_in_logprobs,
         )
         params = sampling_params(_each(body.sampling_params, i, {}))
-        out.append(
-            Generate(prompt=(segment,), sampling=params, id=str(i), logprobs=logprobs, stream=body.stream)
+        call = Generate(
+            prompt=(segment,),
+            sampling=params,
+            id=str(i),
+            logprobs=logprobs,
+            stream=body.stream,
+            priority=body.priority,
+            salt=body.cache_salt or "",
         )
+        out.append(call)
     return out, not one or out[0].sampling.n > 1
 
 
@@ -61,14 +88,22 @@ async def generate(request: web.Request) -> web.StreamResponse:
     context = Context.of(request)
     body = await bodies.read(request, bodies.GenerateBody)
     calls, many = requests_of(body)
+    calls = [msgspec.structs.replace(c, sampling=context.seeded(c.sampling)) for c in calls]
     for call in calls:
         context.engine.tokens_of(call)
         await context.engine.check_constraint(call)
-    rids = body.rid if isinstance(body.rid, list) else [body.rid] if body.rid else []
-    names = [rids[i] if i < len(rids) else uuid.uuid4().hex for i in range(len(calls))]
+    names = _names(body.rid, len(calls))
+
+    def facts(delta: Delta) -> dict[str, Any]:
+        i = int(delta.id)
+        return {
+            **meta_info(delta, names[i]),
+            "seed": calls[i].sampling.seed,
+            "system_fingerprint": context.fingerprint,
+        }
+
     firsts = [sum(c.sampling.n for c in calls[:i]) for i in range(len(calls))]
-    with context.admitted(calls):
-        deltas = context.run(calls, names)
+    async with context.run(calls, {n: [c] for n, c in zip(names, calls, strict=True)}) as deltas:
         if not body.stream:
             found = {}
             async for delta in deltas:
@@ -77,7 +112,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
                 i = int(delta.id)
                 found[firsts[i] + delta.index] = {
                     "text": delta.text,
-                    "meta_info": meta_info(delta, names[i]),
+                    "meta_info": facts(delta),
                     "index": firsts[i] + delta.index,
                 }
             ordered = [found[k] for k in sorted(found)]
@@ -93,11 +128,24 @@ async def generate(request: web.Request) -> web.StreamResponse:
                 whole[index] = _joined(whole.get(index), delta)
                 event = {
                     "text": whole[index].text,
-                    "meta_info": meta_info(whole[index], names[i]),
+                    "meta_info": facts(whole[index]),
                     "index": index,
                 }
                 await events.send(event)
             return await events.done()
+
+
+def _names(rid: str | list[str] | None, count: int) -> list[str]:
+    """A name for each prompt: the caller's, or one of ours."""
+    if rid is None:
+        return [uuid.uuid4().hex for _ in range(count)]
+    if isinstance(rid, list):
+        names = rid
+    else:
+        names = [rid] if count == 1 else [f"{rid}_{i}" for i in range(count)]
+    if len(set(names)) != len(names) or not all(names) or any(len(n) > 256 for n in names):
+        raise InvalidRequest("rid must be names of 1 to 256 characters, another for each prompt", param="rid")
+    return names
 
 
 def _joined(before: Delta | None, new: Delta) -> Delta:
@@ -130,10 +178,10 @@ async def calls_generate(request: web.Request) -> web.StreamResponse:
     """Run calls together; each line of the answer is one Delta, as JSON."""
     context = Context.of(request)
     body = await bodies.read(request, CallsBody)
-    with context.admitted(body.calls):
+    async with context.run(body.calls) as deltas:
         response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
         await response.prepare(request)
-        async for delta in context.engine.generate(body.calls):
+        async for delta in deltas:
             await response.write(msgspec.json.encode(delta) + b"\n")
         await response.write_eof()
         return response

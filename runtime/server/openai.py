@@ -180,8 +180,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
             "matched_stop": _matched(delta),
         }
 
-    with context.admitted(calls):
-        deltas = context.run(calls, [head["id"]])
+    async with context.run(calls, {head["id"]: calls}) as deltas:
         if not body.stream:
             choices, usages = [], []
             async for delta in deltas:
@@ -302,8 +301,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         "created": int(time.time()),
         "model": context.model_name,
     }
-    with context.admitted([call]):
-        deltas = context.run([call], [head["id"]])
+    async with context.run([call], {head["id"]: [call]}) as deltas:
         if not body.stream:
             choices, usages = [], []
             async for delta in deltas:

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -16,19 +15,7 @@ from typing import Any
 import pytest
 
 from runtime.server.launch import ServerProcess
-
-
-def call(
-    url: str, body: Any = None, *, method: str | None = None, kind: str = "application/json", **headers: str
-) -> tuple[int, Any, Any]:
-    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": kind, **headers}, method=method)
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read().decode()
-            return answer.status, json.loads(text) if text[:1] in ("{", "[") else text, answer.headers
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read()), error.headers
+from tests.server.calls import call
 
 
 def wait(condition: Any, seconds: float = 20) -> None:
