@@ -40,7 +40,7 @@ Whitespace = Literal["compact", "spaced"]
 
 TABLE_LIMITS = Limits(states=20_000, seconds=5.0)
 """Up to here a regular constraint becomes one table."""
-_AHEAD_STATES, _AHEAD_SECONDS = 8_000, 0.04  # of a machine, built before it is first asked
+_AHEAD_STATES, _AHEAD_SECONDS = 20_000, 0.2  # of a machine, built before it is first asked
 MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
 
 

@@ -62,12 +62,12 @@ class Measure:
             if top in self._known:
                 todo.pop()
                 continue
-            missing = [p for p in _parts(self.terms, top) if p not in self._known]
-            if missing:
-                todo.extend(missing)
-                continue
-            self._known[top] = min(self._of(top), INFINITE)
-            todo.pop()
+            try:  # nearly always all parts are known
+                self._known[top] = min(self._of(top), INFINITE)
+            except KeyError:
+                todo.extend(p for p in _parts(self.terms, top) if p not in self._known)
+            else:
+                todo.pop()
         return self._known[term]
 
     def _of(self, term: int) -> int:

@@ -22,8 +22,12 @@ ARC_LOW, ARC_HIGH, ARC_TARGET, ARC_PUSH, ARC_PUSHES = range(5)
 # columns of the stack table
 RETURN, PARENT, NEED, ENDS = range(4)  # need: bytes to close all; ends: may all of it end here
 
-# kinds: nothing can follow; ordinary; inside of a counted string; fixed bytes (place: how many are done)
-CLOSED, OPEN, STRING, RUN = range(4)
+# columns of a walk's path: a configuration and these
+NEXT, END = 4, 5
+
+# kinds: nothing can follow; ordinary; inside of a counted string; fixed bytes (place: how many are done),
+# and (in a walk only) one that is not built
+CLOSED, OPEN, STRING, RUN, NOT_BUILT = range(5)
 
 
 @njit(cache=True)
@@ -138,76 +142,128 @@ def need(states, inside_need, stack, state, place, count, top):  # type: ignore[
 
 @njit(cache=True)
 def walk(  # type: ignore[no-untyped-def]
-    byte, depth, skip, unique, states, arcs, dense, pushes, runs, inside, inside_need, stack, slots, used,
-    path, at, origin, budget, offsets, ids, clean, next_exit, out, progress,
+    byte, first, last, unique, offsets, ids, states, arcs, dense, pushes, runs, inside, inside_need, stack, slots, used,
+    path, origin, budget, row, out, progress,
 ):  # fmt: skip
-    """Tokens that can follow, of the subtrees listed in `at`, as ids in `out`.
+    """Tokens of a `WalkTree` that can follow, as bits in `row`; the first of them also as ids in `out`.
 
-    path      int64 [depth, 4]: the configuration behind the node of each depth on the way
-    at        int32 [subtrees, 3]: first node, end, depth of the node they hang from
-    origin    the configuration behind the node that each subtree hangs from
+    path      int64 [depth, 6]: the configuration behind the node of each depth on the way, its next child, their end
+    origin    the configuration behind the root
     budget    only tokens after which so many bytes can complete the text
-    clean, next_exit   where not empty: tokens that stay inside of a string are left out; only nodes that
-              close the string, or that lead to one that does, are looked at
-    progress  subtree, node, ids so far, the largest need met: where to go on after UNBUILT or FULL
+    progress  depth (-1: not begun), ids so far, the largest need met, whether what is below `origin` on the stack
+              was looked at: where to go on after UNBUILT or FULL
     """
-    found = progress[2]
-    most = progress[3]
-    for part in range(progress[0], len(at)):
+    d, found, most, outside = progress[0], progress[1], progress[2], progress[3]
+    few = len(out)
+    if d < 0:
+        d = 0
         for c in range(4):
-            path[at[part, 2], c] = origin[c]
-        i = np.int64(at[part, 0])
-        if part == progress[0] and progress[1] >= 0:
-            i = progress[1]
-        end = at[part, 1]
-        while i < end:
-            if len(clean) and clean[i] and next_exit[i] >= skip[i]:
-                i = np.int64(skip[i])
-                continue
-            d = depth[i]
-            state = path[d - 1, 0]
-            quick = False
-            if states[state, KIND] == OPEN and states[state, COUNT] >= 0:
-                hit = find_arc(states, arcs, dense, state, byte[i])
-                if (
-                    hit >= 0
-                    and arcs[hit, ARC_PUSHES] == 0
-                    and states[arcs[hit, ARC_TARGET], KIND] in (OPEN, RUN)
-                ):
-                    s = np.int64(arcs[hit, ARC_TARGET])
-                    p = np.int64(states[s, BASE])
-                    n = np.int64(0)
-                    t = path[d - 1, 3]
-                    quick = True
-                elif hit < 0 and not states[state, FINAL]:
-                    i = np.int64(skip[i])
+            path[0, c] = origin[c]
+        path[0, NEXT] = first[0]
+        path[0, END] = last[0]
+    expected, inner, easy = np.uint8(0), False, False
+    while d >= 0:
+        state, place, count, top = path[d, 0], path[d, 1], path[d, 2], path[d, 3]
+        end = path[d, END]
+        kind = states[state, KIND]
+        if states[state, COUNT] < 0:
+            kind = NOT_BUILT
+        final = states[state, FINAL]
+        row_of = states[state, DENSE]
+        first_arc = states[state, FIRST]
+        end_arc = first_arc + states[state, COUNT]
+        if kind == RUN:
+            expected = runs[states[state, LOW] + place]
+            inner = place + 1 < states[state, HIGH]
+        elif kind == STRING:
+            easy = place == states[state, BASE] and states[state, HIGH] < 0
+        elif kind == CLOSED:
+            outside = 1
+        deeper = False
+        for i in range(path[d, NEXT], end):
+            s, p, n, t = state, place, count, top
+            b = byte[i]
+            known = False
+            if kind == RUN:
+                if expected != b:
                     continue
-            if not quick:
+                if inner:
+                    p = place + 1
+                    n = 0
+                    known = True
+            elif kind == OPEN:
+                hit = -1
+                if row_of > 0:
+                    hit = dense[row_of, b]
+                else:
+                    for a in range(first_arc, end_arc):
+                        if arcs[a, ARC_LOW] <= b <= arcs[a, ARC_HIGH]:
+                            hit = a
+                            break
+                if hit >= 0:
+                    if arcs[hit, ARC_PUSHES] == 0:
+                        goal = arcs[hit, ARC_TARGET]
+                        goal_kind = states[goal, KIND]
+                        if goal_kind in (OPEN, RUN):
+                            s = np.int64(goal)
+                            p = np.int64(states[goal, BASE])
+                            n = 0
+                            known = True
+                        elif goal_kind == STRING and b != 0x22:
+                            s = np.int64(goal)
+                            p = np.int64(inside[states[goal, BASE], b])
+                            n = 0
+                            known = True
+                elif final:
+                    outside = 1
+                else:
+                    continue
+            elif kind == STRING:
+                if easy and b != 0x22:
+                    p = np.int64(inside[place, b])
+                    if p < 0:
+                        continue
+                    if p == place:
+                        n = min(count + 1, states[state, LOW])
+                    known = True
+            if not known:
                 status, s, p, n, t = step(
-                    states, arcs, dense, pushes, runs, inside, stack, slots, used,
-                    state, path[d - 1, 1], path[d - 1, 2], path[d - 1, 3], byte[i],
+                    states, arcs, dense, pushes, runs, inside, stack, slots, used, state, place, count, top, b
                 )  # fmt: skip
                 if status < 0:
-                    progress[0], progress[1], progress[2], progress[3] = part, i, found, most
+                    path[d, NEXT] = i
+                    progress[0], progress[1], progress[2], progress[3] = d, found, most, outside
                     return status, s
                 if status == DEAD:
-                    i = np.int64(skip[i])
                     continue
-            path[d, 0] = s
-            path[d, 1] = p
-            path[d, 2] = n
-            path[d, 3] = t
             u = unique[i]
             if u >= 0:
                 close = need(states, inside_need, stack, s, p, n, t)
                 if close <= budget:
                     most = max(most, close)
                     for k in range(offsets[u], offsets[u + 1]):
-                        out[found] = ids[k]
+                        token = ids[k]
+                        row[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
+                        if found < few:
+                            out[found] = token
                         found += 1
-            i += 1
-    progress[2] = found
-    progress[3] = most
+            if first[i] < last[i]:
+                if t != top:
+                    below = t
+                    while below != origin[3] and below != 0:
+                        below = stack[below, PARENT]
+                    if below != origin[3]:
+                        outside = 1
+                path[d, NEXT] = i + 1
+                d += 1
+                path[d, 0], path[d, 1], path[d, 2], path[d, 3] = s, p, n, t
+                path[d, NEXT] = first[i]
+                path[d, END] = last[i]
+                deeper = True
+                break
+        if not deeper:
+            d -= 1
+    progress[0], progress[1], progress[2], progress[3] = d, found, most, outside
     return OK, 0
 
 

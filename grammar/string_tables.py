@@ -6,6 +6,7 @@ the few tokens that hold the closing quote depend on what comes after the string
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -16,9 +17,9 @@ from grammar.fsm import Fsm
 from grammar.schema.text import JsonText
 from grammar.terms import Terms
 from grammar.vocabulary import Vocabulary
+from grammar.walk_tree import WalkTree
 
 _MAX_ROWS = 1024
-NEVER = 1 << 30  # characters missing: the string cannot be closed
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,9 +65,11 @@ class StringTables:
         self.vocabulary = vocabulary
         places = len(inside().table)
         self._walks: list[tuple[np.ndarray, np.ndarray, np.ndarray] | None] = [None] * places
-        self._rows: dict[tuple[int, int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._rows: dict[tuple[int, int, int], tuple[np.ndarray, WalkTree | None]] = {}
+        self._stay: dict[tuple[int, int], np.ndarray] = {}
+        self._behind: dict[bytes, WalkTree | None] = {}
         self._most: dict[int, int] = {}
-        self._free: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        self._free: dict[int, tuple[np.ndarray, WalkTree]] = {}
 
     def _walk(self, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         found = self._walks[place]
@@ -87,49 +90,87 @@ class StringTables:
             self._most[place] = int(starts.max(initial=0))
         return found
 
-    def row(self, place: int, room: int, missing: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens that a string takes at `place`, and where in the tree what follows the string decides.
+    def row(self, place: int, room: int, missing: int) -> tuple[np.ndarray, WalkTree | None]:
+        """Tokens that a string takes at `place`, and the tokens of which what follows the string decides.
 
         room      characters that may still begin; -1: any number
         missing   characters that must still be completed before the closing quote
 
-        Returns uint32 [words] of the tokens that stay inside or end with the closing quote, and int32
-        [subtrees, 3] (first node, end, depth of the node above) of those that go on behind the quote.
+        Returns uint32 [words] of the tokens that stay inside or end with the closing quote, and the tree of
+        what the others have behind the quote; None if there are none.
         """
-        starts, exits, _ = self._walk(place)
+        _, exits, _ = self._walk(place)
         if room < 0 or room >= self._most[place]:
             room = -1
-        missing = max(missing, 0)
+        missing = min(max(missing, 0), int(exits[:, 2].max(initial=0)) + 1)
         found = self._rows.get((place, room, missing))
         if found is None:
             trie = self.vocabulary.trie
-            fits = (starts >= 0) & ((starts <= room) | (room < 0))
             good = exits[:, 2] >= missing
             if room >= 0:
                 good &= exits[:, 1] <= room
             closing = exits[good, 0]
-            ends = trie.unique[closing]
-            fits[ends[ends >= 0]] = True
-            row = np.zeros(self.vocabulary.words, np.uint32)
-            loops.string_row(fits, trie.offsets, trie.ids, row)
+            row = self._staying(place, room).copy()
+            for unique in trie.unique[closing].tolist():
+                if unique >= 0:
+                    ids = trie.ids[trie.offsets[unique] : trie.offsets[unique + 1]]
+                    loops.set_bits(row, ids, len(ids))
             row.setflags(write=False)
-            deeper = closing[trie.skip[closing] > closing + 1]
-            subtrees = np.stack([deeper + 1, trie.skip[deeper], trie.depth[deeper]], axis=1).astype(np.int32)
             if len(self._rows) >= _MAX_ROWS:
                 self._rows.clear()
-            found = self._rows[place, room, missing] = (row, subtrees)
+            found = self._rows[place, room, missing] = (row, self._behind_quote(closing))
         return found
 
-    def free(self, spelling: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """For strings in any spelling (0) or their one spelling (1): the row of tokens that stay inside,
-        whether the string goes on at each node of the tree, and the next node from each on that closes it."""
+    def _staying(self, place: int, room: int) -> np.ndarray:
+        """The tokens that stay inside of a string."""
+        found = self._stay.get((place, room))
+        if found is None:
+            starts, trie = self._walk(place)[0], self.vocabulary.trie
+            found = self._stay[place, room] = np.zeros(self.vocabulary.words, np.uint32)
+            loops.string_row((starts >= 0) & ((starts <= room) | (room < 0)), trie.offsets, trie.ids, found)
+        return found
+
+    def warm_up(self) -> None:
+        """Make the rows of strings that have no bounds, or are near their longest length."""
+        for spelling, base in enumerate(inside().bases):
+            self.free(spelling)
+            for room in range(self._most[base]):
+                self.row(base, room, 0)
+        for place in range(len(inside().table)):
+            self.row(place, -1, 0)
+
+    def _behind_quote(self, closing: np.ndarray) -> WalkTree | None:
+        """What tokens that close a string at these nodes have behind the quote."""
+        key = closing.tobytes()
+        if key not in self._behind:
+            if len(self._behind) >= _MAX_ROWS:
+                self._behind.clear()
+            depth = self.vocabulary.trie.depth
+            left = [
+                (token, data[int(depth[node]) :])
+                for node in closing.tolist()
+                for token, data in self._below(node)
+                if len(data) > depth[node]
+            ]
+            self._behind[key] = WalkTree.ends(left) if left else None
+        return self._behind[key]
+
+    def _below(self, node: int) -> Iterator[tuple[int, bytes]]:
+        """The tokens of a subtree, with their bytes."""
+        trie = self.vocabulary.trie
+        ends = trie.unique[node : trie.skip[node]]
+        for unique in ends[ends >= 0].tolist():
+            for token in trie.ids[trie.offsets[unique] : trie.offsets[unique + 1]].tolist():
+                yield token, self.vocabulary.tokens[token]
+
+    def free(self, spelling: int) -> tuple[np.ndarray, WalkTree]:
+        """For strings in any spelling (0) or their one spelling (1): the row of tokens that stay inside, and the tree of
+        those that close the string."""
         found = self._free.get(spelling)
         if found is None:
             base = inside().bases[spelling]
-            row, _ = self.row(base, -1, NEVER)
-            _, exits, stays = self._walk(base)
-            nodes = len(stays)
-            where = np.append(exits[:, 0], nodes)
-            next_exit = where[np.searchsorted(where, np.arange(nodes + 1))].astype(np.int32)
-            found = self._free[spelling] = (row, stays, next_exit)
+            row = self._staying(base, -1)
+            _, exits, _ = self._walk(base)
+            leaving = [pair for node in exits[:, 0].tolist() for pair in self._below(node)]
+            found = self._free[spelling] = (row, WalkTree.ends(leaving))
         return found

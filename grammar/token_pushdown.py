@@ -22,10 +22,11 @@ from grammar.pushdown_loops import CLOSED, DEAD, FULL, OK, OPEN, RUN, STRING, UN
 from grammar.string_tables import inside
 from grammar.terms import CAT, EMPTY, EPSILON, Limits, Terms, mask_bytes
 from grammar.vocabulary import Vocabulary
+from grammar.walk_tree import WalkTree
 
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NO_BUDGET = 1 << 60
-_BEGIN = np.array([0, -1, 0, 0])
+_BEGIN = np.array([-1, 0, 0, 0])
 _MANY_ARCS = 5
 _LONGEST = 10_000_000  # bytes that the shortest text may have
 _FARTHEST = (1 << 31) - 1
@@ -79,11 +80,10 @@ class TokenPushdown:
         self._slots = np.full(4096, -1, np.int32)
         self._used = np.ones(1, np.int64)
         trie = vocabulary.trie
-        self._path = np.zeros((trie.max_depth + 1, 4), np.int64)
-        self._out = np.empty(len(vocabulary), np.int32)
+        self._path = np.zeros((trie.max_depth + 1, 6), np.int64)
+        self._out = np.empty(_FEW, np.int32)
         self._progress = np.zeros(4, np.int64)
-        self._no_clean = (np.zeros(0, np.bool_), np.zeros(0, np.int32))
-        self._whole = np.array([[0, len(trie.byte), 0]], np.int32)
+        self._own: dict[tuple[int, int, int], tuple[np.ndarray, int]] = {}
         self._configs: list[Config] = []
         self._numbers: dict[Config, int] = {}
         self._next: dict[tuple[int, int], int] = {}
@@ -289,8 +289,7 @@ class TokenPushdown:
         if tokens - 1 >= self._needs[state]:
             return row
         row = np.zeros(self.vocabulary.words, np.uint32)
-        count, _ = self._tokens(self._configs[state], self._whole, tokens - 1)
-        loops.set_bits(row, self._out, count)
+        self._tokens(self._configs[state], self.vocabulary.tree, row, tokens - 1)
         closing = self._way_to_end(state)
         if closing and len(closing) <= tokens:
             for token in self.vocabulary.ids_of[self.vocabulary.tokens[closing[0]]]:
@@ -331,29 +330,45 @@ class TokenPushdown:
         config = self._configs[state]
         at, place, count, top = config
         if self._states[at, loops.KIND] != STRING:
-            free = self.terms.free_spelling(self._term[at]) if place == 0 else None
-            shared = None if free is None else self._strings.free(free)[0]
-            row = np.zeros(self.vocabulary.words, np.uint32) if shared is None else shared.copy()
-            found, most = self._tokens(config, self._whole, _NO_BUDGET, free)
-            loops.set_bits(row, self._out, found)
-            self._note(state, shared, found)
-            if free is not None:
-                most = max(most, self._free_need(self._term[at]) + int(self._stack[top, loops.NEED]))
-            return row, most
+            return self._open_row(state, config)
         low, high = int(self._states[at, loops.LOW]), int(self._states[at, loops.HIGH])
         room = high - count if high >= 0 else -1
         if place != self._states[at, loops.BASE]:
             room = room - 1 if high >= 0 else -1  # the character begun takes its place
-        shared, subtrees = self._strings.row(place, room, low - count)
+        shared, behind = self._strings.row(place, room, low - count)
         row = shared.copy()
         most = 16 + int(self._states[at, loops.DISTANCE]) + int(self._stack[top, loops.NEED])
         found = 0
-        if len(subtrees):
-            found, far = self._tokens(self._after_string(top), subtrees, _NO_BUDGET)
-            loops.set_bits(row, self._out, found)
+        if behind is not None:
+            found, far = self._tokens(self._after_string(top), behind, row)
             most = max(most, far)
         self._note(state, shared, found)
         return row, most
+
+    def _open_row(self, state: int, config: Config) -> tuple[np.ndarray, int]:
+        at, place, count, top = config
+        if self.must_end(state):
+            return np.zeros(self.vocabulary.words, np.uint32), 0
+        below = int(self._stack[top, loops.NEED])
+        own = self._own.get((at, place, count))
+        if own is not None:  # seen on another stack, and no token looks at that
+            row = np.zeros(self.vocabulary.words, np.uint32)
+            loops.set_bits(row, own[0], len(own[0]))
+            self._recipes[state] = (None, own[0])
+            return row, own[1] + below
+        free = self.terms.free_spelling(self._term[at]) if place == 0 else None
+        if free is None:
+            row = np.zeros(self.vocabulary.words, np.uint32)
+            found, most = self._tokens(config, self.vocabulary.tree, row)
+            self._note(state, None, found)
+            if found <= _FEW and not self._progress[3] and len(self._own) < _MAX_STEPS:
+                self._own[at, place, count] = (self._out[:found].copy(), most - below)
+            return row, most
+        shared, leaving = self._strings.free(free)
+        row = shared.copy()
+        found, most = self._tokens(config, leaving, row)
+        self._note(state, shared, found)
+        return row, max(most, self._free_need(self._term[at]) + below)
 
     def _free_need(self, term: int) -> int:
         """Bytes that complete a free term after any text inside of its string."""
@@ -374,20 +389,22 @@ class TokenPushdown:
         return state, int(self._states[state, loops.BASE]), 0, top
 
     def _tokens(
-        self, config: Config, at: np.ndarray, budget: int, free: int | None = None
+        self, config: Config, tree: WalkTree, row: np.ndarray, budget: int = _NO_BUDGET
     ) -> tuple[int, int]:
-        """Write the tokens that can follow `config` to `_out`; how many, and the most bytes one leaves to close."""
-        trie = self.vocabulary.trie
+        """Add the tokens of `tree` that can follow `config` to `row`; how many, and the most bytes one leaves to close.
+
+        The first `_FEW` are in `_out` too.
+        """
         self._progress[:] = _BEGIN
-        clean, next_exit = self._no_clean if free is None else self._strings.free(free)[1:]
         while True:
             status, state = loops.walk(
-                trie.byte, trie.depth, trie.skip, trie.unique, self._states, self._arcs, self._dense, self._pushes, self._runs,
+                tree.byte, tree.first, tree.last, tree.unique, tree.offsets, tree.ids,
+                self._states, self._arcs, self._dense, self._pushes, self._runs,
                 self._inside.table, self._inside.need, self._stack, self._slots, self._used,
-                self._path, at, config, budget, trie.offsets, trie.ids, clean, next_exit, self._out, self._progress,
+                self._path, config, budget, row, self._out, self._progress,
             )  # fmt: skip
             if status == OK:
-                return int(self._progress[2]), int(self._progress[3])
+                return int(self._progress[1]), int(self._progress[2])
             self._mend(status, state)
 
     # the end

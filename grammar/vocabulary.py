@@ -20,6 +20,7 @@ import numpy as np
 
 from grammar.constraint_errors import VocabularyError
 from grammar.trie import TokenTrie
+from grammar.walk_tree import WalkTree
 
 if TYPE_CHECKING:
     from grammar.string_tables import StringTables
@@ -101,6 +102,10 @@ class Vocabulary:
     @cached_property
     def trie(self) -> TokenTrie:
         return TokenTrie.of(self.tokens)
+
+    @cached_property
+    def tree(self) -> WalkTree:
+        return WalkTree.of(self.trie)
 
     @cached_property
     def _sorted(self) -> list[bytes]:

@@ -13,7 +13,6 @@ import numpy as np
 
 from grammar import token_classes
 from grammar.compile import compile_constraint
-from grammar.string_tables import inside
 from grammar.vocabulary import Vocabulary
 
 
@@ -31,8 +30,7 @@ def warm_up(vocabulary: Vocabulary) -> None:
         automaton.allowed(state)
         automaton.allowed_within(state, automaton.tokens_to_end(state))
         state = automaton.advance_bytes(state, data)
-    for place in range(len(inside().table)):
-        vocabulary.strings.row(place, -1, 0)
+    vocabulary.strings.warm_up()
     for pattern in ("[a-z]{2,5}[0-9]*", "(ab|cd)+"):
         table = compile_constraint("regex", pattern, vocabulary).automaton
         assert table is not None

@@ -1,0 +1,67 @@
+"""A tree of tokens whose siblings lie side by side: what a walk tries next is in the cache line it reads already.
+
+`TokenTrie` is in preorder, so the children of a node are far apart where their subtrees are large. Here the children of node i
+are first[i] .. last[i] - 1, ascending by byte; node 0 is the root.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit
+
+from grammar.trie import TokenTrie
+
+
+@dataclass(frozen=True, eq=False)
+class WalkTree:
+    """
+    byte, first, last   uint8, int32, int32 [nodes]
+    unique              int32 [nodes]: number of the byte string that ends here, -1 for none
+    offsets, ids        the tokens of byte string u are ids[offsets[u] : offsets[u + 1]]
+    """
+
+    byte: np.ndarray
+    first: np.ndarray
+    last: np.ndarray
+    unique: np.ndarray
+    offsets: np.ndarray
+    ids: np.ndarray
+
+    @staticmethod
+    def of(trie: TokenTrie, ids: np.ndarray | None = None) -> WalkTree:
+        """`ids`: what the tokens are called, if not as in the trie."""
+        byte, first, last, unique = _ordered(trie.byte, trie.skip, trie.unique)
+        return WalkTree(byte, first, last, unique, trie.offsets, trie.ids if ids is None else ids)
+
+    @staticmethod
+    def ends(tokens: Sequence[tuple[int, bytes]]) -> WalkTree:
+        """Of these bytes, each with the token that it stands for: what is left of a token, say."""
+        trie = TokenTrie.of([data for _, data in tokens])
+        return WalkTree.of(trie, np.array([token for token, _ in tokens], np.int32)[trie.ids])
+
+
+@njit(cache=True)
+def _ordered(byte, skip, unique):  # type: ignore[no-untyped-def]
+    nodes = len(byte) + 1
+    new_byte = np.zeros(nodes, np.uint8)
+    first = np.zeros(nodes, np.int32)
+    last = np.zeros(nodes, np.int32)
+    new_unique = np.full(nodes, -1, np.int32)
+    place = np.zeros(nodes, np.int32)  # of each node of the preorder, the root's first
+    used = 1
+    for node in range(nodes):
+        here = place[node]
+        end = skip[node - 1] if node > 0 else nodes - 1
+        first[here] = used
+        child = node  # the preorder number of the first child is that of its parent's place in `place`
+        while child < end:
+            place[child + 1] = used
+            new_byte[used] = byte[child]
+            new_unique[used] = unique[child]
+            used += 1
+            child = skip[child]
+        last[here] = used
+    return new_byte, first, last, new_unique

@@ -1,0 +1,40 @@
+"""The tree that masks are walked in holds every token once, siblings in order."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grammar.trie import TokenTrie
+from grammar.walk_tree import WalkTree
+
+
+def spelled(tree: WalkTree) -> list[tuple[bytes, int]]:
+    found: list[tuple[bytes, int]] = []
+
+    def go(node: int, before: bytes) -> None:
+        children = range(tree.first[node], tree.last[node])
+        bytes_here = tree.byte[children.start : children.stop].tolist()
+        assert bytes_here == sorted(set(bytes_here))
+        for child in children:
+            data = before + bytes(tree.byte[child : child + 1])
+            unique = int(tree.unique[child])
+            if unique >= 0:
+                found.extend(
+                    (data, t) for t in tree.ids[tree.offsets[unique] : tree.offsets[unique + 1]].tolist()
+                )
+            go(child, data)
+
+    go(0, b"")
+    return found
+
+
+@given(st.lists(st.binary(max_size=5), max_size=30))
+def test_every_token_is_found_by_its_bytes(tokens: list[bytes]) -> None:
+    expected = sorted((data, i) for i, data in enumerate(tokens) if data)
+    assert sorted(spelled(WalkTree.of(TokenTrie.of(tokens)))) == expected
+
+
+@given(st.lists(st.tuples(st.integers(0, 1000), st.binary(min_size=1, max_size=4)), max_size=20))
+def test_parts_of_tokens_keep_the_tokens_ids(parts: list[tuple[int, bytes]]) -> None:
+    assert sorted(spelled(WalkTree.ends(parts))) == sorted((data, token) for token, data in parts)
