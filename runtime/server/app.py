@@ -18,18 +18,20 @@ from runtime.engine.process import ProcessTransport
 from runtime.errors import EngineDead, ModelError
 from runtime.server import errors, native, openai
 from runtime.server.context import KEY, Context
+from runtime.server.page import routes as page
+from runtime.server.public import is_open
 
 log = logging.getLogger("runtime.server")
 
 
 def _guard(key: str) -> Any:
-    """Every route but the health checks asks for the key."""
+    """Every route asks for the key, but those that are marked."""
     expected = f"Bearer {key}".encode()
 
     @web.middleware
     async def check(request: web.Request, handler: Any) -> web.StreamResponse:
-        open_ = request.method == "OPTIONS" or request.path.startswith("/health")
-        if not open_ and not hmac.compare_digest(request.headers.get("Authorization", "").encode(), expected):
+        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
+        if not is_open(request) and not hmac.compare_digest(given, expected):
             return errors.response(
                 "the API key is missing or wrong; send it as a bearer token", 401, code="invalid_api_key"
             )
@@ -47,6 +49,7 @@ def build(context: Context) -> web.Application:
     app[KEY] = context
     app.add_routes(native.routes())
     app.add_routes(openai.routes())
+    page.attach(app, context)
     return app
 
 

@@ -13,6 +13,7 @@ from runtime.engine.native import logprob_options, meta_info, sampling_params
 from runtime.errors import InvalidRequest, NotFound, Overloaded, Unsupported
 from runtime.server import bodies, errors
 from runtime.server.context import Context
+from runtime.server.public import public
 from runtime.server.sse import EventStream
 
 
@@ -199,6 +200,7 @@ async def calls_prefill(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
+@public
 async def health(request: web.Request) -> web.Response:
     """200 while the engine loop turns: its process is heard of, and is neither lost nor being started again."""
     engine = Context.of(request).engine
@@ -214,6 +216,7 @@ async def ready(request: web.Request) -> web.Response:
     return await health(request)
 
 
+@public
 async def health_generate(request: web.Request) -> web.Response:
     """200 if one token can be generated."""
     engine = Context.of(request).engine
