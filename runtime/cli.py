@@ -63,7 +63,7 @@ def serve(**options: Any) -> None:
     from runtime.server.app import run
 
     config, server = _split(options)
-    configure(server.log_level)
+    configure(server.log_level, server.log_format)
     raise typer.Exit(run(config, server))
 
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from runtime.errors import InvalidRequest, ModelError
 
@@ -150,16 +150,54 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
-class ServerConfig:
+class Limits:
+    """What a server takes from one request, one connection and all of them together; more is refused."""
+
+    max_request_bytes: int = _option(
+        32 << 20, "Larger bodies, counted after decompression, are refused with 413."
+    )
+    max_header_bytes: int = _option(64 << 10, "Larger headers are refused with 431.")
+    max_header_fields: int = _option(100, "More header fields are refused with 431.")
+    header_timeout: float = _option(
+        60.0,
+        "Seconds in which a header must arrive; also how long a connection may be idle between requests.",
+    )
+    body_timeout: float = _option(120.0, "Seconds in which a body must arrive; later it is refused with 408.")
+    max_connections: int = _option(4096, "More open connections are closed at once.")
+    max_samples: int = _option(128, "Samples of one prompt (n, best_of).")
+    max_sequences: int = _option(1024, "Prompts times samples of one request.")
+    max_stop_strings: int = _option(64, "Stop strings, and stop token ids, of one request.")
+    max_top_logprobs: int = _option(20, "Likeliest tokens told at each position.")
+    max_grammar_bytes: int = _option(64 << 10, "Size of a regex or grammar.")
+    max_schema_bytes: int = _option(1 << 20, "Size of a JSON schema or structural tag.")
+    max_schema_depth: int = _option(100, "Nesting of a JSON schema or structural tag.")
+    max_queued_requests: int = _option(
+        4096, "Sequences that may wait for a seat; more are refused with 429 and Retry-After."
+    )
+    max_stream_backlog: int = _option(
+        4096, "Events that may wait for a client that reads slowly; then its connection is closed."
+    )
+
+
+@dataclass(frozen=True)
+class ServerConfig(Limits):
     """Options of the HTTP server."""
 
     host: str = _option("127.0.0.1", "Address to listen on.")
     port: int = _option(30000, "Port to listen on; 0 takes a free one.")
-    api_key: str | None = _option(None, "Clients must send it as a bearer token.")
+    api_key: list[str] | None = _option(  # noqa: RUF009
+        None, "Clients must send one of these as a bearer token or x-api-key. May be given several times."
+    )
+    api_key_file: str | None = _option(None, "File of such keys, one on each line.")
+    admin_api_key: str | None = _option(
+        None, "What changes the server itself (flush, profile, faults) takes this key alone."
+    )
+    cors_allow_origin: list[str] | None = _option(  # noqa: RUF009
+        None, "Web pages of this origin may call the server; * for all. May be given several times."
+    )
     log_level: str = _option("info", "debug, info, warning or error.")
+    log_format: str = _option("text", "text, or json: one object a line.")
     stream_interval: int = _option(1, "Tokens between two events of a stream.")
-    max_request_bytes: int = _option(8 << 20, "Larger bodies are refused with 413.")
-    max_queued_requests: int = _option(4096, "More waiting requests are refused with 503.")
     shutdown_timeout: float | None = _option(
         None,
         "Seconds that running requests have to finish after a first SIGTERM or SIGINT. Default: no limit.",
@@ -170,3 +208,5 @@ class ServerConfig:
     hang_timeout: float = _option(
         50.0, "Seconds after which an engine process that does not answer is killed. 0: never."
     )
+
+    SECRETS: ClassVar[tuple[str, ...]] = ("api_key", "admin_api_key")

@@ -45,14 +45,21 @@ class ProcessTransport:
     """
     restart       start another process when one is lost; else the engine has failed
     hang_seconds  a process that is silent for so long is killed; None waits for ever
+    logs          level and format of what the process logs
     """
 
     def __init__(
-        self, config: EngineConfig, *, restart: bool = False, hang_seconds: float | None = None
+        self,
+        config: EngineConfig,
+        *,
+        restart: bool = False,
+        hang_seconds: float | None = None,
+        logs: tuple[str, str] = ("info", "text"),
     ) -> None:
         self.config = config
         self.restart = restart
         self.hang_seconds = hang_seconds
+        self.logs = logs
         self._context = zmq.Context()
         self._child: _Child | None = None
         self._thread: threading.Thread | None = None
@@ -121,7 +128,7 @@ class ProcessTransport:
             receive([ready])
 
     def _open(self) -> Ready:
-        child = _Child(self._context, self.config)
+        child = _Child(self._context, self.config, self.logs)
         with self._lock:
             self._child = child
         while True:
@@ -182,7 +189,9 @@ class _Child:
     """One engine process with its sockets. `send` may be called by any thread that holds the transport's lock, the rest
     only by the supervisor's."""
 
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], config: EngineConfig) -> None:
+    def __init__(
+        self, context: zmq.Context[zmq.Socket[bytes]], config: EngineConfig, logs: tuple[str, str]
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mkdtemp makes it 0700
         self._held = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
         fcntl.flock(self._held, fcntl.LOCK_SH)
@@ -193,7 +202,7 @@ class _Child:
             socket.set_hwm(0)
             socket.bind(f"ipc://{self._folder}/{name}")
         self._decoder = msgspec.msgpack.Decoder(list[Out])
-        command = [sys.executable, "-m", "runtime.engine.process", str(self._folder), str(os.getpid())]
+        command = [sys.executable, "-m", "runtime.engine.process", str(self._folder), str(os.getpid()), *logs]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self.pid = self._process.pid
         assert self._process.stdin is not None
@@ -249,7 +258,7 @@ def die_with_parent(parent: int) -> None:
         os._exit(1)
 
 
-def main(folder: str, parent: int) -> None:
+def main(folder: str, parent: int, level: str, format: str) -> None:
     """The child: load, say so, and serve until told to stop or left alone."""
     die_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches both
@@ -262,7 +271,7 @@ def main(folder: str, parent: int) -> None:
         socket.connect(f"ipc://{folder}/{name}")
     from runtime.log import configure
 
-    configure()
+    configure(level, format)
     from runtime.engine.loop import EngineLoop
 
     try:
@@ -295,4 +304,4 @@ def main(folder: str, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], sys.argv[4])

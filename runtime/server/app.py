@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import logging
 import signal
 import socket
-from typing import Any
 
 from aiohttp import web
 
@@ -16,40 +14,30 @@ from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.process import ProcessTransport
 from runtime.errors import EngineDead, ModelError
-from runtime.server import errors, native, openai
+from runtime.server import auth, errors, limits, native, observe, openai
+from runtime.server.auth import Origins
+from runtime.server.connection import listen
 from runtime.server.context import KEY, Context
-from runtime.server.page import routes as page
-from runtime.server.public import is_open
 
 log = logging.getLogger("runtime.server")
 
 
-def _guard(key: str) -> Any:
-    """Every route asks for the key, but those that are marked."""
-    expected = f"Bearer {key}".encode()
-
-    @web.middleware
-    async def check(request: web.Request, handler: Any) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-        if not is_open(request) and not hmac.compare_digest(given, expected):
-            return errors.response(
-                "the API key is missing or wrong; send it as a bearer token", 401, code="invalid_api_key"
-            )
-        return await handler(request)
-
-    return check
-
-
 def build(context: Context) -> web.Application:
     """The application, without a socket."""
-    middlewares = [errors.middleware]
-    if context.server.api_key:
-        middlewares.append(_guard(context.server.api_key))
-    app = web.Application(middlewares=middlewares, client_max_size=context.server.max_request_bytes)
+    server = context.server
+    origins = Origins(server.host, server.cors_allow_origin or ())
+    middlewares = [
+        observe.middleware,
+        errors.middleware,
+        auth.same_origin(origins),
+        auth.guard(auth.Keys.of(server)),
+        limits.guard(server),
+    ]
+    app = web.Application(middlewares=middlewares, client_max_size=server.max_request_bytes)
     app[KEY] = context
+    app.on_response_prepare.append(observe.answer_headers(origins))
     app.add_routes(native.routes())
     app.add_routes(openai.routes())
-    page.attach(app, context)
     return app
 
 
@@ -68,9 +56,13 @@ def _listen(server: ServerConfig) -> socket.socket:
 
 async def serve(config: EngineConfig, server: ServerConfig) -> int:
     """Run until a signal or the death of the engine; the exit code."""
+    auth.Keys.of(server)  # a bad key file is known before the model is loaded
     sock = _listen(server)
     transport = ProcessTransport(
-        config, restart=not server.no_restart, hang_seconds=server.hang_timeout or None
+        config,
+        restart=not server.no_restart,
+        hang_seconds=server.hang_timeout or None,
+        logs=(server.log_level, server.log_format),
     )
     engine = AsyncEngine(config, transport, strangers=True)
     try:
@@ -82,7 +74,7 @@ async def serve(config: EngineConfig, server: ServerConfig) -> int:
     context = Context(engine, config, server)
     runner = web.AppRunner(build(context), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
-    await web.SockSite(runner, sock).start()
+    listener = await listen(runner, sock, server)
     signals = _Signals()
     host, port = sock.getsockname()[:2]
     print(f"The server is ready at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
@@ -94,6 +86,7 @@ async def serve(config: EngineConfig, server: ServerConfig) -> int:
     if not whole:
         engine.end_calls(EngineDead("the server has shut down; send the request again"))
         await asyncio.sleep(0.1)  # so that they are told
+    listener.close()
     await runner.cleanup()
     await engine.close()
     return 0 if whole else 1

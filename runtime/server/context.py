@@ -20,7 +20,8 @@ from runtime.api import Delta, Generate, SamplingParams
 from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.transport import error_of
-from runtime.errors import EngineError, InvalidRequest, NotFound, Overloaded
+from runtime.errors import Crowded, EngineError, InvalidRequest, NotFound, Overloaded
+from runtime.server.limits import check_calls
 
 KEY: web.AppKey[Context] = web.AppKey("context", object)  # type: ignore[arg-type,valid-type]
 
@@ -81,8 +82,14 @@ class Context:
     def server_args(self) -> dict[str, Any]:
         """All options but secrets."""
         fields = dataclasses.asdict(self.config) | dataclasses.asdict(self.server)
-        fields.pop("api_key")
+        for name in ServerConfig.SECRETS:
+            fields.pop(name)
         return fields | {"model_path": self.config.folder}
+
+    def check(self, calls: Sequence[Generate]) -> None:
+        """Raises InvalidRequest if the calls of one request ask for more than one may; to be known before any is
+        looked into."""
+        check_calls(self.server, calls)
 
     @contextlib.asynccontextmanager
     async def run(
@@ -91,9 +98,10 @@ class Context:
         """The deltas of the calls, which are counted while they run and end with the block. By its name, a call can be
         aborted meanwhile.
 
-        Raises Overloaded if there are too many, or the server is closing; InvalidRequest if a name is that of a
-        running request.
+        Raises Crowded if there are too many, Overloaded if the server is closing; InvalidRequest if a name is that of a
+        running request, or the calls ask for more than they may.
         """
+        self.check(calls)
         names = names or {}
         count = sum(c.sampling.n for c in calls)
         if self.closing:
@@ -101,13 +109,13 @@ class Context:
         if self.running + count > self.server.max_queued_requests + self.config.seats(
             self.engine.info["device"]
         ):
-            raise Overloaded(f"{self.running} requests are running or waiting already; try again later")
+            raise Crowded(f"{self.running} sequences are running or waiting already; try again later")
         taken = next((n for n in names if n in self._named), None)
         if taken is not None:
             raise InvalidRequest(f"a request with the id {taken!r} is running; choose another", param="rid")
         self.running += count
         self._named |= names
-        deltas = self.engine.generate(calls)
+        deltas = self.engine.generate(calls, backlog=self.server.max_stream_backlog)
         try:
             yield deltas
         finally:

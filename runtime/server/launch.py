@@ -36,7 +36,8 @@ class ServerProcess:
             if value is True:
                 command.append(flag)
             elif value is not None and value is not False:
-                command += [flag, str(value)]
+                for one in value if isinstance(value, (list, tuple)) else (value,):
+                    command += [flag, str(one)]
         self._tail: collections.deque[str] = collections.deque(maxlen=20)
         self._child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         threading.Thread(target=self._drain, daemon=True).start()

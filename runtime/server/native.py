@@ -13,7 +13,6 @@ from runtime.engine.native import logprob_options, meta_info, sampling_params
 from runtime.errors import InvalidRequest, NotFound, Overloaded, Unsupported
 from runtime.server import bodies, errors
 from runtime.server.context import Context
-from runtime.server.public import public
 from runtime.server.sse import EventStream
 
 
@@ -90,6 +89,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     body = await bodies.read(request, bodies.GenerateBody)
     calls, many = requests_of(body)
     calls = [msgspec.structs.replace(c, sampling=context.seeded(c.sampling)) for c in calls]
+    context.check(calls)
     for call in calls:
         context.engine.tokens_of(call)
         await context.engine.check_constraint(call)
@@ -200,7 +200,6 @@ async def calls_prefill(request: web.Request) -> web.Response:
     return web.json_response({})
 
 
-@public
 async def health(request: web.Request) -> web.Response:
     """200 while the engine loop turns: its process is heard of, and is neither lost nor being started again."""
     engine = Context.of(request).engine
@@ -216,7 +215,6 @@ async def ready(request: web.Request) -> web.Response:
     return await health(request)
 
 
-@public
 async def health_generate(request: web.Request) -> web.Response:
     """200 if one token can be generated."""
     engine = Context.of(request).engine

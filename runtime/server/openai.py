@@ -152,6 +152,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
         Generate(prompt=(segment,), sampling=sampling, id=str(i), logprobs=logprobs, stream=body.stream)
         for i, segment in enumerate(_prompts(body.prompt))
     ]
+    context.check(calls)
     tokens = [context.engine.tokens_of(c) for c in calls]
     await context.engine.check_constraint(calls[0])
     echoes = [context.engine.tokenizer.decode(t) if body.echo else "" for t in tokens]
@@ -294,6 +295,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     call = Generate(
         prompt=(TextSegment(text),), sampling=sampling, id="0", logprobs=logprobs, stream=body.stream
     )
+    context.check([call])
     prompts = {"0": len(context.engine.tokens_of(call))}
     await context.engine.check_constraint(call)
     head: dict[str, Any] = {

@@ -1,0 +1,55 @@
+"""What is known of a request from outside: its id, its route, how it ended and how long it took. Never what it said."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from aiohttp import web
+
+from runtime.log import REQUEST_ID
+from runtime.server.auth import Origins, route_of
+
+log = logging.getLogger("runtime.requests")
+_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+ID_HEADER = "X-Request-Id"
+
+
+def request_id(request: web.Request) -> str:
+    """The caller's id if it is one that can be logged, else a new one."""
+    given = request.headers.get(ID_HEADER, "")
+    return given if _ID.fullmatch(given) else uuid.uuid4().hex
+
+
+@web.middleware
+async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Name the request, and log how it ended."""
+    id = request["id"] = request_id(request)
+    token = REQUEST_ID.set(id)
+    began = time.perf_counter()
+    status = 499  # unless an answer is made, the client has left
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    finally:
+        seconds = time.perf_counter() - began
+        route = route_of(request) or "none"
+        fields = {"method": request.method, "route": route, "status": status, "seconds": round(seconds, 4)}
+        log.info("%s %s %d %.0f ms", request.method, route, status, seconds * 1e3, extra={"fields": fields})
+        REQUEST_ID.reset(token)
+
+
+def answer_headers(origins: Origins) -> Any:
+    """Put the id, and what lets pages of listed origins read the answer, into every response."""
+
+    async def add(request: web.Request, response: web.StreamResponse) -> None:
+        if (id := request.get("id")) is not None:
+            response.headers[ID_HEADER] = id
+        if (origin := request.headers.get("Origin")) is not None:
+            response.headers.update(origins.headers(origin))
+
+    return add
