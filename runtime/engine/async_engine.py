@@ -38,6 +38,7 @@ from runtime.backends.base import Capabilities, ModelInfo
 from runtime.config import EngineConfig, find_folder
 from runtime.constrain.compiler import KINDS, ConstraintCompiler
 from runtime.constrain.workers import workers_for
+from runtime.engine.live import Live
 from runtime.engine.messages import Add, Ask, Beat, End, Failed, In, Lost, Out, Output, Ready, Refused
 from runtime.engine.messages import Answer as Reply
 from runtime.engine.text import Answer
@@ -102,6 +103,7 @@ class AsyncEngine:
         self.down: EngineError | None = None  # until another engine process is ready
         self.latest: dict[str, Any] = {}  # the stats of the last heartbeat; an engine in a thread sends none
         self.restarts = 0
+        self.live = Live()
         self._calls: dict[str, _Call] = {}
         self._asked: dict[int, Future[dict[str, Any]]] = {}
         self._tickets = itertools.count(1)
@@ -230,6 +232,7 @@ class AsyncEngine:
             id = f"{next(self._names)}"
             call.answers[id] = Answer(self.tokenizer, request, id, index, tokens)
             self._calls[id] = call
+            self.live.begin(id, tokens, sampling.max_new_tokens)
             out.append(
                 Add(
                     id,
@@ -271,6 +274,7 @@ class AsyncEngine:
         for id, answer in call.answers.items():
             if self._calls.pop(id, None) is not None and not answer.done:
                 ended.append(End(id))
+                self.live.end(id, "abort")
         if ended and not self._closed and self.failure is None and self.down is None:
             self.transport.send(ended)
 
@@ -354,6 +358,19 @@ class AsyncEngine:
         """Use of the KV pool and of the seats."""
         return await self._ask("stats")
 
+    async def prefixes(self) -> list[dict[str, Any]]:
+        """The largest cached prefixes: their first tokens, how many there are, and who uses them."""
+        found: list[dict[str, Any]] = (await self._ask("prefixes"))["prefixes"]
+        return found
+
+    def end_sample(self, id: str) -> bool:
+        """End one running sample, named as in `live.running()`: its caller gets what it has, finished by `abort`.
+        False if there is none."""
+        if id not in self._calls or self._closed or self.failure is not None:
+            return False
+        self.transport.send([End(id)])
+        return True
+
     async def close(self) -> None:
         await asyncio.to_thread(self.shutdown)
 
@@ -377,6 +394,8 @@ class AsyncEngine:
             if isinstance(m, Output | Refused):
                 if (call := self._calls.get(m.id)) is None:
                     continue
+                if isinstance(m, Output):
+                    self.live.output(m.id, len(m.tokens))
                 call.held.append((call, m))
                 if isinstance(m, Output) and m.finish is None and not call.answers[m.id].eager:
                     continue  # nobody would hear of it before the end; waking the caller's loop costs a token's time
@@ -420,6 +439,7 @@ class AsyncEngine:
                     ended.append(End(m.id))
             if answer.done:
                 self._calls.pop(m.id, None)
+                self.live.end(m.id, delta.finish.type if delta and delta.finish else "error")
             if delta is not None:
                 call.put(delta)
         if ended and not self._closed:
@@ -433,6 +453,8 @@ class AsyncEngine:
             self.transport.send(ended)
 
     def _fail(self, error: EngineError) -> None:
+        for name in list(self._calls):
+            self.live.end(name, "error")
         calls = {id(c): c for c in list(self._calls.values())}
         self._calls.clear()
         for call in calls.values():

@@ -241,6 +241,8 @@ class EngineLoop:
     def _answer(self, what: str) -> dict[str, Any]:
         if what == "flush":
             return {"flushed": self.scheduler.flush()}
+        if what == "prefixes":
+            return {"prefixes": self.scheduler.cache.tree.largest(24)}
         return self.stats()
 
     def stats(self) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class End(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """A question about the engine: `flush` or `stats`."""
+    """A question about the engine: `flush`, `stats` or `prefixes`."""
 
     ticket: int
     what: str

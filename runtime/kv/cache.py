@@ -39,7 +39,7 @@ class PrefixCache:
         if not self.reuse:
             return
         pages, node = self.tree.match(request.tokens, request.reusable, request.salt)
-        self.tree.lock(node)
+        self.tree.lock(node, uses=1)
         request.node = node
         request.pages = pages
         request.shared = len(pages)

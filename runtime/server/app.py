@@ -18,6 +18,7 @@ from runtime.server import auth, errors, limits, native, observe, openai
 from runtime.server.auth import Origins
 from runtime.server.connection import listen
 from runtime.server.context import KEY, Context
+from runtime.server.page import routes as page
 
 log = logging.getLogger("runtime.server")
 
@@ -38,6 +39,7 @@ def build(context: Context) -> web.Application:
     app.on_response_prepare.append(observe.answer_headers(origins))
     app.add_routes(native.routes())
     app.add_routes(openai.routes())
+    page.attach(app, context)
     return app
 
 

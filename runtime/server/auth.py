@@ -1,7 +1,8 @@
 """Who may call: keys of clients and of the operator, and pages of other origins.
 
 The route that was found decides what a request needs, never its path: what the router and a guard read differently is how
-guards are passed by. Every route but GET /health asks for a key.
+guards are passed by. Every route asks for a key but GET /health and, when none is sent, the files of the page: a browser has to load the
+page before it can ask for the key.
 """
 
 from __future__ import annotations
@@ -19,11 +20,21 @@ from aiohttp import web
 from runtime.config import ServerConfig
 from runtime.errors import InvalidRequest
 from runtime.server import errors
+from runtime.server.page.routes import FILES, path_of
 
 OPEN_ROUTES = frozenset({"/health"})
 ADMIN_ROUTES = frozenset(
-    {"/flush_cache", "/start_profile", "/stop_profile", "/debug/fault", "/update_weights_from_disk"}
+    {
+        "/flush_cache",
+        "/start_profile",
+        "/stop_profile",
+        "/debug/fault",
+        "/update_weights_from_disk",
+        "/page/state",  # shows the prompts of everybody
+        "/page/abort",
+    }
 )
+PAGE_ROUTES = frozenset(map(path_of, FILES))
 
 
 def _digest(key: str) -> bytes:
@@ -57,7 +68,7 @@ class Keys:
 
     def refusal(self, given: str | None, route: str | None) -> int | None:
         """The status of a refusal; None for a request that may pass. Takes equally long for every wrong key."""
-        if route in OPEN_ROUTES:
+        if route in OPEN_ROUTES or (given is None and route in PAGE_ROUTES):
             return None
         digest = _digest(given or "")
         client = sum(hmac.compare_digest(digest, k) for k in self._clients) > 0
@@ -70,8 +81,10 @@ class Keys:
 
 
 def _given(request: web.Request) -> str | None:
-    kind, _, key = request.headers.get("Authorization", "").partition(" ")
-    return key.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key")
+    if (header := request.headers.get("Authorization")) is None:
+        return request.headers.get("x-api-key")
+    kind, _, key = header.partition(" ")
+    return key.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
 
 
 def route_of(request: web.Request) -> str | None:

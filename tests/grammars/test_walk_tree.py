@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grammar.trie import TokenTrie
@@ -29,12 +29,14 @@ def spelled(tree: WalkTree) -> list[tuple[bytes, int]]:
     return found
 
 
+@settings(deadline=None)  # the first one loads compiled loops
 @given(st.lists(st.binary(max_size=5), max_size=30))
 def test_every_token_is_found_by_its_bytes(tokens: list[bytes]) -> None:
     expected = sorted((data, i) for i, data in enumerate(tokens) if data)
     assert sorted(spelled(WalkTree.of(TokenTrie.of(tokens)))) == expected
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1000), st.binary(min_size=1, max_size=4)), max_size=20))
 def test_parts_of_tokens_keep_the_tokens_ids(parts: list[tuple[int, bytes]]) -> None:
     assert sorted(spelled(WalkTree.ends(parts))) == sorted((data, token) for token, data in parts)
