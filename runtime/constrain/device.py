@@ -133,8 +133,10 @@ class DeviceSeats(ConstrainedSeats):
         fsm = self.compiler.get(constraint)
         assert isinstance(fsm, TokenFsm)
         table = self.tables.take(fsm)
-        if table is None:
-            return super().seat(a)
+        if table is None:  # the host's, but nothing is forced: steps may be queued as if it were here
+            super().seat(a)
+            self._jumps.pop(a.seat, None)
+            return None
         matcher = self.compiler.matcher(constraint, a.max_new)
         for token in a.tokens[a.prompt :]:
             matcher.advance(token)

@@ -75,9 +75,9 @@ class DeviceRunner(ModelRunner):
         self._seeds = np.zeros(seats + 1, dtype=np.uint64)
         spec = self.model.spec
         self._as_is = spec.logit_scale == 1.0 and spec.logit_softcap is None  # raw logits are the logits
-        self._tables: DeviceSeats | None = None
+        self.tables: DeviceSeats | None = None
         if self._constrained is not None:
-            self._constrained = self._tables = DeviceSeats(
+            self._constrained = self.tables = DeviceSeats(
                 self._constrained.compiler, spec.vocabulary, self.device, seats + 1
             )
         self.graphs = (
@@ -101,7 +101,7 @@ class DeviceRunner(ModelRunner):
         decodes = all(not s.tokens for s in batch.slices)
         captured = decodes and self.graphs is not None and self.graphs.fits(len(batch.slices))
         steps = batch.steps
-        if steps > 1 and not captured:
+        if steps > 1 and not (captured and not any(self._waits(s) for s in batch.slices)):
             done = [self.collect(self.launch(one)) for one in batch.singles()]
             return Pending(batch, done=Sampled.of_turn(batch, done))
         self._turn += 1
@@ -120,8 +120,8 @@ class DeviceRunner(ModelRunner):
             self._plain[a.seat] = (
                 state.penalties is None and state.logprobs is None and a.sampling.constraint is None
             )
-        if self._tables is not None:
-            self._tables.tell(self._places)
+        if self.tables is not None:
+            self.tables.tell(self._places)
 
     def _places(self, values: np.ndarray) -> Tensor:
         host = self._buffer(self._moves, len(values))[: len(values)]
@@ -309,12 +309,12 @@ class DeviceRunner(ModelRunner):
         logits = raw if plain and self._as_is else model.finished(raw)
         if not plain:
             adjust(logits, states, [s.output + step for s in slices])
-        constrained = self._tables is not None and self._tables.has_any([s.seat for s in slices])
+        constrained = self.tables is not None and self.tables.has_any([s.seat for s in slices])
         if constrained:
-            self._tables.mask(logits, seats)  # type: ignore[union-attr]
+            self.tables.mask(logits, seats)  # type: ignore[union-attr]
         tokens, best = sample(logits, packed.view(torch.float64).view(5, -1))
         if constrained:
-            self._tables.take(tokens, seats)  # type: ignore[union-attr]
+            self.tables.take(tokens, seats)  # type: ignore[union-attr]
         count(tokens, states)
         self._newest[seats] = tokens
         return torch.where(torch.isfinite(best), tokens, -1)
@@ -326,13 +326,13 @@ class DeviceRunner(ModelRunner):
         packed = torch.from_numpy(self._packed(slices)).to(self.device)
         seats = [s.seat for s in slices]
         rows = None
-        if self._tables is not None and self._tables.has_any(seats):
+        if self.tables is not None and self.tables.has_any(seats):
             rows = torch.tensor(seats, device=self.device)
-            self._tables.mask(logits, rows)
+            self.tables.mask(logits, rows)
         tokens, best = sample(logits, packed.view(torch.float64).view(5, -1))
-        if self._tables is not None and rows is not None:
-            self._tables.take(tokens, rows)
-            self._tables.lose(s for s, b in zip(seats, best.tolist(), strict=True) if not math.isfinite(b))
+        if self.tables is not None and rows is not None:
+            self.tables.take(tokens, rows)
+            self.tables.lose(s for s, b in zip(seats, best.tolist(), strict=True) if not math.isfinite(b))
         count(tokens, states)
         return tokens
 

@@ -85,12 +85,27 @@ def request(i: int, compiler: ConstraintCompiler, runner: ModelRunner) -> Reques
 
 
 def generate(
-    model: Decoder, kind: str, *, jump: bool, pages: int = 200, depth: int = 1, which: tuple[int, ...] = ALL
+    model: Decoder,
+    kind: str,
+    *,
+    jump: bool,
+    pages: int = 200,
+    depth: int = 1,
+    which: tuple[int, ...] = ALL,
+    turn: int = 1,
+    room: int = 1 << 20,
 ) -> dict[str, Any]:
     """Tokens of these requests, the most draws of each in flight at once, and retractions; number 8 is aborted half way."""
     device = next(model.parameters()).device
     scheduler = Scheduler(
-        pages=pages, context=128, chunk=16, depth=depth, max_running=4, reuse=False, conservativeness=0
+        pages=pages,
+        context=128,
+        chunk=16,
+        depth=depth,
+        max_running=4,
+        reuse=False,
+        conservativeness=0,
+        turn=turn,
     )
     store = KVStore(model.spec, pages, 1, torch.float32, str(device))
     compiler = Compiler(jump)
@@ -173,6 +188,17 @@ def test_steps_are_queued_before_their_tokens_are_known_and_outputs_survive_a_re
     assert [found["deepest"][id] for id in ("2", "4", "1")] == [2, 2, 2]
     assert found["retractions"] > 0
     assert found["tokens"] == wanted["tokens"]
+
+
+@pytest.mark.parametrize("room", [1 << 20, 1800])
+def test_several_steps_at_once(model: Decoder, room: int) -> None:
+    """Where the device has no room for a table its seat is the host's, who is then asked between the steps."""
+    which = (2, 4, 0, 1)
+    with torch.inference_mode():
+        wanted = generate(model, "plain", jump=False, which=which)
+        found = generate(model, "graphs", jump=False, depth=2, which=which, turn=4, room=room)
+    assert found["tokens"] == wanted["tokens"]
+    assert max(found["deepest"].values()) > 2
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
