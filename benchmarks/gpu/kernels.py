@@ -27,11 +27,11 @@ from torch.nn import functional as F
 
 from runtime.kernels import tuning
 from runtime.kernels.activation import gated_reference, silu_mul
-from runtime.kernels.decode import decode_attention, decode_reference
+from runtime.kernels.decode import decode_attention, decode_reference, packed_decode_attention
 from runtime.kernels.merge import split_scratch
 from runtime.kernels.norm import add_rms_norm, rms_norm, rms_norm_reference
 from runtime.kernels.prefill import fresh_attention, prefill_attention, prefill_reference
-from runtime.kernels.rope_store import rope_store, rope_store_reference
+from runtime.kernels.rope_store import Turning, rope_store, rope_store_reference
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear, skinny_linear_reference
 from runtime.kernels.tuning import DecodeTiles, LinearTiles, PrefillTiles, decode_tiles, linear_tiles
 
@@ -600,7 +600,7 @@ def layer(b: Bench) -> None:
         scratch = linear_scratch(b.device, 1 << 24)
         angles = torch.rand(2048, dim // 2, device=b.device)
         cos, sin = angles.cos(), angles.sin()
-        for batch, early in itertools.product((1, 8, 32, 64, 128, 256), (False, True)):
+        for batch, early, packed in itertools.product((1, 8, 32, 64, 128, 256), (False, True), (False, True)):
             if b.late():
                 return
             batch = b.size(batch, 2)
@@ -631,15 +631,19 @@ def layer(b: Bench) -> None:
             def step(
                 w: tuple[Tensor, ...], pools: tuple[Tensor, Tensor], x: Tensor = x, p: Paged = p,
                 t: DecodeTiles = t, parts: Any = parts, at: Tensor = at, slots: Tensor = slots,
+                packed: bool = packed,
             ) -> None:  # fmt: skip
                 alone = x.shape[0] == 1
                 y = linear_("qkv", x, w[0], norm=norm)
-                q, k, v = y.unflatten(1, (-1, dim)).split((heads, kv, kv), 1)
-                q = rope_store(q, k, v, cos, sin, at, slots, *pools)
-                o = decode_attention(
-                    q, *pools, p.table, p.seats, p.lengths,
-                    page_size=1, scale=0.1, splits=t.splits, tiles=t, scratch=parts,
-                )  # fmt: skip
+                how: Any = {"page_size": 1, "scale": 0.1, "splits": t.splits, "tiles": t, "scratch": parts}
+                if packed:
+                    o = packed_decode_attention(
+                        y, heads, Turning(cos, sin), slots, *pools, p.table, p.seats, p.lengths, **how
+                    )
+                else:
+                    q, k, v = y.unflatten(1, (-1, dim)).split((heads, kv, kv), 1)
+                    q = rope_store(q, k, v, cos, sin, at, slots, *pools)
+                    o = decode_attention(q, *pools, p.table, p.seats, p.lengths, **how)
                 if alone:
                     linear_("out", o.flatten(1), w[1], residual=x, out=x)
                     h = linear_("gate-up", x, w[2], norm=norm, gated="silu")
@@ -654,8 +658,8 @@ def layer(b: Bench) -> None:
             top = b.try_time("head", [lambda x=x: linear_("head", x, head)] * 4)
             if us is not None and top is not None:
                 b.log(
-                    f"  {model} batch {batch:3}{' early' if early else ''}: layer {us:7.1f} us, head {top:6.1f} us -> step {(us * depth + top) / 1e3:.3f} ms",
-                    layer=model, batch=batch, early=early, us=us, head_us=top, step_ms=(us * depth + top) / 1e3,
+                    f"  {model} batch {batch:3}{' early' if early else ''}{' packed' if packed else ''}: layer {us:7.1f} us, head {top:6.1f} us -> step {(us * depth + top) / 1e3:.3f} ms",
+                    layer=model, batch=batch, early=early, packed=packed, us=us, head_us=top, step_ms=(us * depth + top) / 1e3,
                 )  # fmt: skip
         tuning.EARLY_STARTS = frozenset()
 

@@ -13,6 +13,7 @@ steps: a run with that many new tokens less a run with one.
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import statistics
@@ -38,6 +39,8 @@ class Driver:
         from runtime.engine.loop import EngineLoop
 
         self.loop = EngineLoop(EngineConfig.of({"model_path": folder, **options}))
+        gc.collect()
+        gc.freeze()  # as an engine's process does
         self.vocabulary = self.loop.model.spec.vocabulary
         self._number = 0
         self.steps: list[tuple[Any, float]] = []  # of the newest run: each batch, and the time of its turn
@@ -125,7 +128,7 @@ class Bench:
                 found.append((many - one) / steps * 1e3)
             ms = statistics.median(found)
             floor = self.shape.decode_floor_ms(batch, context, self.tb_s) if self.shape else 0.0
-            turn = max((b.steps for b, _ in self.driver.steps), default=1)
+            turn = statistics.mean([b.steps for b, _ in self.driver.steps] or [1])
             self.log(
                 "decode", batch=batch, ms=ms, repeats=found, floor_ms=floor, of_floor=floor / ms, turn=turn
             )
@@ -152,11 +155,15 @@ class Bench:
             hits.append(cached / asked)
         self.log("shared_prefix", s=statistics.median(found), repeats=found, hit_rate=hits)
 
-    def p(self) -> None:
+    def q(self) -> None:
+        """The same for more rows than graphs are captured for."""
+        self.p((832,))
+
+    def p(self, batches: Sequence[int] = (1, 64, 256)) -> None:
         """Where the time of a decode step goes: kernels by share, by batch."""
         from torch.profiler import ProfilerActivity, profile
 
-        for batch in (1, 64, 256):
+        for batch in batches:
             given = self.prompts(batch, 1000)
             self.driver.run(given, 1)
             with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:

@@ -22,12 +22,12 @@ from torch import Tensor
 
 from runtime.kernels.activation import ACTIVATIONS, gated_mul
 from runtime.kernels.argmax import argmax
-from runtime.kernels.decode import decode_attention
+from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.kv_store import store_kv
 from runtime.kernels.mla_decode import mla_decode_attention
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.prefill import fresh_attention, prefill_attention
-from runtime.kernels.rope_store import rope_store
+from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, skinny_linear
 from runtime.kernels.tuning import DecodeTiles, LatentTiles, LinearTiles, PrefillTiles
 
@@ -75,6 +75,17 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         slopes = torch.rand(heads, device=DEVICE)
         more = {"window": 9, "softcap": 4.0, "slopes": slopes}
         yield f"decode {page} all", lambda: decode_attention(q, *args, c.lengths, **at, **more)
+        packed, half = normal(len(LENGTHS), (heads + 2 * kv) * dim), torch.rand(200, dim // 4, device=DEVICE)
+        turning = Turning(half, half, q_weight=normal(dim), k_weight=normal(dim), eps=1e-6)
+        ends = torch.randperm(len(c.k), device=DEVICE)[: len(LENGTHS)]
+        for splits in (1, 5):
+            tiles = DecodeTiles(16, 4, 3, splits, 16)
+            yield (
+                f"packed decode {page} {splits}",
+                lambda: packed_decode_attention(
+                    packed, heads, turning, ends, c.k, c.v, c.table, c.seats, c.lengths, **at, tiles=tiles
+                ),
+            )
         queries, keys, values = new.split((heads, kv, kv), 1)
         small = PrefillTiles(32, 16, 4, 2)
         for extra in ({}, more):

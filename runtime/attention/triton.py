@@ -6,15 +6,18 @@ of the batch instead of the pages, by this package's kernel or by torch's, where
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.attention.base import AttentionInputs, PagedInputs
-from runtime.kernels.decode import decode_attention
+from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.kv_store import store_kv
 from runtime.kernels.merge import SplitScratch, split_scratch
 from runtime.kernels.prefill import fresh_attention, prefill_attention
+from runtime.kernels.rope_store import Turning
 from runtime.kernels.tuning import decode_tiles, fresh_path
 from runtime.kv.store import KVStore
 from runtime.models.spec import AttnSpec
@@ -96,10 +99,26 @@ class TritonAttention:
                 )
         return out
 
+    def run_packed(self, qkv: Tensor, turning: Turning, layer: int, spec: AttnSpec) -> Tensor:
+        """Of a batch of nothing but single tokens: make q, k and v of the packed projection, store, attend, in one launch."""
+        at = self.inputs
+        assert at is not None and at.decodes == len(qkv)
+        return packed_decode_attention(
+            qkv,
+            spec.heads,
+            turning,
+            at.slots,
+            self.store.k[layer],
+            self.store.v[layer],
+            at.table,
+            at.seats,
+            at.lengths,
+            **self._how(len(qkv), spec),
+        )
+
     def _decode(self, q: Tensor, layer: int, spec: AttnSpec, out: Tensor) -> None:
         at = self.inputs
         assert at is not None
-        tiles = decode_tiles(q.device, len(q), spec.kv_heads, spec.head_dim, self.store.k.dtype)
         decode_attention(
             q,
             self.store.k[layer],
@@ -107,14 +126,21 @@ class TritonAttention:
             at.table,
             at.seats[: at.decodes],
             at.lengths[: at.decodes],
-            page_size=self.store.page_size,
-            scale=spec.scale,
-            window=spec.window,
-            softcap=spec.softcap,
-            scratch=self._scratch_for(len(q), tiles.splits, spec) if tiles.splits > 1 else None,
             out=out,
-            tiles=tiles,
+            **self._how(len(q), spec),
         )
+
+    def _how(self, requests: int, spec: AttnSpec) -> dict[str, Any]:
+        store = self.store
+        tiles = decode_tiles(store.k.device, requests, spec.kv_heads, spec.head_dim, store.k.dtype)
+        return {
+            "page_size": store.page_size,
+            "scale": spec.scale,
+            "window": spec.window,
+            "softcap": spec.softcap,
+            "scratch": self._scratch_for(requests, tiles.splits, spec) if tiles.splits > 1 else None,
+            "tiles": tiles,
+        }
 
     def _scratch_for(self, requests: int, splits: int, spec: AttnSpec) -> SplitScratch:
         key = (splits, spec.heads)

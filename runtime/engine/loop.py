@@ -298,7 +298,9 @@ class EngineLoop:
             batch is None or len(self._flight) >= self.scheduler.depth or self._flight[-1].done is not None
         ):
             out += self._collect(runner)
-        if batch is not None and self._flight:  # a full pipeline: the times are those of a turn
+        if (
+            batch is not None and self._flight and not batch.slices[-1].tokens
+        ):  # a full pipeline of decode steps
             self._turns.observe(batch.steps, time.perf_counter() - began, runner.waited - waited)
         return out
 

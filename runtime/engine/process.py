@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import gc
 import logging
 import os
 import shutil
@@ -276,6 +277,8 @@ def main(folder: str, parent: int, level: str, format: str) -> None:
 
     try:
         loop = EngineLoop(config)
+        gc.collect()
+        gc.freeze()  # what is here now stays: nobody needs to look through it while tokens are waited for
     except Exception as error:
         code = error.code if isinstance(error, EngineError) else "internal_error"
         reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"

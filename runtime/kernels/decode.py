@@ -12,11 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from runtime.kernels.ahead import fetch_ahead
 from runtime.kernels.merge import SplitScratch, arrive, check_scratch, join_parts, split_scratch
+from runtime.kernels.rope_store import Turning, rotated
 from runtime.kernels.tuning import DecodeTiles, decode_tiles, early_starts
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exponentials are taken in base 2
 _FOREVER = 1 << 30
+_AS_IT_IS = Turning(None, None)
 
 
 def decode_reference(
@@ -71,6 +74,11 @@ def _decode(
     seats,
     lengths,
     slopes,
+    cos,
+    sin,
+    q_weight,
+    k_weight,
+    slots,
     out,
     partial,
     weights,
@@ -79,6 +87,8 @@ def _decode(
     softcap,
     v_scale,
     window,
+    eps,
+    offset,
     q_stride,
     slot_stride,
     width,
@@ -93,11 +103,16 @@ def _decode(
     COLS: tl.constexpr,
     SOFTCAP: tl.constexpr,
     STAGES: tl.constexpr,
+    PACKED: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
     EARLY: tl.constexpr,
+    LINES: tl.constexpr,
 ):
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
     head = tl.program_id(0)
     split = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
@@ -105,23 +120,65 @@ def _decode(
     length = tl.load(lengths + request)
     seat = tl.load(seats + request).to(tl.int64)  # here, so that it does not wait for the length
     first = tl.maximum(length - window, 0)
-    share = tl.cdiv(tl.cdiv(length - first, SPLITS), BLOCK_N) * BLOCK_N
+    cached = length  # positions that are attended to from the pool
+    if PACKED:
+        cached = tl.maximum(length - 1, 0)
+    share = tl.cdiv(tl.cdiv(cached - first, SPLITS), BLOCK_N) * BLOCK_N
     share = tl.maximum(share, SHORTEST)  # a part shorter than this costs more to join than to read
-    used = tl.cdiv(length - first, share)
+    used = tl.cdiv(cached - first, share)
     if split < tl.maximum(used, 1):
         row = table + seat * width
         g = tl.arange(0, BLOCK_G)
         d = tl.arange(0, BLOCK_D)
         rows = (g < GROUP)[:, None] & (d < DIM)[None, :]
         at = (head * GROUP + g)[:, None] * DIM + d[None, :]
-        queries = tl.load(q + request * q_stride + at, mask=rows, other=0.0)
         k_head = pool_k + head * DIM + d[None, :]
         v_head = pool_v + head * DIM + d[None, :]
+        begin = first + split * share
+        end = tl.minimum(begin + share, cached)
+        if EARLY:
+            # what earlier steps stored is on its way while the kernel before ends
+            for start in tl.range(begin, tl.minimum(end, begin + 2 * BLOCK_N), BLOCK_N):
+                pos = tl.minimum(start + tl.arange(0, BLOCK_N), end - 1)
+                page = tl.load(row + pos // PAGE).to(tl.int64)
+                line = tl.arange(0, LINES) * (1024 // pool_k.dtype.element_ty.primitive_bitwidth)
+                place = (page * PAGE + pos % PAGE)[:, None] * slot_stride + head * DIM + line[None, :]
+                fetch_ahead(pool_k + place)
+                fetch_ahead(pool_v + place)
+            tl.extra.cuda.gdc_wait()
         top = tl.full((BLOCK_G,), float("-inf"), tl.float32)
         total = tl.zeros((BLOCK_G,), tl.float32)
         acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
-        begin = first + split * share
-        end = tl.minimum(begin + share, length)
+        if PACKED:
+            heads = groups * GROUP
+            packed = q + request * q_stride
+            place = cached.to(tl.int64)
+            queries = rotated(
+                packed + (head * GROUP + g)[:, None] * DIM, rows, d[None, :], q_weight, cos, sin, place,
+                eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET,
+            )  # fmt: skip
+            if (split == 0) & (length > 0):  # the new token itself, which no pool has yet
+                one = tl.arange(0, 1)[:, None]
+                inside = (one == 0) & (d < DIM)[None, :]
+                key = rotated(
+                    packed + (heads + head + one) * DIM, inside, d[None, :], k_weight, cos, sin, place,
+                    eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET,
+                ).to(pool_k.dtype.element_ty)  # fmt: skip
+                value = tl.load(packed + (heads + groups + head) * DIM + d[None, :], mask=inside, other=0.0)
+                value = value.to(pool_v.dtype.element_ty)
+                slot = tl.load(slots + request + one)
+                stored = inside & (slot >= 0)
+                tl.store(k_head + slot * slot_stride, key, mask=stored)
+                tl.store(v_head + slot * slot_stride, value, mask=stored)
+                key = key.to(queries.dtype).to(tl.float32)
+                score = tl.sum(queries.to(tl.float32) * key, 1) * scale
+                if SOFTCAP:
+                    score = capped(score, softcap) * LOG2E
+                top = score
+                total = tl.full((BLOCK_G,), 1.0, tl.float32)
+                acc += value.to(queries.dtype).to(tl.float32)
+        else:
+            queries = tl.load(q + request * q_stride + at, mask=rows, other=0.0)
         for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):
             pos = start + tl.arange(0, BLOCK_N)
             live = pos < end
@@ -210,7 +267,80 @@ def decode_attention(
     Returns [requests, heads, head_dim] in q's dtype; sums run in float32.
     Source: online softmax, arXiv:1805.02867; split over the context as in Flash-Decoding.
     """
-    requests, heads, dim = q.shape
+    if q.stride()[1:] != (q.shape[2], 1):
+        raise ValueError("decode_attention: heads of q must lie next to each other")
+    return _launch(
+        q, q.shape[1], None, None, pool_k, pool_v, table, seats, lengths, page_size, scale, window, softcap,
+        slopes, v_scale, splits, scratch, out, tiles,
+    )  # fmt: skip
+
+
+def packed_decode_attention(
+    qkv: Tensor,
+    heads: int,
+    turning: Turning,
+    slots: Tensor,
+    pool_k: Tensor,
+    pool_v: Tensor,
+    table: Tensor,
+    seats: Tensor,
+    lengths: Tensor,
+    *,
+    page_size: int,
+    scale: float,
+    window: int | None = None,
+    softcap: float | None = None,
+    v_scale: float = 1.0,
+    splits: int | None = None,
+    scratch: SplitScratch | None = None,
+    out: Tensor | None = None,
+    tiles: DecodeTiles | None = None,
+) -> Tensor:
+    """`rope_store` and `decode_attention` in one launch: the new tokens' k and v are made, stored and attended to here.
+
+    qkv      [requests, (heads + 2 * kv_heads) * head_dim], as the projection wrote them
+    turning  how heads become q and k, at position length - 1
+    slots    int64 [requests]: where the new tokens' k and v go; -1 stores nothing
+
+    All else is as for `decode_attention`; `lengths` count the new tokens.
+    """
+    requests, kv_heads, dim = len(qkv), pool_k.shape[1], pool_k.shape[2]
+    if qkv.shape != (requests, (heads + 2 * kv_heads) * dim) or qkv.stride(1) != 1:
+        raise ValueError(
+            f"packed_decode_attention: qkv {tuple(qkv.shape)} is not of {heads} heads and pools {tuple(pool_k.shape)}"
+        )
+    if slots.shape != (requests,):
+        raise ValueError(
+            f"packed_decode_attention: {requests} requests need as many slots, got {slots.numel()}"
+        )
+    return _launch(
+        qkv.unflatten(1, (-1, dim)), heads, turning, slots, pool_k, pool_v, table, seats, lengths, page_size,
+        scale, window, softcap, None, v_scale, splits, scratch, out, tiles,
+    )  # fmt: skip
+
+
+def _launch(
+    q: Tensor,
+    heads: int,
+    turning: Turning | None,
+    slots: Tensor | None,
+    pool_k: Tensor,
+    pool_v: Tensor,
+    table: Tensor,
+    seats: Tensor,
+    lengths: Tensor,
+    page_size: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    slopes: Tensor | None,
+    v_scale: float,
+    splits: int | None,
+    scratch: SplitScratch | None,
+    out: Tensor | None,
+    tiles: DecodeTiles | None,
+) -> Tensor:
+    requests, _, dim = q.shape
     kv_heads = pool_k.shape[1]
     if pool_k.shape != pool_v.shape or pool_k.shape[2] != dim or heads % kv_heads:
         raise ValueError(
@@ -221,8 +351,8 @@ def decode_attention(
             f"decode_attention: {requests} requests need as many seats and lengths, "
             f"got {tuple(seats.shape)} and {tuple(lengths.shape)}"
         )
-    if pool_k.stride() != pool_v.stride() or pool_k.stride()[1:] != (dim, 1) or q.stride()[1:] != (dim, 1):
-        raise ValueError("decode_attention: heads of q and of the pools must lie next to each other")
+    if pool_k.stride() != pool_v.stride() or pool_k.stride()[1:] != (dim, 1):
+        raise ValueError("decode_attention: heads of the pools must lie next to each other")
     group = heads // kv_heads
     t = tiles or decode_tiles(q.device, requests, kv_heads, dim, pool_k.dtype)
     splits = t.splits if splits is None else splits
@@ -236,6 +366,7 @@ def decode_attention(
         scratch = scratch or split_scratch(requests, kv_heads, splits, group, dim, q.device)
         check_scratch(scratch, requests, kv_heads, splits, group, dim)
     early = early_starts(q.device, requests)
+    turn = turning or _AS_IT_IS
     _decode[(kv_heads, splits, requests)](
         q,
         pool_k,
@@ -244,6 +375,11 @@ def decode_attention(
         seats,
         lengths,
         slopes,
+        turn.cos,
+        turn.sin,
+        turn.q_weight,
+        turn.k_weight,
+        slots,
         out,
         scratch.partial if scratch else None,
         scratch.weights if scratch else None,
@@ -252,6 +388,8 @@ def decode_attention(
         softcap or 1.0,
         v_scale,
         _FOREVER if window is None else window,
+        turn.eps,
+        turn.offset,
         q.stride(0),
         pool_k.stride(0),
         table.stride(0),
@@ -266,7 +404,13 @@ def decode_attention(
         COLS=min(512, triton.next_power_of_2(group * dim)),
         SOFTCAP=softcap is not None,
         STAGES=t.stages,
+        PACKED=turning is not None,
+        TURNED=turn.width(dim),
+        INTERLEAVED=turn.interleaved,
+        NORM=turn.q_weight is not None,
+        OFFSET=turn.offset != 0.0,
         EARLY=early,
+        LINES=triton.next_power_of_2(max(1, dim * pool_k.element_size() // 128)),
         num_warps=t.warps,
         **({"launch_pdl": True} if early else {}),
     )

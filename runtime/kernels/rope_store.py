@@ -6,6 +6,8 @@ threads read coordinates that others have already turned.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +15,32 @@ from torch import Tensor
 
 from runtime.kernels.norm import normed
 from runtime.kernels.tuning import early_starts
+
+
+@dataclass(frozen=True)
+class Turning:
+    """How heads of a projection become q and k.
+
+    cos, sin            float32 [context, turned / 2]; the first `turned` coordinates of a head are rotated; None: none are
+    q_weight, k_weight  [head_dim]: RMS norm of each head first, with `eps` and `offset`; None: no norm
+    """
+
+    cos: Tensor | None
+    sin: Tensor | None
+    interleaved: bool = False
+    q_weight: Tensor | None = None
+    k_weight: Tensor | None = None
+    eps: float = 0.0
+    offset: float = 0.0
+
+    def width(self, dim: int) -> int:
+        """Rotated coordinates of a head of `dim`; ValueError if the tables do not fit it."""
+        if (self.q_weight is None) != (self.k_weight is None) or (self.cos is None) != (self.sin is None):
+            raise ValueError("rope: weights of q and k, and cos and sin, come together")
+        turned = 0 if self.cos is None else 2 * self.cos.shape[-1]
+        if turned > dim or (self.cos is not None and not self.cos.is_contiguous()):
+            raise ValueError(f"rope: {turned} turned coordinates do not fit a head of {dim}")
+        return turned
 
 
 def rope_store_reference(
@@ -56,6 +84,52 @@ def rope_store_reference(
     pool_k[slots[keep]] = turn(k, k_weight)[keep].to(pool_k.dtype)
     pool_v[slots[keep]] = v[keep].to(pool_v.dtype)
     return turn(q, q_weight)
+
+
+@triton.jit
+def rotated(
+    row,
+    live,
+    d,
+    weight,
+    cos,
+    sin,
+    position,
+    eps,
+    offset,
+    DIM: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
+):
+    """Heads that begin at `row` [heads, 1], normed and rotated for `position`, in their type; d [1, width] counts coordinates."""
+    x = tl.load(row + d, mask=live, other=0.0)
+    wide = x.to(tl.float32)
+    factor = 1.0
+    if NORM:
+        factor = tl.rsqrt(tl.sum(wide * wide, 1) / DIM + eps)[:, None]
+        w = tl.load(weight + d, mask=d < DIM, other=0.0)
+        wide = normed(wide, w, factor, offset, x.dtype, OFFSET).to(x.dtype).to(tl.float32)
+    if TURNED > 0:
+        HALF: tl.constexpr = TURNED // 2
+        turned = d < TURNED
+        if INTERLEAVED:
+            pair = d // 2
+            other = d ^ 1
+            sign = tl.where(d % 2 == 0, -1.0, 1.0)
+        else:
+            pair = d % HALF
+            other = tl.where(d < HALF, d + HALF, d - HALF)
+            sign = tl.where(d < HALF, -1.0, 1.0)
+        across = tl.load(row + other, mask=live & turned, other=0.0).to(tl.float32)
+        if NORM:
+            w = tl.load(weight + other, mask=turned, other=0.0)
+            across = normed(across, w, factor, offset, x.dtype, OFFSET).to(x.dtype).to(tl.float32)
+        c = tl.load(cos + position * HALF + pair, mask=turned, other=1.0)
+        s = tl.load(sin + position * HALF + pair, mask=turned, other=0.0)
+        wide = wide * c + sign * across * s
+    return wide.to(x.dtype)
 
 
 @triton.jit
@@ -103,38 +177,17 @@ def _rope_store(
     q_row = q + token * q_stride + head * DIM
     k_row = k + token * k_stride + (head - HEADS) * DIM
     v_row = v + token * v_stride + (head - HEADS - KV_HEADS) * DIM
-    x = tl.load(q_row + d, mask=is_q, other=0.0)
-    x = tl.where(is_k, tl.load(k_row + d, mask=is_k, other=0.0), x)
     raw = tl.load(v_row + d, mask=is_v, other=0.0)
-    wide = x.to(tl.float32)
-    if NORM:
-        factor = tl.rsqrt(tl.sum(wide * wide, 1) / DIM + eps)[:, None]
-        wq = tl.load(q_weight + d, mask=is_q, other=0.0)
-        w = tl.where(is_k, tl.load(k_weight + d, mask=is_k, other=0.0), wq)
-        wide = normed(wide, w, factor, offset, x.dtype, OFFSET).to(x.dtype).to(tl.float32)
+    place = 0
     if TURNED > 0:
-        HALF: tl.constexpr = TURNED // 2
-        turned = d < TURNED
-        if INTERLEAVED:
-            pair = d // 2
-            other = d ^ 1
-            sign = tl.where(d % 2 == 0, -1.0, 1.0)
-        else:
-            pair = d % HALF
-            other = tl.where(d < HALF, d + HALF, d - HALF)
-            sign = tl.where(d < HALF, -1.0, 1.0)
-        y = tl.load(q_row + other, mask=is_q & turned, other=0.0)
-        y = tl.where(is_k, tl.load(k_row + other, mask=is_k & turned, other=0.0), y)
-        across = y.to(tl.float32)
-        if NORM:
-            wq = tl.load(q_weight + other, mask=is_q & turned, other=0.0)
-            w = tl.where(is_k, tl.load(k_weight + other, mask=is_k & turned, other=0.0), wq)
-            across = normed(across, w, factor, offset, x.dtype, OFFSET).to(x.dtype).to(tl.float32)
-        place = tl.load(positions + token) * HALF
-        c = tl.load(cos + place + pair, mask=turned, other=1.0)
-        s = tl.load(sin + place + pair, mask=turned, other=0.0)
-        wide = wide * c + sign * across * s
-    result = wide.to(x.dtype)
+        place = tl.load(positions + token)
+    turned_q = rotated(
+        q_row, is_q, d, q_weight, cos, sin, place, eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET
+    )
+    turned_k = rotated(
+        k_row, is_k, d, k_weight, cos, sin, place, eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET
+    )
+    result = tl.where(is_k, turned_k, turned_q)
     tl.store(out + (token * HEADS + head) * DIM + d, result, mask=is_q)
     if k_out is not None:
         tl.store(k_out + (token * KV_HEADS + head - HEADS) * DIM + d, result, mask=is_k)
@@ -193,11 +246,7 @@ def rope_store(
             f"rope_store: {tokens} tokens need as many positions and slots, "
             f"got {positions.numel()} and {slots.numel()}"
         )
-    if (q_weight is None) != (k_weight is None) or (cos is None) != (sin is None):
-        raise ValueError("rope_store: weights of q and k, and cos and sin, come together")
-    turned = 0 if cos is None else 2 * cos.shape[-1]
-    if turned > dim or (cos is not None and not cos.is_contiguous()):
-        raise ValueError(f"rope_store: {turned} turned coordinates do not fit a head of {dim}")
+    turned = Turning(cos, sin, interleaved, q_weight, k_weight, eps, offset).width(dim)
     if out is None:
         out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     elif out.shape != q.shape or not out.is_contiguous():

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.kernels.activation import ACTIVATIONS, activated, gated_mul, gated_reference
+from runtime.kernels.ahead import fetch_ahead
 from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
 from runtime.kernels.tuning import LinearTiles, early_starts, linear_tiles
@@ -143,19 +144,6 @@ def _gemv(
 
 
 @triton.jit
-def _fetch_ahead(pointers):
-    """Bring these lines of the memory into the device's cache; nothing waits for them."""
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;",
-        "=r,l",
-        [pointers.to(tl.int64, bitcast=True)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def _finish(acc, other, at, m, n, live, bias, residual, out, GATED: tl.constexpr):
     """acc [columns of w, rows of x]: bias, gate, residual, store."""
     if bias is not None:
@@ -204,9 +192,9 @@ def _tiled(
         tl.extra.cuda.gdc_launch_dependents()
         line = split * SHARE + tl.arange(0, AHEAD) * (1024 // w.dtype.element_ty.primitive_bitwidth)
         ahead = w + tl.minimum(at, n - 1).to(tl.int64)[:, None] * w_stride + tl.minimum(line, K - 1)[None, :]
-        _fetch_ahead(ahead)
+        fetch_ahead(ahead)
         if GATED is not None:
-            _fetch_ahead(ahead + n * w_stride)
+            fetch_ahead(ahead + n * w_stride)
         tl.extra.cuda.gdc_wait()
     x_row = x + m.to(tl.int64)[:, None] * x_stride
     live_m = (m < rows)[:, None]

@@ -15,7 +15,7 @@ from torch import Tensor
 from runtime.attention.base import AttentionImpl
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.norm import add_rms_norm, rms_norm
-from runtime.kernels.rope_store import rope_store
+from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
@@ -92,17 +92,26 @@ class FusedDecoder:
         a, index = layer.spec.attention, layer.attention.index
         rope = layer.attention.rope
         assert rope is not None
+        normed = a.qk_norm == "head"
+        turning = Turning(
+            rope.cos,
+            rope.sin,
+            rope.spec.interleaved,
+            layer.attention.q_norm.weight if normed else None,
+            layer.attention.k_norm.weight if normed else None,
+            a.norm.eps if normed and a.norm is not None else 0.0,
+            a.norm.offset if normed and a.norm is not None else 0.0,
+        )
+        inputs = impl.inputs
+        if inputs.decodes == len(qkv):
+            found: Tensor = impl.run_packed(qkv, turning, index, a)
+            return found.flatten(1)
         pool_k, pool_v = self.store.k[index], self.store.v[index]
         q, k, v = qkv.unflatten(1, (-1, a.head_dim)).split((a.heads, a.kv_heads, a.kv_heads), dim=1)
-        normed = a.qk_norm == "head"
-        inputs = impl.inputs
         q = rope_store(
-            q, k, v, rope.cos, rope.sin, positions, inputs.slots, pool_k, pool_v,
-            interleaved=rope.spec.interleaved,
-            q_weight=layer.attention.q_norm.weight if normed else None,
-            k_weight=layer.attention.k_norm.weight if normed else None,
-            eps=a.norm.eps if normed and a.norm is not None else 0.0,
-            offset=a.norm.offset if normed and a.norm is not None else 0.0,
+            q, k, v, turning.cos, turning.sin, positions, inputs.slots, pool_k, pool_v,
+            interleaved=turning.interleaved, q_weight=turning.q_weight, k_weight=turning.k_weight,
+            eps=turning.eps, offset=turning.offset,
         )  # fmt: skip
         rows: tuple[Tensor, ...] = ()
         if (

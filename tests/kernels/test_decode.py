@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runtime.kernels.decode import decode_attention, decode_reference
+from runtime.kernels.decode import decode_attention, decode_reference, packed_decode_attention
 from runtime.kernels.merge import merge_reference, split_scratch
+from runtime.kernels.rope_store import Turning, rope_store_reference
 from runtime.kernels.tuning import DecodeTiles
 from tests.kernels.paged_case import TOLERANCE, cache, error
 
@@ -123,3 +124,84 @@ def test_merge_reference_joins_parts_of_a_softmax() -> None:
     partial = torch.stack([scores[p].softmax(0) @ values[p] for p in parts])
     weights = torch.stack([scores[p].logsumexp(0) for p in parts]) / torch.log(torch.tensor(2.0))
     assert torch.allclose(merge_reference(partial, weights), scores.softmax(0) @ values)
+
+
+@pytest.mark.parametrize(
+    ("dim", "turned", "interleaved", "normed", "window", "softcap", "stored", "splits"),
+    [
+        (64, 64, False, False, None, None, torch.float32, 1),
+        (64, 64, False, True, None, None, torch.float32, 4),
+        (80, 32, True, False, 7, None, torch.float32, 2),
+        (128, 128, False, False, 1, 3.0, torch.float32, 3),
+        (64, 0, False, True, None, 2.0, torch.float32, 2),
+        (64, 64, False, False, None, None, torch.float8_e4m3fn, 2),
+    ],
+)
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_packed_projections_are_turned_stored_and_attended(
+    device: torch.device,
+    dim: int,
+    turned: int,
+    interleaved: bool,
+    normed: bool,
+    window: int | None,
+    softcap: float | None,
+    stored: torch.dtype,
+    splits: int,
+    page_size: int,
+) -> None:
+    torch.manual_seed(dim + splits)
+    heads, kv_heads, lengths = 6, 2, [1, 0, 33, 150, 17]
+    c = cache(lengths, page_size, kv_heads, dim, torch.float32, device)
+    pools = [x.nan_to_num().to(stored) for x in (c.k, c.v)]
+    qkv = torch.randn(5, (heads + 2 * kv_heads) * dim + 8, device=device)[:, : (heads + 2 * kv_heads) * dim]
+    angles = torch.rand(200, turned // 2, device=device)
+    weights = [torch.rand(dim, device=device) if normed else None for _ in range(2)]
+    turning = Turning(
+        angles.cos() if turned else None, angles.sin() if turned else None, interleaved, *weights, eps=1e-5
+    )
+    at = torch.tensor([max(n - 1, 0) for n in lengths], device=device)
+    pages = c.table[c.seats.long(), at // page_size].long()
+    slots = torch.where(c.lengths > 0, pages * page_size + at % page_size, -1)
+
+    wanted_pools = [x.clone() for x in pools]
+    q, k, v = qkv.unflatten(1, (-1, dim)).split((heads, kv_heads, kv_heads), dim=1)
+    turned_q = rope_store_reference(
+        q, k, v, turning.cos, turning.sin, at, slots, *wanted_pools,
+        interleaved=interleaved, q_weight=weights[0], k_weight=weights[1], eps=1e-5,
+    )  # fmt: skip
+    how = {"page_size": page_size, "scale": dim**-0.5, "window": window, "softcap": softcap}
+    wanted = decode_reference(turned_q, *wanted_pools, c.table, c.seats, c.lengths, **how)
+
+    out = packed_decode_attention(
+        qkv, heads, turning, slots, *pools, c.table, c.seats, c.lengths, splits=splits, tiles=SMALL, **how
+    )
+    rounding = 1e-5 if stored == torch.float32 else 6e-2  # the interpreter truncates to float8 where a GPU rounds
+    assert error(out, wanted) < rounding
+    assert not out[1].any(), "a padding row is zeros"
+    for got, want in zip(pools, wanted_pools, strict=True):
+        assert error(got.float(), want.float()) < rounding
+
+
+def test_packed_projections_must_fit(device: torch.device) -> None:
+    c = cache([20, 7], 1, 2, 64, torch.float32, device)
+    slots = torch.zeros(2, dtype=torch.int64, device=device)
+    more = {"page_size": 1, "scale": 1.0}
+    plain = Turning(None, None)
+    with pytest.raises(ValueError, match=r"qkv \(2, 500\) is not of 4 heads"):
+        packed_decode_attention(
+            torch.zeros(2, 500, device=device), 4, plain, slots, c.k, c.v, c.table, c.seats, c.lengths, **more
+        )
+    with pytest.raises(ValueError, match="need as many slots"):
+        packed_decode_attention(
+            torch.zeros(2, 512, device=device),
+            4,
+            plain,
+            slots[:1],
+            c.k,
+            c.v,
+            c.table,
+            c.seats,
+            c.lengths,
+            **more,
+        )
