@@ -176,7 +176,8 @@ def test_packed_projections_are_turned_stored_and_attended(
     out = packed_decode_attention(
         qkv, heads, turning, slots, *pools, c.table, c.seats, c.lengths, splits=splits, tiles=SMALL, **how
     )
-    rounding = 1e-5 if stored == torch.float32 else 6e-2  # the interpreter truncates to float8 where a GPU rounds
+    # The interpreter truncates to float8 where a GPU rounds.
+    rounding = 1e-5 if stored == torch.float32 else 6e-2
     assert error(out, wanted) < rounding
     assert not out[1].any(), "a padding row is zeros"
     for got, want in zip(pools, wanted_pools, strict=True):
