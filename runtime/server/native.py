@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from runtime.api import Delta, Generate, Prompt, Score, Segment, TextSegment, TokenSegment
+from runtime.api import Delta, Generate, Prompt, Score, ScoreResult, Segment, TextSegment, TokenSegment
 from runtime.engine.native import logprob_options, meta_info, sampling_params
 from runtime.errors import InvalidRequest, NotFound, Overloaded, Unsupported
-from runtime.server import bodies, errors
+from runtime.server import answers, bodies, errors
 from runtime.server.context import Context
+from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.sse import EventStream
 
 
@@ -83,6 +84,7 @@ def requests_of(body: bodies.GenerateBody) -> tuple[list[Generate], bool]:
     return out, not one or out[0].sampling.n > 1
 
 
+@operation(body=bodies.GenerateBody, answer=answers.Generated | list[answers.Generated], kinds=JSON_OR_EVENTS)
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST /generate. Streams are cumulative: each event has the whole text so far."""
     context = Context.of(request)
@@ -175,6 +177,7 @@ class PrefillBody(msgspec.Struct, forbid_unknown_fields=True):
     prompt: Prompt
 
 
+@operation(body=CallsBody, kinds=("application/x-ndjson",))
 async def calls_generate(request: web.Request) -> web.StreamResponse:
     """Run calls together; each line of the answer is one Delta, as JSON."""
     context = Context.of(request)
@@ -188,18 +191,23 @@ async def calls_generate(request: web.Request) -> web.StreamResponse:
         return response
 
 
+@operation(body=Score, answer=ScoreResult)
 async def calls_score(request: web.Request) -> web.Response:
+    """Log-probabilities of given continuations."""
     body = await bodies.read(request, Score)
     result = await Context.of(request).engine.score(body)
     return web.Response(body=msgspec.json.encode(result), content_type="application/json")
 
 
+@operation(body=PrefillBody)
 async def calls_prefill(request: web.Request) -> web.Response:
+    """Compute a prefix and leave it in the cache."""
     body = await bodies.read(request, PrefillBody)
     await Context.of(request).engine.prefill(body.prompt)
     return web.json_response({})
 
 
+@operation(kinds=("text/plain",))
 async def health(request: web.Request) -> web.Response:
     """200 while the engine loop turns: its process is heard of, and is neither lost nor being started again."""
     engine = Context.of(request).engine
@@ -208,6 +216,7 @@ async def health(request: web.Request) -> web.Response:
     return web.Response(text="")
 
 
+@operation(kinds=("text/plain",))
 async def ready(request: web.Request) -> web.Response:
     """200 while new requests are taken: the loop turns and the server is not shutting down."""
     if Context.of(request).closing:
@@ -215,6 +224,7 @@ async def ready(request: web.Request) -> web.Response:
     return await health(request)
 
 
+@operation(kinds=("text/plain",))
 async def health_generate(request: web.Request) -> web.Response:
     """200 if one token can be generated."""
     engine = Context.of(request).engine
@@ -227,35 +237,47 @@ async def health_generate(request: web.Request) -> web.Response:
     return web.Response(text="")
 
 
+@operation(answer=answers.ModelInfo)
 async def model_info(request: web.Request) -> web.Response:
+    """Which model is served, and its chat template."""
     model = Context.of(request).engine.model
     return web.json_response(
         {"model_path": model.model_path, "is_generation": True, "chat_template": model.jinja}
     )
 
 
+@operation(answer=answers.ServerInfo)
 async def server_info(request: web.Request) -> web.Response:
+    """The options, facts about the model, and what is in use now."""
     context = Context.of(request)
     return web.json_response({**context.server_args(), **context.engine.info, **await context.engine.stats()})
 
 
+@operation()
 async def server_args(request: web.Request) -> web.Response:
+    """The options of this server, without secrets."""
     return web.json_response(Context.of(request).server_args())
 
 
+@operation(answer=answers.Flushed)
 async def flush_cache(request: web.Request) -> web.Response:
+    """Forget every cached prefix that nobody uses."""
     done = await Context.of(request).engine.flush_cache()
     return web.json_response({"flushed": done}, status=200)
 
 
+@operation(body=bodies.AbortBody, answer=answers.Aborted)
 async def abort(request: web.Request) -> web.Response:
+    """End a running request by its id."""
     body = await bodies.read(request, bodies.AbortBody)
     if not Context.of(request).abort(body.rid):
         raise NotFound(f"no request {body.rid!r} is running", param="rid")
     return web.json_response({"aborted": body.rid})
 
 
+@operation(body=bodies.TokenizeBody, answer=answers.Tokens)
 async def tokenize(request: web.Request) -> web.Response:
+    """The token ids of a text."""
     body = await bodies.read(request, bodies.TokenizeBody)
     text = body.text if body.text is not None else body.prompt
     if text is None:
@@ -264,7 +286,9 @@ async def tokenize(request: web.Request) -> web.Response:
     return web.json_response({"tokens": tokens, "count": len(tokens)})
 
 
+@operation(body=bodies.DetokenizeBody, answer=answers.Text)
 async def detokenize(request: web.Request) -> web.Response:
+    """The text of token ids."""
     body = await bodies.read(request, bodies.DetokenizeBody)
     tokenizer = Context.of(request).engine.tokenizer
     wrong = next((t for t in body.tokens if not 0 <= t < tokenizer.size), None)

@@ -22,8 +22,9 @@ from runtime.api import (
     Usage,
 )
 from runtime.errors import InvalidRequest, NotFound, Unsupported
-from runtime.server import bodies, errors
+from runtime.server import answers, bodies, errors
 from runtime.server.context import Context
+from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.sse import EventStream
 
 
@@ -129,6 +130,7 @@ def _completion_logprobs(own: list[TokenLogprob], tops: list[Any], offset: int) 
     }
 
 
+@operation(body=bodies.CompletionBody, answer=answers.Completion, kinds=JSON_OR_EVENTS)
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions."""
     context = Context.of(request)
@@ -268,6 +270,7 @@ def _chat_logprobs(delta: Delta) -> dict[str, Any]:
     return {"content": [{**entry(t), "top_logprobs": [entry(o) for o in top]} for t, top in pairs]}
 
 
+@operation(body=bodies.ChatBody, answer=answers.ChatCompletion, kinds=JSON_OR_EVENTS)
 async def chat(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions."""
     context = Context.of(request)
@@ -366,11 +369,15 @@ def _card(context: Context) -> dict[str, Any]:
     }
 
 
+@operation(answer=answers.Models)
 async def models(request: web.Request) -> web.Response:
+    """The model of this server, as a list."""
     return web.json_response({"object": "list", "data": [_card(Context.of(request))]})
 
 
+@operation(answer=answers.Model)
 async def model(request: web.Request) -> web.Response:
+    """The model of this server."""
     context = Context.of(request)
     name = request.match_info["name"]
     if name != context.model_name:

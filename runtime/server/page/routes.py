@@ -13,8 +13,9 @@ import msgspec
 from aiohttp import web
 
 from runtime.errors import NotFound
-from runtime.server import bodies
+from runtime.server import answers, bodies
 from runtime.server.context import Context
+from runtime.server.operation import operation
 from runtime.server.page.state import HISTORY, History, state_of, watch
 
 _POLICY = (
@@ -52,6 +53,7 @@ def path_of(name: str) -> str:
 def _file(name: str) -> web.RouteDef:
     data = (Path(__file__).parent / name).read_bytes()
 
+    @operation(kinds=(FILES[name],))
     async def send(request: web.Request) -> web.Response:
         return web.Response(body=data, content_type=FILES[name], charset="utf-8", headers=_HEADERS)
 
@@ -59,12 +61,14 @@ def _file(name: str) -> web.RouteDef:
     return web.get(path_of(name), send)
 
 
+@operation()
 async def state(request: web.Request) -> web.Response:
     """What the server does now and did in the last minutes, as the page shows it."""
     answer = await state_of(Context.of(request), request.app[HISTORY])
     return web.json_response(answer, headers={"Cache-Control": "no-store"})
 
 
+@operation(body=PageAbortBody, answer=answers.Aborted)
 async def abort(request: web.Request) -> web.Response:
     """End one running sample; its caller gets what it has, finished by `abort`."""
     body = await bodies.read(request, PageAbortBody)

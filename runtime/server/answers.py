@@ -1,0 +1,131 @@
+"""The shapes of JSON answers, for the OpenAPI document and for tests that hold answers against them.
+
+Handlers build dictionaries, which cost less than structs; what is optional here is what they leave out.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Generated(msgspec.Struct):
+    """/generate, for each sample. `meta_info` has the id, the reason of the end, token counts and log-probabilities."""
+
+    text: str
+    meta_info: dict[str, Any]
+    index: int
+
+
+class ModelInfo(msgspec.Struct):
+    model_path: str
+    is_generation: bool
+    chat_template: str | None
+
+
+class KVCache(msgspec.Struct):
+    """`used_tokens` are held by running requests; `cached_tokens` can be reused or evicted."""
+
+    used_tokens: int
+    cached_tokens: int
+    total_tokens: int
+
+
+class ServerInfo(msgspec.Struct):
+    """The server's options are there as well, each under its own name."""
+
+    kv_cache: KVCache
+    num_running_reqs: int
+    num_waiting_reqs: int
+    context_length: int
+    vocab_size: int
+    model_path: str
+
+
+class Flushed(msgspec.Struct):
+    flushed: bool
+
+
+class Aborted(msgspec.Struct):
+    aborted: str
+
+
+class Tokens(msgspec.Struct):
+    tokens: list[int]
+    count: int
+
+
+class Text(msgspec.Struct):
+    text: str
+
+
+class PromptTokensDetails(msgspec.Struct):
+    cached_tokens: int
+
+
+class TokenUsage(msgspec.Struct):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class CompletionLogprobs(msgspec.Struct):
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+
+class Completion(msgspec.Struct):
+    """/v1/completions; a stream has the same shape, piece by piece."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: TokenUsage
+
+
+class ChatMessage(msgspec.Struct):
+    role: str
+    content: str | None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: ChatMessage
+    logprobs: dict[str, Any] | None
+    finish_reason: str | None
+
+
+class ChatCompletion(msgspec.Struct):
+    """/v1/chat/completions; a stream sends chunks with `delta` in place of `message`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: TokenUsage
+
+
+class Model(msgspec.Struct):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+
+
+class Models(msgspec.Struct):
+    object: Literal["list"]
+    data: list[Model]
