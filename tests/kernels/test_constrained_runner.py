@@ -124,6 +124,8 @@ def generate(
             context=128,
             largest_graph=largest,
         )
+        assert made.tables is not None
+        made.tables.tables.max_bytes = room
     waiting = [request(i, compiler, made) for i in which]
     everyone = {r.id: r for r in waiting}
     deepest = dict.fromkeys(everyone, 0)
@@ -193,7 +195,7 @@ def test_steps_are_queued_before_their_tokens_are_known_and_outputs_survive_a_re
 @pytest.mark.parametrize("room", [1 << 20, 1800])
 def test_several_steps_at_once(model: Decoder, room: int) -> None:
     """Where the device has no room for a table its seat is the host's, who is then asked between the steps."""
-    which = (2, 4, 0, 1)
+    which = (4, 2, 0)
     with torch.inference_mode():
         wanted = generate(model, "plain", jump=False, which=which)
         found = generate(model, "graphs", jump=False, depth=2, which=which, turn=4, room=room)
