@@ -198,6 +198,14 @@ class ServerConfig(Limits):
     log_level: str = _option("info", "debug, info, warning or error.")
     log_format: str = _option("text", "text, or json: one object a line.")
     stream_interval: int = _option(1, "Tokens between two events of a stream.")
+    state_dir: str | None = _option(
+        None,
+        "Folder of files and batches, which outlive the server there. Default: a temporary one.",
+        "--file-storage-pth",
+    )
+    max_file_bytes: int = _option(512 << 20, "Larger uploads are refused with 413.")
+    max_state_bytes: int = _option(16 << 30, "Bytes of all files together; then uploads are refused with 507.")
+    batch_concurrency: int = _option(32, "Lines of batches that are answered at a time.")
     shutdown_timeout: float | None = _option(
         None,
         "Seconds that running requests have to finish after a first SIGTERM or SIGINT. Default: no limit.",

@@ -5,6 +5,7 @@
         TooLong                 400   prompt and budget exceed the context or the pool
         Unsupported             400   this backend or model lacks the feature
       NotFound                  404
+      Conflict                  409   the object's state does not allow it now
       Overloaded                503   try again later
         Crowded                 429   too many requests wait already
       EngineDead                503   the engine process was lost with the request; another one may be starting
@@ -46,6 +47,11 @@ class Unsupported(InvalidRequest):
 class NotFound(EngineError):
     status = 404
     code = "not_found"
+
+
+class Conflict(EngineError):
+    status = 409
+    code = "conflict"
 
 
 class Overloaded(EngineError):

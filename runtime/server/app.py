@@ -14,7 +14,7 @@ from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.process import ProcessTransport
 from runtime.errors import EngineDead, ModelError
-from runtime.server import auth, errors, limits, native, observe, openai, openapi
+from runtime.server import auth, batches, errors, limits, native, observe, openai, openapi
 from runtime.server.auth import Origins
 from runtime.server.connection import listen
 from runtime.server.context import KEY, Context
@@ -40,6 +40,7 @@ def build(context: Context) -> web.Application:
     app.add_routes(native.routes())
     app.add_routes(openai.routes())
     page.attach(app, context)
+    batches.install(app, context)
     openapi.attach(app)
     return app
 

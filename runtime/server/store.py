@@ -1,0 +1,444 @@
+"""Files and batches on disk: a SQLite journal (WAL, synced at every commit) and contents under random ids.
+
+A content is complete before its row exists, and a row is what makes it a file: what a crash leaves behind has no row and is
+removed at the next start. A line of a batch is a row from the moment that its answer counts. Methods block; one lock orders
+them, so any thread may call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from runtime.errors import Conflict, EngineError, InvalidRequest, ModelError, NotFound
+
+KEY_SECONDS = 24 * 3600  # how long an Idempotency-Key is remembered
+UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (id TEXT PRIMARY KEY, created REAL NOT NULL, bytes INTEGER NOT NULL, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (id TEXT PRIMARY KEY, created REAL NOT NULL, status TEXT NOT NULL, data BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS lines (batch TEXT NOT NULL, key BLOB NOT NULL, number INTEGER NOT NULL, ok INTEGER NOT NULL,
+    text BLOB NOT NULL, PRIMARY KEY (batch, key)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS line_numbers ON lines (batch, number, ok);
+CREATE TABLE IF NOT EXISTS idempotency (route TEXT NOT NULL, key TEXT NOT NULL, digest TEXT NOT NULL, object TEXT NOT NULL,
+    created REAL NOT NULL, PRIMARY KEY (route, key)) WITHOUT ROWID;
+PRAGMA user_version = 1;
+"""
+
+
+class StorageFull(EngineError):
+    status = 507
+    code = "storage_full"
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A file, as OpenAI's API shows it."""
+
+    id: str
+    object: str = "file"
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: str = "processed"
+
+
+class Counts(msgspec.Struct, frozen=True):
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+
+
+class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch, as OpenAI's API shows it; `request_counts` is filled in from the journal when it is read."""
+
+    id: str
+    object: str = "batch"
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    status: str
+    created_at: int
+    expires_at: int
+    errors: dict[str, Any] | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    in_progress_at: int | None = None
+    finalizing_at: int | None = None
+    completed_at: int | None = None
+    failed_at: int | None = None
+    expired_at: int | None = None
+    cancelling_at: int | None = None
+    cancelled_at: int | None = None
+    request_counts: Counts = Counts()
+    metadata: dict[str, str] | None = None
+    resume_from: str | None = None
+
+
+class LineRecord(msgspec.Struct, frozen=True):
+    """What became of a line. `key` is its identity; `text` the line of the output file, or of the error file if not `ok`."""
+
+    batch: str
+    key: bytes
+    number: int
+    ok: bool
+    text: bytes
+
+
+class Idempotent(msgspec.Struct, frozen=True):
+    """A caller's key for a creation, and the digest of what was to be created."""
+
+    route: str
+    key: str
+    digest: str
+
+
+def now() -> int:
+    return int(time.time())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def _no_room() -> Iterator[None]:
+    """Raises StorageFull for errors that say that nothing more can be written."""
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+            raise
+        raise StorageFull("the server cannot write to its disk; free space there and try again") from error
+    except OSError as error:
+        raise StorageFull("the server cannot write to its disk; free space there and try again") from error
+
+
+class StateStore:
+    """The store in a folder. Raises ModelError if another server uses it, or it cannot be written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._contents = folder / "files"
+        self._lock = threading.RLock()
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._contents.mkdir(mode=0o700, exist_ok=True)
+            self._guard = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise ModelError(
+                f"--state-dir {str(folder)!r} cannot be used: {error.strerror}; choose another"
+            ) from None
+        try:
+            fcntl.flock(self._guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._guard)
+            raise ModelError(
+                f"--state-dir {str(folder)!r} is in use by another server; give each its own"
+            ) from None
+        self._db = sqlite3.connect(folder / "state.sqlite", check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")  # in WAL mode: synced at each commit
+        self._db.executescript(_SCHEMA)
+        os.chmod(folder / "state.sqlite", 0o600)
+        self._sweep()
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+            os.close(self._guard)
+
+    def _sweep(self) -> None:
+        """Remove contents without a row: uploads and outputs that a crash cut off."""
+        known = {id for (id,) in self._db.execute("SELECT id FROM files")}
+        for path in self._contents.iterdir():
+            if path.name not in known:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with self._lock, _no_room():
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+            try:
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    # -- files --------------------------------------------------------------------------------------------
+
+    @property
+    def used_bytes(self) -> int:
+        """Of all contents."""
+        with self._lock:
+            (total,) = self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM files").fetchone()
+        return int(total)
+
+    def begin_file(self) -> Upload:
+        """A content to write to; it becomes a file with `add_file`."""
+        with _no_room():
+            return Upload(self._contents)
+
+    def add_file(
+        self, upload: Upload, filename: str, purpose: str, once: Idempotent | None = None
+    ) -> FileRecord:
+        """Make a finished content a file. With `once`, the file that the same key made before."""
+        with self._transaction() as db:
+            if (before := self._made_before(db, once)) is not None:
+                upload.discard()
+                return self.file(before)
+            record = self._add_file(db, upload, filename, purpose)
+            self._remember(db, once, record.id)
+        return record
+
+    def _add_file(self, db: sqlite3.Connection, upload: Upload, filename: str, purpose: str) -> FileRecord:
+        record = FileRecord(
+            id=upload.id, bytes=upload.finish(), created_at=now(), filename=filename, purpose=purpose
+        )
+        row = (record.id, time.time(), record.bytes, msgspec.json.encode(record))
+        db.execute("INSERT INTO files VALUES (?, ?, ?, ?)", row)
+        return record
+
+    def file(self, id: str) -> FileRecord:
+        """Raises NotFound."""
+        with self._lock:
+            row = self._db.execute("SELECT data FROM files WHERE id = ?", (id,)).fetchone()
+        if row is None:
+            raise NotFound(f"there is no file {id[:100]!r}", param="file_id")
+        return msgspec.json.decode(row[0], type=FileRecord)
+
+    def content(self, id: str) -> Path:
+        """Where the bytes of a file lie. Raises NotFound."""
+        return self._contents / self.file(id).id
+
+    def files(
+        self, after: str | None, limit: int, *, newest_first: bool = True
+    ) -> tuple[list[FileRecord], bool]:
+        """A page of files, and whether more follow."""
+        rows, more = self._page("files", after, limit, newest_first)
+        return [msgspec.json.decode(row, type=FileRecord) for row in rows], more
+
+    def delete_file(self, id: str) -> None:
+        """Raises NotFound, or Conflict if an unfinished batch reads it."""
+        with self._transaction() as db:
+            self.file(id)
+            rows = db.execute(f"SELECT data FROM batches WHERE status IN {UNFINISHED}")
+            for batch in (msgspec.json.decode(data, type=BatchRecord) for (data,) in rows):
+                if batch.input_file_id == id:
+                    raise Conflict(
+                        f"file {id!r} is the input of {batch.id}, which is {batch.status}; cancel that first",
+                        param="file_id",
+                    )
+            db.execute("DELETE FROM files WHERE id = ?", (id,))
+        (self._contents / id).unlink(missing_ok=True)
+
+    # -- batches ------------------------------------------------------------------------------------------
+
+    def add_batch(self, record: BatchRecord, once: Idempotent | None = None) -> tuple[BatchRecord, bool]:
+        """The batch, and whether it is new: with `once`, the one that the same key made before is not."""
+        with self._transaction() as db:
+            if (before := self._made_before(db, once)) is not None:
+                return self.batch(before), False
+            row = (record.id, time.time(), record.status, msgspec.json.encode(record))
+            db.execute("INSERT INTO batches VALUES (?, ?, ?, ?)", row)
+            if record.resume_from is not None:
+                db.execute(
+                    "INSERT INTO lines SELECT ?, key, number, ok, text FROM lines WHERE batch = ? AND ok",
+                    (record.id, record.resume_from),
+                )
+            self._remember(db, once, record.id)
+        return record, True
+
+    def batch(self, id: str) -> BatchRecord:
+        """Raises NotFound."""
+        with self._lock:
+            row = self._db.execute("SELECT data FROM batches WHERE id = ?", (id,)).fetchone()
+            if row is None:
+                raise NotFound(f"there is no batch {id[:100]!r}", param="batch_id")
+            return self._counted(msgspec.json.decode(row[0], type=BatchRecord))
+
+    def _counted(self, record: BatchRecord) -> BatchRecord:
+        sql = "SELECT COUNT(*), COALESCE(SUM(ok), 0) FROM lines WHERE batch = ?"
+        done, good = self._db.execute(sql, (record.id,)).fetchone()
+        if record.status == "validating":
+            done = good = 0  # what it takes over from another batch counts once it is known to be part of it
+        counts = Counts(record.request_counts.total, good, done - good)
+        return msgspec.structs.replace(record, request_counts=counts)
+
+    def batches(self, after: str | None, limit: int) -> tuple[list[BatchRecord], bool]:
+        """A page of batches, newest first, and whether more follow."""
+        rows, more = self._page("batches", after, limit, True)
+        with self._lock:
+            return [self._counted(msgspec.json.decode(row, type=BatchRecord)) for row in rows], more
+
+    def unfinished(self) -> list[str]:
+        """Ids of the batches that are not at an end, oldest first."""
+        with self._lock:
+            rows = self._db.execute(f"SELECT id FROM batches WHERE status IN {UNFINISHED} ORDER BY created")
+            return [id for (id,) in rows]
+
+    def move(
+        self, id: str, status: str, *, only_from: Iterable[str] = UNFINISHED, **fields: Any
+    ) -> BatchRecord:
+        """Give a batch a status and note the time. Raises Conflict if its status is none of `only_from`."""
+        with self._transaction() as db:
+            return self._move(db, id, status, only_from, fields)
+
+    def _move(
+        self,
+        db: sqlite3.Connection,
+        id: str,
+        status: str,
+        only_from: Iterable[str],
+        fields: dict[str, Any],
+    ) -> BatchRecord:
+        before = self.batch(id)
+        if before.status not in only_from:
+            raise Conflict(f"batch {id} is {before.status}, so it cannot become {status}", param="batch_id")
+        record = msgspec.structs.replace(before, status=status, **{f"{status}_at": now()}, **fields)
+        sql = "UPDATE batches SET status = ?, data = ? WHERE id = ?"
+        db.execute(sql, (status, msgspec.json.encode(record), id))
+        return record
+
+    def finish(self, id: str, status: str, output: Upload | None, errors: Upload | None) -> BatchRecord:
+        """Give a batch its result files and its last status, all at once."""
+        with self._transaction() as db:
+            out = self._add_file(db, output, f"{id}_output.jsonl", "batch_output") if output else None
+            bad = self._add_file(db, errors, f"{id}_error.jsonl", "batch_output") if errors else None
+            fields = {"output_file_id": out and out.id, "error_file_id": bad and bad.id}
+            return self._move(db, id, status, UNFINISHED, fields)
+
+    # -- lines --------------------------------------------------------------------------------------------
+
+    def record(self, lines: Iterable[LineRecord]) -> None:
+        """Journal lines; each key of a batch counts once, whatever comes later."""
+        rows = [(r.batch, r.key, r.number, r.ok, r.text) for r in lines]
+        with self._transaction() as db:
+            db.executemany("INSERT OR IGNORE INTO lines VALUES (?, ?, ?, ?, ?)", rows)
+
+    def done(self, batch: str) -> set[bytes]:
+        """Keys of the lines that are journaled."""
+        with self._lock:
+            rows = self._db.execute("SELECT key FROM lines WHERE batch = ?", (batch,))
+            return {key for (key,) in rows}
+
+    def renumber(self, batch: str, numbers: dict[bytes, int]) -> None:
+        """Keep only journaled lines with these keys, at these places: those of another batch lay elsewhere."""
+        with self._transaction() as db:
+            for key in self.done(batch):
+                if key in numbers:
+                    sql = "UPDATE lines SET number = ? WHERE batch = ? AND key = ?"
+                    db.execute(sql, (numbers[key], batch, key))
+                else:
+                    db.execute("DELETE FROM lines WHERE batch = ? AND key = ?", (batch, key))
+
+    def results(self, batch: str, chunk: int = 256) -> Iterator[tuple[int, bool, bytes]]:
+        """(number, ok, text) of the journaled lines, in the order of the input."""
+        last = -1
+        while True:
+            with self._lock:
+                sql = "SELECT number, ok, text FROM lines WHERE batch = ? AND number > ? ORDER BY number LIMIT ?"
+                rows = self._db.execute(sql, (batch, last, chunk)).fetchall()
+            if not rows:
+                return
+            yield from ((number, bool(ok), text) for number, ok, text in rows)
+            last = rows[-1][0]
+
+    # -- keys and pages -----------------------------------------------------------------------------------
+
+    def _made_before(self, db: sqlite3.Connection, once: Idempotent | None) -> str | None:
+        if once is None:
+            return None
+        db.execute("DELETE FROM idempotency WHERE created < ?", (time.time() - KEY_SECONDS,))
+        sql = "SELECT digest, object FROM idempotency WHERE route = ? AND key = ?"
+        row = db.execute(sql, (once.route, once.key)).fetchone()
+        if row is None:
+            return None
+        if row[0] != once.digest:
+            raise InvalidRequest(
+                "this Idempotency-Key was used for another request in the last 24 hours; take a new key",
+                param="Idempotency-Key",
+            )
+        table = "files" if once.route == "files" else "batches"
+        gone = db.execute(f"SELECT 1 FROM {table} WHERE id = ?", (row[1],)).fetchone() is None
+        if gone:  # it was deleted since: the key is free again
+            db.execute("DELETE FROM idempotency WHERE route = ? AND key = ?", (once.route, once.key))
+            return None
+        return str(row[1])
+
+    @staticmethod
+    def _remember(db: sqlite3.Connection, once: Idempotent | None, id: str) -> None:
+        if once is not None:
+            row = (once.route, once.key, once.digest, id, time.time())
+            db.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)", row)
+
+    def _page(
+        self, table: str, after: str | None, limit: int, newest_first: bool
+    ) -> tuple[list[bytes], bool]:
+        order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
+        where, values = "", []
+        with self._lock:
+            if after is not None:
+                row = self._db.execute(f"SELECT created, id FROM {table} WHERE id = ?", (after,)).fetchone()
+                if row is None:
+                    raise NotFound(f"'after' names {after[:100]!r}, which does not exist", param="after")
+                where, values = f"WHERE (created, id) {beyond} (?, ?)", list(row)
+            sql = f"SELECT data FROM {table} {where} ORDER BY created {order}, id {order} LIMIT ?"
+            rows = [data for (data,) in self._db.execute(sql, (*values, limit + 1))]
+        return rows[:limit], len(rows) > limit
+
+
+class Upload:
+    """A content that is being written, under the random id that its file will have."""
+
+    def __init__(self, folder: Path) -> None:
+        self.id = f"file-{secrets.token_hex(16)}"
+        self._folder = folder
+        self._part = folder / f"{self.id}.part"
+        self._handle: BinaryIO = os.fdopen(
+            os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
+        )
+        self.size = 0
+
+    def write(self, data: bytes) -> None:
+        """Raises StorageFull."""
+        with _no_room():
+            self._handle.write(data)
+        self.size += len(data)
+
+    def finish(self) -> int:
+        """Bring it to the disk under its own name; its size. Raises StorageFull."""
+        with _no_room():
+            self._handle.flush()
+            os.fsync(self._handle.fileno())
+            self._handle.close()
+            self._part.rename(self._folder / self.id)
+            _sync_folder(self._folder)
+        return self.size
+
+    def discard(self) -> None:
+        """Forget it, also after an error."""
+        with contextlib.suppress(OSError):
+            self._handle.close()
+        self._part.unlink(missing_ok=True)
+        (self._folder / self.id).unlink(missing_ok=True)
