@@ -204,7 +204,9 @@ class ServerConfig(Limits):
         "--file-storage-pth",
     )
     max_file_bytes: int = _option(512 << 20, "Larger uploads are refused with 413.")
-    max_state_bytes: int = _option(16 << 30, "Bytes of all files together; then uploads are refused with 507.")
+    max_state_bytes: int = _option(
+        16 << 30, "Bytes of all files together; then uploads are refused with 507."
+    )
     batch_concurrency: int = _option(32, "Lines of batches that are answered at a time.")
     shutdown_timeout: float | None = _option(
         None,

@@ -30,7 +30,14 @@ RUNTIME = [
     ["runtime.batch", "runtime.request", "runtime.log", "runtime.metrics"],
     ["runtime.config"],
     ["runtime.models.spec", "runtime.backends.base"],  # contracts: data and a protocol
-    ["runtime.api", "runtime.plan", "runtime.compute", "runtime.errors", "runtime.reasoning"],
+    [
+        "runtime.api",
+        "runtime.plan",
+        "runtime.compute",
+        "runtime.errors",
+        "runtime.reasoning",
+        "runtime.folders",
+    ],
 ]
 SGLC = [
     ["sglc.cli"],

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import fcntl
 import gc
 import logging
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
-from pathlib import Path
 
 import msgspec
 import zmq
@@ -32,13 +28,13 @@ from runtime.config import EngineConfig
 from runtime.engine.messages import Beat, Failed, In, Lost, Out, Ready, Stop
 from runtime.engine.transport import error_of
 from runtime.errors import EngineDead, EngineError
+from runtime.folders import PrivateFolder, sweep
 
 log = logging.getLogger("runtime.engine")
 BEAT_SECONDS = 1.0  # how often a healthy process is heard of
 _MOST_DEATHS = 5  # within `_WINDOW` seconds; more are no accident, and starting again would hide them
 _WINDOW = 600.0
 _END_SECONDS = 5.0  # a process that is told to stop has so long
-_PREFIX = "runtime-"
 _ENCODER = msgspec.msgpack.Encoder()
 
 
@@ -73,7 +69,7 @@ class ProcessTransport:
         return child.pid if child else None
 
     def start(self, receive: Callable[[list[Out]], None]) -> Ready:
-        _sweep()
+        sweep()
         first: Future[Ready] = Future()
         # The kernel takes the death of this thread for the parent's, so it lives as long as any child.
         self._thread = threading.Thread(
@@ -193,17 +189,16 @@ class _Child:
     def __init__(
         self, context: zmq.Context[zmq.Socket[bytes]], config: EngineConfig, logs: tuple[str, str]
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))  # mkdtemp makes it 0700
-        self._held = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        fcntl.flock(self._held, fcntl.LOCK_SH)
+        self._folder = PrivateFolder()
         self._to = context.socket(zmq.PUSH)
         self._from = context.socket(zmq.PULL)
         for socket, name in ((self._to, "in"), (self._from, "out")):
             socket.setsockopt(zmq.LINGER, 0)
             socket.set_hwm(0)
-            socket.bind(f"ipc://{self._folder}/{name}")
+            socket.bind(f"ipc://{self._folder.path}/{name}")
         self._decoder = msgspec.msgpack.Decoder(list[Out])
-        command = [sys.executable, "-m", "runtime.engine.process", str(self._folder), str(os.getpid()), *logs]
+        folder, parent = str(self._folder.path), str(os.getpid())
+        command = [sys.executable, "-m", "runtime.engine.process", folder, parent, *logs]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self.pid = self._process.pid
         assert self._process.stdin is not None
@@ -232,23 +227,7 @@ class _Child:
         self._process.wait()
         self._to.close()
         self._from.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
-        os.close(self._held)
-
-
-def _sweep() -> None:
-    """Remove the folders that killed servers have left. One in use is locked, or too young to be."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            status = folder.lstat()
-            if status.st_uid != os.getuid() or time.time() - status.st_mtime < 60:
-                continue
-            held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(folder)
-            finally:
-                os.close(held)
+        self._folder.close()
 
 
 def die_with_parent(parent: int) -> None:

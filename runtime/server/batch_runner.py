@@ -9,8 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,7 +20,7 @@ import msgspec
 from aiohttp import web
 
 from runtime.errors import Conflict, Overloaded
-from runtime.server import batch_lines, errors
+from runtime.server import batch_lines, errors, observe
 from runtime.server.batch_lines import Line
 from runtime.server.context import KEY, Context
 from runtime.server.store import BatchRecord, LineRecord, StateStore, StorageFull, Upload
@@ -56,7 +54,7 @@ class BatchRunner:
         self._journal = _Journal(store)
         self._closing = False
         self._inner = web.Application(
-            middlewares=[errors.middleware], client_max_size=batch_lines.LONGEST_LINE
+            middlewares=[observe.middleware, errors.middleware], client_max_size=batch_lines.LONGEST_LINE
         )
         self._inner[KEY] = context
         for route in app.router.routes():
@@ -71,13 +69,12 @@ class BatchRunner:
     def _stopping(self) -> bool:
         return self._closing or self._context.closing
 
-    async def start(self) -> None:
-        """Open the private socket and go on with what is unfinished."""
-        self._folder = Path(tempfile.mkdtemp(prefix="runtime-batches-"))  # mkdtemp makes it 0700
+    async def start(self, socket: Path) -> None:
+        """Open the private socket, in a folder that nobody else may enter, and go on with what is unfinished."""
         self._runner = web.AppRunner(self._inner, access_log=None, handler_cancellation=True)
         await self._runner.setup()
-        await web.UnixSite(self._runner, str(self._folder / "lines")).start()
-        connector = aiohttp.UnixConnector(str(self._folder / "lines"), limit=0)
+        await web.UnixSite(self._runner, str(socket)).start()
+        connector = aiohttp.UnixConnector(str(socket), limit=0)
         self._client = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
         for id in await asyncio.to_thread(self._store.unfinished):
             self.submit(id)
@@ -105,7 +102,6 @@ class BatchRunner:
             await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.close()
         await self._runner.cleanup()
-        shutil.rmtree(self._folder, ignore_errors=True)
 
     # -- one batch ----------------------------------------------------------------------------------------
 

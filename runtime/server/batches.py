@@ -6,8 +6,6 @@ import asyncio
 import hashlib
 import re
 import secrets
-import shutil
-import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from runtime.errors import InvalidRequest, Overloaded
+from runtime.folders import PrivateFolder
 from runtime.server import bodies, files
 from runtime.server.batch_runner import BatchRunner
 from runtime.server.context import Context
@@ -127,17 +126,17 @@ def install(app: web.Application, context: Context) -> None:
     app.add_routes(files.routes() + routes())
 
     async def life(app: web.Application) -> AsyncIterator[None]:
+        private = PrivateFolder()
         given = context.server.state_dir
-        folder = Path(given) if given else Path(tempfile.mkdtemp(prefix="runtime-state-"))
         try:
+            folder = Path(given) if given else private.path / "state"
             store = app[STORE] = await asyncio.to_thread(StateStore, folder)
             runner = app[RUNNER] = BatchRunner(context, store, app, context.server.batch_concurrency)
-            await runner.start()
+            await runner.start(private.path / "lines")
             yield
             await runner.close()
             await asyncio.to_thread(store.close)
         finally:
-            if not given:
-                shutil.rmtree(folder, ignore_errors=True)
+            private.close()
 
     app.cleanup_ctx.append(life)

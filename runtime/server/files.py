@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from typing import Any
+from collections.abc import Awaitable
+from typing import Any, TypeVar
 
 import msgspec
 from aiohttp import BodyPartReader, web
@@ -17,12 +18,18 @@ from runtime.server.store import Idempotent, StateStore, StorageFull, Upload
 STORE: web.AppKey[StateStore] = web.AppKey("store", StateStore)
 LIMITS: web.AppKey[ServerConfig] = web.AppKey("file limits", ServerConfig)
 _CHUNK = 1 << 18
+T = TypeVar("T")
 _PURPOSES = ("batch",)
 
 
 class TooLarge(EngineError):
     status = 413
     code = "too_large"
+
+
+class TooSlow(EngineError):
+    status = 408
+    code = "body_timeout"
 
 
 def as_json(value: Any, status: int = 200) -> web.Response:
@@ -82,13 +89,14 @@ async def _read_form(
     filename, purpose, digest = "", None, hashlib.sha256()
     room = limits.max_state_bytes - await asyncio.to_thread(lambda: store.used_bytes)
     try:
-        async for part in await request.multipart():
+        form = await request.multipart()
+        while (part := await _within(limits.body_timeout, form.next())) is not None:
             if not isinstance(part, BodyPartReader):
                 raise InvalidRequest("the form has a form in it; send the fields `file` and `purpose`")
             if part.name == "file" and upload is None:
                 filename = (part.filename or "upload").replace("\\", "/").rsplit("/", 1)[-1][:255]
                 upload = await asyncio.to_thread(store.begin_file)
-                while chunk := await part.read_chunk(_CHUNK):
+                while chunk := await _within(limits.body_timeout, part.read_chunk(_CHUNK)):
                     digest.update(chunk)
                     if upload.size + len(chunk) > limits.max_file_bytes:
                         raise TooLarge(
@@ -98,7 +106,8 @@ async def _read_form(
                         raise StorageFull("the server's room for files is used up; delete some", param="file")
                     await asyncio.to_thread(upload.write, chunk)
             elif part.name == "purpose" and purpose is None:
-                purpose = (await part.read_chunk(256)).decode("utf-8", "replace")
+                text = await _within(limits.body_timeout, part.read_chunk(256))
+                purpose = text.decode("utf-8", "replace")
             else:
                 raise InvalidRequest(
                     f"the form has the field {str(part.name)[:100]!r}, which is not known or comes twice; "
@@ -117,6 +126,15 @@ async def _read_form(
         if upload is not None:
             upload.discard()
         raise
+
+
+async def _within(seconds: float, read: Awaitable[T]) -> T:
+    """What is read. Raises TooSlow if it does not come in time; a large file may take long, a silence may not."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await read
+    except TimeoutError:
+        raise TooSlow(f"nothing came for {seconds:g} s; send the file again") from None
 
 
 async def listing(request: web.Request) -> web.Response:

@@ -175,13 +175,9 @@ class StateStore:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            try:
                 self._db.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
+                if self._db.in_transaction:  # a full disk has ended it already
                     self._db.execute("ROLLBACK")
                 raise
 
@@ -374,16 +370,16 @@ class StateStore:
         row = db.execute(sql, (once.route, once.key)).fetchone()
         if row is None:
             return None
-        if row[0] != once.digest:
-            raise InvalidRequest(
-                "this Idempotency-Key was used for another request in the last 24 hours; take a new key",
-                param="Idempotency-Key",
-            )
         table = "files" if once.route == "files" else "batches"
         gone = db.execute(f"SELECT 1 FROM {table} WHERE id = ?", (row[1],)).fetchone() is None
         if gone:  # it was deleted since: the key is free again
             db.execute("DELETE FROM idempotency WHERE route = ? AND key = ?", (once.route, once.key))
             return None
+        if row[0] != once.digest:
+            raise InvalidRequest(
+                "this Idempotency-Key was used for another request in the last 24 hours; take a new key",
+                param="Idempotency-Key",
+            )
         return str(row[1])
 
     @staticmethod
