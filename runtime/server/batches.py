@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from aiohttp import web
@@ -17,7 +18,8 @@ from runtime.folders import PrivateFolder
 from runtime.server import bodies, files
 from runtime.server.batch_runner import BatchRunner
 from runtime.server.context import Context
-from runtime.server.files import STORE, as_json, key_of, page, page_of
+from runtime.server.files import ONCE, PAGED, STORE, as_json, key_of, page, page_of
+from runtime.server.operation import operation
 from runtime.server.store import BatchRecord, StateStore, now
 
 RUNNER: web.AppKey[BatchRunner] = web.AppKey("batches", BatchRunner)
@@ -36,6 +38,16 @@ class BatchBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     resume_from: str | None = None
 
 
+class Batches(msgspec.Struct):
+    """A page of batches."""
+
+    object: Literal["list"]
+    data: list[BatchRecord]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
 def _seconds(window: str) -> int:
     found = re.fullmatch(r"([1-9][0-9]{0,6})([smhd])", window)
     seconds = int(found[1]) * _UNITS[found[2]] if found else 0
@@ -47,6 +59,7 @@ def _seconds(window: str) -> int:
     return seconds
 
 
+@operation(body=BatchBody, headers=ONCE, answer=BatchRecord, errors=(507,))
 async def create(request: web.Request) -> web.Response:
     """POST /v1/batches."""
     store, runner = request.app[STORE], request.app[RUNNER]
@@ -92,15 +105,20 @@ async def create(request: web.Request) -> web.Response:
     return as_json(record)
 
 
+@operation(query=PAGED, answer=Batches, errors=(404,))
 async def listing(request: web.Request) -> web.Response:
+    """GET /v1/batches: newest first."""
     after, limit = page_of(request)
     return page(*await asyncio.to_thread(request.app[STORE].batches, after, limit))
 
 
+@operation(answer=BatchRecord)
 async def show(request: web.Request) -> web.Response:
+    """GET /v1/batches/{id}: how far it is."""
     return as_json(await asyncio.to_thread(request.app[STORE].batch, request.match_info["id"]))
 
 
+@operation(answer=BatchRecord, errors=(409, 507))
 async def cancel(request: web.Request) -> web.Response:
     """POST /v1/batches/{id}/cancel: what is done stays; running lines are aborted."""
     id = request.match_info["id"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import BodyPartReader, web
@@ -13,13 +13,37 @@ from aiohttp import BodyPartReader, web
 from runtime.config import ServerConfig
 from runtime.errors import EngineError, InvalidRequest
 from runtime.server.bodies import NotJson
-from runtime.server.store import Idempotent, StateStore, StorageFull, Upload
+from runtime.server.operation import operation
+from runtime.server.store import FileRecord, Idempotent, StateStore, StorageFull, Upload
 
 STORE: web.AppKey[StateStore] = web.AppKey("store", StateStore)
 LIMITS: web.AppKey[ServerConfig] = web.AppKey("file limits", ServerConfig)
 _CHUNK = 1 << 18
 T = TypeVar("T")
 _PURPOSES = ("batch",)
+
+
+PAGED = {
+    "after": {"type": "string"},
+    "limit": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 20},
+}
+ONCE = {"Idempotency-Key": {"type": "string", "minLength": 1, "maxLength": 255}}
+
+
+class Files(msgspec.Struct):
+    """A page of files."""
+
+    object: Literal["list"]
+    data: list[FileRecord]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class Deleted(msgspec.Struct):
+    id: str
+    object: Literal["file"]
+    deleted: bool
 
 
 class TooLarge(EngineError):
@@ -61,6 +85,7 @@ def page(records: list[Any], more: bool) -> web.Response:
     return as_json({"object": "list", "data": records, "first_id": first, "last_id": last, "has_more": more})
 
 
+@operation(form={"file": "binary", "purpose": "string"}, headers=ONCE, answer=FileRecord, errors=(507,))
 async def create(request: web.Request) -> web.Response:
     """POST /v1/files: a form with `file` and `purpose`."""
     store, limits = request.app[STORE], request.app[LIMITS]
@@ -137,7 +162,9 @@ async def _within(seconds: float, read: Awaitable[T]) -> T:
         raise TooSlow(f"nothing came for {seconds:g} s; send the file again") from None
 
 
+@operation(query={**PAGED, "order": {"type": "string", "enum": ["asc", "desc"]}}, answer=Files, errors=(404,))
 async def listing(request: web.Request) -> web.Response:
+    """GET /v1/files: newest first."""
     after, limit = page_of(request)
     order = request.query.get("order", "desc")
     if order not in ("asc", "desc"):
@@ -147,11 +174,15 @@ async def listing(request: web.Request) -> web.Response:
     return page(records, more)
 
 
+@operation(answer=FileRecord)
 async def show(request: web.Request) -> web.Response:
+    """GET /v1/files/{id}: what is known of a file."""
     return as_json(await asyncio.to_thread(request.app[STORE].file, request.match_info["id"]))
 
 
+@operation(kinds=("application/octet-stream",))
 async def content(request: web.Request) -> web.StreamResponse:
+    """GET /v1/files/{id}/content: the bytes."""
     path = await asyncio.to_thread(request.app[STORE].content, request.match_info["id"])
     headers = {
         "Content-Type": "application/octet-stream",
@@ -161,10 +192,12 @@ async def content(request: web.Request) -> web.StreamResponse:
     return web.FileResponse(path, headers=headers)
 
 
+@operation(answer=Deleted, errors=(409,))
 async def delete(request: web.Request) -> web.Response:
+    """DELETE /v1/files/{id}: not while an unfinished batch reads it."""
     id = request.match_info["id"]
     await asyncio.to_thread(request.app[STORE].delete_file, id)
-    return as_json({"id": id, "object": "file", "deleted": True})
+    return as_json(Deleted(id, "file", True))
 
 
 def routes() -> list[web.RouteDef]:

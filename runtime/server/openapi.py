@@ -29,6 +29,7 @@ _REASONS = {
     415: "The content type is not the one that is asked for.",
     429: "Too many requests wait already; Retry-After says when to come back.",
     431: "The header is too large.",
+    507: "The server's disk, or its room for files, is full.",
     503: "The engine is starting, down or shutting down; Retry-After says when to come back.",
 }
 _EVERY = (400, 429, 431, 503)
