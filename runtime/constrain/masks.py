@@ -53,6 +53,10 @@ class ConstrainedSeats:
         """Whether the seat's request has a constraint."""
         return seat in self._matchers
 
+    def bits(self, seat: int) -> np.ndarray:
+        """uint32: bit t is set if token t may come next. Of a seat that `has` one; read it before the next call."""
+        return self._matchers[seat].mask()
+
     def allowed(self, seat: int) -> Tensor | None:
         """bool [width]: the tokens that may come next; None if all may."""
         matcher = self._matchers.get(seat)

@@ -68,6 +68,8 @@ class DeviceRunner(ModelRunner):
         self._staging: list[Tensor] = []
         self._results: list[Tensor] = []
         self._moves: list[Tensor] = []
+        self._masks: list[Tensor] = []
+        self._cut: tuple[Tensor, Tensor] | None = None  # rows whose masks are the host's, and these
         self._turn = 0
         self.waited = 0.0  # seconds in which the host had nothing to do but wait for the device
         self._fields = np.zeros((seats + 1, 4))  # how each seat draws: `fields_of` its request
@@ -319,10 +321,32 @@ class DeviceRunner(ModelRunner):
         self._newest[seats] = tokens
         return torch.where(torch.isfinite(best), tokens, -1)
 
+    def _allow(self, slices: list[Slice], states: list[SamplingState]) -> None:
+        """The host's masks are found while the model runs, and go over in one transfer."""
+        self._cut = None
+        rows = [i for i, s in enumerate(slices) if self._waits(s)]
+        if not rows or self.tables is None:
+            return
+        words = -(-self.model.spec.vocabulary // 32)
+        size = len(rows) * (words + 1)
+        host = self._buffer(self._masks, -(-size // 2)).view(torch.int32)[:size]
+        flat = host.numpy()
+        flat[: len(rows)] = rows
+        bits = flat[len(rows) :].view(np.uint32).reshape(len(rows), words)
+        for row, at in zip(bits, rows, strict=True):
+            mask = self.tables.bits(slices[at].seat)[:words]
+            row[: len(mask)], row[len(mask) :] = mask, 0
+        there = host.to(self.device, non_blocking=True)
+        self._cut = there[: len(rows)], there[len(rows) :].view(len(rows), words)
+
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
         from runtime.kernels.sample import sample
 
         adjust(logits, states, [s.output for s in slices])
+        if self._cut is not None:
+            from runtime.kernels.mask import mask_bits
+
+            mask_bits(logits, *self._cut)
         packed = torch.from_numpy(self._packed(slices)).to(self.device)
         seats = [s.seat for s in slices]
         rows = None

@@ -108,12 +108,10 @@ class ModelRunner:
 
     def _sample(self, step: int, slices: list[Slice], logits: Tensor, prompt: dict[int, list]) -> Sampled:  # type: ignore[type-arg]
         states = [self._states[s.seat] for s in slices]
+        self._allow(slices, states)
         scored = [i for i, state in enumerate(states) if state.logprobs is not None]
         raw = logits[scored].clone() if scored else None
         broken = (~torch.isfinite(logits.sum(dim=-1))).tolist()  # one that is not makes the sum so
-        if self._constrained is not None:
-            for piece, state in zip(slices, states, strict=True):
-                state.allowed = self._constrained.allowed(piece.seat)
         tokens = self._drawn(logits, states, slices)
         self._newest[torch.tensor([s.seat for s in slices], device=self.device)] = tokens
         logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None] = []
@@ -134,6 +132,12 @@ class ModelRunner:
                     for following in found if state.penalties is not None else ():
                         state.penalties.add(following)  # type: ignore[union-attr]
         return Sampled(step, drawn, logprobs, prompt, failed, forced)
+
+    def _allow(self, slices: list[Slice], states: list[SamplingState]) -> None:
+        """Find what the constraints allow these rows; nothing of the model's is waited for."""
+        if self._constrained is not None:
+            for piece, state in zip(slices, states, strict=True):
+                state.allowed = self._constrained.allowed(piece.seat)
 
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
         """Draw for rows whose masks are in their states: int64 [rows]; the logits are changed in place."""

@@ -65,6 +65,16 @@ def _advance(tokens, seats, places, FIELDS: tl.constexpr):
         tl.store(place + 5, tl.load(place + 5) - 1)
 
 
+@triton.jit
+def _mask_bits(logits, rows, bits, width, stride, words, BLOCK: tl.constexpr):
+    number = tl.program_id(0).to(tl.int64)
+    row = tl.load(rows + number).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    word = tl.load(bits + number * words + at // 32, mask=at // 32 < words, other=0)
+    cut = ((word >> (at % 32)) & 1) == 0
+    tl.store(logits + row * stride + at, float("-inf"), mask=(at < width) & cut)
+
+
 def mask(logits: Tensor, seats: Tensor, places: Tensor) -> None:
     """Set logits [rows, vocabulary] to -inf where the row's constraint forbids the token; NaN and inf stay as they are.
 
@@ -80,6 +90,30 @@ def mask(logits: Tensor, seats: Tensor, places: Tensor) -> None:
     if rows:
         grid = (rows, triton.cdiv(width, 4096))
         _mask[grid](logits, seats, places, width, logits.stride(0), FIELDS=FIELDS, BLOCK=4096, num_warps=8)
+
+
+def mask_bits(logits: Tensor, rows: Tensor, bits: Tensor) -> None:
+    """Set logits [any, vocabulary] of `rows`, int32 [n], to -inf where their bit in `bits`, int32 [n, words], is not set."""
+    if logits.dim() != 2 or logits.stride(1) != 1:
+        raise ValueError(
+            f"mask_bits: needs rows of adjacent columns, got {tuple(logits.shape)} with strides {logits.stride()}"
+        )
+    if (
+        bits.dim() != 2
+        or rows.shape != bits.shape[:1]
+        or bits.dtype != torch.int32
+        or rows.dtype != torch.int32
+    ):
+        raise ValueError(
+            f"mask_bits: rows and bits are int32 [n] and [n, words], got {rows.dtype} {tuple(rows.shape)} and "
+            f"{bits.dtype} {tuple(bits.shape)}"
+        )
+    width = logits.shape[1]
+    if len(rows):
+        grid = (len(rows), triton.cdiv(width, 4096))
+        _mask_bits[grid](
+            logits, rows, bits.contiguous(), width, logits.stride(0), bits.shape[1], BLOCK=4096, num_warps=8
+        )
 
 
 def advance(tokens: Tensor, seats: Tensor, places: Tensor) -> None:

@@ -20,7 +20,7 @@ from runtime.constrain.cache import ConstraintCache
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats, DeviceTables, fits, packed
 from runtime.constrain.matcher import Matcher
-from runtime.kernels.mask import FIELDS, advance, follow_reference, mask
+from runtime.kernels.mask import FIELDS, advance, follow_reference, mask, mask_bits
 
 WORDS = [b"ab", b"abc", b"true", b"10", "日本".encode(), "日".encode()]
 VOCABULARY = Vocabulary.of(
@@ -186,12 +186,37 @@ def test_without_room_a_seat_is_the_hosts(device: torch.device) -> None:
     assert seats.has(2) and not seats.has_any([2])
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 100), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_masks_that_the_host_made(width: int, words: int, rng: random.Random) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = rng.sample(range(5), rng.randint(0, 4))
+    bits = np.array([[rng.getrandbits(32) for _ in range(words)] for _ in rows], np.uint32).reshape(-1, words)
+    logits = torch.zeros(5, width + 2, device=device)[:, :width]
+    mask_bits(
+        logits,
+        torch.tensor(rows, dtype=torch.int32, device=device),
+        torch.from_numpy(bits.view(np.int32)).to(device),
+    )
+    for row, found in enumerate((logits == 0).tolist()):
+        if row in rows:
+            mine = bits[rows.index(row)]
+            assert found == [
+                t < 32 * words and bool(mine[t // 32] >> np.uint32(t % 32) & 1) for t in range(width)
+            ]
+        else:
+            assert all(found)
+
+
 def test_shapes_are_checked(device: torch.device) -> None:
     places = torch.zeros(4, FIELDS, dtype=torch.int64, device=device)
     with pytest.raises(ValueError, match="2 rows need int64 seats"):
         mask(torch.zeros(2, 9, device=device), torch.zeros(3, dtype=torch.int64, device=device), places)
     with pytest.raises(ValueError, match="adjacent"):
         mask(torch.zeros(9, 2, device=device).T, torch.zeros(2, dtype=torch.int64, device=device), places)
+    with pytest.raises(ValueError, match="rows and bits are int32"):
+        rows = torch.zeros(2, dtype=torch.int32, device=device)
+        mask_bits(torch.zeros(2, 9, device=device), rows, torch.zeros(3, 1, dtype=torch.int32, device=device))
     with pytest.raises(ValueError, match="places must be"):
         advance(
             torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64, device=device), places[:, :3]
