@@ -99,10 +99,18 @@ class TritonAttention:
                 )
         return out
 
-    def run_packed(self, qkv: Tensor, turning: Turning, layer: int, spec: AttnSpec) -> Tensor:
-        """Of a batch of nothing but single tokens: make q, k and v of the packed projection, store, attend, in one launch."""
+    def run_packed(self, qkv: Tensor, turning: Turning, layer: int, spec: AttnSpec) -> Tensor | None:
+        """Make q, k and v of the packed projection, store, attend, in one launch; None if that is not the quickest.
+
+        It is for batches of nothing but single tokens.
+        """
         at = self.inputs
-        assert at is not None and at.decodes == len(qkv)
+        assert at is not None
+        if at.decodes != len(qkv):
+            return None
+        how = self._how(len(qkv), spec)
+        if not how["tiles"].packed:
+            return None
         return packed_decode_attention(
             qkv,
             spec.heads,
@@ -113,7 +121,7 @@ class TritonAttention:
             at.table,
             at.seats,
             at.lengths,
-            **self._how(len(qkv), spec),
+            **how,
         )
 
     def _decode(self, q: Tensor, layer: int, spec: AttnSpec, out: Tensor) -> None:

@@ -99,20 +99,31 @@ def _gemv(
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     other = acc
     squares = tl.zeros((BLOCK_K,), tl.float32)
-    for start in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
+    FIRST: tl.constexpr = BLOCK_K if EARLY else 0
+    if EARLY:
+        # weights are under way; what the kernel before writes is read, and written over, after the wait. A step of its own:
+        # in the loop the wait would keep the next step's weights from being asked for
+        col = tl.arange(0, BLOCK_K)
+        inside = col < K
+        a = tl.load(w_row + col[None, :], mask=live[:, None] & inside[None, :], other=0.0)
+        b = a
+        if GATED is not None:
+            b = tl.load(w_row + n * w_stride + col[None, :], mask=live[:, None] & inside[None, :], other=0.0)
+        tl.extra.cuda.gdc_wait()
+        value = tl.load(x + col, mask=inside, other=0.0).to(tl.float32)
+        if norm is not None:
+            squares += value * value
+            value *= tl.load(norm + col, mask=inside, other=0.0).to(tl.float32) + offset
+        acc += a.to(tl.float32) * value[None, :]
+        if GATED is not None:
+            other += b.to(tl.float32) * value[None, :]
+    for start in tl.range(FIRST, K, BLOCK_K, loop_unroll_factor=UNROLL):
         col = start + tl.arange(0, BLOCK_K)
         if K % BLOCK_K == 0:
             a = tl.load(w_row + col[None, :], mask=live[:, None], other=0.0)
-        else:
-            a = tl.load(w_row + col[None, :], mask=live[:, None] & (col < K)[None, :], other=0.0)
-        if EARLY:
-            if (
-                start == 0
-            ):  # weights are under way; what the kernel before writes is read, and written over, after this
-                tl.extra.cuda.gdc_wait()
-        if K % BLOCK_K == 0:
             value = tl.load(x + col).to(tl.float32)
         else:
+            a = tl.load(w_row + col[None, :], mask=live[:, None] & (col < K)[None, :], other=0.0)
             value = tl.load(x + col, mask=col < K, other=0.0).to(tl.float32)
         if norm is not None:
             squares += value * value

@@ -103,9 +103,9 @@ class FusedDecoder:
             a.norm.offset if normed and a.norm is not None else 0.0,
         )
         inputs = impl.inputs
-        if inputs.decodes == len(qkv):
-            found: Tensor = impl.run_packed(qkv, turning, index, a)
-            return found.flatten(1)
+        attended: Tensor | None = impl.run_packed(qkv, turning, index, a)
+        if attended is not None:
+            return attended.flatten(1)
         pool_k, pool_v = self.store.k[index], self.store.v[index]
         q, k, v = qkv.unflatten(1, (-1, a.head_dim)).split((a.heads, a.kv_heads, a.kv_heads), dim=1)
         q = rope_store(
