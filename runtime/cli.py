@@ -1,17 +1,16 @@
-"""`runtime`: serve a model, or look at one."""
+"""`runtime`: serve a model, measure one, or look at one."""
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import sys
-from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Any
 
 import typer
 
+from runtime.bench.commands import app as bench
 from runtime.config import EngineConfig, ServerConfig
 from runtime.errors import EngineError
+from runtime.flags import fields_of, with_options
 
 app = typer.Typer(
     help="The inference runtime of sglc.",
@@ -19,56 +18,23 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def _with_options(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each field of the config classes."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        parameters = []
-        for config in configs:
-            hints = get_type_hints(config)
-            for f in dataclasses.fields(config):
-                flag = "--" + f.name.replace("_", "-")
-                names = [flag, *f.metadata["aliases"]]
-                option = typer.Option(*names, help=f.metadata["help"], show_default=f.default is not None)
-                parameters.append(
-                    inspect.Parameter(
-                        f.name,
-                        inspect.Parameter.KEYWORD_ONLY,
-                        default=f.default,
-                        annotation=Annotated[hints[f.name], option],
-                    )
-                )
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = {p.name: p.annotation for p in parameters}
-        return command
-
-    return decorate
-
-
-def _split(options: dict[str, Any]) -> tuple[EngineConfig, ServerConfig]:
-    engine = {f.name for f in dataclasses.fields(EngineConfig)}
-    return (
-        EngineConfig(**{k: v for k, v in options.items() if k in engine}),
-        ServerConfig(**{k: v for k, v in options.items() if k not in engine}),
-    )
+app.add_typer(bench, name="bench")
 
 
 @app.command()
-@_with_options(EngineConfig, ServerConfig)
+@with_options(EngineConfig, ServerConfig)
 def serve(**options: Any) -> None:
     """Serve a model over HTTP: the native API and OpenAI's. Without --model-path, the embedded model."""
     from runtime.log import configure
     from runtime.server.app import run
 
-    config, server = _split(options)
+    config, server = fields_of(EngineConfig, options), fields_of(ServerConfig, options)
     configure(server.log_level, server.log_format)
     raise typer.Exit(run(config, server))
 
 
 @app.command()
-@_with_options(EngineConfig)
+@with_options(EngineConfig)
 def info(**options: Any) -> None:
     """Show the architecture of a model folder and what it would take to run it."""
     from rich.console import Console

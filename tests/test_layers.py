@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Inside a package, top to bottom. A module may import its own line and the lines below it.
 RUNTIME = [
     ["runtime.cli"],
+    ["runtime.bench"],
     ["runtime.server", "runtime.programs"],
     ["runtime.backends"],
     ["runtime.engine", "runtime.parallel.ranks"],
@@ -27,7 +28,8 @@ RUNTIME = [
     ["runtime.layers", "runtime.tokenizer"],
     ["runtime.attention"],
     ["runtime.kernels", "runtime.kv", "runtime.parallel"],
-    ["runtime.batch", "runtime.request", "runtime.log", "runtime.metrics"],
+    ["runtime.batch", "runtime.request", "runtime.log", "runtime.metrics", "runtime.chrome_trace"],
+    ["runtime.flags"],
     ["runtime.config"],
     ["runtime.models.spec", "runtime.backends.base"],  # contracts: data and a protocol
     [

@@ -6,7 +6,6 @@ opens a lane of its own, as a fork does. The file opens in Perfetto or chrome://
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 
 from runtime.api import Delta, Generate, Prompt, Score, ScoreResult, render
 from runtime.backends.base import Backend, Capabilities, ModelInfo
+from runtime.chrome_trace import ChromeTrace
 
 
 @dataclass
@@ -107,23 +107,20 @@ class Timeline:
     async def close(self) -> None:
         await self.inner.close()
 
-    def events(self) -> list[dict[str, Any]]:
-        """The events of a Chrome trace, times in microseconds."""
-        found: list[dict[str, Any]] = [
-            {"ph": "M", "pid": 1, "tid": lane, "name": "thread_name", "args": {"name": f"state {lane}"}}
-            for lane in range(self._lanes)
-        ]
+    def trace(self) -> ChromeTrace:
+        """The calls so far."""
+        found = ChromeTrace("call")
+        for lane in range(self._lanes):
+            found.lane(lane, f"state {lane}")
         for span in self.spans:
-            common = {"pid": 1, "tid": span.lane, "cat": "call"}
-            start, length = round(span.start * 1e6), max(round((span.end - span.start) * 1e6), 1)
-            found.append(
-                {"ph": "X", "name": span.name, "ts": start, "dur": length, "args": span.facts, **common}
-            )
+            found.span(span.lane, span.name, span.start, span.end, span.facts)
             if span.first is not None and span.first < span.end:
-                at = round(span.first * 1e6)
-                found.append({"ph": "i", "name": "first text", "ts": at, "s": "t", **common})
+                found.mark(span.lane, "first text", span.first)
         return found
 
+    def events(self) -> list[dict[str, Any]]:
+        """The events of a Chrome trace, times in microseconds."""
+        return self.trace().events
+
     def save(self, path: str | Path) -> None:
-        data = {"traceEvents": self.events(), "displayTimeUnit": "ms"}
-        Path(path).write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+        self.trace().save(path)

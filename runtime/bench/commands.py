@@ -1,0 +1,197 @@
+"""`runtime bench`: its commands, their options, and the tables that they print. Nothing heavy is imported before one runs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from runtime.bench.workload import Workload
+from runtime.config import EngineConfig
+from runtime.errors import InvalidRequest
+from runtime.flags import fields_of, with_options
+
+app = typer.Typer(
+    help="Measure a model: one batch, many requests at once, or a server.", no_args_is_help=True
+)
+
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json", help="File of the results; one that ends in .jsonl gets a line for each, at its end."
+    ),
+]
+Profile = Annotated[
+    Path | None, typer.Option(help="File of a Chrome trace of the run, for Perfetto or chrome://tracing.")
+]
+RunName = Annotated[str, typer.Option(help="What the results call this run.")]
+
+
+def numbers(option: str, text: str) -> list[int]:
+    """`1,8,32`. Raises InvalidRequest with the option."""
+    parts = text.replace(",", " ").split()
+    if not parts or not all(p.isdecimal() and int(p) >= 1 for p in parts):
+        raise InvalidRequest(f"{option} {text!r}: give numbers of at least 1, such as 1,8,32")
+    return [int(p) for p in parts]
+
+
+@app.command()
+@with_options(EngineConfig)
+def latency(
+    batch_size: Annotated[
+        str, typer.Option(help="Requests together; several numbers are measured in turn.")
+    ] = "1",
+    input_len: Annotated[str, typer.Option(help="Tokens of each prompt.")] = "1024",
+    output_len: Annotated[str, typer.Option(help="Tokens of each answer.")] = "16",
+    repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 1,
+    run_name: RunName = "",
+    out: Json = None,
+    profile: Profile = None,
+    **options: Any,
+) -> None:
+    """One batch at a time, without a server: prompts, then each token."""
+    from tqdm import tqdm
+
+    from runtime.bench import latency as bench
+    from runtime.bench.report import figure, plain, save
+
+    wanted = bench.cases(
+        numbers("--batch-size", batch_size),
+        numbers("--input-len", input_len),
+        numbers("--output-len", output_len),
+    )
+    driver = _driver(fields_of(EngineConfig, options), out, profile)
+    for batch, given, new in wanted:
+        driver.check(batch, given + new)
+    bench.measure(
+        driver, wanted[0][0], wanted[0][1], min(wanted[0][2], 4), 1, seed - 1
+    )  # what is made on first use
+    found = []
+    with _profiled(driver, profile):
+        for batch, given, new in tqdm(wanted, disable=None, desc="latency"):
+            found.append(bench.measure(driver, batch, given, new, repeats, seed))
+    _table(
+        "Latency, " + _model(driver.facts),
+        (
+            "batch",
+            "input",
+            "output",
+            "prefill ms",
+            "prefill tok/s",
+            "step ms",
+            "step tok/s",
+            "total ms",
+            "total tok/s",
+        ),
+        [
+            (
+                *(str(v) for v in (r.batch_size, r.input_len, r.output_len)),
+                figure(r.prefill_latency * 1e3),
+                figure(r.prefill_throughput),
+                figure(r.median_decode_latency and r.median_decode_latency * 1e3),
+                figure(r.median_decode_throughput),
+                figure(r.total_latency * 1e3),
+                figure(r.total_throughput),
+            )
+            for r in found
+        ],
+    )
+    save(out, "latency", {"run_name": run_name, **driver.facts}, [plain(r) for r in found])
+
+
+@app.command()
+@with_options(Workload, EngineConfig)
+def offline(
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the answers.")] = 0.0,
+    run_name: RunName = "",
+    out: Json = None,
+    profile: Profile = None,
+    **options: Any,
+) -> None:
+    """Many requests at once, without a server: tokens a second."""
+    from tqdm import tqdm
+
+    from runtime.bench import offline as bench
+    from runtime.bench.report import figure, plain, save
+
+    workload = fields_of(Workload, options)
+    workload.check()
+    driver = _driver(fields_of(EngineConfig, options), out, profile)
+    asked = workload.requests(driver.vocabulary)
+    driver.run(workload.requests(driver.vocabulary, salt=1)[:4])  # what is made on first use
+    driver.flush()
+    bar = tqdm(total=len(asked), disable=None, desc="offline", unit="request")
+    with bar, _profiled(driver, profile):
+        result = bench.measure(driver, asked, temperature, bar.update)
+    rows = [
+        ("requests", str(result.requests)),
+        ("seconds", figure(result.duration)),
+        ("requests/s", figure(result.request_throughput)),
+        ("input tokens/s", figure(result.input_throughput)),
+        ("output tokens/s", figure(result.output_throughput)),
+        ("tokens/s", figure(result.total_throughput)),
+        ("prompt tokens from the cache", f"{result.reused_share:.1%}"),
+    ]
+    _table("Offline, " + _model(driver.facts), ("", ""), rows)
+    save(out, "offline", {"run_name": run_name, **driver.facts}, [plain(result)])
+
+
+def _driver(config: EngineConfig, out: Path | None, profile: Path | None) -> Any:
+    from runtime.bench.driver import Driver
+    from runtime.bench.report import writable
+    from runtime.log import configure
+
+    writable("--json", out)
+    writable("--profile", profile)
+    configure("warning", "text")
+    return Driver(config)
+
+
+@contextmanager
+def _profiled(driver: Any, file: Path | None) -> Iterator[None]:
+    if file is None:
+        yield
+        return
+    from runtime.bench.report import figure
+    from runtime.bench.steps import StepTrace
+
+    with StepTrace(driver.loop) as steps:
+        yield
+    steps.trace.save(file)
+    rows = [
+        (
+            share["kind"],
+            *(figure(share[k]) if k in share else "-" for k in ("turns", "steps", "rows", "prompt_tokens")),
+            figure(share["s"]),
+        )
+        for share in steps.shares()
+    ]
+    _table(
+        "Where the device's time went", ("turns", "number", "steps", "rows each", "prompt tokens", "s"), rows
+    )
+    if steps.waits:
+        print(f"queueing a batch made the host wait for the device {steps.waits} times", file=sys.stderr)
+
+
+def _model(facts: dict[str, Any]) -> str:
+    return f"{facts['architecture']}, {facts['card'] or facts['device']}, {facts['dtype']}"
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(
+        title=title, title_justify="left", show_header=any(columns), box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
