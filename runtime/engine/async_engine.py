@@ -45,7 +45,7 @@ from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
 from runtime.errors import EngineDead, EngineError, InvalidRequest
 from runtime.sampling.random import child_seed
-from runtime.tokenizer.tokenizer import Tokenizer
+from runtime.tokenizer.tokenizer import LONG_TEXT, Tokenizer
 
 log = logging.getLogger("runtime.engine")
 
@@ -165,6 +165,13 @@ class AsyncEngine:
             return self._too_long(len(tokens), context)
         return tokens
 
+    async def ids_of(self, request: Generate) -> list[int]:
+        """`tokens_of`; a long text is tokenised beside the event loop, which serves others meanwhile."""
+        size = sum(len(s.text) for s in request.prompt if isinstance(s, TextSegment))
+        if size < LONG_TEXT:
+            return self.tokens_of(request)
+        return await asyncio.to_thread(self.tokens_of, request)
+
     async def check_constraint(self, request: Generate) -> None:
         """Raises InvalidRequest if the constraint cannot be enforced exactly, or not within max_new_tokens."""
         s = request.sampling
@@ -200,7 +207,7 @@ class AsyncEngine:
         messages: list[In] = []
         for request in requests:
             try:
-                tokens = self.tokens_of(request)
+                tokens = await self.ids_of(request)
                 await self.check_constraint(request)
             except EngineError as error:
                 call.queue.put_nowait(self._refusal(request, error))

@@ -18,6 +18,7 @@ _STREAMED = (
     "multipart/form-data",
     "application/octet-stream",
 )  # bodies that their handlers read piece by piece
+_CODINGS = ("identity", "gzip", "deflate")
 
 
 def guard(limits: Limits) -> Any:
@@ -37,6 +38,10 @@ def guard(limits: Limits) -> Any:
         if request.can_read_body and request.content_type not in _STREAMED:
             if (request.content_length or 0) > limits.max_request_bytes:
                 raise web.HTTPRequestEntityTooLarge(limits.max_request_bytes)
+            coding = request.headers.get("Content-Encoding", "identity").lower()
+            if coding not in _CODINGS:
+                text = f"the content encoding {coding!r} is not taken; send one of {', '.join(_CODINGS)}"
+                return errors.response(text, 415, code="unsupported_media_type")
             try:
                 async with asyncio.timeout(limits.body_timeout):
                     await request.read()
@@ -54,6 +59,11 @@ def guard(limits: Limits) -> Any:
         return await handler(request)
 
     return check
+
+
+def check_prompts(limits: Limits, count: int) -> None:
+    """Raises InvalidRequest if there are more prompts than sequences are allowed; before calls are made of them."""
+    _at_most("the number of prompts", "text", count, limits.max_sequences, "send several requests")
 
 
 def check_calls(limits: Limits, calls: Sequence[Generate]) -> None:

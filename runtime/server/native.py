@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from typing import Any
 
@@ -9,10 +10,12 @@ import msgspec
 from aiohttp import web
 
 from runtime.api import Delta, Generate, Prompt, Score, ScoreResult, Segment, TextSegment, TokenSegment
+from runtime.config import Limits
 from runtime.engine.native import logprob_options, meta_info, sampling_params
 from runtime.errors import InvalidRequest, NotFound, Overloaded, Unsupported
 from runtime.server import answers, bodies, errors
 from runtime.server.context import Context
+from runtime.server.limits import check_prompts
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.sse import EventStream
 
@@ -45,7 +48,7 @@ def _check_lists(body: bodies.GenerateBody, count: int) -> None:
         raise InvalidRequest(f"priority is {body.priority}, which 32 bits do not hold", param="priority")
 
 
-def requests_of(body: bodies.GenerateBody) -> tuple[list[Generate], bool]:
+def requests_of(body: bodies.GenerateBody, limits: Limits) -> tuple[list[Generate], bool]:
     """The calls that a /generate body asks for, and whether the answer is a list."""
     if (body.text is None) == (body.input_ids is None):
         raise InvalidRequest("Either text or input_ids should be provided.", param="text")
@@ -62,6 +65,7 @@ def requests_of(body: bodies.GenerateBody) -> tuple[list[Generate], bool]:
     if not segments:
         raise InvalidRequest("the batch is empty; give at least one prompt", param="text")
     _check_lists(body, len(segments))
+    check_prompts(limits, len(segments))
     out = []
     for i, segment in enumerate(segments):
         logprobs = logprob_options(
@@ -89,11 +93,11 @@ async def generate(request: web.Request) -> web.StreamResponse:
     """POST /generate. Streams are cumulative: each event has the whole text so far."""
     context = Context.of(request)
     body = await bodies.read(request, bodies.GenerateBody)
-    calls, many = requests_of(body)
+    calls, many = requests_of(body, context.server)
     calls = [msgspec.structs.replace(c, sampling=context.seeded(c.sampling)) for c in calls]
     context.check(calls)
     for call in calls:
-        context.engine.tokens_of(call)
+        await context.engine.ids_of(call)
         await context.engine.check_constraint(call)
     names = _names(body.rid, len(calls))
 
@@ -282,7 +286,8 @@ async def tokenize(request: web.Request) -> web.Response:
     text = body.text if body.text is not None else body.prompt
     if text is None:
         raise InvalidRequest("give the text to tokenize", param="text")
-    tokens = Context.of(request).engine.tokenizer.encode(text, first=body.add_special_tokens)
+    encode = Context.of(request).engine.tokenizer.encode
+    tokens = await asyncio.to_thread(encode, text, first=body.add_special_tokens)
     return web.json_response({"tokens": tokens, "count": len(tokens)})
 
 

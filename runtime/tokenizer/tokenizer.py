@@ -15,6 +15,10 @@ from runtime.api import ImageSegment, Segment, TextSegment, TokenSegment, merge_
 from runtime.errors import InvalidRequest, ModelError
 from runtime.tokenizer.chat import ChatTemplate
 
+LONG_TEXT = (
+    20_000  # characters that take milliseconds; longer ones are tokenised so that other threads can run
+)
+
 
 def _load(file: Path) -> dict[str, Any]:
     try:
@@ -89,7 +93,9 @@ class Tokenizer:
         """
         special = first and not (self.bos and text.startswith(self.bos))
         try:
-            return self._hf.encode(text, add_special_tokens=special).ids
+            if len(text) < LONG_TEXT:
+                return self._hf.encode(text, add_special_tokens=special).ids
+            return self._hf.encode_batch_fast([text], add_special_tokens=special)[0].ids  # lets go of the GIL
         except TypeError:  # the only strings it cannot take
             at = next((i for i, c in enumerate(text) if "\ud800" <= c <= "\udfff"), None)
             raise InvalidRequest(
