@@ -185,6 +185,19 @@ class ServerConfig(Limits):
 
     host: str = _option("127.0.0.1", "Address to listen on.")
     port: int = _option(30000, "Port to listen on; 0 takes a free one.")
+    chat_template: str | None = _option(
+        None,
+        "Of the chat APIs: a .jinja or .json file, or the name of a conversation. Default: the model's.",
+    )
+    tool_call_parser: str | None = _option(
+        None,
+        "How the model writes tool calls: hermes, llama3_json, mistral, deepseek, pythonic or qwen3_coder. "
+        "Default: as its chat template says.",
+    )
+    reasoning_parser: str | None = _option(
+        None,
+        "Family whose tags separate reasoning from the answer, such as qwen3 or deepseek-r1. Default: none.",
+    )
     api_key: list[str] | None = _option(  # noqa: RUF009
         None, "Clients must send one of these as a bearer token or x-api-key. May be given several times."
     )

@@ -64,11 +64,16 @@ class PromptTokensDetails(msgspec.Struct):
     cached_tokens: int
 
 
-class TokenUsage(msgspec.Struct):
+class CompletionTokensDetails(msgspec.Struct):
+    reasoning_tokens: int
+
+
+class TokenUsage(msgspec.Struct, omit_defaults=True):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails | None = None
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -92,13 +97,30 @@ class Completion(msgspec.Struct):
     object: Literal["text_completion"]
     created: int
     model: str
+    system_fingerprint: str
+    seed: int
     choices: list[CompletionChoice]
     usage: TokenUsage
 
 
-class ChatMessage(msgspec.Struct):
+class CalledFunction(msgspec.Struct):
+    """`arguments` is the JSON text of an object."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
+class ChatMessage(msgspec.Struct, omit_defaults=True):
     role: str
     content: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(msgspec.Struct):
@@ -115,6 +137,8 @@ class ChatCompletion(msgspec.Struct):
     object: Literal["chat.completion"]
     created: int
     model: str
+    system_fingerprint: str
+    seed: int
     choices: list[ChatChoice]
     usage: TokenUsage
 

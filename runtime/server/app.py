@@ -14,7 +14,7 @@ from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.process import ProcessTransport
 from runtime.errors import EngineDead, ModelError
-from runtime.server import auth, batches, errors, limits, native, observe, openai, openapi
+from runtime.server import auth, batches, chat, completions, errors, limits, native, observe, openai, openapi
 from runtime.server.auth import Origins
 from runtime.server.connection import listen
 from runtime.server.context import KEY, Context
@@ -37,8 +37,8 @@ def build(context: Context) -> web.Application:
     app = web.Application(middlewares=middlewares, client_max_size=server.max_request_bytes)
     app[KEY] = context
     app.on_response_prepare.append(observe.answer_headers(origins))
-    app.add_routes(native.routes())
-    app.add_routes(openai.routes())
+    for api in (native, openai, completions, chat):
+        app.add_routes(api.routes())
     page.attach(app, context)
     batches.install(app, context)
     openapi.attach(app)
@@ -70,12 +70,12 @@ async def serve(config: EngineConfig, server: ServerConfig) -> int:
     )
     engine = AsyncEngine(config, transport, strangers=True)
     try:
+        context = Context(engine, config, server)
         await engine.open()
     except BaseException:
         engine.shutdown()
         sock.close()
         raise
-    context = Context(engine, config, server)
     runner = web.AppRunner(build(context), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     listener = await listen(runner, sock, server)

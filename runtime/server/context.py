@@ -20,14 +20,25 @@ from runtime.api import Delta, Generate, SamplingParams
 from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.transport import error_of
-from runtime.errors import Crowded, EngineError, InvalidRequest, NotFound, Overloaded
+from runtime.errors import Crowded, EngineError, InvalidRequest, ModelError, NotFound, Overloaded
+from runtime.reasoning import reasoning_tags
 from runtime.server.limits import check_calls
+from runtime.server.templates import read_template
+from runtime.server.tools import tool_format
+from runtime.tokenizer.chat import ChatTemplate
 
 KEY: web.AppKey[Context] = web.AppKey("context", object)  # type: ignore[arg-type,valid-type]
 
 
 class Context:
-    """One server. `running` counts samples that were admitted and have not finished."""
+    """One server. `running` counts samples that were admitted and have not finished.
+
+    chat_template   what makes a prompt of a conversation; `chat_stops` are the stop strings that go with it
+    tool_format     how the model writes tool calls, if an option says so
+    reasoning_tags  what is around its reasoning, if an option says so
+
+    Raises EngineError for options that name what is not there.
+    """
 
     def __init__(self, engine: AsyncEngine, config: EngineConfig, server: ServerConfig) -> None:
         self.engine = engine
@@ -36,6 +47,18 @@ class Context:
         self.running = 0
         self.closing = False
         self._named: dict[str, Sequence[Generate]] = {}
+        self.chat_template: ChatTemplate | None = None
+        self.chat_stops: tuple[str, ...] = ()
+        if server.chat_template is not None:
+            self.chat_template, self.chat_stops = read_template(server.chat_template, engine.tokenizer)
+        else:
+            self.chat_template = engine.tokenizer.chat_template
+        parser, family = server.tool_call_parser, server.reasoning_parser
+        self.tool_format = None if parser is None else tool_format(parser)
+        try:
+            self.reasoning_tags = None if family is None else reasoning_tags(family)
+        except ValueError as error:
+            raise ModelError(f"--reasoning-parser: {error}") from None
 
     @classmethod
     def of(cls, request: web.Request) -> Context:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
@@ -23,10 +24,14 @@ class EventStream:
     What is raised inside becomes the last event, without a [DONE]: nobody takes a part for the whole.
     """
 
-    def __init__(self, request: web.Request) -> None:
+    def __init__(self, request: web.Request, headers: Mapping[str, str] | None = None) -> None:
         self._request = request
         self._response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                **(headers or {}),
+            }
         )
 
     async def __aenter__(self) -> EventStream:
@@ -53,10 +58,16 @@ class EventStream:
             await self._response.write_eof()
         raise errors.Ended(self._response) from error
 
-    async def send(self, data: Any) -> None:
-        await self._response.write(b"data: " + msgspec.json.encode(data) + b"\n\n")
+    async def send(self, data: Any, name: str | None = None) -> None:
+        """One event; some APIs name theirs."""
+        head = b"" if name is None else f"event: {name}\n".encode()
+        await self._response.write(head + b"data: " + msgspec.json.encode(data) + b"\n\n")
+
+    async def end(self) -> web.StreamResponse:
+        """Finish, for APIs whose last event says so."""
+        await self._response.write_eof()
+        return self._response
 
     async def done(self) -> web.StreamResponse:
         await self._response.write(b"data: [DONE]\n\n")
-        await self._response.write_eof()
-        return self._response
+        return await self.end()

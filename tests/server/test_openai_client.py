@@ -179,7 +179,48 @@ async def test_async_and_concurrent(server: ServerProcess) -> None:
         ({"messages": []}, openai.BadRequestError, "messages", "empty"),
         ({"messages": [{"content": "x"}]}, openai.BadRequestError, "messages[0].role", "no role"),
         ({"messages": [{"role": "user", "content": "a " * 9000}]}, openai.BadRequestError, "prompt", "9"),
-        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "tools", "not supported"),
+        (
+            {"tools": [{"type": "function"}]},
+            openai.BadRequestError,
+            "tools[0].function",
+            "tools[0] has no function",
+        ),
+        ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, "tools[0]", "only functions"),
+        ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice", "no tools"),
+        ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options", "stream"),
+        ({"modalities": ["audio"]}, openai.BadRequestError, "modalities", "text only"),
+        ({"functions": [{"name": "f"}]}, openai.BadRequestError, "functions", "tools"),
+        (
+            {"messages": [{"role": "king", "content": "x"}]},
+            openai.BadRequestError,
+            "messages[0].role",
+            "'king'",
+        ),
+        (
+            {"messages": [{"role": "tool", "content": "x"}]},
+            openai.BadRequestError,
+            "messages[0].tool_call_id",
+            "id",
+        ),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "image_url", "image_url": {"url": "file:///etc/passwd"}}],
+                    }
+                ]
+            },
+            openai.BadRequestError,
+            "messages",
+            "only text",
+        ),
+        (
+            {"extra_body": {"chat_template_kwargs": {"messages": 1}}},
+            openai.BadRequestError,
+            "chat_template_kwargs",
+            "messages",
+        ),
         ({"extra_body": {"regex": "("}}, openai.BadRequestError, "regex", "regex"),
         ({"extra_body": {"temprature": 1}}, openai.BadRequestError, None, "temprature"),
         ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs", "needs logprobs"),

@@ -1,0 +1,253 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from runtime.api import Constraint, Delta, LogprobOptions, TokenLogprob, Usage
+from runtime.errors import InvalidRequest, Unsupported
+from runtime.server import answers, bodies, openai
+from runtime.server.context import Context
+from runtime.server.conversation import Prepared, Tool, Turn, check_tools, prepare, read_messages, split
+from runtime.server.operation import JSON_OR_EVENTS, operation
+from runtime.server.parts import CallPart, Part, ReasoningPart, TextPart, Whole
+from runtime.server.sse import EventStream
+
+
+def constraint_of(form: bodies.ResponseFormat | None) -> Constraint | None:
+    """What a response format demands. Raises InvalidRequest for one that is not known."""
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return Constraint("json_schema", '{"type": "object"}')
+    if form.type == "json_schema":
+        schema = (form.json_schema or {}).get("schema")
+        if schema is None:
+            raise InvalidRequest("response_format has no json_schema.schema", param="response_format")
+        return Constraint("json_schema", msgspec.json.encode(schema).decode())
+    if form.type == "structural_tag":
+        return Constraint("structural_tag", msgspec.json.encode(form).decode())
+    raise InvalidRequest(
+        f"response_format {form.type!r} is not known; use text, json_object, json_schema or structural_tag",
+        param="response_format",
+    )
+
+
+def read_tools(documents: list[dict[str, Any]] | None) -> tuple[Tool, ...]:
+    """Raises InvalidRequest, naming the place, for what is no function."""
+    out = []
+    for i, document in enumerate(documents or ()):
+        kind, function = document.get("type"), document.get("function")
+        if kind == "function" and not isinstance(function, dict):
+            raise InvalidRequest(f"tools[{i}] has no function", param=f"tools[{i}].function")
+        if kind != "function" or not isinstance(function, dict):
+            raise Unsupported(
+                f"tools[{i}] is of type {kind!r}; only functions are supported", param=f"tools[{i}]"
+            )
+        out.append(read_function(function, f"tools[{i}].function"))
+    return tuple(out)
+
+
+def read_function(function: dict[str, Any], where: str) -> Tool:
+    name, about = function.get("name"), function.get("description")
+    schema = function.get("parameters")
+    if not isinstance(name, str) or not isinstance(about, str | None) or not isinstance(schema, dict | None):
+        raise InvalidRequest(
+            f"{where} needs a name, and may have a description and parameters, a JSON schema", param=where
+        )
+    if schema is not None and schema.get("type", "object") != "object":
+        raise InvalidRequest(f"{where}.parameters must be a schema of an object", param=f"{where}.parameters")
+    schema = {"type": "object", "properties": {}} if not schema else {"type": "object", **schema}
+    return Tool(name, schema, about, strict=function.get("strict") is True)
+
+
+def turn_of(body: bodies.ChatBody) -> Turn:
+    """Raises InvalidRequest, naming the place."""
+    tools = read_tools(body.tools)
+    choice, named = body.tool_choice, None
+    if isinstance(choice, dict):
+        function = choice.get("function")
+        named = function.get("name") if isinstance(function, dict) else None
+        if choice.get("type") != "function" or not isinstance(named, str):
+            raise InvalidRequest("tool_choice must name a function", param="tool_choice")
+        choice = "named"
+    choice = choice if choice is not None else "auto"
+    if choice not in ("auto", "none", "required", "named"):
+        raise InvalidRequest(
+            f"tool_choice is {choice!r} but must be auto, none, required or a function", param="tool_choice"
+        )
+    if not tools and choice in ("required", "named"):
+        raise InvalidRequest("tool_choice demands a call but there are no tools", param="tool_choice")
+    check_tools(tools, named)
+    options = dict(body.chat_template_kwargs or {})
+    if body.reasoning_effort is not None:
+        options["reasoning_effort"] = body.reasoning_effort
+    return Turn(
+        read_messages(body.messages),
+        tools,
+        choice=choice,  # type: ignore[arg-type]
+        named=named,
+        parallel=body.parallel_tool_calls is not False,
+        proceed=body.continue_final_message or None,
+        options=options,
+    )
+
+
+def _check(body: bodies.ChatBody) -> None:
+    openai.check_stream(body)
+    if set(body.modalities or ()) - {"text"}:
+        raise Unsupported("this server answers with text only", param="modalities")
+    if body.functions or body.function_call not in (None, "none"):
+        raise Unsupported("functions were replaced by tools; send them as tools", param="functions")
+
+
+def _logprob_options(body: bodies.ChatBody) -> LogprobOptions | None:
+    top = body.top_logprobs or 0
+    if not body.logprobs:
+        if top:
+            raise InvalidRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
+        return None
+    if not 0 <= top <= 20:
+        raise InvalidRequest(f"top_logprobs is {top} but must be between 0 and 20", param="top_logprobs")
+    return LogprobOptions(top=top, text=True)
+
+
+def _logprobs(delta: Delta) -> dict[str, Any]:
+    def entry(t: TokenLogprob) -> dict[str, Any]:
+        text = t.text or ""
+        return {"token": text, "logprob": t.logprob, "bytes": list(text.encode())}
+
+    tops = delta.output_top_logprobs or [() for _ in delta.output_logprobs]
+    pairs = zip(delta.output_logprobs, tops, strict=True)
+    return {
+        "content": [{**entry(t), "top_logprobs": [entry(o) for o in top]} for t, top in pairs],
+        "refusal": None,
+    }
+
+
+def _reason(delta: Delta, called: bool) -> str | None:
+    found = openai.reason(delta)
+    return "tool_calls" if called and found == "stop" else found
+
+
+def _call(part: CallPart) -> dict[str, Any]:
+    return {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": part.arguments}}
+
+
+def _message(whole: Whole, separate: bool) -> dict[str, Any]:
+    text = whole.text if separate or not whole.reasoning else f"{whole.reasoning}\n\n{whole.text}"
+    message: dict[str, Any] = {"role": "assistant", "content": text or (None if whole.calls else "")}
+    message["refusal"] = None
+    if separate and whole.reasoning:
+        message["reasoning_content"] = whole.reasoning
+    if whole.calls:
+        message["tool_calls"] = [_call(c) for c in whole.calls]
+    return message
+
+
+@operation(body=bodies.ChatBody, answer=answers.ChatCompletion, kinds=JSON_OR_EVENTS)
+async def chat(request: web.Request) -> web.StreamResponse:
+    """The assistant's next message, `n` samples of it."""
+    context = Context.of(request)
+    body = await bodies.read(request, bodies.ChatBody)
+    context.check_model(body.model)
+    _check(body)
+    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    prepared = await prepare(
+        context,
+        turn_of(body),
+        openai.sampling_of(body, limit, constraint=constraint_of(body.response_format)),
+        logprobs=_logprob_options(body),
+        stream=body.stream,
+        salt=body.cache_salt,
+        priority=body.priority,
+    )
+    if body.stream:
+        return await _stream(request, context, body, prepared)
+    call = prepared.call
+    head = openai.head(context, "chatcmpl", "chat.completion", call)
+    wholes = [Whole() for _ in range(body.n)]
+    choices: list[dict[str, Any]] = []
+    usages: list[Usage] = []
+    async with context.run([call], {head["id"]: [call]}) as deltas:
+        async for delta, parts, called in split(prepared, deltas):
+            wholes[delta.index].add(parts)
+            choice = {
+                "index": delta.index,
+                "message": _message(wholes[delta.index], body.separate_reasoning),
+                "logprobs": _logprobs(delta) if call.logprobs else None,
+                "finish_reason": _reason(delta, called),
+                "matched_stop": openai.matched(delta),
+            }
+            choices.append(choice)
+            usages.append(delta.usage or Usage())
+    choices.sort(key=lambda c: c["index"])
+    reasoned = "".join(w.reasoning for w in wholes)
+    reasoning = len(context.engine.tokenizer.encode(reasoned, first=False)) if reasoned else 0
+    usage = openai.usage_of(usages, prepared.prompt_tokens, reasoning)
+    return web.json_response({**head, "choices": choices, "usage": usage}, headers=_notes(body))
+
+
+def _notes(body: bodies.ChatBody) -> dict[str, str]:
+    """Says which fields changed nothing though a caller may think so."""
+    return {} if body.prediction is None else {"X-Ignored-Fields": "prediction"}
+
+
+def _delta(part: Part, separate: bool) -> dict[str, Any]:
+    if isinstance(part, TextPart):
+        return {"content": part.text}
+    if isinstance(part, ReasoningPart):
+        return {"reasoning_content" if separate else "content": part.text}
+    if isinstance(part, CallPart):
+        return {"tool_calls": [{"index": part.index, **_call(part)}]}
+    return {"tool_calls": [{"index": part.index, "function": {"arguments": part.text}}]}
+
+
+async def _stream(
+    request: web.Request, context: Context, body: bodies.ChatBody, prepared: Prepared
+) -> web.StreamResponse:
+    """One chunk for each part; the log-probabilities of a delta are in its last chunk."""
+    call = prepared.call
+    head = openai.head(context, "chatcmpl", "chat.completion.chunk", call)
+    counted = body.stream_options is not None and body.stream_options.include_usage
+    none: dict[str, Any] = {"usage": None} if counted else {}
+    usages, reasoned = [], []
+
+    def chunk(index: int, content: dict[str, Any], delta: Delta | None = None, **end: Any) -> dict[str, Any]:
+        logprobs = _logprobs(delta) if call.logprobs and delta is not None and delta.output_logprobs else None
+        choice = {"index": index, "delta": content, "logprobs": logprobs, "finish_reason": None, **end}
+        return {**head, "choices": [choice], **none}
+
+    async with (
+        context.run([call], {head["id"]: [call]}) as deltas,
+        EventStream(request, _notes(body)) as events,
+    ):
+        for index in range(body.n):
+            await events.send(chunk(index, {"role": "assistant", "content": ""}))
+        async for delta, parts, called in split(prepared, deltas):
+            reasoned += [p.text for p in parts if isinstance(p, ReasoningPart)]
+            contents = [_delta(p, body.separate_reasoning) for p in parts]
+            end = {}
+            if delta.finish is not None:
+                end = {"finish_reason": _reason(delta, called), "matched_stop": openai.matched(delta)}
+                contents.append({})
+            elif not contents and delta.output_logprobs and call.logprobs:
+                contents.append({})
+            for content in contents[:-1]:
+                await events.send(chunk(delta.index, content))
+            if contents:
+                await events.send(chunk(delta.index, contents[-1], delta, **end))
+            usages += [delta.usage] if delta.usage else []
+        if counted:
+            text = "".join(reasoned)
+            reasoning = len(context.engine.tokenizer.encode(text, first=False)) if text else 0
+            usage = openai.usage_of(usages, prepared.prompt_tokens, reasoning)
+            await events.send({**head, "choices": [], "usage": usage})
+        return await events.done()
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.post("/v1/chat/completions", chat)]

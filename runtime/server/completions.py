@@ -1,0 +1,181 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from runtime.api import (
+    Delta,
+    Generate,
+    LogprobOptions,
+    Segment,
+    TextSegment,
+    TokenLogprob,
+    TokenSegment,
+    Usage,
+)
+from runtime.errors import InvalidRequest, Unsupported
+from runtime.server import answers, bodies, openai
+from runtime.server.context import Context
+from runtime.server.operation import JSON_OR_EVENTS, operation
+from runtime.server.sse import EventStream
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> list[Segment]:
+    """One text, several, the ids of one prompt, or those of several."""
+    if isinstance(prompt, str):
+        return [TextSegment(prompt)]
+    kinds = {type(p) for p in prompt}
+    if len(kinds) != 1:
+        what = "is empty" if not kinds else "mixes texts and token ids"
+        raise InvalidRequest(
+            f"the prompt {what}; give a text, texts, token ids, or lists of token ids", param="prompt"
+        )
+    if kinds == {int}:
+        return [TokenSegment(tuple(p for p in prompt if isinstance(p, int)), "")]
+    return [
+        TextSegment(p) if isinstance(p, str) else TokenSegment(tuple(p), "")
+        for p in prompt
+        if not isinstance(p, int)
+    ]
+
+
+def _table(own: Sequence[TokenLogprob], tops: Sequence[Any], offset: int) -> dict[str, Any]:
+    texts = [t.text or "" for t in own]
+    offsets = []
+    for text in texts:
+        offsets.append(offset)
+        offset += len(text)
+    return {
+        "tokens": texts,
+        "token_logprobs": [t.logprob for t in own],
+        "top_logprobs": [None if top is None else {t.text or "": t.logprob for t in top} for top in tops],
+        "text_offset": offsets,
+    }
+
+
+class _Choices:
+    """Deltas as choices. Knows, for each sample, where its text stands: an echoed prompt comes first."""
+
+    def __init__(self, body: bodies.CompletionBody, prompts: Sequence[str]) -> None:
+        self._body = body
+        self._prompts = prompts
+        self._offsets: dict[int, int] = {}
+
+    def of(self, delta: Delta) -> dict[str, Any]:
+        prompt = int(delta.id)
+        index = prompt * self._body.n + delta.index
+        first = index not in self._offsets
+        echo = self._prompts[prompt] if self._body.echo else ""
+        offset = self._offsets.setdefault(index, 0 if self._body.echo else len(self._prompts[prompt]))
+        table = None
+        if self._body.logprobs is not None:
+            own = [*(delta.input_logprobs or ()), *delta.output_logprobs]
+            inner: list[Any] = list(delta.input_top_logprobs or [() for _ in delta.input_logprobs or ()])
+            tops = [*inner, *(delta.output_top_logprobs or [() for _ in delta.output_logprobs])]
+            table = _table(own, tops, offset)
+            self._offsets[index] += sum(map(len, table["tokens"]))
+        return {
+            "index": index,
+            "text": (echo if first else "") + delta.text,
+            "logprobs": table,
+            "finish_reason": openai.reason(delta),
+            "matched_stop": openai.matched(delta),
+        }
+
+
+def _calls(context: Context, body: bodies.CompletionBody) -> list[Generate]:
+    """One call for each prompt; with `best_of`, of so many samples, whose log-probabilities decide."""
+    if body.suffix:
+        raise Unsupported("suffix is not supported; put what follows into the prompt", param="suffix")
+    samples = body.n if body.best_of is None else body.best_of
+    if samples < body.n:
+        raise InvalidRequest(f"best_of is {samples} but n is {body.n}; it cannot be less", param="best_of")
+    if samples > 128:
+        raise InvalidRequest(f"best_of is {samples} but must be at most 128", param="best_of")
+    if samples > body.n and body.stream:
+        raise Unsupported(
+            "best_of above n needs all samples first, so it cannot be streamed", param="best_of"
+        )
+    logprobs = None
+    if body.logprobs is not None:
+        if not 0 <= body.logprobs <= 20:
+            raise InvalidRequest(
+                f"logprobs is {body.logprobs} but must be between 0 and 20", param="logprobs"
+            )
+        logprobs = LogprobOptions(start=0 if body.echo else -1, top=body.logprobs, text=True)
+    elif samples > body.n:
+        logprobs = LogprobOptions()
+    sampling = context.seeded(openai.sampling_of(body, body.max_tokens))
+    return [
+        Generate(
+            prompt=(segment,),
+            sampling=msgspec.structs.replace(sampling, n=samples),
+            id=str(i),
+            logprobs=logprobs,
+            stream=body.stream,
+            salt=body.cache_salt or "",
+            priority=body.priority,
+        )
+        for i, segment in enumerate(_prompts(body.prompt))
+    ]
+
+
+def _best(deltas: list[Delta], n: int) -> list[Delta]:
+    """Of each prompt the `n` samples of the greatest mean log-probability, in that order."""
+
+    def mean(delta: Delta) -> float:
+        values = [t.logprob for t in delta.output_logprobs if t.logprob is not None]
+        return sum(values) / len(values) if values else float("-inf")
+
+    out: list[Delta] = []
+    for id in dict.fromkeys(d.id for d in deltas):
+        samples = sorted((d for d in deltas if d.id == id), key=lambda d: (-mean(d), d.index))
+        out += [msgspec.structs.replace(d, index=i) for i, d in enumerate(samples[:n])]
+    return out
+
+
+@operation(body=bodies.CompletionBody, answer=answers.Completion, kinds=JSON_OR_EVENTS)
+async def completions(request: web.Request) -> web.StreamResponse:
+    """Prompts as text or ids, each with `n` samples; choices are ordered by prompt, then by sample."""
+    context = Context.of(request)
+    body = await bodies.read(request, bodies.CompletionBody)
+    context.check_model(body.model)
+    openai.check_stream(body)
+    calls = _calls(context, body)
+    context.check(calls)
+    tokens = [context.engine.tokens_of(c) for c in calls]
+    await context.engine.check_constraint(calls[0])
+    choices = _Choices(body, [context.engine.tokenizer.decode(t) for t in tokens])
+    head = openai.head(context, "cmpl", "text_completion", calls[0])
+    prompt = sum(map(len, tokens))
+    async with context.run(calls, {head["id"]: calls}) as deltas:
+        if not body.stream:
+            found: list[Delta] = []
+            async for delta in deltas:
+                openai.raise_error(delta)
+                found.append(delta)
+            usage = openai.usage_of([d.usage or Usage() for d in found], prompt)
+            if calls[0].sampling.n > body.n:
+                found = _best(found, body.n)
+            ordered = sorted(found, key=lambda d: (int(d.id), d.index))
+            return web.json_response({**head, "choices": [choices.of(d) for d in ordered], "usage": usage})
+        usages = []
+        counted = body.stream_options is not None and body.stream_options.include_usage
+        none: dict[str, Any] = {"usage": None} if counted else {}
+        async with EventStream(request) as events:
+            async for delta in deltas:
+                openai.raise_error(delta)
+                await events.send({**head, "choices": [choices.of(delta)], **none})
+                usages += [delta.usage] if delta.usage else []
+            if counted:
+                await events.send({**head, "choices": [], "usage": openai.usage_of(usages, prompt)})
+            return await events.done()
+
+
+def routes() -> list[web.RouteDef]:
+    return [web.post("/v1/completions", completions)]
