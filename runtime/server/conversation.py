@@ -138,7 +138,7 @@ async def prepare(
     marks += (tags.begin, tags.end) if tags is not None else ()
     if any(context.engine.tokenizer.token_id(m) in context.engine.tokenizer.special_ids for m in marks):
         sampling = msgspec.structs.replace(sampling, skip_special_tokens=False)
-    stops = tuple(dict.fromkeys((*sampling.stop, *context.chat_stops)))
+    stops = (*sampling.stop, *(s for s in context.chat_stops if s not in sampling.stop))
     call = Generate(
         prompt=(TextSegment(text),),
         sampling=context.seeded(msgspec.structs.replace(sampling, stop=stops)),
