@@ -210,6 +210,7 @@ class ServerConfig(Limits):
     )
     log_level: str = _option("info", "debug, info, warning or error.")
     log_format: str = _option("text", "text, or json: one object a line.")
+    profile_dir: str | None = _option(None, "Folder for the traces of /stop_profile.")
     stream_interval: int = _option(1, "Tokens between two events of a stream.")
     state_dir: str | None = _option(
         None,

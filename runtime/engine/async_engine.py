@@ -14,6 +14,7 @@ import secrets
 import threading
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -22,6 +23,7 @@ from runtime.api import (
     ChoiceScore,
     Constraint,
     Delta,
+    Finish,
     Generate,
     LogprobOptions,
     Prompt,
@@ -77,7 +79,11 @@ class AsyncEngine:
     tokenizer is read."""
 
     def __init__(
-        self, config: EngineConfig, transport: Transport | None = None, *, strangers: bool = False
+        self,
+        config: EngineConfig,
+        transport: Transport | None = None,
+        *,
+        strangers: bool = False,
     ) -> None:
         """`strangers`: constraints come from callers that are not trusted, and are tried in processes that can be killed."""
         self.config = config
@@ -157,8 +163,11 @@ class AsyncEngine:
                     f"token id {outside} is outside the vocabulary (0 to {size - 1})",
                     param="stop_token_ids" if outside in request.sampling.stop_token_ids else None,
                 )
-        tokens = self.tokenizer.encode_prompt(request.prompt)
         context = self.info["context_length"]
+        characters = sum(len(s.text) for s in request.prompt if isinstance(s, TextSegment))
+        if characters > context * self.tokenizer.longest:  # not worth the time that its tokens would take
+            return self._too_long(-(-characters // self.tokenizer.longest), context)
+        tokens = self.tokenizer.encode_prompt(request.prompt)
         if not tokens:
             raise InvalidRequest("the prompt is empty; give at least one token", param="prompt")
         if len(tokens) >= context:
@@ -177,10 +186,14 @@ class AsyncEngine:
         s = request.sampling
         if s.constraint is None:
             return
-        if self._workers is not None:
-            await self._workers.check(s.constraint, s.max_new_tokens)
-        else:
-            await asyncio.to_thread(self._constraints.check, s.constraint, s.max_new_tokens)
+        began = perf_counter()
+        try:
+            if self._workers is not None:
+                await self._workers.check(s.constraint, s.max_new_tokens)
+            else:
+                await asyncio.to_thread(self._constraints.check, s.constraint, s.max_new_tokens)
+        finally:
+            self.live.counted.compile.observe(perf_counter() - began)
 
     def prepare_constraints(self, constraints: Sequence[Constraint]) -> None:
         """See `PreparesConstraints`. The loop finds the tables in the store."""
@@ -255,8 +268,6 @@ class AsyncEngine:
 
     @staticmethod
     def _refusal(request: Generate, error: EngineError) -> Delta:
-        from runtime.api import Finish, Usage
-
         finish = Finish(type="error", matched=error.code, message=error.message)
         return Delta(id=request.id, finish=finish, usage=Usage())
 
@@ -347,27 +358,28 @@ class AsyncEngine:
         async for _ in self.generate([request]):
             pass
 
-    async def _ask(self, what: str) -> dict[str, Any]:
+    async def ask(self, what: str, value: str = "") -> dict[str, Any]:
+        """What the engine loop answers. Raises the EngineError that it answers with."""
         await self.open()
         ticket = next(self._tickets)
         future: Future[dict[str, Any]] = Future()
         self._asked[ticket] = future
         try:
-            self._send([Ask(ticket, what)])
+            self._send([Ask(ticket, what, value)])
             return await asyncio.wrap_future(future)
         finally:
             self._asked.pop(ticket, None)
 
     async def flush_cache(self) -> bool:
-        return bool((await self._ask("flush"))["flushed"])
+        return bool((await self.ask("flush"))["flushed"])
 
     async def stats(self) -> dict[str, Any]:
         """Use of the KV pool and of the seats."""
-        return await self._ask("stats")
+        return await self.ask("stats")
 
     async def prefixes(self) -> list[dict[str, Any]]:
         """The largest cached prefixes: their first tokens, how many there are, and who uses them."""
-        found: list[dict[str, Any]] = (await self._ask("prefixes"))["prefixes"]
+        found: list[dict[str, Any]] = (await self.ask("prefixes"))["prefixes"]
         return found
 
     def end_sample(self, id: str) -> bool:
@@ -410,7 +422,11 @@ class AsyncEngine:
                 call.held = []
             elif isinstance(m, Reply):
                 future = self._asked.pop(m.ticket, None)
-                if future is not None and future.set_running_or_notify_cancel():
+                if future is None or not future.set_running_or_notify_cancel():
+                    continue
+                if m.code:
+                    future.set_exception(error_of(m.code, m.message))
+                else:
                     future.set_result(m.value)
             elif isinstance(m, Beat):
                 self.latest = m.stats
@@ -436,21 +452,30 @@ class AsyncEngine:
             answer = call.answers[m.id]
             if answer.done:
                 continue
-            if isinstance(m, Refused):
-                delta: Delta | None = answer.fail(m.code, m.message)
-            elif m.finish is not None and m.finish.type == "error":
-                delta = answer.fail("internal_error", m.finish.message or "the engine failed")
-            else:
-                delta, stopped = answer.feed(m)
-                if stopped:
-                    ended.append(End(m.id))
+            delta, stopped = self._told(answer, m)
+            if stopped:
+                ended.append(End(m.id))
             if answer.done:
                 self._calls.pop(m.id, None)
-                self.live.end(m.id, delta.finish.type if delta and delta.finish else "error")
+                cached = delta.usage.cached_tokens if delta and delta.usage else 0
+                self.live.end(m.id, delta.finish.type if delta and delta.finish else "error", cached)
             if delta is not None:
                 call.put(delta)
         if ended and not self._closed:
             self.transport.send(ended)
+
+    @staticmethod
+    def _told(answer: Answer, m: Output | Refused) -> tuple[Delta | None, bool]:
+        """What the caller hears of it, and whether the engine must be told to stop. A mistake in here ends one sample."""
+        if isinstance(m, Refused):
+            return answer.fail(m.code, m.message), False
+        if m.finish is not None and m.finish.type == "error":
+            return answer.fail("internal_error", m.finish.message or "the engine failed"), False
+        try:
+            return answer.feed(m)
+        except Exception:
+            log.exception("the output of a request cannot be turned into text")
+            return answer.fail("internal_error", "the answer could not be turned into text"), True
 
     def end_calls(self, error: EngineError) -> None:
         """End what runs with an error that its callers are told; the engine itself goes on."""

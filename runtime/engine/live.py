@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from runtime.metrics import Metrics
+
 _RECENT = 4096  # moments kept of each kind; percentiles are of these
 TAIL = 32  # tokens of a prompt's end that are kept for showing
 
@@ -43,9 +45,10 @@ class Totals:
 
 
 class Live:
-    """The running samples and the latencies of the recent ones."""
+    """The running samples and the latencies of the recent ones; `counted` adds up all of them."""
 
     def __init__(self) -> None:
+        self.counted = Metrics()
         self._lock = threading.Lock()
         self._running: dict[str, Running] = {}
         self._recent: dict[str, deque[tuple[float, float]]] = {
@@ -72,18 +75,22 @@ class Live:
             if seen.last is None:
                 seen.first = now
                 self._recent["first_token"].append((now, now - seen.started))
+                self.counted.first_token.observe(now - seen.started)
             else:
                 self._recent["between_tokens"].append((now, (now - seen.last) / tokens))
+                self.counted.between_tokens.observe((now - seen.last) / tokens, tokens)
             seen.last = now
             seen.tokens += tokens
 
-    def end(self, id: str, reason: str) -> None:
-        """A sample is over, for a `Finish.type`; the second time, or for one not known, nothing happens."""
+    def end(self, id: str, reason: str, cached: int = 0) -> None:
+        """A sample is over, for a `Finish.type`, with so many prompt tokens from the cache; the second time, or for one not known, nothing happens."""
         now = time.monotonic()
         with self._lock:
             seen = self._running.pop(id, None)
             if seen is None:
                 return
+            self.counted.end(reason, seen.prompt_tokens, seen.tokens, cached)
+            self.counted.whole.observe(now - seen.started)
             if reason == "abort":
                 self._aborted += 1
             elif reason == "error":

@@ -21,6 +21,7 @@ from runtime.constrain.precompile import precompile, read_constraints
 from runtime.engine.device import DeviceRunner, Pending, device_runner
 from runtime.engine.memory import plan_pages, resolve_kv_dtype
 from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
+from runtime.engine.profile import Profiler
 from runtime.engine.runner import ModelRunner
 from runtime.engine.turns import TurnLength
 from runtime.errors import EngineError, InvalidRequest
@@ -95,6 +96,7 @@ class EngineLoop:
         self._compilers = ThreadPoolExecutor(1, thread_name_prefix="constraints")
         self._compiling: list[tuple[Add, Future[Any]]] = []
         self.ends = ends
+        self._profiler = Profiler()
         self.scheduler = Scheduler(
             pages=pages,
             page_size=config.page_size,
@@ -177,7 +179,10 @@ class EngineLoop:
             event = self.scheduler.abort(message.id)
             return [self._output(event)] if event else []
         if isinstance(message, Ask):
-            return [Answer(message.ticket, self._answer(message.what))]
+            try:
+                return [Answer(message.ticket, self._answer(message))]
+            except EngineError as error:
+                return [Answer(message.ticket, code=error.code, message=error.message)]
         return []
 
     def _add(self, m: Add) -> list[Out]:
@@ -238,11 +243,15 @@ class EngineLoop:
             return [Refused(m.id, "invalid_request", str(error))]
         return []
 
-    def _answer(self, what: str) -> dict[str, Any]:
-        if what == "flush":
+    def _answer(self, m: Ask) -> dict[str, Any]:
+        if m.what == "flush":
             return {"flushed": self.scheduler.flush()}
-        if what == "prefixes":
+        if m.what == "prefixes":
             return {"prefixes": self.scheduler.cache.tree.largest(24)}
+        if m.what == "start_profile":
+            return self._profiler.start()
+        if m.what == "stop_profile":
+            return self._profiler.stop(m.value)
         return self.stats()
 
     def stats(self) -> dict[str, Any]:

@@ -31,10 +31,11 @@ class End(msgspec.Struct, frozen=True, tag=True):
 
 
 class Ask(msgspec.Struct, frozen=True, tag=True):
-    """A question about the engine: `flush`, `stats` or `prefixes`."""
+    """Something asked of the engine as a whole, such as `stats`; `value` belongs to `what`."""
 
     ticket: int
     what: str
+    value: str = ""
 
 
 class Stop(msgspec.Struct, frozen=True, tag=True):
@@ -63,10 +64,12 @@ class Refused(msgspec.Struct, frozen=True, tag=True):
 
 
 class Answer(msgspec.Struct, frozen=True, tag=True):
-    """To an `Ask`."""
+    """To an `Ask`; with a `code`, what went wrong."""
 
     ticket: int
-    value: dict[str, Any]
+    value: dict[str, Any] = {}
+    code: str = ""
+    message: str = ""
 
 
 class Ready(msgspec.Struct, frozen=True, tag=True):

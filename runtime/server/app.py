@@ -14,7 +14,19 @@ from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.process import ProcessTransport
 from runtime.errors import EngineDead, ModelError
-from runtime.server import auth, batches, chat, completions, errors, limits, native, observe, openai, openapi
+from runtime.server import (
+    auth,
+    batches,
+    chat,
+    completions,
+    errors,
+    limits,
+    native,
+    observe,
+    openai,
+    openapi,
+    operate,
+)
 from runtime.server.auth import Origins
 from runtime.server.connection import listen
 from runtime.server.context import KEY, Context
@@ -37,7 +49,7 @@ def build(context: Context) -> web.Application:
     app = web.Application(middlewares=middlewares, client_max_size=server.max_request_bytes)
     app[KEY] = context
     app.on_response_prepare.append(observe.answer_headers(origins))
-    for api in (native, openai, completions, chat):
+    for api in (native, openai, completions, chat, operate):
         app.add_routes(api.routes())
     page.attach(app, context)
     batches.install(app, context)

@@ -44,6 +44,7 @@ class Context:
         self.engine = engine
         self.config = config
         self.server = server
+        self.metrics = engine.live.counted
         self.running = 0
         self.closing = False
         self._named: dict[str, Sequence[Generate]] = {}

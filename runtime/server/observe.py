@@ -12,6 +12,7 @@ from aiohttp import web
 
 from runtime.log import REQUEST_ID
 from runtime.server.auth import Origins, route_of
+from runtime.server.context import Context
 
 log = logging.getLogger("runtime.requests")
 _ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
@@ -38,6 +39,7 @@ async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
     finally:
         seconds = time.perf_counter() - began
         route = route_of(request) or "none"
+        Context.of(request).metrics.answer(request.method, route, status)
         fields = {"method": request.method, "route": route, "status": status, "seconds": round(seconds, 4)}
         log.info("%s %s %d %.0f ms", request.method, route, status, seconds * 1e3, extra={"fields": fields})
         REQUEST_ID.reset(token)

@@ -75,6 +75,11 @@ class Tokenizer:
         return self._hf.get_vocab_size(with_added_tokens=True)
 
     @cached_property
+    def longest(self) -> int:
+        """No token stands for more characters."""
+        return max(map(len, self._hf.get_vocab(with_added_tokens=True)))
+
+    @cached_property
     def chat_template(self) -> ChatTemplate | None:
         """The folder's own template, from chat_template.jinja or tokenizer_config.json."""
         file = self.folder / "chat_template.jinja"

@@ -1,0 +1,86 @@
+"""Metrics and traces of a running server."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from runtime.server.launch import ServerProcess
+
+
+@pytest.fixture(scope="module")
+def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    server = ServerProcess(profile_dir=str(tmp_path_factory.mktemp("traces") / "new"))
+    yield server
+    server.shutdown()
+
+
+def send(url: str, body: Any = None, method: str | None = None) -> tuple[int, Any]:
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"}, method=method)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def metrics(server: ServerProcess) -> dict[str, float]:
+    found = {}
+    for family in text_string_to_metric_families(send(f"{server.url}/metrics")[1]):
+        for s in family.samples:
+            labels = "".join(f",{k}={v}" for k, v in sorted(s.labels.items()) if k != "le")
+            found[s.name.removeprefix("sglc:") + labels] = s.value
+    return found
+
+
+def test_requests_are_counted(operated: ServerProcess) -> None:
+    before = metrics(operated)
+    params = {"max_new_tokens": 5, "ignore_eos": True}
+    url = f"{operated.url}/generate"
+    assert send(url, {"text": "Tell me", "sampling_params": {**params, "n": 2}})[0] == 200
+    assert send(url, {"text": "Tell me", "sampling_params": {**params, "regex": "[a-z]{3}"}})[0] == 200
+    assert send(url, {"text": "Tell me", "sampling_params": {"n": 0}})[0] == 400
+    deadline = time.monotonic() + 10
+    while True:  # the engine's own figures come with its heartbeat
+        now = metrics(operated)
+        if now["prefix_cache_queries_total"] > before.get("prefix_cache_queries_total", 0):
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    added = {k: v - before.get(k, 0) for k, v in now.items()}
+    assert added["time_to_first_token_seconds_count"] == added["e2e_request_latency_seconds_count"] == 3
+    assert added["inter_token_latency_seconds_count"] >= 8
+    assert 13 <= added["generation_tokens_total"] <= 14  # the end token of the constrained one counts
+    assert added["grammar_compilation_time_seconds_count"] >= 1
+    assert added["http_requests_total,method=POST,route=/generate,status=200"] == 2
+    assert added["http_errors_total,route=/generate,status=400"] == 1
+    assert now["engine_up"] == 1 and now["num_requests_running"] == 0 and now["kv_cache_usage_perc"] == 0
+
+
+def test_a_trace_is_written(operated: ServerProcess) -> None:
+    code, text = send(f"{operated.url}/stop_profile", {})
+    assert code == 400 and "no profile is running" in text
+    assert send(f"{operated.url}/start_profile", {})[0] == 200
+    code, text = send(f"{operated.url}/start_profile", {})
+    assert code == 400 and "running already" in text
+    params = {"max_new_tokens": 3, "ignore_eos": True}
+    assert send(f"{operated.url}/generate", {"text": "Tell me", "sampling_params": params})[0] == 200
+    code, text = send(f"{operated.url}/stop_profile", {})
+    assert code == 200
+    folder = Path(json.loads(send(f"{operated.url}/get_server_args")[1])["profile_dir"])
+    trace = json.loads((folder / json.loads(text)["file"]).read_text())
+    assert any(str(e.get("name", "")).startswith("aten::") for e in trace["traceEvents"])
+
+
+def test_without_a_folder_there_are_no_traces(server: ServerProcess) -> None:
+    code, text = send(f"{server.url}/start_profile", {})
+    assert code == 400 and "--profile-dir" in text
