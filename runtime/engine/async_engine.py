@@ -34,6 +34,7 @@ from runtime.api import (
     TextSegment,
     TokenLogprob,
     TokenSegment,
+    Usage,
     render,
 )
 from runtime.backends.base import Capabilities, ModelInfo

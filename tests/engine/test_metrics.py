@@ -20,7 +20,9 @@ STATS = {
 }
 
 
-def read(metrics: Metrics, stats: dict[str, Any] | None = None, restarts: int = 0, up: bool = True) -> dict[str, float]:
+def read(
+    metrics: Metrics, stats: dict[str, Any] | None = None, restarts: int = 0, up: bool = True
+) -> dict[str, float]:
     """Samples by name and labels."""
     text = metrics.text(STATS if stats is None else stats, restarts, up).decode()
     return {
