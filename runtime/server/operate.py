@@ -7,8 +7,10 @@ from aiohttp import web
 from runtime.errors import InvalidRequest
 from runtime.metrics import CONTENT_TYPE
 from runtime.server.context import Context
+from runtime.server.operation import operation
 
 
+@operation(kinds=("text/plain",))
 async def metrics(request: web.Request) -> web.Response:
     """GET /metrics, in Prometheus' format."""
     context = Context.of(request)
@@ -24,6 +26,7 @@ def _folder(context: Context) -> str:
     return context.server.profile_dir
 
 
+@operation()
 async def start_profile(request: web.Request) -> web.Response:
     """POST /start_profile: begin a trace of the engine."""
     context = Context.of(request)
@@ -31,6 +34,7 @@ async def start_profile(request: web.Request) -> web.Response:
     return web.json_response(await context.engine.ask("start_profile"))
 
 
+@operation()
 async def stop_profile(request: web.Request) -> web.Response:
     """POST /stop_profile: write the trace to --profile-dir; the answer names the file."""
     context = Context.of(request)
