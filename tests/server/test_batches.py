@@ -215,7 +215,7 @@ def test_no_line_is_lost_or_done_twice_over_kills(
             id = start(client, lines)
         aim = len(before) + rng.randint(1, 20)
         while client.batches.retrieve(id).request_counts.completed < aim:
-            time.sleep(0.005)
+            time.sleep(0.02)
         killed(server, name)
         after = journal(folder)
         assert before.items() <= after.items()  # what was done stays as it was
