@@ -378,6 +378,11 @@ class AsyncEngine:
         """Use of the KV pool and of the seats."""
         return await self.ask("stats")
 
+    async def check(self) -> dict[str, Any]:
+        """A walk over all that holds pages and seats: `problem` is None if it adds up. Takes time on a large cache; `calls`
+        counts the samples that somebody still waits for."""
+        return {**await self._ask("check"), "calls": len(self._calls)}
+
     async def prefixes(self) -> list[dict[str, Any]]:
         """The largest cached prefixes: their first tokens, how many there are, and who uses them."""
         found: list[dict[str, Any]] = (await self.ask("prefixes"))["prefixes"]

@@ -246,6 +246,8 @@ class EngineLoop:
     def _answer(self, m: Ask) -> dict[str, Any]:
         if m.what == "flush":
             return {"flushed": self.scheduler.flush()}
+        if m.what == "check":
+            return self.check()
         if m.what == "prefixes":
             return {"prefixes": self.scheduler.cache.tree.largest(24)}
         if m.what == "start_profile":
@@ -253,6 +255,17 @@ class EngineLoop:
         if m.what == "stop_profile":
             return self._profiler.stop(m.value)
         return self.stats()
+
+    def check(self) -> dict[str, Any]:
+        """Walk everything that holds pages and seats; `problem` says what does not add up."""
+        problem = None
+        try:
+            self.scheduler.check()
+        except AssertionError as error:
+            problem = str(error)
+            log.error("the KV cache is not sound: %s", problem)
+        nodes = sum(1 for _ in self.scheduler.cache.tree.nodes())
+        return {"problem": problem, "idle": not self.busy, "nodes": nodes, **self.stats()}
 
     def stats(self) -> dict[str, Any]:
         """Use of the KV pool and of the seats, and what was counted since the start."""

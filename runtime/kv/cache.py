@@ -99,8 +99,9 @@ class PrefixCache:
         self.pool.give(self.tree.evict(self.tree.evictable))
 
     def check(self, running: list[Request]) -> None:
-        """Raise AssertionError unless every page is free, in the tree, or owned by exactly one request."""
-        self.tree.check()
+        """Raise AssertionError unless every page is free, in the tree, or owned by exactly one request, and the locks are
+        those of the requests."""
+        self.tree.check(request.node for request in running if request.node is not None)
         owned = self.tree.pages()
         for request in running:
             owned += request.pages[request.shared :] + request.copies

@@ -7,6 +7,12 @@ request. So there are no reference counts; what many requests read belongs to th
 from __future__ import annotations
 
 
+def must(condition: bool, broken: str) -> None:
+    """For checks that a running server is asked for: unlike `assert`, also under `python -O`."""
+    if not condition:
+        raise AssertionError(broken)
+
+
 class PagePool:
     """Page ids 0 .. total - 1; those given back last are taken first (their memory is warm)."""
 
@@ -42,7 +48,8 @@ class PagePool:
     def check(self, owned: list[int]) -> None:
         """Raise AssertionError unless `owned` and the free pages are every page exactly once."""
         seen = sorted(self._free + owned)
-        assert seen == list(range(self.total)), (
-            f"{self.total} pages, but {len(self._free)} free and {len(owned)} owned "
-            f"({len(set(seen))} different ones)"
+        free, different = len(self._free), len(set(seen))
+        must(
+            seen == list(range(self.total)),
+            f"{self.total} pages, but {free} free and {len(owned)} owned ({different} different ones)",
         )

@@ -8,8 +8,11 @@ reads is locked, with all above it; the others are evicted leaf by leaf, least r
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+
+from runtime.kv.pages import must
 
 _BLOCK = 256
 
@@ -29,9 +32,9 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
 
 class Node:
     """A run of tokens below `parent`. `locks` counts the users of this node and of all below it, `uses` the requests
-    that began with it in the cache."""
+    that began with it in the cache; `offered` says that it is on the heap of candidates."""
 
-    __slots__ = ("children", "locks", "pages", "parent", "salt", "tokens", "used", "uses")
+    __slots__ = ("children", "locks", "offered", "pages", "parent", "salt", "tokens", "used", "uses")
 
     def __init__(self, parent: Node | None, tokens: list[int], pages: list[int], salt: str = "") -> None:
         self.parent = parent
@@ -41,6 +44,7 @@ class Node:
         self.locks = 0
         self.used = 0
         self.uses = 0
+        self.offered = False
         self.salt = salt
 
 
@@ -67,13 +71,6 @@ class RadixTree:
         self._leaves: list[tuple[int, int, Node]] = []
         self._serial = 0
 
-    def _root(self, salt: str) -> Node:
-        if salt not in self._roots:
-            root = Node(None, [], [], salt)
-            root.locks = 1
-            self._roots[salt] = root
-        return self._roots[salt]
-
     def _key(self, tokens: Sequence[int], at: int) -> object:
         if self.page_size == 1:
             return tokens[at]
@@ -87,7 +84,7 @@ class RadixTree:
         end = len(tokens) if limit is None else min(limit, len(tokens))
         end -= end % self.page_size
         self._clock += 1
-        node, at = self._root(salt), 0
+        node, at = self._roots.get(salt) or Node(None, [], [], salt), 0
         pages: list[int] = []
         while at < end:
             child = node.children.get(self._key(tokens, at))
@@ -138,6 +135,8 @@ class RadixTree:
             child = Node(node, tokens[at:end], pages[count : end // self.page_size], salt)
             child.used = self._clock
             node.children[self._key(tokens, at)] = child
+            if node.parent is None:
+                self._roots[salt] = node  # a salt has a root while anything is below it
             self.cached += len(child.pages)
             self.evictable += len(child.pages)
             self._offer(child)
@@ -176,9 +175,10 @@ class RadixTree:
             current = current.parent
 
     def _offer(self, node: Node) -> None:
-        """Put a leaf that nobody holds on the heap of candidates; stale entries are skipped later."""
-        if node.locks == 0 and not node.children and node.parent is not None:
+        """Put a leaf that nobody holds on the heap of candidates, once; what is stale there is seen when it comes up."""
+        if node.locks == 0 and not node.children and node.parent is not None and not node.offered:
             self._serial += 1
+            node.offered = True
             heapq.heappush(self._leaves, (node.used, self._serial, node))
 
     def evict(self, count: int) -> list[int]:
@@ -186,6 +186,7 @@ class RadixTree:
         freed: list[int] = []
         while len(freed) < count and self._leaves:
             used, _, node = heapq.heappop(self._leaves)
+            node.offered = False
             parent = node.parent
             if parent is None or node.locks or node.children:
                 continue
@@ -195,6 +196,8 @@ class RadixTree:
             del parent.children[self._key(node.tokens, 0)]
             node.parent = None
             freed += node.pages
+            if parent.parent is None and not parent.children:
+                del self._roots[parent.salt]
             self._offer(parent)
         self.cached -= len(freed)
         self.evictable -= len(freed)
@@ -231,13 +234,39 @@ class RadixTree:
         """Every page that the tree owns."""
         return [page for node in self.nodes() for page in node.pages]
 
-    def check(self) -> None:
-        """Raise AssertionError if a count or a link is wrong."""
-        cached = evictable = 0
+    def check(self, readers: Iterable[Node] | None = None) -> None:
+        """Raise AssertionError if a count or a link is wrong, or, where `readers` are all nodes in use, a lock."""
+        locks: Counter[int] = Counter()
+        for reader in readers or ():
+            node: Node | None = reader
+            while node is not None and node.parent is not None:
+                locks[id(node)] += 1
+                node = node.parent
+        cached = evictable = offered = 0
         for node in self.nodes():
-            assert len(node.tokens) == len(node.pages) * self.page_size > 0
-            assert node.parent is not None and node.parent.children[self._key(node.tokens, 0)] is node
-            assert node.locks >= max((c.locks for c in node.children.values()), default=0)
+            must(
+                len(node.tokens) == len(node.pages) * self.page_size > 0,
+                "a node has not a page for its tokens",
+            )
+            above = node.parent
+            linked = above is not None and above.children.get(self._key(node.tokens, 0)) is node
+            must(linked, "a node does not hang where its first tokens lead")
+            must(above is None or above.salt == node.salt, "a node hangs below another salt's")
+            below = max((c.locks for c in node.children.values()), default=0)
+            must(node.locks >= below, f"a node has {node.locks} locks, but one below it has {below}")
+            if readers is not None:
+                known = locks[id(node)]
+                must(node.locks == known, f"a node has {node.locks} locks, but {known} requests read it")
+            must(
+                node.offered or node.locks > 0 or bool(node.children),
+                "a leaf that nobody holds cannot be evicted",
+            )
             cached += len(node.pages)
             evictable += 0 if node.locks else len(node.pages)
-        assert (cached, evictable) == (self.cached, self.evictable)
+            offered += node.offered
+        counted = (self.cached, self.evictable)
+        must(
+            (cached, evictable) == counted, f"{cached} pages cached and {evictable} evictable, not {counted}"
+        )
+        must(all(root.children for root in self._roots.values()), "a salt without anything cached is kept")
+        must(offered == len(self._leaves), f"{len(self._leaves)} candidates, but {offered} nodes know of it")

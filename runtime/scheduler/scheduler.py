@@ -19,6 +19,7 @@ from runtime.api import Finish, TokenLogprob
 from runtime.batch import Admission, Batch, Sampled, Slice
 from runtime.errors import TooLong
 from runtime.kv.cache import PrefixCache
+from runtime.kv.pages import must
 from runtime.kv.radix import common_length
 from runtime.request import Phase, Request, Scores
 from runtime.scheduler.budget import Budget, Reserve
@@ -547,8 +548,13 @@ class Scheduler:
     def check(self) -> None:
         """Raise AssertionError if a page or a seat is lost or owned twice."""
         for seat, request in self.running.items():
-            assert request.seat == seat and (request.phase is Phase.RUNNING or request.doomed)
-        assert not set(self._seats) & set(self.running)
+            seated = request.seat == seat and (request.phase is Phase.RUNNING or request.doomed)
+            must(
+                seated,
+                f"request {request.id} is {request.phase} in seat {request.seat}, found in seat {seat}",
+            )
+        must(not set(self._seats) & set(self.running), "a seat is free and taken")
         self.cache.check(list(self.running.values()))
         if self.idle:
-            assert self.cache.used == 0, f"{self.cache.used} pages in use although idle"
+            must(self.cache.used == 0, f"{self.cache.used} pages in use although idle")
+            must(not self._by_id, f"{len(self._by_id)} requests are known although idle")

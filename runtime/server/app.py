@@ -20,6 +20,7 @@ from runtime.server import (
     chat,
     completions,
     errors,
+    integrity,
     limits,
     native,
     observe,
@@ -49,7 +50,7 @@ def build(context: Context) -> web.Application:
     app = web.Application(middlewares=middlewares, client_max_size=server.max_request_bytes)
     app[KEY] = context
     app.on_response_prepare.append(observe.answer_headers(origins))
-    for api in (native, openai, completions, chat, operate):
+    for api in (native, openai, completions, chat, operate, integrity):
         app.add_routes(api.routes())
     page.attach(app, context)
     batches.install(app, context)

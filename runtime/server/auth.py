@@ -28,6 +28,7 @@ ADMIN_ROUTES = frozenset(
         "/flush_cache",
         "/start_profile",
         "/stop_profile",
+        "/debug/check",
         "/debug/fault",
         "/update_weights_from_disk",
         "/page/state",  # shows the prompts of everybody

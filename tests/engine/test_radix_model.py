@@ -43,7 +43,7 @@ def test_tree_is_a_set_of_prefixes(size: int, steps: list[tuple[str, list[int]]]
                 content[tuple(run[: (i + 1) * size])] = pages[i]
         elif action in ("match", "lock"):
             pages, node = tree.match(run)
-            expected = []
+            expected: list[int] = []
             while (key := tuple(run[: (len(expected) + 1) * size])) in content and len(key) == (
                 len(expected) + 1
             ) * size:
@@ -81,3 +81,42 @@ def test_salts_share_nothing() -> None:
     tree.insert([1, 2, 3], [0, 1, 2], salt="a")
     assert tree.match([1, 2, 3], salt="b")[0] == []
     assert tree.match([1, 2, 3], salt="a")[0] == [0, 1, 2]
+
+
+def test_a_tree_that_is_read_forever_does_not_grow() -> None:
+    tree = RadixTree()
+    tree.insert([1, 2, 3], [0, 1, 2])
+    for i in range(300):
+        _, node = tree.match([1, 2, 3][: 1 + i % 3])
+        tree.lock(node)
+        tree.unlock(node)
+        tree.match([1, 2], salt=f"salt {i}")
+        tree.check(())  # counts what is kept for the eviction, too
+    for i in range(300):
+        tree.insert([i], [3 + i], salt=f"salt {i}")
+    assert len(tree.evict(10**6)) == 303 and not list(tree.nodes())
+    tree.check(())
+
+
+def test_a_walk_finds_what_does_not_add_up() -> None:
+    def grown() -> RadixTree:
+        tree = RadixTree()
+        tree.insert([1, 2, 3], [0, 1, 2])
+        tree.insert([1, 5], [9, 3])
+        return tree
+
+    def broken(tree: RadixTree) -> str:
+        with pytest.raises(AssertionError) as caught:
+            tree.check(())
+        return str(caught.value)
+
+    grown().check(())
+    tree = grown()
+    tree.cached += 1
+    assert "4 pages cached and 4 evictable, not (5, 4)" in broken(tree)
+    tree = grown()
+    tree.lock(tree.match([1, 2])[1])
+    assert "locks, but 0 requests read it" in broken(tree)
+    tree = grown()
+    next(n for n in tree.nodes() if n.tokens == [5]).tokens = [7]
+    assert "does not hang where its first tokens lead" in broken(tree)
