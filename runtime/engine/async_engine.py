@@ -381,7 +381,7 @@ class AsyncEngine:
     async def check(self) -> dict[str, Any]:
         """A walk over all that holds pages and seats: `problem` is None if it adds up. Takes time on a large cache; `calls`
         counts the samples that somebody still waits for."""
-        return {**await self._ask("check"), "calls": len(self._calls)}
+        return {**await self.ask("check"), "calls": len(self._calls)}
 
     async def prefixes(self) -> list[dict[str, Any]]:
         """The largest cached prefixes: their first tokens, how many there are, and who uses them."""
