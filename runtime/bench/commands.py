@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,6 +16,9 @@ from runtime.bench.workload import Workload
 from runtime.config import EngineConfig
 from runtime.errors import InvalidRequest
 from runtime.flags import fields_of, with_options
+
+if TYPE_CHECKING:
+    from runtime.bench.serving import Serving
 
 app = typer.Typer(
     help="Measure a model: one batch, many requests at once, or a server.", no_args_is_help=True
@@ -139,6 +144,151 @@ def offline(
     ]
     _table("Offline, " + _model(driver.facts), ("", ""), rows)
     save(out, "offline", {"run_name": run_name, **driver.facts}, [plain(result)])
+
+
+@app.command()
+@with_options(Workload, EngineConfig)
+def serving(
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="A running server, ours or any with OpenAI's API. Default: one of our own is started."
+        ),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="openai (completions), openai-chat or native (/generate).")
+    ] = "openai",
+    request_rate: Annotated[
+        str, typer.Option(help="Requests a second, or inf; several are measured in turn.")
+    ] = "inf",
+    burstiness: Annotated[
+        float, typer.Option(min=0.01, help="1: arrivals are a Poisson process; less: bursts; more: regular.")
+    ] = 1.0,
+    max_concurrency: Annotated[int | None, typer.Option(min=1, help="Requests under way at most.")] = None,
+    goodput: Annotated[
+        str, typer.Option(help="Milliseconds that a good answer keeps: ttft:200,tpot:50,e2e:2000.")
+    ] = "",
+    temperature: Annotated[float, typer.Option(min=0.0, help="Of the answers.")] = 0.0,
+    ignore_eos: Annotated[
+        bool,
+        typer.Option(help="Let answers go on to their full length; servers that do not know it need --no-."),
+    ] = True,
+    vocabulary: Annotated[
+        int | None,
+        typer.Option(help="Prompts are ids below this. Default: our server's; words where it is not known."),
+    ] = None,
+    extra_request_body: Annotated[str, typer.Option(help="JSON object merged into each request.")] = "{}",
+    bench_api_key: Annotated[
+        str | None, typer.Option("--api-key", help="Sent as a bearer token.", envvar="OPENAI_API_KEY")
+    ] = None,
+    warmups: Annotated[int, typer.Option(min=0, help="Requests before the first measurement.")] = 2,
+    flush_cache: Annotated[
+        bool, typer.Option(help="Let the server forget prefixes before each rate.")
+    ] = False,
+    timeout: Annotated[
+        float, typer.Option(help="Seconds of silence after which a request has failed.")
+    ] = 600.0,
+    run_name: RunName = "",
+    out: Json = None,
+    profile: Profile = None,
+    **options: Any,
+) -> None:
+    """A server under load: times to the first token, between tokens and to the end, by rate of arrivals."""
+    import uvloop
+
+    from runtime.bench.client import APIS, Client
+    from runtime.bench.load import Load, run
+    from runtime.bench.report import plain, save, writable
+    from runtime.bench.serving import objectives_of, rates_of, trace_of
+
+    if backend not in APIS:
+        raise InvalidRequest(f"--backend {backend!r} is not known; use {', '.join(APIS)}")
+    try:
+        extra = json.loads(extra_request_body)
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise InvalidRequest(f"--extra-request-body {extra_request_body!r} is not a JSON object")
+    load = Load(
+        workload=fields_of(Workload, options),
+        rates=rates_of(request_rate),
+        objectives=objectives_of(goodput),
+        burstiness=burstiness,
+        most=max_concurrency,
+        warmups=warmups,
+        flush=flush_cache,
+        vocabulary=vocabulary,
+    )
+    load.workload.check()
+    writable("--json", out)
+    writable("--profile", profile)
+    with _server(base_url, fields_of(EngineConfig, options)) as url:
+        client = Client(url, APIS[backend], bench_api_key, extra, timeout)
+        client.model = options["served_model_name"] or ""
+        client.full, client.temperature = ignore_eos, temperature
+        facts, found = uvloop.run(run(client, load))
+    _served([result for result, _ in found], facts)
+    save(out, "serving", {"run_name": run_name, "backend": backend, **facts}, [plain(r) for r, _ in found])
+    if profile is not None:
+        trace_of([served for _, served in found]).save(profile)
+    if not any(result.completed for result, _ in found):
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _server(url: str | None, config: EngineConfig) -> Iterator[str]:
+    """The URL of a running server, or one with this configuration for as long as the context lasts."""
+    changed = {
+        f.name: value
+        for f in dataclasses.fields(config)
+        if (value := getattr(config, f.name)) != f.default and f.name != "served_model_name"
+    }
+    if url is not None:
+        if changed:
+            flag = "--" + next(iter(changed)).replace("_", "-")
+            raise InvalidRequest(
+                f"{flag} is an option of a server, but --base-url names one that runs; leave one out"
+            )
+        yield url
+        return
+    from runtime.server.launch import ServerProcess
+
+    server = ServerProcess(**changed, served_model_name=config.served_model_name)
+    try:
+        yield server.url
+    finally:
+        server.shutdown()
+
+
+def _served(found: Sequence[Serving], facts: dict[str, Any]) -> None:
+    from runtime.bench.report import Spread, figure
+
+    def spread(of: Spread | None) -> str:
+        return f"{figure(of.median)} / {figure(of.p99)}" if of else "-"
+
+    rows: list[tuple[str, Callable[[Serving], str]]] = [
+        ("answered / failed", lambda r: f"{r.completed} / {r.failed}"),
+        ("requests/s", lambda r: figure(r.request_throughput)),
+        ("input tokens/s", lambda r: figure(r.input_throughput)),
+        ("output tokens/s", lambda r: figure(r.output_throughput)),
+        ("at once, at most", lambda r: figure(r.most_at_once)),
+        ("to the first token (TTFT)", lambda r: spread(r.ttft_ms)),
+        ("a token after it (TPOT)", lambda r: spread(r.tpot_ms)),
+        ("between two events (ITL)", lambda r: spread(r.itl_ms)),
+        ("to the end (E2E)", lambda r: spread(r.e2e_ms)),
+        ("sent late", lambda r: spread(r.late_ms)),
+    ]
+    if found and found[0].goodput is not None:
+        rows.append(("good requests/s", lambda r: figure(r.goodput)))
+    rates = ["inf" if r.request_rate is None else f"{r.request_rate:g}" for r in found]
+    _table(
+        f"Serving, {facts['model'] or facts['url']}; times in ms, median / p99",
+        ["requests a second", *rates],
+        [[name, *(cell(r) for r in found)] for name, cell in rows],
+    )
+    for r in found:
+        if r.failed:
+            print(f"{r.failed} requests failed, for example: {r.errors[0]}", file=sys.stderr)
 
 
 def _driver(config: EngineConfig, out: Path | None, profile: Path | None) -> Any:
