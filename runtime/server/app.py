@@ -22,6 +22,7 @@ from runtime.server import (
     errors,
     integrity,
     limits,
+    messages,
     native,
     observe,
     openai,
@@ -50,7 +51,7 @@ def build(context: Context) -> web.Application:
     app = web.Application(middlewares=middlewares, client_max_size=server.max_request_bytes)
     app[KEY] = context
     app.on_response_prepare.append(observe.answer_headers(origins))
-    for api in (native, openai, completions, chat, operate, integrity):
+    for api in (native, openai, completions, chat, messages, operate, integrity):
         app.add_routes(api.routes())
     page.attach(app, context)
     batches.install(app, context)

@@ -24,8 +24,12 @@ class EventStream:
     What is raised inside becomes the last event, without a [DONE]: nobody takes a part for the whole.
     """
 
-    def __init__(self, request: web.Request, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, request: web.Request, headers: Mapping[str, str] | None = None, *, named: bool = False
+    ) -> None:
+        """`named`: events have names and a type, the one for an error too."""
         self._request = request
+        self._named = named
         self._response = web.StreamResponse(
             headers={
                 "Content-Type": "text/event-stream; charset=utf-8",
@@ -54,7 +58,8 @@ class EventStream:
             log.error("%s %s failed", self._request.method, self._request.path, exc_info=error)
             error = EngineError(errors.UNEXPECTED)
         with contextlib.suppress(ConnectionError, asyncio.TimeoutError):
-            await self.send(errors.body(error.message, error.status, param=error.param, code=error.code))
+            last = errors.body(error.message, error.status, param=error.param, code=error.code)
+            await (self.send({"type": "error", **last}, "error") if self._named else self.send(last))
             await self._response.write_eof()
         raise errors.Ended(self._response) from error
 
