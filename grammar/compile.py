@@ -40,6 +40,7 @@ Whitespace = Literal["compact", "spaced"]
 
 TABLE_LIMITS = Limits(states=20_000, seconds=5.0)
 """Up to here a regular constraint becomes one table."""
+_SHOWN = 4096  # bytes of a witness that are looked at for its forced share
 _AHEAD_STATES, _AHEAD_SECONDS = 20_000, 0.2  # of a machine, built before it is first asked
 MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
 
@@ -73,6 +74,7 @@ class ConstraintReport(msgspec.Struct, frozen=True, kw_only=True):
     classes    token classes of a table (byte classes without a vocabulary)
     witness    a shortest accepted text
     forced     what every accepted text begins with
+    forced_share  part of the witness that has to follow what precedes it
     """
 
     kind: str
@@ -88,6 +90,7 @@ class ConstraintReport(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: int | None
     witness: str
     forced: str
+    forced_share: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +155,28 @@ class CompiledConstraint:
             max_tokens=automaton.max_tokens if automaton is not None and real else None,
             witness=self.witness,
             forced=forced.decode("utf-8", "ignore"),
+            forced_share=self._forced_share(),
         )
+
+    def _forced_share(self) -> float:
+        text, fsm, automaton = self.witness.encode()[:_SHOWN], self.fsm, self.automaton
+        at = state = forced = 0
+        while at < len(text):
+            if fsm is not None:
+                run = fsm.forced_text(state)
+            else:
+                assert automaton is not None
+                run = automaton.forced(state)
+            run = run[: len(text) - at]
+            taken = run or text[at : at + 1]
+            if fsm is not None:
+                state = fsm.run(taken, state)
+            else:
+                assert automaton is not None
+                state = automaton.advance_bytes(state, taken)
+            at += len(taken)
+            forced += len(run)
+        return forced / len(text) if text else 0.0
 
 
 def compile_constraint(

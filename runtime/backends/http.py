@@ -12,6 +12,7 @@ import msgspec
 
 from runtime.api import Delta, Generate, Prompt, Score, ScoreResult
 from runtime.backends.base import Capabilities, ModelInfo
+from runtime.backends.targets import OWN_CONSTRAINTS
 from runtime.errors import BackendError, EngineError, InvalidRequest
 
 
@@ -42,7 +43,7 @@ class HttpBackend:
             tokens=True,
             samples=True,
             logprobs=True,
-            constraints=frozenset({"regex", "json_schema"}),
+            constraints=OWN_CONSTRAINTS,
             context=self._info.get("context_length"),
         )
 

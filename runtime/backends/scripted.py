@@ -25,6 +25,7 @@ from runtime.api import (
     render,
 )
 from runtime.backends.base import Capabilities, ModelInfo
+from runtime.backends.targets import OWN_CONSTRAINTS
 
 Reply = str | Callable[[str], str]
 _WORDS = re.compile(r"\s?\S+|\s")
@@ -73,7 +74,7 @@ class Scripted:
             tokens=True,
             samples=True,
             logprobs=True,
-            constraints=frozenset({"regex", "json_schema", "ebnf"}) if replies else frozenset(),
+            constraints=OWN_CONSTRAINTS if replies else frozenset(),
         )
 
     @property

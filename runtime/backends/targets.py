@@ -12,7 +12,7 @@ from runtime.errors import InvalidRequest
 _CHAT_FIELDS = frozenset(
     {"temperature", "top_p", "max_tokens", "stop", "frequency_penalty", "presence_penalty", "seed"}
 )
-_CONSTRAINTS = frozenset({"regex", "json_schema"})
+OWN_CONSTRAINTS = frozenset({"regex", "json_schema", "ebnf", "structural_tag"})
 
 TARGETS: Mapping[str, Capabilities] = MappingProxyType(
     {
@@ -21,12 +21,17 @@ TARGETS: Mapping[str, Capabilities] = MappingProxyType(
             score=True,
             prefill=True,
             tokens=True,
-            constraints=_CONSTRAINTS,
+            constraints=OWN_CONSTRAINTS,
             samples=True,
             logprobs=True,
         ),
         "scripted": Capabilities(
-            name="scripted", score=True, prefill=True, constraints=_CONSTRAINTS, samples=True, logprobs=True
+            name="scripted",
+            score=True,
+            prefill=True,
+            constraints=OWN_CONSTRAINTS,
+            samples=True,
+            logprobs=True,
         ),
         "openai": Capabilities(
             name="openai",

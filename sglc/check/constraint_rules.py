@@ -170,6 +170,34 @@ class BadGrammar(Rule, code="SGL312", name="bad-grammar", severity="error"):
                 )  # fmt: skip
 
 
+class BadTag(Rule, code="SGL313", name="bad-tag", severity="error"):
+    """A structural tag whose parts do not fit together, or one of whose schemas cannot be enforced.
+
+    Bad:
+
+        s += "Call: " + sgl.gen("call", structural_tag={
+            "triggers": ["<call="],
+            "structures": [{"begin": "<tool=add>", "schema": {"type": "integer"}, "end": "</tool>"}],
+        })
+
+    Good:
+
+        s += "Call: " + sgl.gen("call", structural_tag={
+            "triggers": ["<tool="],
+            "structures": [{"begin": "<tool=add>", "schema": {"type": "integer"}, "end": "</tool>"}],
+        })
+    """
+
+    def check(self, subject: Subject) -> Iterator[Diagnostic]:
+        for node, constraint in constrained(subject):
+            error = refusal(subject, constraint) if constraint.kind == "structural_tag" else None
+            if error is not None and not isinstance(error, (TooLarge, Contradiction)):
+                yield subject.found(
+                    self, node.at, f"this structural tag cannot be enforced: {_first_line(error.message)}",
+                    "correct the part it names", *GENS,
+                )  # fmt: skip
+
+
 class TooFewTokens(Rule, code="SGL305", name="too-few-tokens", severity="error"):
     """`max_tokens` below what the shortest text of the constraint takes.
 

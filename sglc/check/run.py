@@ -33,7 +33,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             choices.EmptyChoices, choices.OneChoice, choices.UnevenChoices, compares.AnswerType,
             boundaries.UnknownMethod, boundaries.TokenBoundary,
             constraints.BadRegex, constraints.Unsatisfiable, constraints.LargeConstraint, constraints.BadSchema,
-            constraints.BadGrammar,
+            constraints.BadGrammar, constraints.BadTag,
             constraints.TooFewTokens, stops.ImpossibleStop, stops.EarlyStop, stops.EmptyStop,
             constraints.EndlessSpace, stops.RedundantStop, forks.EqualSamples,
             budgets.ContextOverflow, targets.Unsupported, targets.OutsideMessage, targets.SelectTemperature,

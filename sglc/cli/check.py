@@ -64,6 +64,9 @@ def check_command(
         list[str] | None, typer.Option(help="Only these rules, by code or its beginning: SGL3.")
     ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="Not these rules.")] = None,
+    constraints: Annotated[
+        bool, typer.Option("--constraints", help="Also say how each constraint is kept: exactly, or why not.")
+    ] = False,
     define: Define = None,
 ) -> None:
     """Check programs: variables, forks, choices, constraints, budgets, and what a backend can do.
@@ -74,11 +77,17 @@ def check_command(
     from sglc import __version__
     from sglc.check import Severity
     from sglc.check.diagnostic import to_github, to_json, to_sarif, to_text
+    from sglc.check.fidelity import fidelity, to_line
     from sglc.check.run import RULES, check_file, lines_of
+    from sglc.check.subject import Subject
 
     forms = ("text", "json", "sarif", "github")
     if format_ not in forms:
         raise Mistake(f"--format {format_}: choose text, json, sarif or github{near(format_, forms)}")
+    if constraints and format_ != "text":
+        raise Mistake(
+            f"--constraints goes with --format text, not {format_}; sglc explain --json has the same facts"
+        )
     own = settings_for(Path.cwd())
     select, ignore = select or own.get("select"), ignore or own.get("ignore")
     for code in [*(select or []), *(ignore or [])]:
@@ -96,6 +105,7 @@ def check_command(
     taken: set[str] = set()
     codes = _chosen(RULES, select or ["SGL"]) - _chosen(RULES, ignore or [])
     found = set()
+    kept: list[dict[str, Any]] = []
     for name in _files(targets):
         file, which = split(name)
         module = load(file)
@@ -105,7 +115,11 @@ def check_command(
             given = defined(
                 program, [p for p in define or [] if p.partition("=")[0] in program.parameter_names]
             )
-            found.update(check_file([program], replace(options, arguments=given), codes))
+            here = replace(options, arguments=given)
+            found.update(check_file([program], here, codes))
+            module_here = Subject(program, here).module if constraints else None
+            if module_here is not None:
+                kept += fidelity(module_here, options.tokens)
     for given_name in asked:
         if given_name not in taken:
             raise Mistake(
@@ -125,6 +139,8 @@ def check_command(
         counts = {s: sum(d.severity == s for d in ordered) for s in Severity}
         told = ", ".join(f"{n} {s}{'s' if n != 1 else ''}" for s, n in counts.items() if n)
         print(told or "nothing found")
+        for one in kept:
+            print(to_line(one))
     if any(d.severity == Severity.ERROR for d in ordered):
         raise typer.Exit(1)
 

@@ -23,8 +23,7 @@ from sglc.cli.explain_tables import print_tables
 from sglc.cli.prices import FORM, prices_in
 
 if TYPE_CHECKING:
-    from sglc.check import Tokens
-    from sglc.ir.core import Module, Node
+    from sglc.ir.core import Module
     from sglc.plan.cost import Costs
     from sglc.plan.interval import Cost, Interval
     from sglc.plan.sizes import Sizes
@@ -47,6 +46,7 @@ def explain(
     Of a program with a graph break, that is told of what comes before it.
     """
     from sglc.check import Tokens
+    from sglc.check.fidelity import fidelity
     from sglc.errors import GraphBreak
     from sglc.ir.analysis import constant_chars, critical_path, shared_prefixes
     from sglc.ir.ops import Loop
@@ -98,7 +98,7 @@ def explain(
             if isinstance(node, Loop) and not node.bounded
         ],
         "unknown_arguments": [p.name for p in graph.params],
-        "constraints": list(_constraints(module, tokens)),
+        "constraints": list(fidelity(module, tokens)),
         "total": _cost_json(found.total),
         "lines": [{"at": str(at) if at else None, **_cost_json(c)} for at, c in found.lines.items()],
         "money": {name: list(found.total.money(price)) for name, price in rates.items()},
@@ -135,40 +135,3 @@ def _pair(interval: Interval) -> list[int | None]:
 
 def _cost_json(cost: Cost) -> dict[str, list[int | None]]:
     return {n: _pair(getattr(cost, n)) for n in ("calls", "prompt", "computed", "output")}
-
-
-def _constraints(module: Module, tokens: Tokens) -> Any:
-    """Each constraint once for each gen that has it: whether it is kept exactly, how long its texts are, and who keeps it."""
-    from grammar import ConstraintError
-    from runtime.api import Constraint
-    from runtime.backends.targets import TARGETS
-    from sglc.ir.ops import Gen
-    from sglc.ir.restate import restated
-
-    known: dict[Any, dict[str, Any]] = {}
-
-    def told(kind: Any, source: str) -> dict[str, Any]:
-        given = Constraint(kind, source)
-        keepers = [name for name, able in TARGETS.items() if restated(able, given) is not None]
-        shown = {"kind": kind, "source": source, "kept_by": keepers}
-        try:
-            report = tokens.compiled(kind, source).report()
-        except ConstraintError as error:
-            return {**shown, "exact": False, "refused": error.message}
-        size = {"tokens": [report.min_tokens, report.max_tokens], "states": report.states}
-        return {**shown, "exact": report.exact, "form": report.engine, **size,
-                "shortest": report.witness, "begins": report.forced}  # fmt: skip
-
-    seen: set[Any] = set()
-    nodes: list[Node] = [node for graph in module.graphs.values() for node in graph.walk()]
-    for node in nodes:
-        if not isinstance(node, Gen) or node.constraint is None:
-            continue
-        constraint = module.constraint_of(node.constraint)
-        if (node.at, constraint) in seen:
-            continue
-        seen.add((node.at, constraint))
-        key = (constraint.kind, constraint.source)
-        if key not in known:
-            known[key] = told(*key)
-        yield {"at": str(node.at) if node.at else None, "name": node.name, **known[key]}

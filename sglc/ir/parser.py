@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from lark import Token, Tree
 from lark.exceptions import UnexpectedInput
@@ -17,6 +17,7 @@ from sglc.ir.core import Graph, Module, Node, Region, Symbol, Value
 from sglc.ir.slots import is_type
 from sglc.ir.specs import Location
 
+KINDS: tuple[str, ...] = get_args(get_type_hints(Constraint)["kind"])
 _ESCAPE = re.compile(r'\\(?:u\{([0-9a-f]{1,6})\}|([ntr"\\]))', re.IGNORECASE)
 _SHORT = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
 
@@ -38,8 +39,8 @@ def parse_module(text: str) -> Module:
         name = str(item.children[0])[1:]
         if item.data == "constraint":
             kind = str(item.children[1])
-            if kind not in ("regex", "json_schema", "ebnf", "choices"):
-                raise IRError(f"constraint @{name}: {kind!r} is not regex, json_schema, ebnf or choices")
+            if kind not in KINDS:
+                raise IRError(f"constraint @{name}: {kind!r} is not one of {', '.join(KINDS)}")
             constraints[name] = Constraint(kind, _string(item.children[2]))  # type: ignore[arg-type]
             told = {str(f.children[0]): int(f.children[1]) for f in item.children[3:]}  # type: ignore[union-attr, arg-type]
             if told:

@@ -99,6 +99,10 @@ def _dtype_name(dtype: Any) -> str | None:
     return name
 
 
+def _json_text(document: str | Mapping[str, Any]) -> str:
+    return document if isinstance(document, str) else json.dumps(document)
+
+
 def gen(
     name: str | None = None,
     max_tokens: int | None = None,
@@ -123,6 +127,7 @@ def gen(
     json_schema: str | Mapping[str, Any] | None = None,
     *,
     ebnf: str | None = None,
+    structural_tag: str | Mapping[str, Any] | None = None,
     type: Any = None,
     n: int | None = None,
     seed: int | None = None,
@@ -131,14 +136,18 @@ def gen(
 
     None takes the run's default. `choices` makes it a `select`. `n` asks for several samples: the variable is the
     list of them, and the state goes on with the first. `json_schema` is JSON text, or what becomes it; `ebnf` a grammar in
-    EBNF or Lark's syntax. `type` (a pydantic model, a dataclass, list[int], ...) asks for JSON of that type, and
+    EBNF or Lark's syntax; `structural_tag` free text with constrained parts, `{"triggers": [...], "structures": [{"begin":
+    ..., "schema": ..., "end": ...}]}`, as JSON text or what becomes it. `type` (a pydantic model, a dataclass, list[int], ...) asks for JSON of that type, and
     `s.parsed(name)` gives its value. Raises ValueError, TypeError or re.error for bad arguments.
     """
     if choices:
         return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
     if regex is not None:
         re.compile(regex)
-    kinds = {"regex": regex, "dtype": dtype, "json_schema": json_schema, "ebnf": ebnf, "type": type}
+    kinds = {
+        "regex": regex, "dtype": dtype, "json_schema": json_schema, "ebnf": ebnf, "structural_tag": structural_tag,
+        "type": type,
+    }  # fmt: skip
     several = [k for k, v in kinds.items() if v is not None]
     if len(several) > 1 and set(several) != {"regex", "dtype"}:
         raise ValueError(f"gen: {several[0]} and {several[1]} cannot be given together; leave one out")
@@ -155,10 +164,11 @@ def gen(
     elif regex is not None:
         constraint = Constraint("regex", regex)
     elif json_schema is not None:
-        text = json_schema if isinstance(json_schema, str) else json.dumps(json_schema)
-        constraint = Constraint("json_schema", text)
+        constraint = Constraint("json_schema", _json_text(json_schema))
     elif ebnf is not None:
         constraint = Constraint("ebnf", ebnf)
+    elif structural_tag is not None:
+        constraint = Constraint("structural_tag", _json_text(structural_tag))
     elif type is not None:
         constraint = Constraint("json_schema", schema_of(type))
     fields = SamplingFields(
