@@ -194,6 +194,9 @@ class ServerConfig(Limits):
         "How the model writes tool calls: hermes, llama3_json, mistral, deepseek, pythonic or qwen3_coder. "
         "Default: as its chat template says.",
     )
+    max_stored_responses: int = _option(
+        1000, "Answers of /v1/responses that can be gone on from; older ones are forgotten. At most 64 MiB."
+    )
     reasoning_parser: str | None = _option(
         None,
         "Family whose tags separate reasoning from the answer, such as qwen3 or deepseek-r1. Default: none.",

@@ -28,6 +28,7 @@ from runtime.server import (
     openai,
     openapi,
     operate,
+    responses,
 )
 from runtime.server.auth import Origins
 from runtime.server.connection import listen
@@ -55,6 +56,7 @@ def build(context: Context) -> web.Application:
         app.add_routes(api.routes())
     page.attach(app, context)
     batches.install(app, context)
+    responses.install(app, context)
     openapi.attach(app)
     return app
 

@@ -1,0 +1,365 @@
+"""/v1/responses: OpenAI's newer chat API, whose answers are kept so that a later request can go on from them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+from aiohttp import web
+
+from runtime.api import Constraint, Delta, SamplingParams, Usage
+from runtime.errors import InvalidRequest, NotFound, Unsupported
+from runtime.server import bodies
+from runtime.server.chat import constraint_of, read_function
+from runtime.server.context import Context
+from runtime.server.conversation import (
+    Prepared,
+    Tool,
+    Turn,
+    check_tools,
+    past_call,
+    prepare,
+    read_text,
+    split,
+)
+from runtime.server.operation import JSON_OR_EVENTS, operation
+from runtime.server.parts import Whole
+from runtime.server.response_events import Items, output_of
+from runtime.server.sse import EventStream
+
+MAX_KEPT_BYTES = 64 << 20
+
+
+class TextOptions(msgspec.Struct, kw_only=True):
+    format: dict[str, Any] | None = None
+    verbosity: str | None = None
+
+
+class ReasoningOptions(msgspec.Struct, kw_only=True):
+    effort: str | None = None
+    summary: str | None = None
+    generate_summary: str | None = None
+
+
+class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses."""
+
+    input: str | list[dict[str, Any]]
+    model: str | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    previous_response_id: str | None = None
+    store: bool | None = None
+    stream: bool | None = False
+    truncation: Literal["auto", "disabled"] | None = None
+    background: bool | None = None
+    include: list[str] | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    service_tier: str | None = None
+    seed: int | None = None
+    cache_salt: str | None = None
+
+
+class Response(msgspec.Struct):
+    """What was asked for is there as well, each field under its own name."""
+
+    id: str
+    object: Literal["response"]
+    created_at: int
+    status: Literal["completed", "incomplete", "in_progress", "failed"]
+    model: str
+    output: list[dict[str, Any]]
+    usage: dict[str, Any] | None
+    seed: int
+    system_fingerprint: str
+
+
+class Deleted(msgspec.Struct):
+    id: str
+    object: Literal["response"]
+    deleted: bool
+
+
+class Kept(msgspec.Struct, frozen=True):
+    """A response, and the conversation up to its end."""
+
+    response: dict[str, Any]
+    messages: list[dict[str, Any]]
+
+
+class Responses:
+    """The newest responses, at most `count` of them and `MAX_KEPT_BYTES`; older ones are forgotten."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._kept: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+
+    def put(self, id: str, kept: Kept) -> None:
+        data = msgspec.msgpack.encode(kept)
+        self._kept[id] = data
+        self._bytes += len(data)
+        while self._kept and (len(self._kept) > self._count or self._bytes > MAX_KEPT_BYTES):
+            self._bytes -= len(self._kept.popitem(last=False)[1])
+
+    def get(self, id: str) -> Kept:
+        """Raises NotFound."""
+        if id not in self._kept:
+            raise NotFound(
+                f"there is no response {id!r}; it was not stored, or is no longer kept",
+                param="previous_response_id",
+            )
+        return msgspec.msgpack.decode(self._kept[id], type=Kept)
+
+    def delete(self, id: str) -> None:
+        """Raises NotFound."""
+        self.get(id)
+        self._bytes -= len(self._kept.pop(id))
+
+
+STORE: web.AppKey[Responses] = web.AppKey("responses", Responses)
+
+
+# -- reading ------------------------------------------------------------------------------------------------
+
+
+def read_items(items: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Input items in the form of chat messages. Raises InvalidRequest, naming the place."""
+    if isinstance(items, str):
+        return [{"role": "user", "content": items}]
+    out: list[dict[str, Any]] = []
+    for i, item in enumerate(items):
+        where, kind = f"input[{i}]", item.get("type", "message")
+        if kind == "message":
+            role = item.get("role")
+            if role not in ("system", "developer", "user", "assistant"):
+                raise InvalidRequest(
+                    f"{where} has the role {role!r}; roles are system, developer, user and assistant",
+                    param=f"{where}.role",
+                )
+            out.append({"role": role, "content": read_text(item.get("content"), where)})
+        elif kind == "function_call":
+            call_id, name, arguments = (item.get(k) for k in ("call_id", "name", "arguments"))
+            if not (isinstance(call_id, str) and isinstance(name, str) and isinstance(arguments, str)):
+                raise InvalidRequest(f"{where} needs call_id, name and arguments as text", param=where)
+            call = past_call(call_id, name, arguments, f"{where}.arguments")
+            if out and out[-1]["role"] == "assistant":
+                out[-1].setdefault("tool_calls", []).append(call)
+            else:
+                out.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        elif kind == "function_call_output":
+            if not isinstance(item.get("call_id"), str):
+                raise InvalidRequest(f"{where} has no call_id", param=f"{where}.call_id")
+            text = read_text(item.get("output"), f"{where}.output")
+            out.append({"role": "tool", "content": text, "tool_call_id": item["call_id"]})
+        elif kind != "reasoning":  # reasoning of earlier turns is not shown to the model again
+            raise Unsupported(f"{where} is of type {kind!r}, which is not supported", param=f"{where}.type")
+    return out
+
+
+def _turn(body: ResponsesBody, earlier: list[dict[str, Any]]) -> tuple[Turn, list[dict[str, Any]]]:
+    """The turn, and the conversation to keep; instructions belong to one request alone."""
+    tools: list[Tool] = []
+    for i, tool in enumerate(body.tools or ()):
+        if tool.get("type") != "function":
+            raise Unsupported(
+                f"tools[{i}] is of type {tool.get('type')!r}; only functions are supported",
+                param=f"tools[{i}]",
+            )
+        tools.append(read_function(tool, f"tools[{i}]"))
+    choice, named = body.tool_choice or "auto", None
+    if isinstance(choice, dict):
+        named, choice = choice.get("name"), "named" if choice.get("type") == "function" else "?"
+    if choice not in ("auto", "none", "required", "named") or (choice == "named" and not named):
+        raise InvalidRequest(
+            "tool_choice must be auto, none, required or name a function", param="tool_choice"
+        )
+    if not tools and choice in ("required", "named"):
+        raise InvalidRequest("tool_choice demands a call but there are no tools", param="tool_choice")
+    check_tools(tools, named)
+    kept = earlier + read_items(body.input)
+    head = [{"role": "system", "content": body.instructions}] if body.instructions else []
+    effort = body.reasoning.effort if body.reasoning else None
+    turn = Turn(
+        [*head, *kept],
+        tuple(tools),
+        choice=choice,  # type: ignore[arg-type]
+        named=named,
+        parallel=body.parallel_tool_calls is not False,
+        options={} if effort is None else {"reasoning_effort": effort},
+    )
+    return turn, kept
+
+
+def _constraint(body: ResponsesBody) -> Constraint | None:
+    form = body.text.format if body.text else None
+    if form is None or form.get("type") == "text":
+        return None
+    if form.get("type") == "json_schema":  # its fields are those of chat's inner object
+        given = bodies.ResponseFormat(type="json_schema", json_schema=form)
+    else:
+        given = bodies.ResponseFormat(type=str(form.get("type")))
+    return constraint_of(given)
+
+
+def _sampling(body: ResponsesBody) -> SamplingParams:
+    if body.background:
+        raise Unsupported("background is not supported; use /v1/batches", param="background")
+    if body.include and set(body.include) - {"reasoning.encrypted_content"}:
+        raise Unsupported(f"include {body.include} is not supported; leave it out", param="include")
+    params = SamplingParams(
+        max_new_tokens=body.max_output_tokens,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        seed=body.seed,
+        constraint=_constraint(body),
+    )
+    try:
+        params.check()
+    except InvalidRequest as error:
+        param = "max_output_tokens" if error.param == "max_new_tokens" else error.param
+        text = error.message.replace("max_new_tokens", "max_output_tokens")
+        raise InvalidRequest(text, param=param) from None
+    return params
+
+
+# -- writing ------------------------------------------------------------------------------------------------
+
+
+def _head(context: Context, body: ResponsesBody, prepared: Prepared) -> dict[str, Any]:
+    text = body.text.format if body.text and body.text.format else {"type": "text"}
+    return {
+        "id": f"resp_{uuid.uuid4().hex}",
+        "object": "response",
+        "created_at": int(time.time()),
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "instructions": body.instructions,
+        "max_output_tokens": body.max_output_tokens,
+        "metadata": body.metadata or {},
+        "model": context.model_name,
+        "output": [],
+        "parallel_tool_calls": body.parallel_tool_calls is not False,
+        "previous_response_id": body.previous_response_id,
+        "reasoning": {"effort": body.reasoning.effort if body.reasoning else None, "summary": None},
+        "store": body.store is not False,
+        "temperature": prepared.call.sampling.temperature,
+        "text": {"format": text},
+        "tool_choice": body.tool_choice or "auto",
+        "tools": body.tools or [],
+        "top_p": prepared.call.sampling.top_p,
+        "truncation": "disabled",
+        "usage": None,
+        "user": body.user,
+        "seed": prepared.call.sampling.seed,
+        "system_fingerprint": context.fingerprint,
+    }
+
+
+def _finished(
+    context: Context, head: Mapping[str, Any], delta: Delta, output: list[dict[str, Any]], whole: Whole
+) -> dict[str, Any]:
+    u = delta.usage or Usage()
+    reasoning = context.engine.tokenizer.encode(whole.reasoning, first=False) if whole.reasoning else []
+    cut = delta.finish is not None and delta.finish.type in ("length", "abort")
+    reason = "max_output_tokens" if delta.finish and delta.finish.type == "length" else "aborted"
+    return {
+        **head,
+        "status": "incomplete" if cut else "completed",
+        "incomplete_details": {"reason": reason} if cut else None,
+        "output": output,
+        "usage": {
+            "input_tokens": u.prompt_tokens,
+            "input_tokens_details": {"cached_tokens": u.cached_tokens},
+            "output_tokens": u.completion_tokens,
+            "output_tokens_details": {"reasoning_tokens": len(reasoning)},
+            "total_tokens": u.prompt_tokens + u.completion_tokens,
+        },
+    }
+
+
+def _keep(app: web.Application, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+    if response["store"]:
+        items = [i for i in response["output"] if i["type"] != "reasoning"]
+        try:
+            later = [*messages, *read_items(items)]
+        except InvalidRequest:  # a call that was cut off cannot be gone on from
+            later = messages
+        app[STORE].put(response["id"], Kept(response, later))
+
+
+@operation(body=ResponsesBody, answer=Response, kinds=JSON_OR_EVENTS)
+async def create(request: web.Request) -> web.StreamResponse:
+    """The model's next turn, as items."""
+    context = Context.of(request)
+    body = await bodies.read(request, ResponsesBody)
+    context.check_model(body.model)
+    earlier = request.app[STORE].get(body.previous_response_id).messages if body.previous_response_id else []
+    turn, kept = _turn(body, earlier)
+    prepared = await prepare(context, turn, _sampling(body), stream=bool(body.stream), salt=body.cache_salt)
+    head = _head(context, body, prepared)
+    whole, last = Whole(), Delta(id="0")
+    running = context.run([prepared.call], {head["id"]: [prepared.call]})
+    if not body.stream:
+        async with running as deltas:
+            async for delta, parts, _ in split(prepared, deltas):
+                whole.add(parts)
+                last = delta
+        response = _finished(context, head, last, output_of(whole, last), whole)
+        _keep(request.app, response, kept)
+        return web.json_response(response)
+    async with running as deltas, EventStream(request, named=True) as events:
+        items = Items(events)
+        await items.send("response.created", {"response": head})
+        await items.send("response.in_progress", {"response": head})
+        async for delta, parts, _ in split(prepared, deltas):
+            whole.add(parts)
+            last = delta
+            for part in parts:
+                await items.add(part)
+        await items.end(last)
+        response = _finished(context, head, last, items.output, whole)
+        _keep(request.app, response, kept)
+        await items.send(f"response.{response['status']}", {"response": response})
+        return await events.end()
+
+
+@operation(answer=Response)
+async def retrieve(request: web.Request) -> web.Response:
+    """A response that is kept."""
+    return web.json_response(request.app[STORE].get(request.match_info["id"]).response)
+
+
+@operation(answer=Deleted)
+async def delete(request: web.Request) -> web.Response:
+    """Forget a response."""
+    id = request.match_info["id"]
+    request.app[STORE].delete(id)
+    return web.json_response({"id": id, "object": "response", "deleted": True})
+
+
+def install(app: web.Application, context: Context) -> None:
+    """The routes, and a store for what they keep."""
+    app[STORE] = Responses(context.server.max_stored_responses)
+    app.add_routes(
+        [
+            web.post("/v1/responses", create),
+            web.get("/v1/responses/{id}", retrieve),
+            web.delete("/v1/responses/{id}", delete),
+        ]
+    )
