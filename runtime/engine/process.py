@@ -131,6 +131,7 @@ class ProcessTransport:
         while True:
             for message in child.read(200) or ():
                 if isinstance(message, Ready):
+                    child.seal()
                     return message
                 if isinstance(message, Failed):
                     raise error_of(message.code, message.message)
@@ -212,7 +213,23 @@ class _Child:
 
     def read(self, milliseconds: int) -> list[Out]:
         """What it says; nothing if it is silent for so long."""
-        return self._decoder.decode(self._from.recv()) if self._from.poll(milliseconds) else []
+        if not self._from.poll(milliseconds):
+            return []
+        data = self._from.recv()
+        try:
+            return self._decoder.decode(data)
+        except msgspec.MsgspecError:
+            log.warning(
+                "%d bytes that are no messages came to the engine's socket; they are ignored", len(data)
+            )
+            return []
+
+    def seal(self) -> None:
+        """Take the sockets' paths away once the process is connected, so that nobody else can connect. A connection is
+        never made anew: a process that loses it is lost itself."""
+        if self._to.poll(int(_END_SECONDS * 1000), zmq.POLLOUT):
+            for name in ("in", "out"):
+                (self._folder.path / name).unlink(missing_ok=True)
 
     def send(self, data: bytes) -> None:
         self._to.send(data)

@@ -148,7 +148,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     openai.check_stream(body)
     calls = _calls(context, body)
     context.check(calls)
-    tokens = [context.engine.tokens_of(c) for c in calls]
+    tokens = [await context.engine.ids_of(c) for c in calls]
     await context.engine.check_constraint(calls[0])
     choices = _Choices(body, [context.engine.tokenizer.decode(t) for t in tokens])
     head = openai.head(context, "cmpl", "text_completion", calls[0])

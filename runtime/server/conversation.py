@@ -149,7 +149,7 @@ async def prepare(
         priority=priority,
     )
     context.check([call])
-    tokens = len(context.engine.tokens_of(call))
+    tokens = len(await context.engine.ids_of(call))
     await context.engine.check_constraint(call)
     return Prepared(call, tokens, form, {t.name: t.schema for t in tools}, tags)
 

@@ -30,8 +30,10 @@ def sampling_of(
         )
     bias = {}
     for key, value in (body.logit_bias or {}).items():
-        if not key.isdigit():
-            raise InvalidRequest(f"logit_bias has the key {key!r}; keys are token ids", param="logit_bias")
+        if not (key.isascii() and key.isdigit() and len(key) <= 10):
+            raise InvalidRequest(
+                f"logit_bias has the key {key[:40]!r}; keys are token ids", param="logit_bias"
+            )
         bias[int(key)] = value
     params = SamplingParams(
         max_new_tokens=max_tokens,
