@@ -10,7 +10,8 @@ import typer
 from runtime.bench.commands import app as bench
 from runtime.config import EngineConfig, ServerConfig
 from runtime.errors import EngineError
-from runtime.flags import fields_of, with_options
+from runtime.flags import fields_of, flags_of, with_options
+from runtime.foreign_flags import own_flags
 
 app = typer.Typer(
     help="The inference runtime of sglc.",
@@ -68,7 +69,11 @@ def info(**options: Any) -> None:
 def main() -> None:
     """Entry point: errors of the user's are one line and exit code 2."""
     try:
-        app()
+        arguments = sys.argv[1:]
+        if arguments[:1] == ["serve"]:
+            known = {flag for config in (EngineConfig, ServerConfig) for flag in flags_of(config)}
+            arguments = own_flags(arguments, known)
+        app(arguments)
     except EngineError as error:
         print(f"runtime: {error}", file=sys.stderr)
         sys.exit(2)

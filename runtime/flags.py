@@ -12,6 +12,12 @@ import typer
 T = TypeVar("T")
 
 
+def flags_of(config: type) -> list[str]:
+    """Every flag of a config class, aliases included."""
+    fields = dataclasses.fields(config)
+    return [n for f in fields for n in ("--" + f.name.replace("_", "-"), *f.metadata.get("aliases", ()))]
+
+
 def with_options(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command one option for each field of the config classes, beside its own. It takes them as `**options`."""
 

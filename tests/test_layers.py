@@ -30,7 +30,7 @@ RUNTIME = [
     ["runtime.kernels", "runtime.kv", "runtime.parallel"],
     ["runtime.batch", "runtime.request", "runtime.log", "runtime.metrics", "runtime.chrome_trace"],
     ["runtime.flags"],
-    ["runtime.config"],
+    ["runtime.config", "runtime.foreign_flags"],
     ["runtime.models.spec", "runtime.backends.base"],  # contracts: data and a protocol
     [
         "runtime.api",
