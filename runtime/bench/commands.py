@@ -82,17 +82,7 @@ def latency(
             found.append(bench.measure(driver, batch, given, new, repeats, seed))
     _table(
         "Latency, " + _model(driver.facts),
-        (
-            "batch",
-            "input",
-            "output",
-            "prefill ms",
-            "prefill tok/s",
-            "step ms",
-            "step tok/s",
-            "total ms",
-            "total tok/s",
-        ),
+        ("batch", "input", "output", "prefill ms", "tok/s", "step ms", "tok/s", "total ms", "tok/s"),
         [
             (
                 *(str(v) for v in (r.batch_size, r.input_len, r.output_len)),

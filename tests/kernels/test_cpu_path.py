@@ -221,3 +221,21 @@ def test_plain_torch_serves_while_another_process_compiles(
     if code == 1:
         with pytest.raises(RuntimeError, match="could not be compiled"):
             attention.wait()
+
+
+def test_one_thread_stays_one() -> None:
+    """In a process of its own, where numba's threads are not yet started: starting them sets the threads of torch."""
+    code = """
+import torch
+from runtime.config import EngineConfig
+from runtime.engine.loop import EngineLoop
+from runtime.engine.messages import Add
+from runtime.api import SamplingParams
+loop = EngineLoop(EngineConfig(threads=1, max_total_tokens=64))
+loop.runner.attention.wait()
+loop.handle(Add("a", [5, 6, 7], SamplingParams(max_new_tokens=1), seed=1))
+assert loop.step(), "nothing was answered"
+print(torch.get_num_threads(), loop.runner.attention.threads)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]

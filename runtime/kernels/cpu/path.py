@@ -142,6 +142,7 @@ class FastAttention:
         self.lanes = (0,) * store.k.shape[-1]
         self.slots = self.context = self.first = self.positions = np.empty(0, np.int64)
         self.threads = 1
+        self._most = torch.get_num_threads()  # as it was set; see `plan`
 
     def load(self) -> None:
         """Take the built kernels from disk."""
@@ -179,8 +180,12 @@ class FastAttention:
             return
         spans = inputs.spans
         many = len(inputs.slots) > 1 or spans[0].start >= LONG
-        self.threads = min(torch.get_num_threads(), config.NUMBA_NUM_THREADS) if many else 1  # type: ignore[attr-defined]
+        self.threads = min(self._most, config.NUMBA_NUM_THREADS) if many else 1  # type: ignore[attr-defined]
         set_num_threads(self.threads)  # for calls from this thread
+        if (
+            torch.get_num_threads() != self._most
+        ):  # the first such call starts numba's threads, and torch takes as many
+            torch.set_num_threads(self._most)
         self.slots = inputs.slots.numpy()
         if len(spans) == 1 and spans[0].count == 1:
             self.context, self.first = spans[0].slots.numpy(), np.zeros(1, np.int64)
