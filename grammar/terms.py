@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import groupby
 
 from grammar import codepoints as cp
 from grammar.constraint_errors import TooLarge
@@ -37,6 +38,7 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+_FEW, _DEEP = 8, 100  # texts that need no tree, and how deep one gets
 CONTINUATION = ((1 << 0x40) - 1) << 0x80  # bytes that begin no character
 
 
@@ -265,6 +267,27 @@ class Terms:
         parts = tuple(sorted(flat))
         nullable = any(self._nullable[p] for p in parts)
         return self._new((ALT, parts), nullable, any(self._head_call[p] for p in parts))
+
+    def listed(self, terms: Iterable[int]) -> int:
+        """`alt` of many fixed texts, as a tree of what they begin with: a byte then looks only at those that go on with it."""
+        found = list(terms)
+        words = sorted({self._data[t][1] for t in found if self._data[t][0] == LITERAL})
+        others = [t for t in found if self._data[t][0] != LITERAL]
+        return self.alt([*others, self._tree(words, 0)] if words else others)
+
+    def _tree(self, words: list[bytes], depth: int) -> int:
+        if len(words) < _FEW or depth > _DEEP:
+            return self.alt(self.literal(w) for w in words)
+        first, last = words[0], words[-1]
+        shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+        groups = [list(group) for _, group in groupby(words, key=lambda w: w[: shared + 1])]
+        options = [
+            self.cat(
+                self.literal(g[0][shared : shared + 1]), self._tree([w[shared + 1 :] for w in g], depth + 1)
+            )
+            for g in groups
+        ]
+        return self.cat(self.literal(first[:shared]), self.alt(options))
 
     def _join_counts(self, parts: set[int]) -> set[int]:
         """x{0,3}y | x{2,5}y is x{0,5}y, and y is x{0,0}y: keeps the number of states of nested counts down."""

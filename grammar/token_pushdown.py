@@ -205,7 +205,7 @@ class TokenPushdown:
         while done < min(len(self._term), states):
             if self._states[done, loops.COUNT] < 0:
                 self._build(done)
-                if not done & 15 and time.perf_counter() > end:
+                if time.perf_counter() > end:
                     return
             done += 1
 

@@ -202,7 +202,7 @@ class SchemaCompiler:
         types = _types(plains)
         listed = self._listed(plains)
         if listed is not None:
-            return self.terms.alt(self.text.value(v) for v in listed)
+            return self.terms.listed(self.text.value(v) for v in listed)
         if len(types) == len(TYPES) and not any(_says(p, k) for p in plains for k in BY_TYPE):
             excluded = any(NOT_VALUES in p.schema for p in plains if isinstance(p.schema, dict))
             if not excluded:
