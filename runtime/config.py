@@ -109,6 +109,7 @@ class EngineConfig:
     constraint_workers: int = _option(2, "Processes of a server that compile its callers' constraints.")
     constraint_compile_seconds: float = _option(10.0, "Time that one such compile may take.")
     constraint_compile_memory_mb: int = _option(2048, "Memory that one such compile may take.")
+    debug_faults: bool = _option(False, "Let POST /debug/fault break things, for tests of what happens then.")
     random_seed: int | None = _option(None, "Seed of requests that have none. Default: random.")
     threads: int | None = _option(None, "CPU threads of the model. Default: all cores.")
 

@@ -42,6 +42,7 @@ class Request:
 
     __slots__ = (
         "arrival",
+        "broken",
         "cached",
         "copies",
         "doomed",
@@ -118,6 +119,7 @@ class Request:
         self.in_flight = 0
         self.doomed = False  # finished or retracted, but a batch in flight still writes to its pages
         self.cached = -1
+        self.broken = False  # ended with an error: what it computed is not to be trusted
         self.scored = False  # the log-probabilities of the prompt are complete
         self.prompt_scores: Scores = []
         self.skipped = 0  # steps in which others were started before it

@@ -66,13 +66,16 @@ class _Call:
             tuple[_Call, Output | Refused]
         ] = []  # not delivered yet; the transport's thread alone uses it
 
-    def put(self, delta: Delta) -> None:
-        """Leave it to the reader; one that has left too many waiting is cancelled, and everything ends with it."""
+    def put(self, delta: Delta) -> bool:
+        """Leave it to the reader. False if that one has left too many waiting: it is cancelled, and everything ends with
+        it."""
         self.queue.put_nowait(delta)
-        if self._backlog is not None and self.queue.qsize() > self._backlog and self._reader is not None:
-            log.warning("a caller left %d deltas unread and is dropped", self._backlog)
-            self._reader.cancel()
-            self._backlog = None
+        if self._backlog is None or self._reader is None or self.queue.qsize() <= self._backlog:
+            return True
+        log.warning("a caller left %d deltas unread and is dropped", self._backlog)
+        self._reader.cancel()
+        self._backlog = None
+        return False
 
 
 class AsyncEngine:
@@ -465,8 +468,8 @@ class AsyncEngine:
                 self._calls.pop(m.id, None)
                 cached = delta.usage.cached_tokens if delta and delta.usage else 0
                 self.live.end(m.id, delta.finish.type if delta and delta.finish else "error", cached)
-            if delta is not None:
-                call.put(delta)
+            if delta is not None and not call.put(delta):
+                self.live.counted.slow_clients += 1
         if ended and not self._closed:
             self.transport.send(ended)
 

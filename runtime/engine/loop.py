@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import msgspec
 import torch
 
 from runtime.api import Finish
@@ -19,6 +20,7 @@ from runtime.config import EngineConfig
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.precompile import precompile, read_constraints
 from runtime.engine.device import DeviceRunner, Pending, device_runner
+from runtime.engine.faults import Fault, Faults
 from runtime.engine.memory import plan_pages, resolve_kv_dtype
 from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
 from runtime.engine.profile import Profiler
@@ -97,6 +99,8 @@ class EngineLoop:
         self._compiling: list[tuple[Add, Future[Any]]] = []
         self.ends = ends
         self._profiler = Profiler()
+        entry = "launch" if isinstance(self.runner, DeviceRunner) else "run"
+        self._faults = Faults(self.runner, entry) if config.debug_faults else None
         self.scheduler = Scheduler(
             pages=pages,
             page_size=config.page_size,
@@ -186,11 +190,18 @@ class EngineLoop:
         return []
 
     def _add(self, m: Add) -> list[Out]:
+        """Queue a request, or refuse it. A mistake in here is that request's end, and nobody else's."""
+        try:
+            return self._queue(m)
+        except EngineError as error:
+            return [Refused(m.id, error.code, error.message)]
+        except Exception:
+            log.exception("a request could not be queued")
+            return [Refused(m.id, "internal_error", "the engine failed on this request; its log says more")]
+
+    def _queue(self, m: Add) -> list[Out]:
         if m.logprobs is not None:
-            try:
-                m.logprobs.check()
-            except EngineError as error:
-                return [Refused(m.id, error.code, error.message)]
+            m.logprobs.check()
         outside = next((t for t in m.tokens if not 0 <= t < self.model.spec.vocabulary), None)
         outside = next(
             (
@@ -216,12 +227,9 @@ class EngineLoop:
         forced: list[int] = []
         steady = True
         if m.sampling.constraint is not None and self.constraints is not None:
-            try:
-                if m.logprobs is None and max_new > 1:  # the last output is always drawn
-                    forced = self.constraints.begin(m.sampling.constraint, max_new)[: max_new - 1]
-                steady = self.runner.steady(m.sampling, m.logprobs)
-            except EngineError as error:
-                return [Refused(m.id, error.code, error.message)]
+            if m.logprobs is None and max_new > 1:  # the last output is always drawn
+                forced = self.constraints.begin(m.sampling.constraint, max_new)[: max_new - 1]
+            steady = self.runner.steady(m.sampling, m.logprobs)
         request = Request(
             m.id,
             m.tokens,
@@ -237,8 +245,6 @@ class EngineLoop:
         )
         try:
             self.scheduler.add(request)
-        except EngineError as error:
-            return [Refused(m.id, error.code, error.message)]
         except ValueError as error:
             return [Refused(m.id, "invalid_request", str(error))]
         return []
@@ -254,6 +260,11 @@ class EngineLoop:
             return self._profiler.start()
         if m.what == "stop_profile":
             return self._profiler.stop(m.value)
+        if m.what == "fault":
+            if self._faults is None:
+                raise InvalidRequest("faults can be asked for only with --debug-faults")
+            self._faults.add(msgspec.json.decode(m.value, type=Fault))
+            return {}
         return self.stats()
 
     def check(self) -> dict[str, Any]:

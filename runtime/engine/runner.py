@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,10 @@ class ModelRunner:
         """Whether a request's next step may be queued before its newest token is known."""
         c = sampling.constraint
         return c is None or (self._constrained is not None and self._constrained.unforced(c, logprobs))
+
+    def slots(self, seat: int, length: int) -> np.ndarray:
+        """int64 [length]: where the keys and values of a seat's positions 0 .. length - 1 lie."""
+        return self._rows.slots(seat, length)
 
     @torch.inference_mode()
     def run(self, batch: Batch) -> Sampled:

@@ -94,6 +94,14 @@ class PrefixCache:
         request.pages, request.copies, request.shared = [], [], 0
         request.scheduled = request.landed = 0
 
+    def discard(self, request: Request) -> None:
+        """The request leaves its seat and what it computed is wrong: nobody is to find it. What others computed before it
+        came stays; who reads its pages now goes on, and is wrong himself."""
+        tokens, salt = request.tokens, request.salt
+        self.close(request, keep=False)
+        if self.reuse:
+            self.pool.give(self.tree.forget(tokens, max(request.cached, 0), salt))
+
     def flush(self) -> None:
         """Forget everything that nobody holds."""
         self.pool.give(self.tree.evict(self.tree.evictable))

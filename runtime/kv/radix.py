@@ -193,15 +193,44 @@ class RadixTree:
             if used != node.used:
                 self._offer(node)
                 continue
-            del parent.children[self._key(node.tokens, 0)]
-            node.parent = None
-            freed += node.pages
-            if parent.parent is None and not parent.children:
-                del self._roots[parent.salt]
+            freed += self._remove(node)
             self._offer(parent)
         self.cached -= len(freed)
         self.evictable -= len(freed)
         return freed
+
+    def forget(self, tokens: list[int], keep: int, salt: str = "") -> list[int]:
+        """Drop what is cached of `tokens` behind the first `keep`, and all that goes on from there; the freed pages. What
+        is locked stays."""
+        whole, _ = self.match(tokens, None, salt)
+        kept, node = self.match(tokens, min(keep, len(whole) * self.page_size), salt)
+        if len(kept) == len(whole):
+            return []
+        key = self._key(tokens, len(kept) * self.page_size)
+        below = [node.children[key]]
+        for child in below:  # grows while it is read: parents come before their children
+            below += child.children.values()
+        freed: list[int] = []
+        for child in reversed(below):
+            if child.locks or child.children:
+                continue
+            freed += self._remove(child)
+        self._leaves = [c for c in self._leaves if c[2].parent is not None]
+        heapq.heapify(self._leaves)
+        self.cached -= len(freed)
+        self.evictable -= len(freed)
+        self._offer(node)
+        return freed
+
+    def _remove(self, node: Node) -> list[int]:
+        """Take a leaf out of the tree; its pages."""
+        parent = node.parent
+        assert parent is not None
+        del parent.children[self._key(node.tokens, 0)]
+        node.parent = None
+        if parent.parent is None and not parent.children:
+            del self._roots[parent.salt]
+        return node.pages
 
     def nodes(self) -> Iterator[Node]:
         """Every node but the roots."""

@@ -130,10 +130,12 @@ class Scheduler:
         return self.end(id, Finish(type="abort"))
 
     def end(self, id: str, finish: Finish) -> Event | None:
-        """End a request with a reason found elsewhere (a stop string, say)."""
+        """End a request with a reason found elsewhere (a stop string, say). What one that ends with an error has computed is
+        forgotten."""
         request = self._by_id.get(id)
         if request is None:
             return None
+        request.broken = finish.type == "error"
         if request.phase is Phase.WAITING:
             self.waiting.remove(request)
         self._finish(request)
@@ -543,7 +545,10 @@ class Scheduler:
         self._released.append(request.seat)
         request.seat = -1
         request.pending = 0
-        self.cache.close(request)
+        if request.broken:
+            self.cache.discard(request)
+        else:
+            self.cache.close(request)
 
     def check(self) -> None:
         """Raise AssertionError if a page or a seat is lost or owned twice."""

@@ -20,6 +20,7 @@ from runtime.server import (
     chat,
     completions,
     errors,
+    faults,
     integrity,
     limits,
     messages,
@@ -55,6 +56,8 @@ def build(context: Context) -> web.Application:
     for api in (native, openai, completions, chat, messages, operate, integrity):
         app.add_routes(api.routes())
     page.attach(app, context)
+    if context.config.debug_faults:
+        app.add_routes(faults.routes())
     batches.install(app, context)
     responses.install(app, context)
     openapi.attach(app)

@@ -25,7 +25,8 @@ def test_common_length(a: list[int], b: list[int], shared: int) -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(["insert", "match", "evict", "lock", "unlock"]), tokens), max_size=40
+        st.tuples(st.sampled_from(["insert", "match", "evict", "lock", "unlock", "forget"]), tokens),
+        max_size=40,
     )
 )
 def test_tree_is_a_set_of_prefixes(size: int, steps: list[tuple[str, list[int]]]) -> None:
@@ -55,6 +56,19 @@ def test_tree_is_a_set_of_prefixes(size: int, steps: list[tuple[str, list[int]]]
                 locks.append((node, pages))
         elif action == "unlock" and locks:
             tree.unlock(locks.pop()[0])
+        elif action == "forget":
+            keep = len(run) // (2 * size)  # pages
+            start = tuple(run[: (keep + 1) * size])
+            held = {page for _, pages in locks for page in pages}
+            gone = {
+                key: page
+                for key, page in content.items()
+                if start in content and key[: len(start)] == start and page not in held
+            }
+            freed = tree.forget(run, keep * size)
+            assert sorted(freed) == sorted(gone.values())
+            pool.give(freed)
+            content = {key: page for key, page in content.items() if key not in gone}
         elif action == "evict":
             freed = tree.evict(len(run))
             assert len(freed) >= min(len(run), len(freed))

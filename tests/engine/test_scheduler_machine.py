@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from runtime.api import Constraint, LogprobOptions, SamplingParams, TokenLogprob
+from runtime.api import Constraint, Finish, LogprobOptions, SamplingParams, TokenLogprob
 from runtime.batch import Batch, Sampled, Slice
 from runtime.errors import TooLong
 from runtime.request import Request
@@ -163,11 +163,11 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.wanted[id] = (tokens, max_new, constrained)
         self.got[id] = []
 
-    @rule(data=st.data())
+    @rule(data=st.data(), failed=st.booleans())
     @precondition(lambda self: self.wanted)
-    def abort(self, data: st.DataObject) -> None:
+    def abort(self, data: st.DataObject, failed: bool) -> None:
         id = data.draw(st.sampled_from(sorted(self.wanted)))
-        if self.scheduler.abort(id) is not None:
+        if self.scheduler.end(id, Finish(type="error" if failed else "abort")) is not None:
             del self.wanted[id]
             self.aborted.add(id)
 
