@@ -215,6 +215,9 @@ class BatchRunner:
         """Whether the line was answered well, and what its file says; None if the server ends first."""
         request_id, tries = f"req_{uuid.uuid4().hex}", 0
         while not self._stopping:
+            if self._context.engine.down is not None:  # it is being started again, which is no try
+                await asyncio.sleep(PAUSE_SECONDS)
+                continue
             async with self._again if tries else contextlib.nullcontext():
                 status, data = await self._send(record.endpoint, line.body)
             if self._stopping and status >= 500:

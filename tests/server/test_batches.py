@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from runtime.server.launch import ServerProcess
+from tests.server.test_supervision import engines
 
 ENDED = ("completed", "failed", "cancelled", "expired")
 
@@ -230,6 +231,22 @@ def test_no_line_is_lost_or_done_twice_over_kills(
         assert [json.loads(text)["custom_id"] for text in output] == [x["custom_id"] for x in lines]
         assert set(before.values()) <= set(output)
         assert {f.id for f in client.files.list()} == {p.name for p in (folder / "files").iterdir()}
+    finally:
+        server.shutdown()
+
+
+def test_no_line_fails_when_the_engine_is_killed(tmp_path: Path) -> None:
+    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=6)
+    try:
+        client: Any = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        id = start(client, [line(f"l{i}", 24) for i in range(40)])
+        while client.batches.retrieve(id).request_counts.completed < 5:
+            time.sleep(0.02)
+        (engine,) = engines(server.pid)
+        os.kill(engine, signal.SIGKILL)
+        batch = finished(client, id)
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (40, 0)
+        assert engines(server.pid) != [engine]
     finally:
         server.shutdown()
 
