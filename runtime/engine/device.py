@@ -75,6 +75,7 @@ class DeviceRunner(ModelRunner):
         self._fields = np.zeros((seats + 1, 4))  # how each seat draws: `fields_of` its request
         self._plain = np.zeros(seats + 1, dtype=bool)  # nothing but these fields matters for a seat's draw
         self._seeds = np.zeros(seats + 1, dtype=np.uint64)
+        self._prunes = bool(getattr(self.model, "prunes", False))  # it can leave out rows that nobody reads
         spec = self.model.spec
         self._as_is = spec.logit_scale == 1.0 and spec.logit_softcap is None  # raw logits are the logits
         self.tables: DeviceSeats | None = None
@@ -254,12 +255,17 @@ class DeviceRunner(ModelRunner):
                 else tuple((int(starts[decodes + i]), s.count) for i, s in enumerate(prompts)),
             )
         )
-        hidden = self.model(ids_there, sent[1], self.attention)
-        scores = self._prompt_scores(batch, hidden)
+        model: Any = self.model
+        few = self._prunes and len(wanted) < len(ids) and not any(s.scores >= 0 for s in slices)
+        if few:
+            hidden, scores = model(ids_there, sent[1], self.attention, sent[6]), {}
+        else:
+            hidden = model(ids_there, sent[1], self.attention)
+            scores = self._prompt_scores(batch, hidden)
+            hidden = hidden[sent[6]]
         if not wanted:  # waited for all the same, or the host would run ahead of its staging buffers
             return self._arriving(batch, sent[0][:0], scores)
-        model: Any = self.model
-        return self._draw(batch, chosen, model.raw_logits(hidden[sent[6]]), sent[10], sent[11], scores)
+        return self._draw(batch, chosen, model.raw_logits(hidden), sent[10], sent[11], scores)
 
     def _slot(self, piece: Slice) -> int:
         page, offset = divmod(piece.start, self.store.page_size)

@@ -158,25 +158,25 @@ def _decode(
                 eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET,
             )  # fmt: skip
             if (split == 0) & (length > 0):  # the new token itself, which no pool has yet
-                one = tl.arange(0, 1)[:, None]
-                inside = (one == 0) & (d < DIM)[None, :]
+                inside = d < DIM
                 key = rotated(
-                    packed + (heads + head + one) * DIM, inside, d[None, :], k_weight, cos, sin, place,
+                    packed + (heads + head) * DIM, inside, d, k_weight, cos, sin, place,
                     eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET,
                 ).to(pool_k.dtype.element_ty)  # fmt: skip
-                value = tl.load(packed + (heads + groups + head) * DIM + d[None, :], mask=inside, other=0.0)
+                value = tl.load(packed + (heads + groups + head) * DIM + d, mask=inside, other=0.0)
                 value = value.to(pool_v.dtype.element_ty)
-                slot = tl.load(slots + request + one)
+                slot = tl.load(slots + request + 0 * d)
                 stored = inside & (slot >= 0)
-                tl.store(k_head + slot * slot_stride, key, mask=stored)
-                tl.store(v_head + slot * slot_stride, value, mask=stored)
+                own = slot * slot_stride + head * DIM + d
+                tl.store(pool_k + own, key, mask=stored)
+                tl.store(pool_v + own, value, mask=stored)
                 key = key.to(queries.dtype).to(tl.float32)
-                score = tl.sum(queries.to(tl.float32) * key, 1) * scale
+                score = tl.sum(queries.to(tl.float32) * key[None, :], 1) * scale
                 if SOFTCAP:
                     score = capped(score, softcap) * LOG2E
                 top = score
                 total = tl.full((BLOCK_G,), 1.0, tl.float32)
-                acc += value.to(queries.dtype).to(tl.float32)
+                acc += value.to(queries.dtype).to(tl.float32)[None, :]
         else:
             queries = tl.load(q + request * q_stride + at, mask=rows, other=0.0)
         for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):

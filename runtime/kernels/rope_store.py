@@ -103,12 +103,15 @@ def rotated(
     NORM: tl.constexpr,
     OFFSET: tl.constexpr,
 ):
-    """Heads that begin at `row` [heads, 1], normed and rotated for `position`, in their type; d [1, width] counts coordinates."""
+    """Heads that begin at `row`, normed and rotated for `position`, in their type; d counts coordinates.
+
+    row [heads, 1] and d [1, width], or of one head a pointer and d [width].
+    """
     x = tl.load(row + d, mask=live, other=0.0)
     wide = x.to(tl.float32)
     factor = 1.0
     if NORM:
-        factor = tl.rsqrt(tl.sum(wide * wide, 1) / DIM + eps)[:, None]
+        factor = tl.rsqrt(tl.sum(wide * wide, len(x.shape) - 1, keep_dims=True) / DIM + eps)
         w = tl.load(weight + d, mask=d < DIM, other=0.0)
         wide = normed(wide, w, factor, offset, x.dtype, OFFSET).to(x.dtype).to(tl.float32)
     if TURNED > 0:

@@ -21,7 +21,7 @@ from runtime.kernels.activation import ACTIVATIONS, activated, gated_mul, gated_
 from runtime.kernels.ahead import fetch_ahead
 from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
-from runtime.kernels.tuning import LinearTiles, early_starts, linear_tiles
+from runtime.kernels.tuning import EARLY_WEIGHTS, LinearTiles, early_starts, linear_tiles
 
 _AHEAD = 4  # steps of a tile's loop whose weights are fetched while the kernel before ends
 
@@ -99,31 +99,20 @@ def _gemv(
     acc = tl.zeros((BLOCK_N, BLOCK_K), tl.float32)
     other = acc
     squares = tl.zeros((BLOCK_K,), tl.float32)
-    FIRST: tl.constexpr = BLOCK_K if EARLY else 0
-    if EARLY:
-        # weights are under way; what the kernel before writes is read, and written over, after the wait. A step of its own:
-        # in the loop the wait would keep the next step's weights from being asked for
-        col = tl.arange(0, BLOCK_K)
-        inside = col < K
-        a = tl.load(w_row + col[None, :], mask=live[:, None] & inside[None, :], other=0.0)
-        b = a
-        if GATED is not None:
-            b = tl.load(w_row + n * w_stride + col[None, :], mask=live[:, None] & inside[None, :], other=0.0)
-        tl.extra.cuda.gdc_wait()
-        value = tl.load(x + col, mask=inside, other=0.0).to(tl.float32)
-        if norm is not None:
-            squares += value * value
-            value *= tl.load(norm + col, mask=inside, other=0.0).to(tl.float32) + offset
-        acc += a.to(tl.float32) * value[None, :]
-        if GATED is not None:
-            other += b.to(tl.float32) * value[None, :]
-    for start in tl.range(FIRST, K, BLOCK_K, loop_unroll_factor=UNROLL):
+    for start in tl.range(0, K, BLOCK_K, loop_unroll_factor=UNROLL):
         col = start + tl.arange(0, BLOCK_K)
         if K % BLOCK_K == 0:
             a = tl.load(w_row + col[None, :], mask=live[:, None], other=0.0)
-            value = tl.load(x + col).to(tl.float32)
         else:
             a = tl.load(w_row + col[None, :], mask=live[:, None] & (col < K)[None, :], other=0.0)
+        if EARLY:
+            if (
+                start == 0
+            ):  # weights are under way; what the kernel before writes is read, and written over, after this
+                tl.extra.cuda.gdc_wait()
+        if K % BLOCK_K == 0:
+            value = tl.load(x + col).to(tl.float32)
+        else:
             value = tl.load(x + col, mask=col < K, other=0.0).to(tl.float32)
         if norm is not None:
             squares += value * value
@@ -305,7 +294,7 @@ def skinny_linear(
     if not rows:
         return out
     if t.kind == "gemv":
-        early = early_starts(x.device, rows)
+        early = early_starts(x.device, rows) and w.numel() <= EARLY_WEIGHTS
         _gemv[(triton.cdiv(n, t.block_n),)](
             x,
             w,

@@ -80,6 +80,9 @@ def _name(device: torch.device) -> str:
 
 # Devices on which a kernel may start while the one before it ends (programmatic dependent launch, Hopper and later).
 EARLY_STARTS = frozenset({"NVIDIA H200", "NVIDIA H100 80GB HBM3"})
+EARLY_WEIGHTS = (
+    12 << 20
+)  # of a matrix times one row: larger ones run long enough, and waiting costs their loop registers
 EARLY_ROWS = 32  # more rows fill the device, and what waits takes room from what works
 
 

@@ -51,6 +51,8 @@ def _rms(norm: NormSpec) -> bool:
 class FusedDecoder:
     """ids [tokens] at `positions` [tokens] -> hidden [tokens, hidden], over a store whose slots `attention` was planned for."""
 
+    prunes = True
+
     def __init__(self, model: Decoder, store: KVStore) -> None:
         self.model = model
         self.spec = model.spec
@@ -64,7 +66,10 @@ class FusedDecoder:
     def _linear(self, x: Tensor, layer: Any, **more: Any) -> Tensor:
         return skinny_linear(x, layer.weight, bias=layer.bias, scratch=self._scratch, **more)
 
-    def __call__(self, ids: Tensor, positions: Tensor, impl: AttentionImpl) -> Tensor:
+    def __call__(
+        self, ids: Tensor, positions: Tensor, impl: AttentionImpl, rows: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states of all tokens, or of `rows` int64 alone: the last layer then computes no others."""
         x = self.model.embedding(ids)
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
@@ -75,13 +80,16 @@ class FusedDecoder:
                 self._linear(y, layer.attention.out, residual=x, out=x)
                 h = self._linear(x, layer.mlp.up, norm=second, gated=_GATES[layer.spec.mlp.activation])
                 self._linear(h, layer.mlp.down, residual=x, out=x)
-            return rms_norm(x, self._last.weight, self._last.eps, self._last.offset)
+            h = rms_norm(x, self._last.weight, self._last.eps, self._last.offset)
+            return h if rows is None else h[rows]
         first = self._norms[0][0]
         h = rms_norm(x, first.weight, first.eps, first.offset)
         for i, layer in enumerate(self._layers):
             second = self._norms[i][1]
             after = self._norms[i + 1][0] if i + 1 < len(self._layers) else self._last
             y = self._attend(self._linear(h, layer.attention.qkv), positions, layer, impl)
+            if rows is not None and layer is self._layers[-1]:
+                y, x = y[rows], x[rows]
             y = self._linear(y, layer.attention.out)
             h = add_rms_norm(y, x, second.weight, second.eps, second.offset)
             h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation])
