@@ -13,7 +13,6 @@ steps: a run with that many new tokens less a run with one.
 
 from __future__ import annotations
 
-import gc
 import json
 import random
 import statistics
@@ -22,87 +21,16 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from benchmarks.gpu.workload import SHAPES, Shape, mixed, prompt, shared_prefixes
 
+if TYPE_CHECKING:
+    from runtime.bench.driver import Driver
+
 BEGAN = time.perf_counter()
-
-
-class Driver:
-    """A loaded engine; `run` gives prompts to it and waits for all answers."""
-
-    def __init__(self, folder: str | None, options: dict[str, Any]) -> None:
-        from runtime.config import EngineConfig
-        from runtime.engine.loop import EngineLoop
-
-        self.loop = EngineLoop(EngineConfig.of({"model_path": folder, **options}))
-        gc.collect()
-        gc.freeze()  # as an engine's process does
-        self.vocabulary = self.loop.model.spec.vocabulary
-        self._number = 0
-        self.steps: list[tuple[Any, float]] = []  # of the newest run: each batch, and the time of its turn
-
-    def run(
-        self, prompts: Sequence[list[int]], new: int | Sequence[int], temperature: float = 0.0
-    ) -> tuple[float, int]:
-        """Seconds, and tokens that were written."""
-        from runtime.api import SamplingParams
-        from runtime.engine.messages import Add, Output, Refused
-
-        counts = [new] * len(prompts) if isinstance(new, int) else list(new)
-        began = time.perf_counter()
-        for tokens, count in zip(prompts, counts, strict=True):
-            self._number += 1
-            sampling = SamplingParams(max_new_tokens=count, temperature=temperature, ignore_eos=True)
-            for refused in self.loop.handle(Add(str(self._number), tokens, sampling, seed=self._number)):
-                raise RuntimeError(f"a request was refused: {refused}")
-        left, written = len(prompts), 0
-        self.steps = []
-        last = began
-        while left:
-            messages = self.loop.step()
-            flight, now = self.loop._flight, time.perf_counter()
-            if flight:
-                self.steps.append((flight[-1].batch, now - last))
-            last = now
-            for message in messages:
-                assert not isinstance(message, Refused), message
-                if isinstance(message, Output):
-                    written += len(message.tokens)
-                    if message.finish is not None:
-                        if message.finish.type == "error":
-                            raise RuntimeError(message.finish.message)
-                        left -= 1
-        took = time.perf_counter() - began
-        assert written == sum(counts), (written, sum(counts))
-        return took, written
-
-    def shares(self) -> list[dict[str, Any]]:
-        """Where the newest run's time went: turns by what was in their batch."""
-        found: dict[str, list[float]] = {}
-        for batch, took in self.steps:
-            prompts = sum(len(s.tokens) for s in batch.slices)
-            rows = sum(not s.tokens for s in batch.slices)
-            most = next(m for m in (16, 64, 128, 256, 512, 1 << 30) if rows <= m)
-            kind = "with prompts" if prompts else "more rows" if most > 512 else f"to {most} rows"
-            sums = found.setdefault(kind, [0, 0, 0, 0, 0.0])
-            for i, value in enumerate((1, batch.steps, rows, prompts, took)):
-                sums[i] += value
-        return [
-            {"kind": k, "turns": n, "steps": steps, "rows": rows / n, "prompt_tokens": p, "s": round(s, 2)}
-            for k, (n, steps, rows, p, s) in sorted(found.items())
-        ]
-
-    def flush(self) -> None:
-        from runtime.engine.messages import Ask
-
-        self.loop.handle(Ask(0, "flush"))
-
-    def cached(self) -> tuple[int, int]:
-        return self.loop.scheduler.cached_tokens, self.loop.scheduler.prompt_tokens
 
 
 class Bench:
@@ -114,24 +42,54 @@ class Bench:
         self.tb_s, self.tflops = tb_s, tflops
         self.rng = random.Random(1)
 
+    def run(
+        self, prompts: Sequence[list[int]], new: int | Sequence[int], temperature: float = 0.0
+    ) -> tuple[float, int]:
+        """Seconds, and tokens that were written."""
+        from runtime.bench.workload import Asked
+
+        counts = [new] * len(prompts) if isinstance(new, int) else new
+        asked = [Asked(p, n) for p, n in zip(prompts, counts, strict=True)]
+        outcome = self.driver.run(asked, temperature)
+        return outcome.seconds, outcome.written
+
     def prompts(self, count: int, length: int) -> list[list[int]]:
         return [prompt(self.rng, length, self.driver.vocabulary) for _ in range(count)]
 
     def decode(self, batches: Sequence[int], steps: int, context: int = 1024) -> None:
         for batch in batches:
             given = self.prompts(batch, context - steps // 2)
-            self.driver.run(given, 1)
+            self.run(given, 1)
             found = []
             for _ in range(3):
-                one = self.driver.run(given, 1)[0]
-                many = self.driver.run(given, 1 + steps)[0]
+                one = self.run(given, 1)[0]
+                many = self.run(given, 1 + steps)[0]
                 found.append((many - one) / steps * 1e3)
             ms = statistics.median(found)
             floor = self.shape.decode_floor_ms(batch, context, self.tb_s) if self.shape else 0.0
-            turn = statistics.mean([b.steps for b, _ in self.driver.steps] or [1])
             self.log(
-                "decode", batch=batch, ms=ms, repeats=found, floor_ms=floor, of_floor=floor / ms, turn=turn
+                "decode",
+                batch=batch,
+                ms=ms,
+                repeats=found,
+                floor_ms=floor,
+                of_floor=floor / ms,
+                **self.watched(given, steps),
             )
+
+    def watched(self, given: list[list[int]], steps: int) -> dict[str, Any]:
+        """Of one more run: steps of a turn, the device's time for a step, and how often queueing waited for it."""
+        from runtime.bench.steps import StepTrace
+
+        with StepTrace(self.driver.loop) as trace:
+            self.run(given, 1 + steps)
+        turns = [t for t in trace.turns if not t.prompts]
+        ms = [(t.ended - t.began) / t.steps * 1e3 for t in turns]
+        return {
+            "turn": statistics.mean(t.steps for t in turns),
+            "device_ms": statistics.median(ms),
+            "host_waits": trace.waits,
+        }
 
     def b(self) -> None:
         self.decode((1, 8, 32, 64, 128, 256) if self.shape else (1, 8), 128 if self.shape else 16)
@@ -140,7 +98,7 @@ class Bench:
         self.decode((1, 64, 256), 256)
 
     def c(self) -> None:
-        found = [self.driver.run(self.prompts(16, 8192), 1)[0] for _ in range(3)]
+        found = [self.run(self.prompts(16, 8192), 1)[0] for _ in range(3)]
         s = statistics.median(found)
         floor = self.shape.prefill_floor_s(16, 8192, self.tflops) if self.shape else 0.0
         self.log("prefill", s=s, repeats=found, floor_s=floor, of_floor=floor / s)
@@ -149,9 +107,9 @@ class Bench:
         found, hits = [], []
         for seed in range(3):
             self.driver.flush()
-            before = self.driver.cached()
-            found.append(self.driver.run(shared_prefixes(self.driver.vocabulary, seed), 128)[0])
-            cached, asked = (a - b for a, b in zip(self.driver.cached(), before, strict=True))
+            before = self.driver.reused()
+            found.append(self.run(shared_prefixes(self.driver.vocabulary, seed), 128)[0])
+            cached, asked = (a - b for a, b in zip(self.driver.reused(), before, strict=True))
             hits.append(cached / asked)
         self.log("shared_prefix", s=statistics.median(found), repeats=found, hit_rate=hits)
 
@@ -165,9 +123,9 @@ class Bench:
 
         for batch in batches:
             given = self.prompts(batch, 1000)
-            self.driver.run(given, 1)
+            self.run(given, 1)
             with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as found:
-                s, _ = self.driver.run(given, 33)
+                s, _ = self.run(given, 33)
             table = found.key_averages().table(
                 sort_by="self_cuda_time_total", row_limit=13, max_name_column_width=60
             )
@@ -175,12 +133,15 @@ class Bench:
             print(f"profile of batch {batch}, {s:.3f} s", *lines, sep="\n", flush=True)
 
     def a(self) -> None:
+        from runtime.bench.steps import StepTrace
+
         work = mixed(self.driver.vocabulary)
         for temperature in (0.0, 0.6):
             self.driver.flush()
-            s, written = self.driver.run([p for p, _ in work], [n for _, n in work], temperature)
+            with StepTrace(self.driver.loop) as trace:
+                s, written = self.run([p for p, _ in work], [n for _, n in work], temperature)
             self.log("mixed", temperature=temperature, s=s, written=written, tokens_per_s=written / s)
-            for share in self.driver.shares():
+            for share in trace.shares():
                 self.log("mixed_share", temperature=temperature, **share)
 
 
@@ -204,6 +165,9 @@ def main(
 ) -> None:
     """Measure and print."""
     import torch
+
+    from runtime.bench.driver import Driver
+    from runtime.config import EngineConfig
 
     common: dict[str, Any] = {"model": model, "torch": torch.__version__}
     if early_rows is not None:
@@ -233,17 +197,17 @@ def main(
             "context_length": 10240,
         }
     imported = time.perf_counter()
-    driver = Driver(folder, chosen | json.loads(options))
+    driver = Driver(EngineConfig.of({"model_path": folder, **chosen, **json.loads(options)}))
     built = time.perf_counter()
     bench = Bench(model, driver, log, tb_s, tflops)
-    driver.run(bench.prompts(1, 16), 1)
+    bench.run(bench.prompts(1, 16), 1)
     log(
         "startup",
         imports_s=imported - BEGAN,
         build_s=built - imported,
         first_token_s=time.perf_counter() - BEGAN,
     )
-    driver.run(bench.prompts(64 if model in SHAPES else 4, 500 if model in SHAPES else 50), 16)
+    bench.run(bench.prompts(64 if model in SHAPES else 4, 500 if model in SHAPES else 50), 16)
     for name in tests.split(","):
         try:
             getattr(bench, name)()

@@ -172,7 +172,7 @@ class StepTrace:
             finally:
                 torch.cuda.set_sync_debug_mode(before)
         for warning in found:
-            if "synchroniz" in str(warning.message):
+            if "called a synchronizing" in str(warning.message):
                 self.waits += 1
                 self.trace.mark(HOST, "the host waits for the device", self._now())
 
