@@ -32,7 +32,7 @@ class Request:
     max_new    outputs at most; the context is already taken into account
     ends       ids that end it (end-of-text and stop ids)
     pending    outputs sampled in batches not committed yet
-    outputs_here  outputs sampled since it took its seat, and those that their constraint forced
+    outputs_here  outputs sampled since it took its seat, or since its constraint forced some
     told       outputs that callers know of
     forced     outputs not told yet that were not sampled
     steady     no tokens are forced behind one that was drawn

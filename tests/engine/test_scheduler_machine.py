@@ -348,3 +348,12 @@ def test_every_policy_finishes_everything(policy: str) -> None:
         scheduler.add(request(id, prompt))
     out = drive(scheduler, runner)
     assert out == {id: alone(prompt, 4) for id, prompt in prompts.items()}
+
+
+def test_a_budget_that_ends_one_forced_output_early() -> None:
+    """The last forced output goes in as a known token: the runner's newest is the drawn one before them."""
+    machine = PipelinedMachine()
+    machine.add(constrained=False, max_new=0, priority=0, prompt=[1], shared=True)
+    machine.add(constrained=False, max_new=0, priority=0, prompt=[2, 1, 1, 1], shared=False)
+    machine.add(constrained=True, max_new=8, priority=0, prompt=[1, 1, 2], shared=True)
+    machine.run_dry()
