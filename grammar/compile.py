@@ -50,17 +50,20 @@ class Options:
     """
     whitespace              "compact": none; "spaced": one blank after commas and colons, as json.dumps
     any_order               properties in any order, not only as declared; makes larger machines and forces less
+    closed_objects          an object that declares properties and says nothing of others has no others, as if it said
+                            `additionalProperties: false`: more is forced, and valid values with undeclared names are lost
     ignore_unknown_formats  take a `format` that is not known for an annotation instead of refusing it
     """
 
     whitespace: Whitespace = "compact"
     any_order: bool = False
     ignore_unknown_formats: bool = False
+    closed_objects: bool = False
 
     @property
     def of_schemas(self) -> SchemaOptions:
         separators = COMPACT if self.whitespace == "compact" else SPACED
-        return SchemaOptions(separators, self.ignore_unknown_formats, self.any_order)
+        return SchemaOptions(separators, self.ignore_unknown_formats, self.any_order, self.closed_objects)
 
 
 DEFAULT_OPTIONS = Options()

@@ -103,6 +103,11 @@ class EngineConfig:
     constrained_json_whitespace: str = _option(
         "compact", "White space in constrained JSON: compact (none) or spaced (as json.dumps writes it)."
     )
+    constrained_json_objects: str = _option(
+        "open",
+        "Names that a schema with properties does not declare, where it says nothing of them: open (allowed, as JSON "
+        "Schema has it) or closed (never written; more tokens are forced).",
+    )
     precompile: str | None = _option(
         None, "File of constraints (JSON lines, or a compiled program) to compile before the server is ready."
     )

@@ -56,9 +56,18 @@ class Sglc(Adapter):
     separators = (",", ":")
 
     def __init__(
-        self, formats: str = "refuse", order: str = "declared", copy: str = "0", store: str = ""
+        self,
+        formats: str = "refuse",
+        order: str = "declared",
+        objects: str = "open",
+        copy: str = "0",
+        store: str = "",
     ) -> None:
-        self.options = Options(any_order=order == "any", ignore_unknown_formats=formats == "ignore")
+        self.options = Options(
+            any_order=order == "any",
+            ignore_unknown_formats=formats == "ignore",
+            closed_objects=objects == "closed",
+        )
         self.copy = copy == "1"  # also write the harness's own bit row: for its cross-check
         self.store = ConstraintStore(store) if store else None
 

@@ -48,6 +48,7 @@ class SchemaOptions:
     separators: Separators = COMPACT
     ignore_unknown_formats: bool = False
     any_order: bool = False
+    closed_objects: bool = False
 
 
 def compile_schema(
@@ -86,9 +87,7 @@ class _Settled:
 
     def compiler(self, terms: Terms) -> SchemaCompiler:
         o = self.options
-        return SchemaCompiler(
-            self.document, self.strings, o.separators, o.any_order, self.impossible, self.made, terms
-        )
+        return SchemaCompiler(self.document, self.strings, o, self.impossible, self.made, terms)
 
     def alone(self) -> CompiledSchema:
         """In an arena of its own, again until no rule is found to be impossible."""
@@ -112,17 +111,17 @@ class SchemaCompiler:
         self,
         document: Document,
         strings: StringRules,
-        separators: Separators,
-        any_order: bool,
+        options: SchemaOptions,
         impossible: set[RuleKey],
         made: dict[str, dict[str, Any]],
         terms: Terms,
     ) -> None:
         self.terms = terms
         self.document = document
-        self.text = JsonText(self.terms, separators)
+        self.text = JsonText(self.terms, options.separators)
         self.strings = strings
-        self.any_order = any_order
+        self.any_order = options.any_order
+        self.closed_objects = options.closed_objects
         self.validator = Validator(document, strings)
         self.expander = Expander(
             document, lambda places: self.value(places) != EMPTY, self.terms.check_time, made

@@ -21,6 +21,7 @@ from grammar.terms import EMPTY, AnyOrder
 if TYPE_CHECKING:
     from grammar.schema.compiler import SchemaCompiler
 
+_OF_OTHERS = {"additionalProperties", "unevaluatedProperties", "patternProperties", "propertyNames"}
 _MAX_PATTERNS = 4
 
 
@@ -161,6 +162,9 @@ def _other_member(
         assert isinstance(place.schema, dict)
         for source in place.schema.get("patternProperties", {}):
             patterns[source] = compiler.strings.pattern(source, f"{place.pointer}/patternProperties")
+    said = {k for p in plains if isinstance(p.schema, dict) for k in p.schema}
+    if compiler.closed_objects and "properties" in said and not said & _OF_OTHERS:
+        return EMPTY
     if not patterns and not name_rules:
         value = compiler.value(_additional(plains, ()))
         if value == EMPTY:

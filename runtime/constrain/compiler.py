@@ -33,6 +33,7 @@ class ConstraintCompiler:
     folder      of the tokenizer
     ends        ids that end an answer
     whitespace  in JSON: compact or spaced
+    objects     in JSON: open, or closed to names that a schema with properties does not declare
     store       where tables are found and kept; None: the user's cache folder
     encode      text to token ids, nothing added; None: nothing is ever forced
     capacity    constraints that are kept
@@ -44,13 +45,18 @@ class ConstraintCompiler:
         ends: Iterable[int],
         *,
         whitespace: str = "compact",
+        objects: str = "open",
         store: ConstraintStore | None = None,
         encode: Callable[[str], Sequence[int]] | None = None,
         capacity: int = 256,
     ) -> None:
         if whitespace not in ("compact", "spaced"):
             raise InvalidRequest(f"constrained_json_whitespace is {whitespace!r}; choose compact or spaced")
-        self.options = Options(whitespace="compact" if whitespace == "compact" else "spaced")
+        if objects not in ("open", "closed"):
+            raise InvalidRequest(f"constrained_json_objects is {objects!r}; choose open or closed")
+        self.options = Options(
+            whitespace="compact" if whitespace == "compact" else "spaced", closed_objects=objects == "closed"
+        )
         self.folder = Path(folder)
         self.ends = tuple(ends)
         self.store = ConstraintStore.default() if store is None else store

@@ -43,6 +43,7 @@ class Setup(msgspec.Struct, frozen=True):
     whitespace: str = "compact"
     seconds: float = 10.0
     memory_mb: int = 2048
+    objects: str = "open"
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -211,6 +212,7 @@ def workers_for(folder: str | Path, ends: Iterable[int], options: Any, **limits:
         options.constrained_json_whitespace,
         options.constraint_compile_seconds,
         options.constraint_compile_memory_mb,
+        options.constrained_json_objects,
     )
     return CompileWorkers(setup, count=options.constraint_workers, **limits)
 
@@ -218,7 +220,9 @@ def workers_for(folder: str | Path, ends: Iterable[int], options: Any, **limits:
 def main(setup: Setup) -> None:
     """The child: a verdict for each constraint that comes, until nobody asks any more."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches both
-    compiler = ConstraintCompiler(setup.folder, setup.ends, whitespace=setup.whitespace, capacity=1)
+    compiler = ConstraintCompiler(
+        setup.folder, setup.ends, whitespace=setup.whitespace, objects=setup.objects, capacity=1
+    )
     with contextlib.suppress(EngineError):  # reads the vocabulary and compiles the loops
         compiler.get(Constraint("regex", "a"))
     _limit_memory(setup.memory_mb << 20)

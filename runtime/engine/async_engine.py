@@ -102,6 +102,7 @@ class AsyncEngine:
             config.tokenizer_path or config.folder,
             self.tokenizer.ends,
             whitespace=config.constrained_json_whitespace,
+            objects=config.constrained_json_objects,
         )
         self._workers = (
             workers_for(config.tokenizer_path or config.folder, self.tokenizer.ends, config)

@@ -80,6 +80,7 @@ class EngineLoop:
                 config.tokenizer_path or config.folder,
                 ends,
                 whitespace=config.constrained_json_whitespace,
+                objects=config.constrained_json_objects,
                 encode=None if config.disable_regex_jump_forward else partial(tokenizer.encode, first=False),
             )
         )

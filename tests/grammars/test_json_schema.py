@@ -442,3 +442,43 @@ def test_special_tokens_never_stand_in_a_string() -> None:
     assert machine is not None
     row = machine.allowed(machine.step(0, ord('"')))
     assert not row[256 >> 5] >> (256 & 31) & 1 and machine.step(machine.step(0, ord('"')), 256) == -1
+
+
+def test_closed_objects_have_declared_names_only_and_force_more() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}, "b": {"type": "null"}},
+        "required": ["a", "b"],
+    }
+    open_, closed = compiled(schema), compiled(schema, closed_objects=True)
+    assert open_.accepts(text({"a": 1, "b": None, "c": 2})) and not closed.accepts(
+        text({"a": 1, "b": None, "c": 2})
+    )
+    assert closed.accepts(text({"a": 1, "b": None})) and closed.digest != open_.digest
+    assert (open_.report().forced, closed.report().forced) == ('{"a":', '{"a":')
+    assert open_.automaton is not None and closed.automaton is not None
+    after = b'{"a":1,'
+    assert closed.automaton.forced(closed.automaton.advance_bytes(0, after)) == b'"b":null}'
+    assert closed.report().forced_share > open_.report().forced_share
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "object", "required": ["a"]},
+        {"type": "object", "properties": {"a": {}}, "additionalProperties": True},
+        {"type": "object", "properties": {"a": {}}, "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {"a": {}}, "patternProperties": {"^z": {}}},
+        {"allOf": [{"properties": {"a": {}}}, {"additionalProperties": {}}], "type": "object"},
+    ],
+)
+def test_objects_that_speak_of_other_names_or_of_none_stay_open(schema: Any) -> None:
+    constraint = compiled(schema, closed_objects=True)
+    assert constraint.accepts(text({"a": 1, "z": 2}))
+
+
+def test_closed_objects_close_over_the_names_of_all_parts() -> None:
+    schema = {"type": "object", "properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]}
+    constraint = compiled(schema, closed_objects=True)
+    assert constraint.accepts(text({"a": 1, "b": 2})) and not constraint.accepts(text({"a": 1, "c": 2}))
