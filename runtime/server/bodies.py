@@ -86,7 +86,6 @@ class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     json_schema: str | None = None
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
@@ -123,6 +122,7 @@ class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     response_format: ResponseFormat | None = None
     continue_final_message: bool = False
     tools: list[dict[str, Any]] | None = None
+    store: bool | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
     separate_reasoning: bool = True

@@ -99,9 +99,14 @@ def turn_of(body: bodies.ChatBody) -> Turn:
 def _check(body: bodies.ChatBody) -> None:
     openai.check_stream(body)
     if set(body.modalities or ()) - {"text"}:
-        raise Unsupported("this server answers with text only", param="modalities")
+        raise Unsupported(
+            "modalities may be text alone; this server answers with nothing else", param="modalities"
+        )
     if body.functions or body.function_call not in (None, "none"):
-        raise Unsupported("functions were replaced by tools; send them as tools", param="functions")
+        raise Unsupported(
+            "functions and function_call were replaced by tools and tool_choice; send these",
+            param="functions",
+        )
 
 
 def _logprob_options(body: bodies.ChatBody) -> LogprobOptions | None:

@@ -188,7 +188,7 @@ async def test_async_and_concurrent(server: ServerProcess) -> None:
         ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, "tools[0]", "only functions"),
         ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice", "no tools"),
         ({"stream_options": {"include_usage": True}}, openai.BadRequestError, "stream_options", "stream"),
-        ({"modalities": ["audio"]}, openai.BadRequestError, "modalities", "text only"),
+        ({"modalities": ["audio"]}, openai.BadRequestError, "modalities", "text alone"),
         ({"functions": [{"name": "f"}]}, openai.BadRequestError, "functions", "tools"),
         (
             {"messages": [{"role": "king", "content": "x"}]},
