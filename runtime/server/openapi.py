@@ -62,12 +62,13 @@ def _refusal(status: int) -> dict[str, Any]:
 
 
 def _success(said: Operation, schemas: dict[Any, Any]) -> dict[str, Any]:
-    content = {}
+    content: dict[str, dict[str, Any]] = {}
     for kind in said.kinds:
-        schema: dict[str, Any] = {"type": "string"}
+        content[kind] = {"schema": {"type": "string"}}
         if kind == "application/json":
-            schema = {"type": "object"} if said.answer is None else schemas[said.answer]
-        content[kind] = {"schema": schema}
+            content[kind] = {"schema": {"type": "object"} if said.answer is None else schemas[said.answer]}
+        elif kind == "text/event-stream":  # 3.1 has no words for a sequence of events
+            content[kind] = {}
     return {"description": "What was asked for.", "content": content}
 
 
