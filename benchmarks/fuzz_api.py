@@ -45,11 +45,22 @@ class Outcome:
 
 def fuzz(url: str, *, each: int, phases: str, seed: int | None = None, seconds: int = 3600) -> Outcome:
     """Run schemathesis on the document at `url`, with up to `each` made-up cases for an operation."""
-    program = shutil.which("schemathesis", path=str(Path(sys.executable).parent)) or shutil.which("schemathesis")
+    program = shutil.which("schemathesis", path=str(Path(sys.executable).parent)) or shutil.which(
+        "schemathesis"
+    )
     if program is None:
         raise SystemExit("schemathesis is not installed; pip install 'sglc[dev]'")
     command = [program, "run", f"{url}/openapi.json", "--checks", ",".join(CHECKS), "--phases", phases]
-    command += ["-n", str(each), "--request-timeout", "120", "--continue-on-failure", "--warnings", "off", "--no-color"]
+    command += [
+        "-n",
+        str(each),
+        "--request-timeout",
+        "120",
+        "--continue-on-failure",
+        "--warnings",
+        "off",
+        "--no-color",
+    ]
     command += ["--exclude-path-regex", r"^/page/.*\.(js|css)$", "--generation-database", ":memory:"]
     command += [] if seed is None else ["--seed", str(seed)]
     with tempfile.TemporaryDirectory() as folder:
@@ -65,7 +76,9 @@ def fuzz(url: str, *, each: int, phases: str, seed: int | None = None, seconds: 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", type=int, default=10_000, help="requests at least, over all operations")
     parser.add_argument("--phases", default="coverage,fuzzing", help="of schemathesis")
     parser.add_argument("--seed", type=int, help="of the made-up cases; random unless given")
@@ -77,7 +90,9 @@ def main() -> int:
             while total < args.cases:
                 outcome = fuzz(server.url, each=each, phases=args.phases, seed=seed)
                 total, report = total + outcome.cases, outcome.report
-                print(f"{outcome.cases} cases for {outcome.operations} operations, {total} in all", flush=True)
+                print(
+                    f"{outcome.cases} cases for {outcome.operations} operations, {total} in all", flush=True
+                )
                 if outcome.code or not outcome.cases:
                     print(report)
                     return 1
@@ -85,7 +100,9 @@ def main() -> int:
                 each = max(4, min(200, left // max(outcome.operations, 1)))
                 args.phases, seed = "fuzzing", None if seed is None else seed + 1
             info = json.load(urllib.request.urlopen(f"{server.url}/get_server_info", timeout=60))
-            print(f"afterwards: {info['num_running_reqs']} running, KV in use: {info['kv_cache']['used_tokens']}")
+            print(
+                f"afterwards: {info['num_running_reqs']} running, KV in use: {info['kv_cache']['used_tokens']}"
+            )
             return 0 if info["num_running_reqs"] == 0 else 1
         finally:
             server.shutdown()

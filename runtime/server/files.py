@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from runtime.config import ServerConfig
 from runtime.errors import EngineError, InvalidRequest
@@ -20,6 +21,8 @@ STORE: web.AppKey[StateStore] = web.AppKey("store", StateStore)
 LIMITS: web.AppKey[ServerConfig] = web.AppKey("file limits", ServerConfig)
 _CHUNK = 1 << 18
 T = TypeVar("T")
+# What aiohttp raises for a form that is none. Part headers, lengths and encodings are asserted there.
+_NO_FORM = (ValueError, RuntimeError, AssertionError, HttpProcessingError)
 _PURPOSES = ("batch",)
 
 
@@ -143,7 +146,7 @@ async def _read_form(
         if purpose not in _PURPOSES:
             raise InvalidRequest(f"purpose is {purpose!r}; it must be 'batch'", param="purpose")
         return upload, filename, purpose, digest.hexdigest()
-    except ValueError as error:  # aiohttp's, for a form that is not one
+    except _NO_FORM as error:
         if upload is not None:
             upload.discard()
         raise InvalidRequest("the form cannot be read; send multipart/form-data with a boundary") from error

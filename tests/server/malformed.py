@@ -342,6 +342,40 @@ def bodies() -> Iterator[Row]:
         yield Row(f"coded as {coding}", NATIVE, good, headers={"Content-Encoding": coding}, status=(400, 415))
 
 
+def forms() -> Iterator[Row]:
+    """Multipart bodies that are none, or whose parts claim what they are not."""
+    field = b'Content-Disposition: form-data; name="file"'
+    heads = {
+        "a control character": b'Content-Disposition: form-data; name="a\x19"',
+        "a long header": b"X" * 20_000,
+        "3,000 headers": b"A: b\r\n" * 3000,
+        "bad base64": field + b"\r\nContent-Transfer-Encoding: base64",
+        "an unknown transfer encoding": field + b"\r\nContent-Transfer-Encoding: rot13",
+        "brotli": field + b"\r\nContent-Encoding: br",
+        "no gzip": field + b"\r\nContent-Encoding: gzip",
+        "length -5": field + b"\r\nContent-Length: -5",
+        "length x": field + b"\r\nContent-Length: x",
+        "too long a length": field + b"\r\nContent-Length: 99999",
+        "a form in the form": field + b"\r\nContent-Type: multipart/mixed; boundary=YY",
+        "no name": b"Content-Disposition: form-data",
+        "no end": field,
+    }
+    kind = "multipart/form-data; boundary=XX"
+    for name, head in heads.items():
+        body = b"--XX\r\n" + head + b"\r\n\r\n!!!\r\n"
+        yield Row(f"form: {name}", "/v1/files", body, kind=kind, status=(400,))
+    for body in (b"", b"--XX", b"--XX--", b"--XX\r\n", b"garbage", b"--YY\r\n\r\n\r\n--YY--\r\n"):
+        yield Row(f"form {body!r}", "/v1/files", body, kind=kind, status=(400,))
+    for boundary in ("", "; boundary=", "; boundary=" + "x" * 100):
+        yield Row(
+            f"form{boundary[:20]}",
+            "/v1/files",
+            b"--XX--",
+            kind=f"multipart/form-data{boundary}",
+            status=(400,),
+        )
+
+
 def methods_and_paths() -> Iterator[Row]:
     for path in (NATIVE, TEXT, CHAT, "/tokenize", "/detokenize", "/abort_request"):
         for method in ("GET", "DELETE", "PATCH", "TRACE", "PROPFIND"):
@@ -430,6 +464,7 @@ def refused(port: int) -> list[Row]:
         messages(),
         grammars(),
         bodies(),
+        forms(),
         methods_and_paths(),
         places(port),
     )
