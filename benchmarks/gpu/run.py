@@ -5,7 +5,8 @@ python -m benchmarks.gpu.run tiny --tests b --device cpu              (a smoke t
 
 a  1,000 requests of mixed lengths          b  decode at context 1,024, by batch
 c  16 prompts of 8,192 tokens               d  256 requests on 16 shared prefixes
-f  decode of a small model, by batch      p  kernels of a decode step by share
+f  decode of a small model, by batch        p  kernels of a decode step by share
+g  decode by batch and context (benchmarks/gpu/growth.py draws it)
 
 The engine's loop is driven in this process, with token ids in and out: no text, no HTTP. Times of b and f are of 128 (256)
 steps: a run with that many new tokens less a run with one.
@@ -70,6 +71,7 @@ class Bench:
             self.log(
                 "decode",
                 batch=batch,
+                context=context,
                 ms=ms,
                 repeats=found,
                 floor_ms=floor,
@@ -96,6 +98,21 @@ class Bench:
 
     def f(self) -> None:
         self.decode((1, 64, 256), 256)
+
+    def g(self) -> None:
+        """As many requests as the KV memory holds at each context."""
+        from runtime.errors import InvalidRequest
+
+        batches = (1, 4, 16, 64, 256) if self.shape else (1, 4)
+        steps = 32 if self.shape else 8
+        for context in (256, 1024, 2048, 4096, 8192) if self.shape else (64, 256):
+            for batch in batches:
+                try:
+                    self.driver.check(batch, context + steps)
+                except InvalidRequest as reason:
+                    self.log("skipped", batch=batch, context=context, reason=str(reason))
+                else:
+                    self.decode((batch,), steps, context)
 
     def c(self) -> None:
         found = [self.run(self.prompts(16, 8192), 1)[0] for _ in range(3)]
