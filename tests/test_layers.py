@@ -28,7 +28,14 @@ RUNTIME = [
     ["runtime.layers", "runtime.tokenizer"],
     ["runtime.attention"],
     ["runtime.kernels", "runtime.kv", "runtime.parallel"],
-    ["runtime.batch", "runtime.request", "runtime.log", "runtime.metrics", "runtime.chrome_trace"],
+    [
+        "runtime.batch",
+        "runtime.request",
+        "runtime.log",
+        "runtime.metrics",
+        "runtime.parent",
+        "runtime.chrome_trace",
+    ],
     ["runtime.flags"],
     ["runtime.config", "runtime.foreign_flags"],
     ["runtime.models.spec", "runtime.backends.base"],  # contracts: data and a protocol

@@ -30,6 +30,7 @@ from runtime.api import Constraint
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.matcher import check_budget
 from runtime.errors import EngineError, InvalidRequest, Overloaded
+from runtime.parent import die_with_parent
 
 _START_SECONDS = 60.0  # for imports and the vocabulary; not part of a compile's time
 _KNOWN = 4096  # verdicts that are kept
@@ -164,6 +165,7 @@ class _Worker:
             "-m",
             "runtime.constrain.workers",
             msgspec.json.encode(self.setup).decode(),
+            str(os.getpid()),
         ]
         self._child = subprocess.Popen(
             command,
@@ -217,8 +219,9 @@ def workers_for(folder: str | Path, ends: Iterable[int], options: Any, **limits:
     return CompileWorkers(setup, count=options.constraint_workers, **limits)
 
 
-def main(setup: Setup) -> None:
+def main(setup: Setup, parent: int) -> None:
     """The child: a verdict for each constraint that comes, until nobody asks any more."""
+    die_with_parent(parent)  # its thread belongs to a pool, which ends after the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides; Ctrl-C reaches both
     compiler = ConstraintCompiler(
         setup.folder, setup.ends, whitespace=setup.whitespace, objects=setup.objects, capacity=1
@@ -255,4 +258,4 @@ def _limit_memory(more: int) -> None:
 
 
 if __name__ == "__main__":
-    main(msgspec.json.decode(sys.argv[1], type=Setup))
+    main(msgspec.json.decode(sys.argv[1], type=Setup), int(sys.argv[2]))

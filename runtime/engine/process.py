@@ -8,7 +8,6 @@ kernel kills a process whose parent has died.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -29,6 +28,7 @@ from runtime.engine.messages import Beat, Failed, In, Lost, Out, Ready, Stop
 from runtime.engine.transport import error_of
 from runtime.errors import EngineDead, EngineError
 from runtime.folders import PrivateFolder, sweep
+from runtime.parent import die_with_parent
 
 log = logging.getLogger("runtime.engine")
 BEAT_SECONDS = 1.0  # how often a healthy process is heard of
@@ -245,14 +245,6 @@ class _Child:
         self._to.close()
         self._from.close()
         self._folder.close()
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when the thread that started it ends; exit at once if it has ended already."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def main(folder: str, parent: int, level: str, format: str) -> None:

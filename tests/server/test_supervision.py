@@ -37,13 +37,13 @@ def wait(condition: Callable[[], Any], seconds: float = 30) -> None:
         time.sleep(0.05)
 
 
-def engines(pid: int) -> list[int]:
-    """Processes that run the model for the server `pid`."""
+def engines(pid: int, module: bytes = b"runtime.engine.process") -> list[int]:
+    """Processes that run the model for the server `pid`, or another module."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            if parent == pid and b"runtime.engine.process" in (folder / "cmdline").read_bytes():
+            if parent == pid and module in (folder / "cmdline").read_bytes():
                 found.append(int(folder.name))
         except OSError:
             continue
@@ -187,10 +187,15 @@ def test_a_killed_server_leaves_no_process_and_frees_its_port(
     server = start(api_key="a-very-secret-key")
     (engine,) = engines(server.pid)
     assert b"a-very-secret-key" not in Path(f"/proc/{engine}/cmdline").read_bytes()
-    os.kill(engine, signal.SIGSTOP)  # one that cannot look after itself
+    key = {"Authorization": "Bearer a-very-secret-key", "Content-Type": "application/json"}
+    body = json.dumps({"text": "a", "sampling_params": {"regex": "[a-z]{3}"}}).encode()
+    assert urllib.request.urlopen(urllib.request.Request(f"{server.url}/generate", body, key)).status == 200
+    (compiler,) = engines(server.pid, b"runtime.constrain.workers")
+    for pid in (engine, compiler):
+        os.kill(pid, signal.SIGSTOP)  # they cannot look after themselves
     os.kill(server.pid, signal.SIGKILL)
     server.wait(10)
-    wait(lambda: not alive(engine), 15)
+    wait(lambda: not alive(engine) and not alive(compiler), 15)
     left = set(own_temp.glob("runtime-*"))
     for folder in left:
         os.utime(folder, (0, 0))  # older than any that is just being made
