@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +32,18 @@ def serve(**options: Any) -> None:
     config, server = fields_of(EngineConfig, options), fields_of(ServerConfig, options)
     configure(server.log_level, server.log_format)
     raise typer.Exit(run(config, server))
+
+
+@app.command()
+def replay(
+    id: Annotated[str, typer.Argument(help="The id of an answer of the server.")],
+    url: Annotated[str, typer.Option(help="Where the server is.")] = "http://127.0.0.1:30000",
+    api_key: Annotated[str | None, typer.Option(help="A key of the server.")] = None,
+) -> None:
+    """Run a request again, with the seed that it had, and print the answer."""
+    from runtime.backends.replay import run_again
+
+    print(run_again(url, id, api_key))
 
 
 @app.command()

@@ -203,6 +203,9 @@ class ServerConfig(Limits):
     max_stored_responses: int = _option(
         1000, "Answers of /v1/responses that can be gone on from; older ones are forgotten. At most 64 MiB."
     )
+    replay_requests: int = _option(
+        200, "Requests that are kept in memory for `runtime replay`; 0 keeps none. At most 32 MiB."
+    )
     reasoning_parser: str | None = _option(
         None,
         "Family whose tags separate reasoning from the answer, such as qwen3 or deepseek-r1. Default: none.",

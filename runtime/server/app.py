@@ -29,6 +29,7 @@ from runtime.server import (
     openai,
     openapi,
     operate,
+    replay,
     responses,
 )
 from runtime.server.auth import Origins
@@ -60,6 +61,7 @@ def build(context: Context) -> web.Application:
         app.add_routes(faults.routes())
     batches.install(app, context)
     responses.install(app, context)
+    replay.install(app, server.replay_requests)
     openapi.attach(app)
     return app
 

@@ -14,6 +14,7 @@ from runtime.server.context import Context
 from runtime.server.conversation import Prepared, Tool, Turn, check_tools, prepare, read_messages, split
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.parts import CallPart, Part, ReasoningPart, TextPart, Whole
+from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
 
 
@@ -174,6 +175,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         return await _stream(request, context, body, prepared)
     call = prepared.call
     head = openai.head(context, "chatcmpl", "chat.completion", call)
+    await request.app[RECORDER].note(request, head["id"], head["seed"])
     wholes = [Whole() for _ in range(body.n)]
     choices: list[dict[str, Any]] = []
     usages: list[Usage] = []
@@ -217,6 +219,7 @@ async def _stream(
     """One chunk for each part; the log-probabilities of a delta are in its last chunk."""
     call = prepared.call
     head = openai.head(context, "chatcmpl", "chat.completion.chunk", call)
+    await request.app[RECORDER].note(request, head["id"], head["seed"])
     counted = body.stream_options is not None and body.stream_options.include_usage
     none: dict[str, Any] = {"usage": None} if counted else {}
     usages, reasoned = [], []

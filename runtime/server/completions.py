@@ -22,6 +22,7 @@ from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import answers, bodies, openai
 from runtime.server.context import Context
 from runtime.server.operation import JSON_OR_EVENTS, operation
+from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
 
 
@@ -152,6 +153,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
     await context.engine.check_constraint(calls[0])
     choices = _Choices(body, [context.engine.tokenizer.decode(t) for t in tokens])
     head = openai.head(context, "cmpl", "text_completion", calls[0])
+    await request.app[RECORDER].note(request, head["id"], head["seed"])
     prompt = sum(map(len, tokens))
     async with context.run(calls, {head["id"]: calls}) as deltas:
         if not body.stream:

@@ -18,6 +18,7 @@ from runtime.server.context import Context
 from runtime.server.conversation import Prepared, Tool, Turn, check_tools, prepare, split
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart, Whole
+from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
 
 
@@ -342,6 +343,7 @@ async def messages(request: web.Request) -> web.StreamResponse:
         context, turn_of(body), _sampling(body), stream=body.stream, salt=body.cache_salt
     )
     head = _head(context, prepared)
+    await request.app[RECORDER].note(request, head["id"], head["seed"])
     running = context.run([prepared.call], {head["id"]: [prepared.call]})
     if not body.stream:
         whole, end = Whole(), {}

@@ -17,6 +17,7 @@ from runtime.server import answers, bodies, errors
 from runtime.server.context import Context
 from runtime.server.limits import check_prompts
 from runtime.server.operation import JSON_OR_EVENTS, operation
+from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
 
 
@@ -100,6 +101,8 @@ async def generate(request: web.Request) -> web.StreamResponse:
         await context.engine.ids_of(call)
         await context.engine.check_constraint(call)
     names = _names(body.rid, len(calls))
+    if body.rid is None and len({c.sampling.seed for c in calls}) == 1:
+        await request.app[RECORDER].note(request, names[0], calls[0].sampling.seed)
 
     def facts(delta: Delta) -> dict[str, Any]:
         i = int(delta.id)

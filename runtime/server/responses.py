@@ -28,6 +28,7 @@ from runtime.server.conversation import (
 )
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.parts import Whole
+from runtime.server.replay import RECORDER
 from runtime.server.response_events import Items, output_of
 from runtime.server.sse import EventStream
 
@@ -313,6 +314,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     turn, kept = _turn(body, earlier)
     prepared = await prepare(context, turn, _sampling(body), stream=bool(body.stream), salt=body.cache_salt)
     head = _head(context, body, prepared)
+    await request.app[RECORDER].note(request, head["id"], head["seed"])
     whole, last = Whole(), Delta(id="0")
     running = context.run([prepared.call], {head["id"]: [prepared.call]})
     if not body.stream:
