@@ -36,6 +36,11 @@ def draw(found: dict[int, dict[int, tuple[float, float]]], title: str, path: Pat
         if floors := [floor for _, floor in row.values() if floor]:  # a model of no known shape has none
             axes.plot(contexts[: len(floors)], floors, linestyle=":", color=line.get_color())
     axes.set(xscale="log", yscale="log", xlabel="context, tokens", ylabel="decode step, ms", title=title)
+    ticks = sorted({context for row in found.values() for context in row})
+    axes.set_xticks(ticks, [str(t) for t in ticks])
+    axes.set_xticks([], minor=True)
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.legend(title="dotted: the floor")
     figure.tight_layout()
     figure.savefig(path)

@@ -197,13 +197,17 @@ class Client:
             if answer.status != 200:
                 raise BackendError(f"{self.url}/flush_cache answers {answer.status}; leave --flush-cache out")
 
-    async def ask(self, asked: Asked, served: Served, now: Callable[[], float]) -> None:
-        """Send one request and note what comes. What goes wrong is noted too, not raised."""
+    def body(self, asked: Asked) -> dict[str, Any]:
+        """What is sent for it. Raises InvalidRequest where the API has no way to say it."""
         body = self.api.body(asked, self.model, full=self.full, temperature=self.temperature)
+        return {**body, **self._extra}
+
+    async def ask(self, body: dict[str, Any], served: Served, now: Callable[[], float]) -> None:
+        """Send one request and note what comes. What goes wrong is noted too, not raised."""
         served.sent = now()
         events = 0
         try:
-            async with self.session.post(self.url + self.api.path, json={**body, **self._extra}) as answer:
+            async with self.session.post(self.url + self.api.path, json=body) as answer:
                 if answer.status != 200:
                     served.error = f"{answer.status}: {(await answer.text())[:200]}"
                 else:
@@ -243,6 +247,7 @@ async def send(
     done: Callable[[], object] | None = None,
 ) -> list[Served]:
     """Send each request when it is due; while `most` run, the next ones wait. `done` is called at the end of each."""
+    bodies = [client.body(a) for a in asked]
     began = time.perf_counter()
 
     def now() -> float:
@@ -250,16 +255,16 @@ async def send(
 
     seats = asyncio.Semaphore(most or len(asked))
 
-    async def one(request: Asked, served: Served) -> None:
+    async def one(body: dict[str, Any], served: Served) -> None:
         async with seats:
-            await client.ask(request, served, now)
+            await client.ask(body, served, now)
         if done is not None:
             done()
 
     found = [Served(at) for at in due]
     async with asyncio.TaskGroup() as tasks:
-        for request, served in zip(asked, found, strict=True):
+        for body, served in zip(bodies, found, strict=True):
             if (early := served.due - now()) > 0:
                 await asyncio.sleep(early)
-            tasks.create_task(one(request, served))
+            tasks.create_task(one(body, served))
     return found

@@ -218,7 +218,7 @@ async def test_nobody_there() -> None:
 async def test_ids_are_not_for_a_chat(foreign: str) -> None:
     async with Client(foreign, APIS["openai-chat"]) as client:
         with pytest.raises(InvalidRequest, match="use --backend openai"):
-            await client.ask(Asked([1, 2], 1), Served(0.0), lambda: 0.0)
+            await send(client, [Asked([1, 2], 1)], [0.0])
 
 
 # -- the command ----------------------------------------------------------------------------------------------------
