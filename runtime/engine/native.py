@@ -38,6 +38,15 @@ def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
     return params
 
 
+def sampling_schema() -> dict[str, Any]:
+    """JSON schema of what `sampling_params` takes."""
+    (_,), parts = msgspec.json.schema_components([SamplingParams])
+    fields = {k: v for k, v in parts["SamplingParams"]["properties"].items() if k != "constraint"}
+    fields["stop"] = {"anyOf": [{"type": "string"}, fields["stop"]]}
+    fields |= {k: {"type": ["string", "null"], "default": None} for k in _CONSTRAINTS}
+    return {"properties": fields, "additionalProperties": False}
+
+
 def logprob_options(wanted: bool, start: int | None, top: int | None, text: bool) -> LogprobOptions | None:
     """LogprobOptions from a caller's fields, None if none are wanted. Raises InvalidRequest for bad values."""
     if not wanted:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
+from runtime.engine.native import sampling_schema
 from runtime.errors import EngineError, InvalidRequest
 
 T = TypeVar("T")
@@ -32,12 +33,15 @@ async def read(request: web.Request, type_: type[T]) -> T:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
 
 
+NativeSampling = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=sampling_schema())]
+
+
 class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """POST /generate. `sampling_params` and what follows it: one value for all prompts, or a list with one for each."""
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
-    sampling_params: dict[str, Any] | list[dict[str, Any]] | None = None
+    sampling_params: NativeSampling | list[NativeSampling] | None = None
     rid: str | list[str] | None = None
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None

@@ -54,6 +54,12 @@ function token(entry) {
 }
 
 function add(node, choice) {
+  const thought = choice.delta.reasoning_content;
+  if (thought) {
+    const last = node.lastChild;
+    if (last?.className === "thought") last.append(thought);
+    else node.append(element("span", { class: "thought", text: thought }));
+  }
   let entries = choice.logprobs?.content ?? [];
   if (choice.finish_reason) { // the last event also has the token that ended the answer, which is no text
     let left = (choice.delta.content ?? "").length;
