@@ -86,7 +86,7 @@ class EngineConfig:
         "--num-scheduler-steps",
     )
     skip_tokenizer_init: bool = _option(
-        False, "Take and give token ids only; the model folder needs no tokenizer."
+        False, "Take input_ids and give token_ids, no text; the model folder needs no tokenizer."
     )
     max_running_requests: int | None = _option(
         None, "Requests decoded together at most. Default: 256, on a GPU 1024."

@@ -46,8 +46,9 @@ from runtime.engine.messages import Add, Ask, Beat, End, Failed, In, Lost, Out, 
 from runtime.engine.messages import Answer as Reply
 from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
-from runtime.errors import EngineDead, EngineError, InvalidRequest
+from runtime.errors import EngineDead, EngineError, InvalidRequest, Unsupported
 from runtime.sampling.random import child_seed
+from runtime.tokenizer.ids_only import IdsOnly
 from runtime.tokenizer.tokenizer import LONG_TEXT, Tokenizer
 
 log = logging.getLogger("runtime.engine")
@@ -92,7 +93,8 @@ class AsyncEngine:
         """`strangers`: constraints come from callers that are not trusted, and are tried in processes that can be killed."""
         self.config = config
         find_folder(config.folder)
-        self.tokenizer = Tokenizer(config.tokenizer_path or config.folder)
+        ids_only = config.skip_tokenizer_init
+        self.tokenizer = IdsOnly() if ids_only else Tokenizer(config.tokenizer_path or config.folder)
         if transport is None:
             from runtime.engine.transport import ThreadTransport
 
@@ -106,7 +108,7 @@ class AsyncEngine:
         )
         self._workers = (
             workers_for(config.tokenizer_path or config.folder, self.tokenizer.ends, config)
-            if strangers
+            if strangers and not ids_only
             else None
         )
         self.info: dict[str, Any] = {}
@@ -140,12 +142,12 @@ class AsyncEngine:
     def capabilities(self) -> Capabilities:
         return Capabilities(
             name=f"engine {self.config.name}",
-            score=True,
+            score=self.tokenizer.has_text,
             prefill=True,
             tokens=True,
             samples=True,
             logprobs=True,
-            constraints=frozenset(KINDS),
+            constraints=frozenset(KINDS if self.tokenizer.has_text else ()),
             context=self.info.get("context_length"),
         )
 
@@ -159,6 +161,12 @@ class AsyncEngine:
     def tokens_of(self, request: Generate) -> list[int]:
         """The prompt's ids. Raises InvalidRequest for what can be seen to be wrong without running it."""
         request.sampling.check()
+        if request.sampling.stop and not self.tokenizer.has_text:
+            raise Unsupported(
+                "stop strings need a tokenizer, and the engine was started with --skip-tokenizer-init; "
+                "give stop_token_ids",
+                param="stop",
+            )
         size = self.info["vocab_size"]
         named = (*request.sampling.stop_token_ids, *request.sampling.logit_bias)
         for ids in (named, *(s.ids for s in request.prompt if isinstance(s, TokenSegment))):
@@ -191,6 +199,8 @@ class AsyncEngine:
         s = request.sampling
         if s.constraint is None:
             return
+        if not self.tokenizer.has_text:
+            raise Unsupported("constraints need a tokenizer; start the engine without --skip-tokenizer-init")
         began = perf_counter()
         try:
             if self._workers is not None:
@@ -202,6 +212,8 @@ class AsyncEngine:
 
     def prepare_constraints(self, constraints: Sequence[Constraint]) -> None:
         """See `PreparesConstraints`. The loop finds the tables in the store."""
+        if not self.tokenizer.has_text:
+            return
         work = threading.Thread(
             target=self._constraints.prepare, args=(tuple(constraints),), name="constraints", daemon=True
         )

@@ -1,6 +1,7 @@
 """The engine for callers without asyncio: `Engine().generate("...")`.
 
-Answers have the shape of the native HTTP API: `{"text", "meta_info", "index"}`.
+Answers have the shape of the native HTTP API: `{"text", "meta_info", "index"}`; with `skip_tokenizer_init` they have `token_ids`
+in place of the text.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 from runtime.api import Delta, Generate, Segment, TextSegment, TokenSegment
 from runtime.config import EngineConfig
 from runtime.engine.async_engine import AsyncEngine
-from runtime.engine.native import logprob_options, meta_info, sampling_params
+from runtime.engine.native import logprob_options, meta_info, said, sampling_params
 from runtime.engine.transport import error_of
 from runtime.errors import InvalidRequest
 from runtime.tokenizer.tokenizer import Tokenizer
@@ -144,7 +145,7 @@ class Engine:
             assert delta.finish is not None
             if delta.finish.type == "error":
                 raise error_of(str(delta.finish.matched), delta.finish.message or "")
-            found[int(delta.id), delta.index] = {"text": delta.text, "meta_info": meta_info(delta, delta.id)}
+            found[int(delta.id), delta.index] = self._shape(delta)
         return [{**found[key], "index": i} for i, key in enumerate(sorted(found))]
 
     async def _pieces(self, requests: list[Generate]) -> AsyncIterator[dict[str, Any]]:
@@ -153,10 +154,13 @@ class Engine:
                 raise error_of(str(delta.finish.matched), delta.finish.message or "")
             yield self._piece(delta, requests)
 
-    @staticmethod
-    def _piece(delta: Delta, requests: list[Generate]) -> dict[str, Any]:
+    def _piece(self, delta: Delta, requests: list[Generate]) -> dict[str, Any]:
         index = sum(r.sampling.n for r in requests[: int(delta.id)]) + delta.index
-        return {"text": delta.text, "meta_info": meta_info(delta, delta.id), "index": index}
+        return {**self._shape(delta), "index": index}
+
+    def _shape(self, delta: Delta) -> dict[str, Any]:
+        has_text = self.async_engine.tokenizer.has_text
+        return {**said(delta, has_text), "meta_info": meta_info(delta, delta.id)}
 
     def _stream(self, requests: list[Generate]) -> Iterator[dict[str, Any]]:
         pieces = self._pieces(requests)

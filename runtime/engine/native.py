@@ -69,6 +69,11 @@ def finish_reason(delta: Delta) -> dict[str, Any] | None:
     return {"type": f.type, "length": f.length} if f.type == "length" else {"type": f.type}
 
 
+def said(delta: Delta, has_text: bool) -> dict[str, Any]:
+    """The answer itself: its text, or its ids from an engine without a tokenizer."""
+    return {"text": delta.text} if has_text else {"token_ids": list(delta.ids)}
+
+
 def meta_info(delta: Delta, id: str) -> dict[str, Any]:
     """What the native API tells beside the text."""
     out: dict[str, Any] = {"id": id, "finish_reason": finish_reason(delta)}

@@ -52,7 +52,8 @@ class Answer:
         if piece.finish is not None:
             self.done = True
             return self._final(piece.finish, piece.ids_text, out.cached), stopped
-        if not self.request.stream or not (piece.text or self._logprobs):
+        ids_alone = self._ids and not self._tokenizer.has_text
+        if not self.request.stream or not (piece.text or self._logprobs or ids_alone):
             return None, False
         return self._delta(piece.ids_text), False
 

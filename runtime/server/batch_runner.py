@@ -22,7 +22,7 @@ from aiohttp import web
 from runtime.errors import Conflict, Overloaded
 from runtime.server import batch_lines, errors, observe
 from runtime.server.batch_lines import Line
-from runtime.server.context import KEY, Context
+from runtime.server.context import Context
 from runtime.server.store import BatchRecord, LineRecord, StateStore, StorageFull, Upload
 
 log = logging.getLogger("runtime.server")
@@ -56,7 +56,8 @@ class BatchRunner:
         self._inner = web.Application(
             middlewares=[observe.middleware, errors.middleware], client_max_size=batch_lines.LONGEST_LINE
         )
-        self._inner[KEY] = context
+        for name, value in app.items():  # what its handlers look for, the context among it
+            self._inner[name] = value
         for route in app.router.routes():
             path = route.resource.canonical if route.resource else ""
             if route.method == "POST" and path in ENDPOINTS:

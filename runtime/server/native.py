@@ -11,7 +11,7 @@ from aiohttp import web
 
 from runtime.api import Delta, Generate, Prompt, Score, ScoreResult, Segment, TextSegment, TokenSegment
 from runtime.config import Limits
-from runtime.engine.native import logprob_options, meta_info, sampling_params
+from runtime.engine.native import logprob_options, meta_info, said, sampling_params
 from runtime.errors import InvalidRequest, NotFound, Overloaded, Unsupported
 from runtime.server import answers, bodies, errors
 from runtime.server.context import Context
@@ -103,6 +103,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     names = _names(body.rid, len(calls))
     if body.rid is None and len({c.sampling.seed for c in calls}) == 1:
         await request.app[RECORDER].note(request, names[0], calls[0].sampling.seed)
+    has_text = context.engine.tokenizer.has_text
 
     def facts(delta: Delta) -> dict[str, Any]:
         i = int(delta.id)
@@ -121,7 +122,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
                     raise context.error(delta)
                 i = int(delta.id)
                 found[firsts[i] + delta.index] = {
-                    "text": delta.text,
+                    **said(delta, has_text),
                     "meta_info": facts(delta),
                     "index": firsts[i] + delta.index,
                 }
@@ -137,7 +138,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
                     continue
                 whole[index] = _joined(whole.get(index), delta)
                 event = {
-                    "text": whole[index].text,
+                    **said(whole[index], has_text),
                     "meta_info": facts(whole[index]),
                     "index": index,
                 }
@@ -165,6 +166,7 @@ def _joined(before: Delta | None, new: Delta) -> Delta:
     return msgspec.structs.replace(
         new,
         text=before.text + new.text,
+        ids=before.ids + new.ids,
         output_logprobs=before.output_logprobs + new.output_logprobs,
         output_top_logprobs=before.output_top_logprobs + new.output_top_logprobs,
         input_logprobs=before.input_logprobs if new.input_logprobs is None else new.input_logprobs,
@@ -236,7 +238,7 @@ async def health_generate(request: web.Request) -> web.Response:
     """200 if one token can be generated."""
     engine = Context.of(request).engine
     call = Generate(
-        prompt=(TextSegment("a"),), sampling=sampling_params({"max_new_tokens": 1, "temperature": 0})
+        prompt=(TokenSegment((0,), ""),), sampling=sampling_params({"max_new_tokens": 1, "temperature": 0})
     )
     async for delta in engine.generate([call]):
         if delta.finish is not None and delta.finish.type == "error":

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import tokenizers
 
@@ -34,6 +34,8 @@ def _text(token: Any) -> str | None:
 
 class Tokenizer:
     """The tokenizer of a model folder. `ends` are the ids that end an answer, from every file that names some."""
+
+    has_text: ClassVar[bool] = True
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
@@ -124,6 +126,10 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         return self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def shown(self, ids: Sequence[int]) -> str:
+        """For people to read."""
+        return self.decode(ids)
 
     def token_text(self, id: int) -> str:
         """How one token reads alone."""

@@ -77,6 +77,22 @@ def test_bad_lines_fail_alone(client: Any) -> None:
     assert [r["error"] and r["error"]["code"] for r in bad] == [None, "invalid_line", "mismatched_url"]
 
 
+@pytest.mark.parametrize(
+    ("url", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 4}),
+        ("/v1/responses", {"input": "Hi", "max_output_tokens": 16}),
+    ],
+)
+def test_lines_may_go_to_other_endpoints(client: Any, url: str, body: dict[str, Any]) -> None:
+    request = {"custom_id": "a", "method": "POST", "url": url, "body": body}
+    made = client.batches.create(
+        input_file_id=upload(client, [request]), endpoint=url, completion_window="24h"
+    )
+    batch = finished(client, made.id)
+    assert batch.request_counts.completed == 1, results(client, batch.error_file_id)
+
+
 def test_files_are_listed_read_and_deleted(client: Any) -> None:
     ids = [upload(client, [line(f"{i}")]) for i in range(3)]
     listed = [f.id for f in itertools.islice(client.files.list(limit=2), 3)]

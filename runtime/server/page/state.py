@@ -72,8 +72,8 @@ class History:
         if time.monotonic() - self._prefixes_at > _PREFIX_AGE:
             found = await self._engine.prefixes()
             self._prefixes_at = time.monotonic()
-            decode = self._engine.tokenizer.decode
-            self._prefixes = [{**p, "head": decode(p["head"])} for p in found]
+            shown = self._engine.tokenizer.shown
+            self._prefixes = [{**p, "head": shown(p["head"])} for p in found]
         return self._prefixes
 
 
@@ -122,7 +122,7 @@ async def state_of(context: Context, history: History) -> dict[str, Any]:
                 "limit": r.limit,
                 "seconds": now - r.started,
                 "first_token": None if r.first is None else r.first - r.started,
-                "tail": engine.tokenizer.decode(list(r.tail)),
+                "tail": engine.tokenizer.shown(r.tail),
             }
             for r in live[:_SHOWN]
         ],
