@@ -222,6 +222,9 @@ class ServerConfig(Limits):
     )
     log_level: str = _option("info", "debug, info, warning or error.")
     log_format: str = _option("text", "text, or json: one object a line.")
+    otlp_traces_endpoint: str | None = _option(
+        None, "OpenTelemetry collector (OTLP over HTTP) that gets a span of each request; needs sglc[otel]."
+    )
     profile_dir: str | None = _option(None, "Folder for the traces of /stop_profile.")
     stream_interval: int = _option(1, "Tokens between two events of a stream.")
     state_dir: str | None = _option(

@@ -51,6 +51,8 @@ def build(context: Context) -> web.Application:
         auth.guard(auth.Keys.of(server)),
         limits.guard(server),
     ]
+    if context.tracing is not None:
+        middlewares.insert(1, context.tracing.middleware())
     app = web.Application(middlewares=middlewares, client_max_size=server.max_request_bytes)
     app[KEY] = context
     app.on_response_prepare.append(observe.answer_headers(origins))
@@ -114,6 +116,8 @@ async def serve(config: EngineConfig, server: ServerConfig) -> int:
     listener.close()
     await runner.cleanup()
     await engine.close()
+    if context.tracing is not None:
+        await asyncio.to_thread(context.tracing.close)
     return 0 if whole else 1
 
 

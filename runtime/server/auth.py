@@ -20,6 +20,7 @@ from aiohttp import web
 from runtime.config import ServerConfig
 from runtime.errors import InvalidRequest
 from runtime.server import errors
+from runtime.server.operation import route_of
 from runtime.server.page.routes import FILES, path_of
 
 OPEN_ROUTES = frozenset({"/health"})
@@ -86,12 +87,6 @@ def _given(request: web.Request) -> str | None:
         return request.headers.get("x-api-key")
     kind, _, key = header.partition(" ")
     return key.strip() if kind.lower() == "bearer" else request.headers.get("x-api-key", "")
-
-
-def route_of(request: web.Request) -> str | None:
-    """The route as it was registered; None if there is none for this path and method."""
-    resource = request.match_info.route.resource
-    return None if resource is None else resource.canonical
 
 
 def guard(keys: Keys) -> Any:

@@ -25,6 +25,7 @@ from runtime.reasoning import reasoning_tags
 from runtime.server.limits import check_calls
 from runtime.server.templates import read_template
 from runtime.server.tools import tool_format
+from runtime.server.tracing import Tracing
 from runtime.tokenizer.chat import ChatTemplate
 
 KEY: web.AppKey[Context] = web.AppKey("context", object)  # type: ignore[arg-type,valid-type]
@@ -45,6 +46,8 @@ class Context:
         self.config = config
         self.server = server
         self.metrics = engine.live.counted
+        endpoint = server.otlp_traces_endpoint
+        self.tracing = None if endpoint is None else Tracing.to(endpoint, config.name)
         self.running = 0
         self.closing = False
         self._named: dict[str, Sequence[Generate]] = {}
@@ -141,7 +144,7 @@ class Context:
         self._named |= names
         deltas = self.engine.generate(calls, backlog=self.server.max_stream_backlog)
         try:
-            yield deltas
+            yield deltas if self.tracing is None else self.tracing.watched(deltas)
         finally:
             self.running -= count
             for name in names:

@@ -11,8 +11,9 @@ from typing import Any
 from aiohttp import web
 
 from runtime.log import REQUEST_ID
-from runtime.server.auth import Origins, route_of
+from runtime.server.auth import Origins
 from runtime.server.context import Context
+from runtime.server.operation import route_of
 
 log = logging.getLogger("runtime.requests")
 _ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")

@@ -55,3 +55,9 @@ def operation_of(handler: Any) -> Operation | None:
     """What the handler said, if anything."""
     found = getattr(handler, "operation", None)
     return found if isinstance(found, Operation) else None
+
+
+def route_of(request: web.Request) -> str | None:
+    """The route as it was registered; None if there is none for this path and method."""
+    resource = request.match_info.route.resource
+    return None if resource is None else resource.canonical

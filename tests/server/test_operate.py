@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -84,3 +86,55 @@ def test_a_trace_is_written(operated: ServerProcess) -> None:
 def test_without_a_folder_there_are_no_traces(server: ServerProcess) -> None:
     code, text = send(f"{server.url}/start_profile", {})
     assert code == 400 and "--profile-dir" in text
+
+
+class Collector:
+    """An OpenTelemetry collector on loopback that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        bodies = self.bodies = []  # type: list[bytes]
+
+        class Take(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                bodies.append(self.rfile.read(int(self.headers["Content-Length"])))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None: ...
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Take)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1/traces"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def spans(self) -> list[Any]:
+        from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+        requests = [ExportTraceServiceRequest.FromString(b) for b in self.bodies]
+        return [s for r in requests for rs in r.resource_spans for ss in rs.scope_spans for s in ss.spans]
+
+
+def test_a_span_for_each_request() -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.http", reason="the extra otel is not installed")
+    collector = Collector()
+    server = ServerProcess(otlp_traces_endpoint=collector.url)
+    trace, parent = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    body = {"text": "a secret prompt", "sampling_params": {"max_new_tokens": 4, "ignore_eos": True, "n": 2}}
+    headers = {
+        "Content-Type": "application/json",
+        "traceparent": f"00-{trace}-{parent}-01",
+        "X-Request-Id": "mine",
+    }
+    request = urllib.request.Request(f"{server.url}/generate", json.dumps(body).encode(), headers)
+    assert urllib.request.urlopen(request).status == 200
+    assert send(f"{server.url}/generate", {})[0] == 400
+    server.shutdown()  # sends what is left
+    good, bad = sorted(collector.spans(), key=lambda s: s.start_time_unix_nano)
+    assert good.name == bad.name == "POST /generate"
+    assert (good.trace_id.hex(), good.parent_span_id.hex()) == (trace, parent)
+    values = {a.key: a.value for a in good.attributes}
+    assert values["http.response.status_code"].int_value == 200
+    assert values["gen_ai.request.id"].string_value == "mine"
+    assert values["gen_ai.usage.output_tokens"].int_value == 8
+    assert values["gen_ai.latency.time_to_first_delta"].double_value > 0
+    assert {a.key: a.value for a in bad.attributes}["http.response.status_code"].int_value == 400
+    assert b"secret" not in b"".join(collector.bodies)
