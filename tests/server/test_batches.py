@@ -17,6 +17,7 @@ import openai
 import pytest
 
 from runtime.server.launch import ServerProcess
+from tests.server.calls import call
 from tests.server.test_supervision import engines
 
 ENDED = ("completed", "failed", "cancelled", "expired")
@@ -263,6 +264,25 @@ def test_no_line_fails_when_the_engine_is_killed(tmp_path: Path) -> None:
         batch = finished(client, id)
         assert (batch.request_counts.completed, batch.request_counts.failed) == (40, 0)
         assert engines(server.pid) != [engine]
+    finally:
+        server.shutdown()
+
+
+def test_a_full_disk_loses_no_line(tmp_path: Path) -> None:
+    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=4, debug_faults=True)
+    try:
+        client: Any = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+        id = start(client, [line(f"l{i}", 16) for i in range(40)])
+        while client.batches.retrieve(id).request_counts.completed < 5:
+            time.sleep(0.02)
+        assert call(f"{server.url}/debug/fault", {"kind": "disk_full", "seconds": 1.5})[0] == 200
+        with pytest.raises(openai.APIStatusError, match="cannot write to its disk") as caught:
+            upload(client, [line("a")])
+        assert caught.value.status_code == 507
+        batch = finished(client, id)
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (40, 0)
+        assert len(results(client, batch.output_file_id)) == 40
+        assert upload(client, [line("a")])
     finally:
         server.shutdown()
 
