@@ -199,13 +199,13 @@ class TokenPushdown:
             self._grow_stack()
 
     def explore(self, states: int, seconds: float) -> None:
-        """Build up to `states` states ahead of use, for at most `seconds`."""
-        end = time.perf_counter() + seconds
+        """Build up to `states` states ahead of use, for at most `seconds` of this thread."""
+        end = time.thread_time() + seconds
         done = 0
         while done < min(len(self._term), states):
             if self._states[done, loops.COUNT] < 0:
                 self._build(done)
-                if time.perf_counter() > end:
+                if time.thread_time() > end:
                     return
             done += 1
 
