@@ -306,6 +306,7 @@ def _compile_grammar(text: str, digest: str, vocabulary: Vocabulary | None) -> C
     start = compile_grammar(parse_grammar(text), terms).start
     measure = Measure(terms, terms.rule_count)
     machine = TokenPushdown(terms, start, measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS)
+    machine.explore(_AHEAD_STATES, _AHEAD_SECONDS)
     bounds = (measure.shortest(start), measure.longest(start))
     return CompiledConstraint("ebnf", text, digest, None, machine, bounds)
 
@@ -330,6 +331,7 @@ def _compile_tag(source: Any, vocabulary: Vocabulary | None, options: Options) -
     start = tagged_text(tag, terms, options.of_schemas)
     measure = Measure(terms, terms.rule_count)
     machine = TokenPushdown(terms, start, measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS)
+    machine.explore(_AHEAD_STATES, _AHEAD_SECONDS)
     digest = store_key("constraint", "structural_tag", text, repr(options))
     return CompiledConstraint("structural_tag", text, digest, None, machine, (0, None))
 
