@@ -172,7 +172,7 @@ class EngineLoop:
             if self.constraints is None:
                 text = "constraints need a tokenizer, and the engine was started with --skip-tokenizer-init"
                 return [Refused(message.id, "unsupported", text)]
-            job = self._compilers.submit(self.constraints.get, message.sampling.constraint)
+            job = self._compilers.submit(self._compile, message)
             self._compiling.append((message, job))
             return []
         if isinstance(message, Add):
@@ -189,6 +189,12 @@ class EngineLoop:
             except EngineError as error:
                 return [Answer(message.ticket, code=error.code, message=error.message)]
         return []
+
+    def _compile(self, m: Add) -> None:
+        """Whatever takes long for a constraint; not on the loop's thread."""
+        assert m.sampling.constraint is not None and self.constraints is not None
+        self.constraints.get(m.sampling.constraint)
+        self.runner.steady(m.sampling, m.logprobs)
 
     def _add(self, m: Add) -> list[Out]:
         """Queue a request, or refuse it. A mistake in here is that request's end, and nobody else's."""
