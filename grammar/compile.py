@@ -40,6 +40,7 @@ Whitespace = Literal["compact", "spaced"]
 
 TABLE_LIMITS = Limits(states=20_000, seconds=5.0)
 """Up to here a regular constraint becomes one table."""
+SCHEMA_TABLE_LIMITS, _SCHEMA_STATES = Limits(states=4_000, seconds=1.0), 1_000
 _SHOWN = 4096  # bytes of a witness that are looked at for its forced share
 _AHEAD_STATES, _AHEAD_SECONDS = 20_000, 0.2  # of a machine, built before it is first asked
 MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
@@ -52,6 +53,7 @@ class Options:
     any_order               properties in any order, not only as declared; makes larger machines and forces less
     closed_objects          an object that declares properties and says nothing of others has no others, as if it said
                             `additionalProperties: false`: more is forced, and valid values with undeclared names are lost
+    tables                  small JSON schemas become tables: more time to compile, less for each token
     ignore_unknown_formats  take a `format` that is not known for an annotation instead of refusing it
     """
 
@@ -59,6 +61,7 @@ class Options:
     any_order: bool = False
     ignore_unknown_formats: bool = False
     closed_objects: bool = False
+    tables: bool = False
 
     @property
     def of_schemas(self) -> SchemaOptions:
@@ -212,7 +215,7 @@ def _compile(
     kind: Kind, source: Any, vocabulary: Vocabulary | None, options: Options, store: ConstraintStore | None
 ) -> CompiledConstraint:
     if kind == "json_schema":
-        return _compile_schema(source, vocabulary, options)
+        return _compile_schema(source, vocabulary, options, store)
     if kind == "structural_tag":
         return _compile_tag(source, vocabulary, options)
     if kind not in ("regex", "ebnf", "choices", "dtype"):
@@ -311,10 +314,16 @@ def _compile_grammar(text: str, digest: str, vocabulary: Vocabulary | None) -> C
     return CompiledConstraint("ebnf", text, digest, None, machine, bounds)
 
 
-def _compile_schema(source: Any, vocabulary: Vocabulary | None, options: Options) -> CompiledConstraint:
+def _compile_schema(
+    source: Any, vocabulary: Vocabulary | None, options: Options, store: ConstraintStore | None
+) -> CompiledConstraint:
     document = Document.read(source) if isinstance(source, str) else Document(source)
     text = source if isinstance(source, str) else json.dumps(source, ensure_ascii=False)
     digest = store_key("constraint", "json_schema", json.dumps(document.root), repr(options))
+    if options.tables and vocabulary is not None:
+        table = _schema_table(document, digest, vocabulary, options, store)
+        if table is not None:
+            return CompiledConstraint("json_schema", text, digest, table.fsm, table)
     compiled = compile_schema(document, options.of_schemas, limits=MACHINE_LIMITS)
     machine = TokenPushdown(
         compiled.terms, compiled.start, compiled.measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS
@@ -322,6 +331,27 @@ def _compile_schema(source: Any, vocabulary: Vocabulary | None, options: Options
     machine.explore(_AHEAD_STATES, _AHEAD_SECONDS)
     bounds = (compiled.measure.shortest(compiled.start), compiled.measure.longest(compiled.start))
     return CompiledConstraint("json_schema", text, digest, None, machine, bounds)
+
+
+def _schema_table(
+    document: Document, digest: str, vocabulary: Vocabulary, options: Options, store: ConstraintStore | None
+) -> TokenFsm | None:
+    """The table of a schema; None if it would be too large, as where a schema holds itself."""
+    key = store_key(digest, vocabulary.digest)
+    table = _from_store(store.load(key), vocabulary) if store is not None else None
+    if table is not None:
+        return table
+    try:
+        compiled = compile_schema(document, options.of_schemas, limits=SCHEMA_TABLE_LIMITS)
+        fsm = Fsm.of_terms(compiled.terms, compiled.start)
+        if fsm.states > _SCHEMA_STATES:
+            return None
+        table = TokenFsm.of(fsm, vocabulary)
+    except TooLarge:
+        return None
+    if store is not None:
+        store.save(key, _arrays(table))
+    return table
 
 
 def _compile_tag(source: Any, vocabulary: Vocabulary | None, options: Options) -> CompiledConstraint:

@@ -600,13 +600,15 @@ class Explored:
 
 
 def explore(terms: Terms, start: int) -> Explored:
-    """All states of a term without calls. Raises TooLarge at a limit."""
+    """All states of a term, calls put in where they stand. Raises TooLarge at a limit, which recursion always meets."""
     order = [start]
     index = {start: 0}
     rows: list[list[tuple[int, int]]] = []
     for term in order:
         row = []
-        for mask, _, target in terms.arcs(term):
+        for mask, pushes, target in terms.arcs(term):
+            if pushes:
+                target = terms.sequence(terms.expanded(target), *pushes)
             state = index.get(target)
             if state is None:
                 state = index[target] = len(order)

@@ -12,14 +12,14 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def _grow_i32(array, size):  # type: ignore[no-untyped-def]
     larger = np.empty(size, np.int32)
     larger[: len(array)] = array
     return larger
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def class_trie(byte, depth, skip, unique, uniques, class_of, class_live, max_depth):  # type: ignore[no-untyped-def]
     """The tree of class strings: (class, first child, next sibling, parent) by node; the node of each byte
     string, -1 where one of its bytes is in a dead class. Node 0 is the root."""
@@ -89,7 +89,7 @@ def class_trie(byte, depth, skip, unique, uniques, class_of, class_live, max_dep
     )
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def hash_columns(table, node_class, child, sibling, terminal, max_depth):  # type: ignore[no-untyped-def]
     """For each node where a token ends, the sum over states of a hash of (state, goal); 0 if none can take it."""
     states = table.shape[0]
@@ -121,7 +121,7 @@ def hash_columns(table, node_class, child, sibling, terminal, max_depth):  # typ
     return sums
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def group_columns(sums, terminal):  # type: ignore[no-untyped-def]
     """Number the different sums: class of each node (0: nothing can take it), a representative node of each."""
     nodes = len(sums)
@@ -151,7 +151,7 @@ def group_columns(sums, terminal):  # type: ignore[no-untyped-def]
     return class_of_node, samples[:classes].copy()
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def fill_table(table, node_class, parent, samples, max_depth):  # type: ignore[no-untyped-def]
     """next[state, class] by walking one representative of each class from every state; -1 for none."""
     states = table.shape[0]
@@ -175,7 +175,7 @@ def fill_table(table, node_class, parent, samples, max_depth):  # type: ignore[n
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def token_distance(table, accepting):  # type: ignore[no-untyped-def]
     """Tokens of the shortest way from each state to an accepting one (breadth first, backwards); -1: no way."""
     states, classes = table.shape
@@ -215,7 +215,7 @@ def token_distance(table, accepting):  # type: ignore[no-untyped-def]
     return distance
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def longest_path(table, accepting):  # type: ignore[no-untyped-def]
     """Most tokens that a text can take from the start; -1 if there is no bound."""
     states, classes = table.shape
@@ -261,7 +261,7 @@ def longest_path(table, accepting):  # type: ignore[no-untyped-def]
     return longest if top == count else -1
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def mask_by_class(live, class_of, out):  # type: ignore[no-untyped-def]
     """Set bit t of `out` (uint32 words) where live[class_of[t]]."""
     tokens = len(class_of)
@@ -274,7 +274,7 @@ def mask_by_class(live, class_of, out):  # type: ignore[no-untyped-def]
         out[w] = bits
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def mask_by_members(live, offsets, members, out):  # type: ignore[no-untyped-def]
     """The same for few tokens: class k has members[offsets[k] : offsets[k + 1]]."""
     out[:] = 0
@@ -285,7 +285,7 @@ def mask_by_members(live, offsets, members, out):  # type: ignore[no-untyped-def
                 out[t >> 5] |= np.uint32(1) << np.uint32(t & 31)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def members_by_class(class_of, classes):  # type: ignore[no-untyped-def]
     offsets = np.zeros(classes + 1, np.int32)
     for t in range(len(class_of)):

@@ -33,6 +33,7 @@ class ConstraintCompiler:
     folder      of the tokenizer
     ends        ids that end an answer
     whitespace  in JSON: compact or spaced
+    tables      make tables of small JSON schemas too
     objects     in JSON: open, or closed to names that a schema with properties does not declare
     store       where tables are found and kept; None: the user's cache folder
     encode      text to token ids, nothing added; None: nothing is ever forced
@@ -46,6 +47,7 @@ class ConstraintCompiler:
         *,
         whitespace: str = "compact",
         objects: str = "open",
+        tables: bool = False,
         store: ConstraintStore | None = None,
         encode: Callable[[str], Sequence[int]] | None = None,
         capacity: int = 256,
@@ -55,7 +57,9 @@ class ConstraintCompiler:
         if objects not in ("open", "closed"):
             raise InvalidRequest(f"constrained_json_objects is {objects!r}; choose open or closed")
         self.options = Options(
-            whitespace="compact" if whitespace == "compact" else "spaced", closed_objects=objects == "closed"
+            whitespace="compact" if whitespace == "compact" else "spaced",
+            closed_objects=objects == "closed",
+            tables=tables,
         )
         self.folder = Path(folder)
         self.ends = tuple(ends)

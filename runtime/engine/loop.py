@@ -81,6 +81,7 @@ class EngineLoop:
                 ends,
                 whitespace=config.constrained_json_whitespace,
                 objects=config.constrained_json_objects,
+                tables=config.disable_regex_jump_forward and device.startswith("cuda"),  # they can live there
                 encode=None if config.disable_regex_jump_forward else partial(tokenizer.encode, first=False),
             )
         )

@@ -6,12 +6,14 @@ import json
 import random
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grammar.compile import CompiledConstraint, Options, compile_constraint
 from grammar.constraint_errors import ConstraintError, SchemaError, TooLarge, Unsatisfiable
+from grammar.token_fsm import TokenFsm
 from grammar.token_pushdown import TokenPushdown
 from grammar.vocabulary import Vocabulary
 
@@ -482,3 +484,43 @@ def test_closed_objects_close_over_the_names_of_all_parts() -> None:
     schema = {"type": "object", "properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]}
     constraint = compiled(schema, closed_objects=True)
     assert constraint.accepts(text({"a": 1, "b": 2})) and not constraint.accepts(text({"a": 1, "c": 2}))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {
+            "type": "object",
+            "properties": {"a": {"type": "integer"}, "b": {"type": "string"}},
+            "required": ["a"],
+            "additionalProperties": False,
+        },
+        {"type": "array", "items": {"enum": ["red", 3, None]}, "maxItems": 3},
+        {
+            "type": "object",
+            "properties": {"x": {"type": "array", "items": {"type": "boolean"}}},
+            "additionalProperties": False,
+        },
+        {"type": "string", "maxLength": 3},
+    ],
+)
+def test_a_small_schema_may_be_a_table_with_the_same_masks(schema: Any) -> None:
+    machine, table = compiled(schema).automaton, compiled(schema, tables=True).automaton
+    assert isinstance(machine, TokenPushdown) and isinstance(table, TokenFsm)
+    rng = random.Random(3)
+    for _ in range(20):
+        one = other = 0
+        for _ in range(30):
+            row = table.allowed(other)
+            assert (machine.allowed(one) == row).all()
+            choices = np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist()
+            token = rng.choice(choices)
+            if token in VOCABULARY.eos:
+                break
+            one, other = machine.step(one, token), table.step(other, token)
+
+
+def test_a_schema_that_holds_itself_is_no_table() -> None:
+    tree = {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False}
+    assert compiled(tree, tables=True).report().engine == "machine"
+    assert compiled({"type": "string", "maxLength": 5000}, tables=True).report().engine == "machine"
