@@ -80,6 +80,12 @@ class EngineConfig:
     disable_overlap_schedule: bool = _option(
         False, "Wait for each step before the next one is planned; on a CPU this is always so."
     )
+    tensor_parallel_size: int = _option(
+        1, "GPUs (or, on a CPU, processes) that each hold a part of every layer.", "--tp-size", "--tp"
+    )
+    dist_timeout: float = _option(
+        60.0, "Seconds after which a rank that does not answer ends a tensor-parallel engine."
+    )
     num_continuous_decode_steps: int | None = _option(
         None,
         "Decode steps of a turn of the host, while nobody waits to start. Default: as many as keep a GPU busy; 1 on a CPU.",

@@ -31,7 +31,7 @@ def _switch(reason: str) -> Foreign:
 
 
 _SO = Foreign("", frozenset({""}), value=False)
-_ONE = "this version runs on one device and one node; leave it out"
+_ONE = "the ranks of an engine are on one host and find each other by themselves; leave it out"
 _LORA = "LoRA adapters are not supported; merge the adapter into the model"
 _SPARSE = "double sparsity is not supported; leave it out"
 _DP = "start several servers behind a load balancer instead"
@@ -46,9 +46,6 @@ FOREIGN: Mapping[str, Foreign] = MappingProxyType(
         "--max-prefill-tokens": _value(
             "set --chunked-prefill-size, which bounds the prompt tokens of a step"
         ),
-        "--tensor-parallel-size": _value(_ONE, "1"),
-        "--tp-size": _value(_ONE, "1"),
-        "--tp": _value(_ONE, "1"),
         "--data-parallel-size": _value(_DP, "1"),
         "--dp-size": _value(_DP, "1"),
         "--dp": _value(_DP, "1"),

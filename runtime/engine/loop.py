@@ -6,33 +6,27 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import torch
 
 from runtime.api import Finish
-from runtime.attention.plain import PlainAttention
-from runtime.attention.select import select_attention
 from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
-from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.precompile import precompile, read_constraints
-from runtime.engine.device import DeviceRunner, Pending, device_runner
+from runtime.engine.assemble import assemble
+from runtime.engine.device import DeviceRunner, Pending
 from runtime.engine.faults import Fault, Faults
-from runtime.engine.memory import plan_pages, resolve_kv_dtype
 from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
 from runtime.engine.profile import Profiler
-from runtime.engine.runner import ModelRunner
 from runtime.engine.turns import TurnLength
-from runtime.errors import EngineError, InvalidRequest
-from runtime.kernels.cpu.path import choose
-from runtime.kv.store import KVStore, bytes_per_token
-from runtime.models.load import load_model
+from runtime.errors import EngineDead, EngineError, InvalidRequest
+from runtime.kv.store import bytes_per_token
 from runtime.request import Request
 from runtime.scheduler.scheduler import Event, Scheduler
-from runtime.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from runtime.parallel.ranks import Ranks
 
 log = logging.getLogger("runtime.engine")
 
@@ -42,55 +36,25 @@ class EngineLoop:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = config
-        device = config.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda") and not torch.cuda.is_available():
-            raise InvalidRequest(
-                f"device {config.device!r} was asked for, but torch sees no CUDA device; use --device cpu"
-            )
-        if device == "cpu" and config.threads:
-            torch.set_num_threads(config.threads)
-        self.device = device
-        self.model = load_model(
-            config.folder,
-            device=device,
-            dtype=config.dtype,
-            load_format=config.load_format,
-            overrides=config.overrides,
-        )
-        spec = self.model.spec
-        self.context = min(config.context_length or spec.context, spec.context)
-        tokenizer = None if config.skip_tokenizer_init else Tokenizer(config.tokenizer_path or config.folder)
-        ends = spec.eos if tokenizer is None else tokenizer.ends
-        kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, self.model.dtype, device)
-        pages = plan_pages(
-            spec,
-            dtype=kv_dtype,
-            device=device,
-            page_size=config.page_size,
-            fraction=config.mem_fraction_static,
-            max_total_tokens=config.max_total_tokens,
-        )
-        store = KVStore(spec, pages, config.page_size, kv_dtype, device)
-        self.constraints = (
-            None
-            if tokenizer is None
-            else ConstraintCompiler(
-                config.tokenizer_path or config.folder,
-                ends,
-                whitespace=config.constrained_json_whitespace,
-                objects=config.constrained_json_objects,
-                tables=config.disable_regex_jump_forward and device.startswith("cuda"),  # they can live there
-                encode=None if config.disable_regex_jump_forward else partial(tokenizer.encode, first=False),
-            )
-        )
+        if not 1 <= config.tensor_parallel_size <= 64:
+            raise InvalidRequest(f"--tensor-parallel-size {config.tensor_parallel_size}: give 1 to 64")
+        self._ranks: Ranks | None = None
+        if config.tensor_parallel_size > 1:
+            from runtime.parallel.ranks import Ranks
+
+            self._ranks = Ranks(config)
+        try:
+            made = assemble(config, None if self._ranks is None else self._ranks.group)
+        except Exception:
+            self.close()
+            raise
+        self.device, self.model, self.context = made.device, made.model, made.context
+        self.constraints, self.seats, self.runner = made.constraints, made.seats, made.runner
+        spec, pages, ends, device = made.model.spec, made.pages, made.ends, made.device
         if config.precompile is not None:
             if self.constraints is None:
                 raise InvalidRequest("--precompile needs a tokenizer; leave --skip-tokenizer-init out")
             precompile(self.constraints, read_constraints(config.precompile))
-        self.seats = config.seats(device)
-        self.runner = self._runner(store, ends)
         self._flight: deque[Pending] = deque()
         overlap = isinstance(self.runner, DeviceRunner) and not config.disable_overlap_schedule
         wanted = config.num_continuous_decode_steps
@@ -125,31 +89,11 @@ class EngineLoop:
             self.context,
         )
 
-    def _runner(self, store: KVStore, ends: tuple[int, ...]) -> ModelRunner:
-        """What runs batches on this device: compiled loops on a CPU, graphs and own kernels on a GPU."""
-        config = self.config
-        if store.k.device.type == "cpu":
-            if config.attention_backend not in ("auto", "torch"):
-                raise InvalidRequest(
-                    f"attention backend {config.attention_backend!r} needs a GPU; on a CPU leave it at auto"
-                )
-            model, attention = choose(self.model, store)
-            return ModelRunner(model, store, attention, ends, self.constraints)
-        attention = select_attention(config.attention_backend, store, self.model.spec, self.model.dtype)
-        if isinstance(attention, PlainAttention):
-            return ModelRunner(self.model, store, attention, ends, self.constraints)
-        return device_runner(
-            self.model,
-            store,
-            attention,
-            ends,
-            self.constraints,
-            seats=self.seats,
-            context=self.context,
-            largest_graph=0
-            if config.disable_cuda_graph
-            else min(config.cuda_graph_max_bs or 512, self.seats),
-        )
+    def close(self) -> None:
+        """End the other ranks, if there are any."""
+        if self._ranks is not None:
+            self._ranks.close()
+            self._ranks = None
 
     @property
     def info(self) -> dict[str, Any]:
@@ -310,10 +254,14 @@ class EngineLoop:
         out = self._add_compiled() if self._compiling else []
         batch = self.scheduler.next_batch()
         if batch is None:
+            if self._ranks is not None:
+                self._ranks.check()
             if self._compiling:  # nothing else to do: leave the core to the compiler
                 time.sleep(0.001)
             return out
         try:
+            if self._ranks is not None:
+                self._ranks.send(batch)
             sampled = self.runner.run(batch)
         except Exception as error:
             return out + self._lost(batch, error)
@@ -327,6 +275,8 @@ class EngineLoop:
         batch = self.scheduler.next_batch()
         if batch is not None:
             try:
+                if self._ranks is not None:
+                    self._ranks.send(batch)
                 self._flight.append(runner.launch(batch))
             except Exception as error:
                 while self._flight:
@@ -353,13 +303,18 @@ class EngineLoop:
             return self._lost(pending.batch, error)
 
     def _lost(self, batch: Batch, error: Exception) -> list[Out]:
-        """The oldest batch in flight failed: its requests end, the loop goes on."""
+        """The oldest batch in flight failed: its requests end, the loop goes on; not so with ranks, which are out of step."""
+        if self._ranks is not None:
+            self._ranks.check()
+            raise EngineDead(f"a step failed, and with it the engine: {error}") from error
         log.error("a step failed; its requests end with an error", exc_info=error)
         message = f"the model failed on this batch: {type(error).__name__}: {error}"
         lost = self.scheduler.fail(batch, Finish(type="error", message=message))
         return [self._output(e) for e in lost]
 
     def _landed(self, sampled: Sampled) -> list[Out]:
+        if self._ranks is not None:
+            self._ranks.landed(sampled)
         events: list[Event] = []
         for seat in sampled.failed:
             finish = Finish(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
@@ -32,6 +33,9 @@ from runtime.parent import die_with_parent
 
 log = logging.getLogger("runtime.engine")
 BEAT_SECONDS = 1.0  # how often a healthy process is heard of
+if TYPE_CHECKING:
+    from runtime.engine.loop import EngineLoop
+
 _MOST_DEATHS = 5  # within `_WINDOW` seconds; more are no accident, and starting again would hide them
 _WINDOW = 600.0
 _END_SECONDS = 5.0  # a process that is told to stop has so long
@@ -275,6 +279,14 @@ def main(folder: str, parent: int, level: str, format: str) -> None:
         context.term()
         sys.exit(1)
     outbox.send(_ENCODER.encode([Ready(loop.info)]))
+    try:
+        _serve(loop, inbox, outbox, parent)
+    finally:
+        loop.close()
+
+
+def _serve(loop: EngineLoop, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], parent: int) -> None:
+    """Messages in, steps, messages out, until told to stop."""
     decoder = msgspec.msgpack.Decoder(list[In])
     told = time.monotonic()
     while True:

@@ -98,6 +98,8 @@ class ThreadTransport:
         except BaseException as error:
             log.exception("the engine loop has ended")
             receive([Failed("internal_error", f"the engine loop has ended: {type(error).__name__}: {error}")])
+        finally:
+            loop.close()
 
     def close(self) -> None:
         if self._thread is not None:

@@ -10,13 +10,20 @@ from runtime.layers.linear import Linear, Packed
 from runtime.layers.norm import Norm
 from runtime.layers.rope import Rope
 from runtime.models.spec import AttnSpec
+from runtime.parallel.group import Group
 
 
 class Attention(nn.Module):
     """One layer's attention. `rope` is shared between layers; `index` is the layer's place in the store."""
 
     def __init__(
-        self, hidden: int, spec: AttnSpec, rope: Rope | None, index: int, dtype: torch.dtype
+        self,
+        hidden: int,
+        spec: AttnSpec,
+        rope: Rope | None,
+        index: int,
+        dtype: torch.dtype,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
@@ -25,7 +32,7 @@ class Attention(nn.Module):
         width = spec.kv_heads * spec.head_dim
         sizes = {"q": spec.heads * spec.head_dim, "k": width, "v": width}
         self.qkv = Packed(hidden, sizes, dtype, bias=spec.qkv_bias)
-        self.out = Linear(sizes["q"], hidden, dtype, bias=spec.out_bias)
+        self.out = Linear(sizes["q"], hidden, dtype, bias=spec.out_bias, group=group)
         if spec.qk_norm:
             assert spec.norm is not None
             whole = spec.qk_norm == "all"

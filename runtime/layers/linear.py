@@ -6,17 +6,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runtime.parallel.group import Group
+
 
 class Linear(nn.Module):
-    """y = x W^T (+ b), x [tokens, in], W [out, in]."""
+    """y = x W^T (+ b), x [tokens, in], W [out, in]. With a `group` each rank has some of the inputs: products are summed."""
 
-    def __init__(self, inputs: int, outputs: int, dtype: torch.dtype, *, bias: bool = False) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        dtype: torch.dtype,
+        *,
+        bias: bool = False,
+        group: Group | None = None,
+    ) -> None:
         super().__init__()
+        self.group = group
         self.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(outputs, dtype=dtype)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        if self.group is None:
+            return F.linear(x, self.weight, self.bias)
+        y = self.group.all_reduce(F.linear(x, self.weight))
+        return y if self.bias is None else y + self.bias
 
 
 class Packed(Linear):

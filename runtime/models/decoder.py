@@ -11,18 +11,26 @@ from runtime.layers.linear import Linear
 from runtime.layers.mlp import Mlp
 from runtime.layers.norm import Norm
 from runtime.layers.rope import Rope
+from runtime.models.shards import Shards
 from runtime.models.spec import ArchSpec, LayerSpec, RopeSpec
+from runtime.parallel.group import Group
 
 
 class Layer(nn.Module):
     def __init__(
-        self, hidden: int, spec: LayerSpec, rope: Rope | None, index: int, dtype: torch.dtype
+        self,
+        hidden: int,
+        spec: LayerSpec,
+        rope: Rope | None,
+        index: int,
+        dtype: torch.dtype,
+        group: Group | None = None,
     ) -> None:
         super().__init__()
         self.spec = spec
         self.attn_norm = Norm(hidden, spec.norm, dtype)
-        self.attention = Attention(hidden, spec.attention, rope, index, dtype)
-        self.mlp = Mlp(hidden, spec.mlp, dtype)
+        self.attention = Attention(hidden, spec.attention, rope, index, dtype, group)
+        self.mlp = Mlp(hidden, spec.mlp, dtype, group)
         if spec.form != "parallel":
             self.mlp_norm = Norm(hidden, spec.norm, dtype)
         if spec.form == "sandwich":
@@ -44,11 +52,19 @@ class Layer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """ids [tokens] at `positions` [tokens] -> hidden [tokens, hidden]; `logits` for the rows that need them."""
+    """ids [tokens] at `positions` [tokens] -> hidden [tokens, hidden]; `logits` for the rows that need them.
 
-    def __init__(self, spec: ArchSpec, dtype: torch.dtype) -> None:
+    With `shards` it is one rank's part, and `spec` the local one; hidden states and logits are the whole model's on each rank.
+    """
+
+    def __init__(
+        self, spec: ArchSpec, dtype: torch.dtype, shards: Shards | None = None, group: Group | None = None
+    ) -> None:
         super().__init__()
+        spec = spec if shards is None else shards.local
         self.spec = spec
+        self.shards = shards
+        self.group = group
         self.dtype = dtype
         self.embedding = nn.Embedding(spec.vocabulary, spec.hidden, dtype=dtype)
         ropes: dict[RopeSpec, Rope] = {}
@@ -58,11 +74,13 @@ class Decoder(nn.Module):
             if rope_spec is not None and rope_spec not in ropes:
                 ropes[rope_spec] = Rope(rope_spec, spec.context)
             rope = ropes[rope_spec] if rope_spec is not None else None
-            layers.append(Layer(spec.hidden, layer, rope, i, dtype))
+            layers.append(Layer(spec.hidden, layer, rope, i, dtype, group))
         self._layers = layers  # the same modules, with their type
         self.layers = nn.ModuleList(layers)
         self.norm = Norm(spec.hidden, spec.norm, dtype)
-        self.head = None if spec.tied else Linear(spec.hidden, spec.vocabulary, dtype)
+        first, last = (0, spec.vocabulary) if shards is None else shards.vocabulary
+        self._rows = slice(first, last)
+        self.head = None if spec.tied else Linear(spec.hidden, last - first, dtype)
 
     def forward(self, ids: Tensor, positions: Tensor, impl: AttentionImpl) -> Tensor:
         x = self.embedding(ids)
@@ -78,12 +96,21 @@ class Decoder(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """[vocabulary, hidden]."""
-        return self.embedding.weight if self.head is None else self.head.weight
+        """[vocabulary, hidden]; this rank's rows of it."""
+        return self.embedding.weight[self._rows] if self.head is None else self.head.weight
 
     def raw_logits(self, hidden: Tensor) -> Tensor:
         """[rows, vocabulary] in the model's dtype, before scale and cap, which keep their order."""
-        return torch.nn.functional.linear(hidden, self.head_weight)
+        return self.gathered(torch.nn.functional.linear(hidden, self.head_weight))
+
+    def gathered(self, raw: Tensor) -> Tensor:
+        """Logits of the whole vocabulary from this rank's."""
+        if self.shards is None or self.group is None:
+            return raw
+        missing = self.shards.share - raw.shape[1]
+        if missing:
+            raw = torch.nn.functional.pad(raw, (0, missing))
+        return self.group.gather_columns(raw)[:, : self.spec.vocabulary]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocabulary]."""

@@ -66,6 +66,13 @@ class FusedDecoder:
     def _linear(self, x: Tensor, layer: Any, **more: Any) -> Tensor:
         return skinny_linear(x, layer.weight, bias=layer.bias, scratch=self._scratch, **more)
 
+    def _summed(self, x: Tensor, layer: Any) -> Tensor:
+        """A linear layer of whose inputs each rank has some."""
+        if layer.group is None:
+            return self._linear(x, layer)
+        y: Tensor = layer.group.all_reduce(skinny_linear(x, layer.weight, scratch=self._scratch))
+        return y if layer.bias is None else y + layer.bias
+
     def __call__(
         self, ids: Tensor, positions: Tensor, impl: AttentionImpl, rows: Tensor | None = None
     ) -> Tensor:
@@ -73,7 +80,7 @@ class FusedDecoder:
         x = self.model.embedding(ids)
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
-        if len(ids) == 1:
+        if len(ids) == 1 and self.model.group is None:
             for layer, (first, second) in zip(self._layers, self._norms, strict=True):
                 qkv = self._linear(x, layer.attention.qkv, norm=first)
                 y = self._attend(qkv, positions, layer, impl)
@@ -90,10 +97,10 @@ class FusedDecoder:
             y = self._attend(self._linear(h, layer.attention.qkv), positions, layer, impl)
             if rows is not None and layer is self._layers[-1]:
                 y, x = y[rows], x[rows]
-            y = self._linear(y, layer.attention.out)
+            y = self._summed(y, layer.attention.out)
             h = add_rms_norm(y, x, second.weight, second.eps, second.offset)
             h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation])
-            h = add_rms_norm(self._linear(h, layer.mlp.down), x, after.weight, after.eps, after.offset)
+            h = add_rms_norm(self._summed(h, layer.mlp.down), x, after.weight, after.eps, after.offset)
         return h
 
     def _attend(self, qkv: Tensor, positions: Tensor, layer: Layer, impl: Any) -> Tensor:
@@ -131,7 +138,7 @@ class FusedDecoder:
 
     def raw_logits(self, hidden: Tensor) -> Tensor:
         """[rows, vocabulary] in the model's dtype, before scale and cap."""
-        return skinny_linear(hidden, self.model.head_weight, scratch=self._scratch)
+        return self.model.gathered(skinny_linear(hidden, self.model.head_weight, scratch=self._scratch))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocabulary]."""

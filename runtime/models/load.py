@@ -15,8 +15,10 @@ from runtime.models.decoder import Decoder
 from runtime.models.families import FAMILIES
 from runtime.models.family import Family, find_family
 from runtime.models.hf_config import HFConfig
+from runtime.models.shards import Shards
 from runtime.models.spec import ArchSpec
 from runtime.models.weights import Placer, randomise
+from runtime.parallel.group import Group
 
 DTYPES = {
     "half": torch.float16,
@@ -77,26 +79,31 @@ def load_model(
     dtype: str = "auto",
     load_format: str = "auto",
     overrides: dict[str, Any] | None = None,
+    group: Group | None = None,
 ) -> Decoder:
     """Build the decoder of a folder and fill it. `load_format="dummy"` takes random weights of the real shapes.
+
+    With a `group` it is this rank's part, and only that is read.
 
     Raises ModelError, in one line, for anything wrong with the folder.
     """
     folder = find_folder(model_path)
     spec, family, config = read_spec(folder, overrides)
+    shards = None if group is None else Shards(spec, group.rank, group.size)
     with torch.device(device):
-        model = Decoder(spec, resolve_dtype(dtype, device, config))
+        model = Decoder(spec, resolve_dtype(dtype, device, config), shards, group)
     model.requires_grad_(False)
     if load_format == "dummy":
         randomise(model.parameters())
     else:
-        placer = Placer(model, family.weights, str(folder))
+        placer = Placer(model, family.weights, str(folder), shards)
         for file in weight_files(folder):
             try:
                 with safe_open(str(file), framework="pt", device=device) as tensors:
                     for name in tensors.keys():  # noqa: SIM118
                         if not (name == "lm_head.weight" and spec.tied):
-                            placer.place(name, tensors.get_tensor(name))
+                            whole = shards is None
+                            placer.place(name, tensors.get_tensor(name) if whole else tensors.get_slice(name))
             except (SafetensorError, OSError) as error:
                 raise ModelError(
                     f"{file} cannot be read as safetensors ({error}); it may be truncated: fetch it again"

@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from runtime.errors import ModelError
+from runtime.models.shards import Shards
 
 
 class Placer:
     """Writes tensors of a checkpoint into the parameters of a decoder."""
 
-    def __init__(self, model: nn.Module, rules: Mapping[str, str], source: str) -> None:
+    def __init__(
+        self, model: nn.Module, rules: Mapping[str, str], source: str, shards: Shards | None = None
+    ) -> None:
+        self._shards = shards
         self.source = source
         self._parameters = dict(model.named_parameters())
         self._parts: dict[str, dict[str, tuple[int, int]]] = {
@@ -29,8 +34,11 @@ class Placer:
         self._filled: dict[str, int] = {}
         self._unknown: list[str] = []
 
-    def place(self, name: str, tensor: Tensor) -> None:
-        """Write one tensor. Raises ModelError if its shape is not the parameter's."""
+    def place(self, name: str, tensor: Any) -> None:
+        """Write one tensor, or a slice of a safetensors file, of which only this rank's part is read then.
+
+        Raises ModelError if its shape is not the parameter's.
+        """
         for pattern, target in self._rules:
             if match := pattern.fullmatch(name):
                 if target:
@@ -41,7 +49,8 @@ class Placer:
                 return
         self._unknown.append(name)
 
-    def _write(self, name: str, ours: str, tensor: Tensor) -> None:
+    def _write(self, name: str, ours: str, tensor: Any) -> None:
+        cut = None if self._shards is None else self._shards.cut(ours)
         path, kind = ours.rsplit(".", 1)
         rows: tuple[int, int] | None = None
         if ours not in self._parameters:
@@ -53,11 +62,18 @@ class Placer:
             ours = f"{parent}.{kind}"
         parameter = self._parameters[ours].data
         view = parameter if rows is None else parameter[rows[0] : rows[1]]
-        if view.shape != tensor.shape:
+        wanted = list(view.shape)
+        if cut is not None:
+            wanted[cut.dim] = cut.full
+        shape = list(tensor.shape) if isinstance(tensor, Tensor) else tensor.get_shape()
+        if wanted != shape:
             raise ModelError(
-                f"{self.source}: tensor {name!r} has shape {list(tensor.shape)} but config.json asks for {list(view.shape)}"
+                f"{self.source}: tensor {name!r} has shape {shape} but config.json asks for {wanted}"
             )
-        view.copy_(tensor)
+        here = [slice(None)] * len(shape)
+        if cut is not None:
+            here[cut.dim] = slice(cut.start, cut.start + view.shape[cut.dim])
+        view.copy_(tensor[tuple(here)])
         self._filled[ours] = self._filled.get(ours, 0) + view.numel()
 
     def finish(self) -> None:

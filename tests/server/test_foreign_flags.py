@@ -36,7 +36,7 @@ def test_every_flag_of_the_field_is_ours_or_has_an_answer() -> None:
 def test_what_is_so_anyway_is_taken() -> None:
     given = [
         "serve",
-        "--tp",
+        "--nnodes",
         "1",
         "--enable-mixed-chunk",
         "--dp=1",

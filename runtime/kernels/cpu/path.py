@@ -65,6 +65,7 @@ def why_not(model: Decoder, store: KVStore) -> str | None:
     a, m = layer.attention, layer.mlp
     size = 4 * sum(p.numel() for p in model.parameters())
     checks = (
+        (model.group is None, "it is cut over several processes"),
         (model.dtype == torch.float32 and store.k.dtype == torch.float32, f"it is computed in {model.dtype}"),
         (size <= LARGEST, f"its weights take {size / 1e9:.1f} GB"),
         (all(other == layer for other in spec.layers), "its layers differ"),

@@ -1,0 +1,196 @@
+"""Two ranks give the tokens of one; a rank that is gone ends the engine, and says so."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from runtime.api import Constraint, SamplingParams
+from runtime.batch import Sampled
+from runtime.config import EngineConfig
+from runtime.engine.loop import EngineLoop
+from runtime.engine.messages import Add, End, Output, Refused
+from runtime.errors import EngineDead, InvalidRequest, ModelError
+
+SMALL = {
+    "vocab_size": 97,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "pad_token_id": None,
+}
+KINDS = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {"num_key_value_heads": 2}),
+    "llama, one KV head": (
+        "LlamaConfig",
+        "LlamaForCausalLM",
+        {"num_key_value_heads": 1, "attention_bias": True},
+    ),
+    "qwen2, tied": (
+        "Qwen2Config",
+        "Qwen2ForCausalLM",
+        {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    ),
+}
+
+
+def folder(place: Path, kind: str) -> str:
+    import transformers
+
+    config, model, more = KINDS[kind]
+    torch.manual_seed(5)
+    made = getattr(transformers, model)(getattr(transformers, config)(**SMALL, **more))
+    for p in made.parameters():
+        p.data = torch.randn_like(p) * 0.2
+    made.save_pretrained(place)
+    return str(place)
+
+
+def options(path: str, **more: Any) -> EngineConfig:
+    return EngineConfig.of(
+        {
+            "model_path": path,
+            "device": "cpu",
+            "dtype": "float32",
+            "skip_tokenizer_init": True,
+            "max_total_tokens": 400,
+            "chunked_prefill_size": 16,
+            "threads": 1,
+            **more,
+        }
+    )
+
+
+def answers(loop: EngineLoop) -> dict[str, list[int]]:
+    """Prompts of many lengths, some with a shared beginning, one aborted on the way."""
+    generator = torch.Generator().manual_seed(1)
+    out: dict[str, list[int]] = {}
+    for i, n in enumerate((3, 40, 17, 40, 1)):
+        tokens = torch.randint(2, 97, (n,), generator=generator).tolist()
+        tokens = [7] * 20 + tokens if i % 2 else tokens
+        sampling = SamplingParams(
+            temperature=0.0 if i % 2 else 0.9,
+            top_k=20,
+            max_new_tokens=9,
+            repetition_penalty=1.2 if i == 4 else 1.0,
+        )
+        assert not loop.handle(Add(str(i), tokens, sampling, seed=i))
+        out[str(i)] = []
+    left = set(out)
+    while left:
+        for message in loop.step():
+            assert isinstance(message, Output), message
+            out[message.id] += message.tokens
+            if message.finish is not None:
+                left.discard(message.id)
+        if "2" in left and len(out["2"]) >= 3:
+            loop.handle(End("2"))
+            left.discard("2")
+    out["2"] = out["2"][:3]
+    return out
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_ranks_give_the_tokens_of_one(kind: str, tmp_path: Path) -> None:
+    path = folder(tmp_path, kind)
+    wanted = answers(EngineLoop(options(path)))
+    loop = EngineLoop(options(path, tensor_parallel_size=2))
+    try:
+        assert answers(loop) == wanted
+        assert answers(loop) == wanted, "and with a warm cache"
+    finally:
+        loop.close()
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize(
+    ("how", "message"), [(signal.SIGKILL, "rank 1 of 2 has ended"), (signal.SIGSTOP, "a step failed")]
+)
+def test_a_rank_that_is_gone_ends_the_engine(how: signal.Signals, message: str, tmp_path: Path) -> None:
+    loop = EngineLoop(options(folder(tmp_path, "llama"), tensor_parallel_size=2, dist_timeout=8.0))
+    assert loop._ranks is not None
+    process = loop._ranks._processes[0]
+    try:
+        loop.handle(Add("a", [2, 3, 4], SamplingParams(max_new_tokens=200, ignore_eos=True), seed=0))
+        loop.step()
+        os.kill(process.pid, how)
+        if how is signal.SIGKILL:
+            process.wait()
+        with pytest.raises(EngineDead, match=message):
+            for _ in range(200):
+                loop.step()
+    finally:
+        process.kill()
+        loop.close()
+
+
+@pytest.mark.timeout(60)
+def test_ranks_that_disagree_are_noticed(tmp_path: Path) -> None:
+    loop = EngineLoop(options(folder(tmp_path, "llama"), tensor_parallel_size=2))
+    assert loop._ranks is not None
+    try:
+        loop.handle(Add("a", [2, 3, 4], SamplingParams(max_new_tokens=20, ignore_eos=True), seed=0))
+        batch = loop.scheduler.next_batch()
+        assert batch is not None
+        loop._ranks.send(batch)
+        drawn = loop.runner.run(batch)
+        loop._ranks.landed(Sampled(drawn.step, [(t + 1) % 97 for t in drawn.tokens]))
+        with pytest.raises(EngineDead, match=f"different tokens in step {drawn.step}"):
+            while True:
+                loop._ranks.check()
+                time.sleep(0.01)
+    finally:
+        loop.close()
+
+
+def test_ranks_leave_nothing_behind(tmp_path: Path) -> None:
+    loop = EngineLoop(options(folder(tmp_path, "llama"), tensor_parallel_size=2))
+    assert loop._ranks is not None
+    process, place = loop._ranks._processes[0], Path(loop._ranks._folder.name)
+    assert place.stat().st_mode & 0o777 == 0o700
+    loop.close()
+    assert process.poll() is not None and not place.exists()
+
+
+def test_sizes_that_do_not_divide_are_refused(tmp_path: Path) -> None:
+    path = folder(tmp_path, "llama")
+    with pytest.raises(ModelError, match="which --tensor-parallel-size 3 does not divide"):
+        EngineLoop(options(path, tensor_parallel_size=3))
+    with pytest.raises(InvalidRequest, match="give 1 to 64"):
+        EngineLoop(options(path, tensor_parallel_size=0))
+
+
+@pytest.mark.timeout(120)
+def test_constraints_hold_on_every_rank() -> None:
+    config = EngineConfig.of(
+        {"device": "cpu", "threads": 1, "tensor_parallel_size": 2, "max_total_tokens": 600}
+    )
+    loop = EngineLoop(config)
+    try:
+        sampling = SamplingParams(max_new_tokens=12, constraint=Constraint("regex", "(yes|no), [a-z]{3}"))
+        loop.handle(Add("a", [5, 6, 7], sampling, seed=3))
+        out: list[int] = []
+        done = False
+        while not done:
+            for message in loop.step():
+                assert not isinstance(message, Refused), message
+                assert isinstance(message, Output)
+                out += message.tokens
+                done = done or message.finish is not None
+        from runtime.tokenizer.tokenizer import Tokenizer
+
+        text = Tokenizer(config.folder).decode([t for t in out if t not in loop.ends])
+        assert text.startswith(("yes, ", "no, "))
+    finally:
+        loop.close()
