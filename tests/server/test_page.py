@@ -69,7 +69,7 @@ def test_state_names_what_runs_and_abort_ends_it(server: ServerProcess) -> None:
 
 def test_prefixes_count_their_uses(server: ServerProcess) -> None:
     body = {
-        "text": "A prefix that many share, and more than once: " + "again " * 30,
+        "text": "Shared by many, and more than once: " + "again " * 30,
         "sampling_params": {"max_new_tokens": 1},
     }
     call(f"{server.url}/flush_cache", {})  # other tests' prefixes may be larger
@@ -78,7 +78,7 @@ def test_prefixes_count_their_uses(server: ServerProcess) -> None:
     found: list[Any] = []
     while not found:  # the tree is looked at every few seconds
         _, state, _ = call(f"{server.url}/page/state")
-        found = [p for p in state["prefixes"] if p["head"].startswith("A prefix that many share")]
+        found = [p for p in state["prefixes"] if p["head"].startswith("Shared by many")]
     assert found[0]["uses"] >= 3 and found[0]["tokens"] > 30 and state["latency"]["first_token"]["p50"] > 0
 
 
