@@ -281,6 +281,9 @@ def main(folder: str, parent: int, level: str, format: str) -> None:
     outbox.send(_ENCODER.encode([Ready(loop.info)]))
     try:
         _serve(loop, inbox, outbox, parent)
+    except EngineError as error:  # another rank is gone: known, and said in one line
+        log.error("the engine ends: %s", error.message)
+        sys.exit(1)
     finally:
         loop.close()
 
