@@ -20,7 +20,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     nan    the KV memory of the request that came last turns to NaN, and so do its logits
     error  the model fails on the next batch
-    slow   each of the next `steps` batches takes `seconds` more
+    slow   each of the next `steps` batches computes for `seconds` more
     hang   the next batch never ends
     die    the process ends at the next batch
     """
@@ -64,7 +64,9 @@ class Faults:
             return  # it has no memory of its own yet
         self._next.pop(0)
         if fault.kind == "slow":
-            time.sleep(fault.seconds)
+            end = time.monotonic() + fault.seconds
+            while time.monotonic() < end:  # a slow step computes; one that hangs does not
+                pass
         elif fault.kind == "error":
             raise RuntimeError("a fault was asked for")
         elif fault.kind == "die":

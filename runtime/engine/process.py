@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -136,6 +137,7 @@ class ProcessTransport:
             for message in child.read(200) or ():
                 if isinstance(message, Ready):
                     child.seal()
+                    child.computes = message.info["device"] == "cpu"
                     return message
                 if isinstance(message, Failed):
                     raise error_of(message.code, message.message)
@@ -148,14 +150,16 @@ class ProcessTransport:
         """Pass on what the process says until it is lost, and say why; None if it was to stop."""
         child = self._child
         assert child is not None
-        heard = time.monotonic()
+        silence: _Silence | None = None
         while not self._closing.is_set():
             if messages := child.read(200):
-                heard = time.monotonic()
+                silence = None
                 receive(messages)
             elif (code := child.exit_code) is not None:
                 return f"the engine process has died (exit code {code})"
-            elif self.hang_seconds is not None and time.monotonic() - heard > self.hang_seconds:
+            elif silence is None:
+                silence = _Silence(child)
+            elif self.hang_seconds is not None and silence.hangs(self.hang_seconds):
                 return f"the engine process has not answered for {self.hang_seconds:g} s and was killed"
         return None
 
@@ -187,6 +191,25 @@ class ProcessTransport:
         self._context.term()
 
 
+class _Silence:
+    """Since when a process says nothing, and what it had worked until then.
+
+    On a GPU no step is long. On a CPU one may be, and is then seen to work; so a process that works has ten times as long.
+    """
+
+    def __init__(self, child: _Child) -> None:
+        self._child = child
+        self._since = time.monotonic()
+        self._worked = child.cpu_seconds
+
+    def hangs(self, limit: float) -> bool:
+        passed = time.monotonic() - self._since
+        if passed <= limit:
+            return False
+        works = self._child.cpu_seconds - self._worked > passed / 50  # others may have the cores
+        return not (works and self._child.computes) or passed > 10 * limit
+
+
 class _Child:
     """One engine process with its sockets. `send` may be called by any thread that holds the transport's lock, the rest
     only by the supervisor's."""
@@ -206,10 +229,20 @@ class _Child:
         command = [sys.executable, "-m", "runtime.engine.process", folder, parent, *logs]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self.pid = self._process.pid
+        self.computes = False  # whether the model runs on its own cores
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # its exit code says more
             self._process.stdin.write(msgspec.json.encode(asdict(config)))
             self._process.stdin.close()
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Time that it has computed; 0 where nobody knows."""
+        try:
+            fields = Path(f"/proc/{self.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            return 0.0
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     @property
     def exit_code(self) -> int | None:

@@ -49,6 +49,7 @@ def build(context: Context) -> web.Application:
         errors.middleware,
         auth.same_origin(origins),
         auth.guard(auth.Keys.of(server)),
+        observe.until_closing,
         limits.guard(server),
     ]
     if context.tracing is not None:
@@ -148,7 +149,7 @@ async def _drain(context: Context, signals: _Signals) -> bool:
     loop = asyncio.get_running_loop()
     limit = context.server.shutdown_timeout
     deadline = None if limit is None else loop.time() + limit
-    while context.running:
+    while context.serving:
         if signals.count > 1 or context.engine.failure is not None:
             return False
         if deadline is not None and loop.time() > deadline:

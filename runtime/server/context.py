@@ -32,7 +32,8 @@ KEY: web.AppKey[Context] = web.AppKey("context", object)  # type: ignore[arg-typ
 
 
 class Context:
-    """One server. `running` counts samples that were admitted and have not finished.
+    """One server. `running` counts samples that were admitted and have not finished, `serving` the requests that are answered
+    and came before the server began to close.
 
     chat_template   what makes a prompt of a conversation; `chat_stops` are the stop strings that go with it
     tool_format     how the model writes tool calls, if an option says so
@@ -49,6 +50,7 @@ class Context:
         endpoint = server.otlp_traces_endpoint
         self.tracing = None if endpoint is None else Tracing.to(endpoint, config.name)
         self.running = 0
+        self.serving = 0
         self.closing = False
         self._named: dict[str, Sequence[Generate]] = {}
         self.chat_template: ChatTemplate | None = None

@@ -10,6 +10,7 @@ from typing import Any
 
 from aiohttp import web
 
+from runtime.errors import Overloaded
 from runtime.log import REQUEST_ID
 from runtime.server.auth import Origins
 from runtime.server.context import Context
@@ -17,6 +18,7 @@ from runtime.server.operation import route_of
 
 log = logging.getLogger("runtime.requests")
 _ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_ENDING = ("/abort_request", "/page/abort")
 ID_HEADER = "X-Request-Id"
 
 
@@ -29,10 +31,13 @@ def request_id(request: web.Request) -> str:
 @web.middleware
 async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
     """Name the request, and log how it ended."""
+    context = Context.of(request)
     id = request["id"] = request_id(request)
     token = REQUEST_ID.set(id)
     began = time.perf_counter()
     status = 499  # unless an answer is made, the client has left
+    counted = not context.closing
+    context.serving += counted
     try:
         response = await handler(request)
         status = response.status
@@ -40,10 +45,20 @@ async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
     finally:
         seconds = time.perf_counter() - began
         route = route_of(request) or "none"
-        Context.of(request).metrics.answer(request.method, route, status)
+        context.serving -= counted
+        context.metrics.answer(request.method, route, status)
         fields = {"method": request.method, "route": route, "status": status, "seconds": round(seconds, 4)}
         log.info("%s %s %d %.0f ms", request.method, route, status, seconds * 1e3, extra={"fields": fields})
         REQUEST_ID.reset(token)
+
+
+@web.middleware
+async def until_closing(request: web.Request, handler: Any) -> web.StreamResponse:
+    """While the server shuts down it answers questions, and ends requests, but begins nothing."""
+    begins = request.method not in ("GET", "HEAD", "OPTIONS") and route_of(request) not in _ENDING
+    if begins and Context.of(request).closing:
+        raise Overloaded("the server is shutting down")
+    return await handler(request)
 
 
 def answer_headers(origins: Origins) -> Any:
