@@ -15,6 +15,7 @@ from grammar.terms import (
     CALL,
     CAT,
     CONTINUATION,
+    ELSE,
     EMPTY,
     EPSILON,
     LITERAL,
@@ -85,6 +86,8 @@ class Measure:
             return self._known[data[1]] + self._known[data[2]]
         if kind == ALT:
             return min(self._known[p] for p in data[1])
+        if kind == ELSE:
+            return min(self._known[data[1]], self._known[data[2]])
         if kind == REPEAT:
             return data[2] * self._known[data[1]]
         if kind in (CALL, REFERENCE):
@@ -104,9 +107,9 @@ class Measure:
         comma = self._known[order.comma]
         required: list[int] = []
         optional: list[int] = []
-        for i, (member, needed) in enumerate(order.members):
+        for i, member in enumerate(order.members):
             if left >> i & 1:
-                (required if needed else optional).append(self._known[member])
+                (required if order.needed >> i & 1 else optional).append(self._known[member])
         more = max(order.low - count - len(required), 0)
         if more and self._known[order.other] < INFINITE:
             optional += [self._known[order.other]] * more
@@ -212,14 +215,14 @@ class _Longest:
             return 1
         if kind == LITERAL:
             return len(data[1])
-        if kind in (CAT, ALT):
+        if kind in (CAT, ALT, ELSE):
             parts = []
             for part in data[1] if kind == ALT else data[1:]:
                 length = self.of(part, depth)
                 if length is None:
                     return None
                 parts.append(length)
-            return max(parts) if kind == ALT else sum(parts)
+            return sum(parts) if kind == CAT else max(parts)
         if kind == REPEAT:
             inner = self.of(data[1], depth)
             return None if inner is None or data[3] < 0 else inner * data[3]
@@ -227,7 +230,7 @@ class _Longest:
             return self.of(self.terms.rule_body(data[1]), depth)
         if kind == MEMBERS:
             order = self.terms.order_of(data[1])
-            lengths = [self.of(member, depth) for member, _ in order.members]
+            lengths = [self.of(member, depth) for member in order.members]
             known = [n for n in lengths if n is not None]
             if order.other != EMPTY or len(known) < len(lengths):
                 return None
@@ -264,7 +267,7 @@ class _Longest:
 def _parts(terms: Terms, term: int) -> tuple[int, ...]:
     data = terms.data(term)
     kind = data[0]
-    if kind == CAT:
+    if kind in (CAT, ELSE):
         return (data[1], data[2])
     if kind == ALT:
         return tuple(data[1])
@@ -272,5 +275,5 @@ def _parts(terms: Terms, term: int) -> tuple[int, ...]:
         return (data[1],)
     if kind == MEMBERS:
         order = terms.order_of(data[1])
-        return (*(member for member, _ in order.members), order.other, order.comma, order.end)
+        return (*order.members, order.other, order.comma, order.end)
     return ()

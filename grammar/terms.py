@@ -25,7 +25,9 @@ Arc = tuple[int, tuple[int, ...], int]  # bytes as a 256-bit mask, terms pushed,
 EMPTY = 0  # matches nothing
 EPSILON = 1  # matches the empty string
 
-SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS, REFERENCE = range(2, 13)  # kinds of terms
+SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS, REFERENCE, ELSE = range(
+    2, 14
+)  # kinds of terms
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,8 @@ class AnyOrder:
     `other` may stand any number of times; `low` to `high` (-1: any number of) members in all.
     """
 
-    members: tuple[tuple[int, bool], ...]  # (term, required)
+    members: tuple[int, ...]
+    needed: int  # mask of the members that must come
     other: int
     comma: int
     end: int
@@ -105,7 +108,7 @@ class AnyOrder:
 
     def required(self, left: int) -> int:
         """How many of the members in the mask `left` must come."""
-        return sum(1 for i, (_, needed) in enumerate(self.members) if needed and left >> i & 1)
+        return (left & self.needed).bit_count()
 
     def may_come(self, left: int, after: int) -> bool:
         """Can it still end with the members in `left` if there are `after` members then?"""
@@ -269,25 +272,46 @@ class Terms:
         return self._new((ALT, parts), nullable, any(self._head_call[p] for p in parts))
 
     def listed(self, terms: Iterable[int]) -> int:
-        """`alt` of many fixed texts, as a tree of what they begin with: a byte then looks only at those that go on with it."""
-        found = list(terms)
-        words = sorted({self._data[t][1] for t in found if self._data[t][0] == LITERAL})
-        others = [t for t in found if self._data[t][0] != LITERAL]
-        return self.alt([*others, self._tree(words, 0)] if words else others)
+        """`alt` of many that begin with fixed texts, as a tree of these: a byte then looks only at those that go on with it."""
+        words: set[tuple[bytes, int]] = set()
+        others = []
+        for term in terms:
+            leading = self.leading_literal(term)
+            if leading is None:
+                others.append(term)
+            else:
+                words.add(leading)
+        return self.alt([*others, self._tree(sorted(words), 0)] if words else others)
 
-    def _tree(self, words: list[bytes], depth: int) -> int:
+    def _tree(self, words: list[tuple[bytes, int]], depth: int) -> int:
         if len(words) < _FEW or depth > _DEEP:
-            return self.alt(self.literal(w) for w in words)
-        first, last = words[0], words[-1]
-        shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-        groups = [list(group) for _, group in groupby(words, key=lambda w: w[: shared + 1])]
-        options = [
-            self.cat(
-                self.literal(g[0][shared : shared + 1]), self._tree([w[shared + 1 :] for w in g], depth + 1)
-            )
-            for g in groups
-        ]
+            return self.alt(self.cat(self.literal(w), rest) for w, rest in words)
+        first, last = words[0][0], words[-1][0]
+        shared = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
+        shared = min(len(first), len(last)) if shared is None else shared
+        options = []
+        for head, group in groupby(words, key=lambda w: w[0][: shared + 1]):
+            tails = [(w[shared + 1 :], rest) for w, rest in group]
+            if len(head) > shared:
+                options.append(self.cat(self.literal(head[shared:]), self._tree(tails, depth + 1)))
+            else:  # these end where the others go on
+                options += [rest for _, rest in tails]
         return self.cat(self.literal(first[:shared]), self.alt(options))
+
+    def otherwise(self, first: int, rest: int) -> int:
+        """`first` or `rest`, put together only where it is visited: a list of n of these has n parts, not n * n."""
+        if first == EMPTY or rest == EMPTY:
+            return first if rest == EMPTY else rest
+        nullable = self._nullable[first] or self._nullable[rest]
+        return self._new((ELSE, first, rest), nullable, self._head_call[first] or self._head_call[rest])
+
+    def _alternatives(self, term: int) -> int:
+        """The `alt` of all that an `otherwise` lists."""
+        parts = []
+        while self._data[term][0] == ELSE:
+            _, first, term = self._data[term]
+            parts.append(first)
+        return self.listed([*parts, term])
 
     def _join_counts(self, parts: set[int]) -> set[int]:
         """x{0,3}y | x{2,5}y is x{0,5}y, and y is x{0,0}y: keeps the number of states of nested counts down."""
@@ -450,17 +474,17 @@ class Terms:
         order = self._orders[index]
         after = count + 1
         options = []
-        for i, (member, _) in enumerate(order.members):
+        for i, member in enumerate(order.members):
             rest = left & ~(1 << i)
             if left >> i & 1 and order.may_come(rest, after):
                 options.append(self.cat(member, self._members(index, rest, after)))
         if order.other != EMPTY and order.may_come(left, after):
             options.append(self.cat(order.other, self._members(index, left, after)))
         if count:
-            options = [self.cat(order.comma, self.alt(options))]
+            options = [self.cat(order.comma, self.listed(options))]
         if not order.required(left) and count >= order.low:
             options.append(order.end)
-        return self.alt(options)
+        return self.listed(options)
 
     # exploring
 
@@ -533,6 +557,8 @@ class Terms:
             return arcs + self._arcs_then(term, tail)
         if kind == BODY:
             return self._arcs_then(self.expanded(term), tail)
+        if kind == ELSE:
+            return self._arcs_then(self._alternatives(term), tail)
         if kind == MEMBERS:
             return self._arcs_then(self._next_member(data[1], data[2], data[3]), tail)
         if kind == STATE:

@@ -114,8 +114,9 @@ class _Writer:
 
     def term(self) -> int:
         if self.any_order and len(self.members) > (0 if self.other != EMPTY else 1):
-            members = tuple((m.term, m.required) for m in self.members)
-            order = AnyOrder(members, self.other, self.comma, self.end, self.low, self.high)
+            members = tuple(m.term for m in self.members)
+            needed = sum(1 << i for i, m in enumerate(self.members) if m.required)
+            order = AnyOrder(members, needed, self.other, self.comma, self.end, self.low, self.high)
             return self.terms.cat(self.terms.literal(b"{"), self.terms.any_order(order))
         tails = [self._others(count) for count in range(self.cap + 1)]
         for member in reversed(self.members):
@@ -134,7 +135,7 @@ class _Writer:
             taken = self.terms.cat(member.term, tails[after])
             if count:
                 taken = self.terms.cat(self.comma, taken)
-        return taken if member.required else self.terms.alt([taken, tails[count]])
+        return taken if member.required else self.terms.otherwise(taken, tails[count])
 
     def _others(self, count: int) -> int:
         """The other properties, and the end."""

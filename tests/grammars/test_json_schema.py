@@ -368,6 +368,40 @@ def any_float_is_whole(value: Any) -> bool:
     return isinstance(value, float) and value.is_integer()
 
 
+MANY = [a + b for a in ("", "a", "ab", "b") for b in ("c", "ca", "d", "da", "é", "")]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sets(st.sampled_from(MANY), max_size=3),
+    st.integers(0, 4),
+    st.integers(-1, 6),
+    st.booleans(),
+    st.booleans(),
+    st.lists(st.lists(st.sampled_from([*MANY, "z"]), max_size=6, unique=True), max_size=8),
+)
+def test_many_names_that_begin_each_other(
+    required: set[str], least: int, most: int, closed: bool, any_order: bool, values: list[list[str]]
+) -> None:
+    schema = {
+        "type": "object",
+        "properties": {n: {"type": ["boolean", "null"]} for n in MANY},
+        "required": sorted(required),
+        "minProperties": least if closed else 0,
+    }
+    schema |= {"additionalProperties": False} if closed else {}
+    schema |= {"maxProperties": most} if most >= 0 else {}
+    try:
+        constraint = compiled(schema, any_order=any_order)
+    except Unsatisfiable:
+        assert 0 <= most < max(len(required), least if closed else 0)
+        return
+    for names in values:
+        ordered = [n for n in [*MANY, "z"] if n in names]
+        value = dict.fromkeys(names if any_order else ordered, True)
+        assert constraint.accepts(text(value)) == valid(schema, value), value
+
+
 def test_in_any_order_all_members_come_once() -> None:
     schema = {"type": "object", "properties": {k: {"type": "integer"} for k in "abcdefgh"}, "required": ["b", "g"], "additionalProperties": False}  # fmt: skip
     constraint = compiled(schema, any_order=True)

@@ -251,6 +251,19 @@ def test_an_enum_of_twenty_thousand_texts_is_a_tree() -> None:
     assert found.automaton is not None and found.automaton.nbytes < 4 << 20
 
 
+@pytest.mark.parametrize("bounds", [{}, {"additionalProperties": False}, {"maxProperties": 20}])
+def test_two_thousand_optional_properties(bounds: dict[str, Any]) -> None:
+    names = [f"property {i}" for i in range(2_000)]
+    schema = {"type": "object", "properties": {n: {"type": "boolean"} for n in names}, **bounds}
+    found = compile_constraint("json_schema", schema, VOCABULARY)
+    some = names[::100]
+    for chosen, good in ((some, True), ([*some, "property 1999"], "maxProperties" not in bounds)):
+        value = json.dumps(dict.fromkeys(chosen, True), separators=(",", ":"))
+        assert found.accepts(value) == good, chosen
+    assert not found.accepts('{"property 7":1}')
+    assert found.accepts('{"property 2000":1}') != ("additionalProperties" in bounds)
+
+
 def test_an_enum_of_texts_that_begin_each_other() -> None:
     words = ["a" * i for i in range(1, 300)]
     found = compile_constraint("json_schema", {"enum": words}, VOCABULARY)
