@@ -25,8 +25,8 @@ from grammar.terms import (
     Explored,
     Limits,
     Terms,
+    bits,
     explore,
-    mask_bytes,
 )
 
 DEAD = -1
@@ -62,7 +62,7 @@ class Fsm:
             for mask, target in row:
                 where = columns.get(mask)
                 if where is None:
-                    where = columns[mask] = sorted({int(class_of[b]) for b in mask_bytes(mask)})
+                    where = columns[mask] = sorted({int(class_of[b]) for b in bits(mask)})
                 for c in where:
                     table[state, c] = target
         return Fsm.minimal(table, class_of, np.array(found.accepting, np.bool_))

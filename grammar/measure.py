@@ -27,6 +27,7 @@ from grammar.terms import (
     STRING,
     Automaton,
     Terms,
+    bits,
 )  # fmt: skip
 
 INFINITE = 1 << 40
@@ -105,14 +106,13 @@ class Measure:
         """The required members, as many others as the least number asks for, commas, and the end."""
         order = self.terms.order_of(index)
         comma = self._known[order.comma]
-        required: list[int] = []
-        optional: list[int] = []
-        for i, member in enumerate(order.members):
-            if left >> i & 1:
-                (required if order.needed >> i & 1 else optional).append(self._known[member])
+        required = [self._known[order.members[i]] for i in bits(left & order.needed)]
         more = max(order.low - count - len(required), 0)
-        if more and self._known[order.other] < INFINITE:
-            optional += [self._known[order.other]] * more
+        optional: list[int] = []
+        if more:
+            optional = [self._known[order.members[i]] for i in bits(left & ~order.needed)]
+            if self._known[order.other] < INFINITE:
+                optional += [self._known[order.other]] * more
         chosen = required + sorted(optional)[:more]
         commas = max(len(chosen) - (0 if count else 1), 0) * comma
         return sum(chosen) + commas + self._known[order.end]

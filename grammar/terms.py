@@ -48,8 +48,8 @@ def byte_mask(low: int, high: int) -> int:
     return ((1 << (high - low + 1)) - 1) << low
 
 
-def mask_bytes(mask: int) -> list[int]:
-    """The bytes of a mask, ascending."""
+def bits(mask: int) -> list[int]:
+    """The bits that are set in a mask (of bytes: these bytes), ascending."""
     found = []
     while mask:
         bit = mask & -mask
@@ -451,7 +451,7 @@ class Terms:
                 target = self._state(index, goal, after)
                 if part & ~special:
                     arcs.append((part & ~special, (), target))
-                for byte in mask_bytes(part & special):
+                for byte in bits(part & special):
                     text = automaton.spelled[byte]
                     arcs.append((1 << text[0], (), self.cat(self.literal(text[1:]), target)))
         return arcs

@@ -20,7 +20,7 @@ from grammar.constraint_errors import TooLarge, Unsatisfiable, VocabularyError
 from grammar.measure import INFINITE, Measure
 from grammar.pushdown_loops import CLOSED, DEAD, FULL, OK, OPEN, RUN, STRING, UNBUILT
 from grammar.string_tables import inside
-from grammar.terms import CAT, EMPTY, EPSILON, Limits, Terms, mask_bytes
+from grammar.terms import CAT, EMPTY, EPSILON, Limits, Terms, bits
 from grammar.vocabulary import Vocabulary
 from grammar.walk_tree import WalkTree
 
@@ -461,7 +461,7 @@ class TokenPushdown:
             if self._states[at, loops.COUNT] < 0:
                 self._build(at)
             for mask, _, _ in self.terms.arcs(self._term[at]):
-                listed = mask_bytes(mask)
+                listed = bits(mask)
                 found.add(next((b for b in listed if chr(b).isalnum()), listed[0]))
             if not (self._states[at, loops.FINAL] and top):
                 return sorted(found)
