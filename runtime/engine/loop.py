@@ -330,8 +330,12 @@ class EngineLoop:
     def _add_compiled(self) -> list[Out]:
         """Queue the requests whose constraint is ready; compiling happens beside the loop, so nobody waits for it."""
         out: list[Out] = []
-        ready = [c for c in self._compiling if c[1].done()]
-        self._compiling = [c for c in self._compiling if not c[1].done()]
+        ready, waiting = [], []
+        for (
+            entry
+        ) in self._compiling:  # a job is asked once: one that ends meanwhile must not fall between the two
+            (ready if entry[1].done() else waiting).append(entry)
+        self._compiling = waiting
         for message, job in ready:
             error = job.exception()
             if error is None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from concurrent.futures import Future
 from typing import Any
 
 import msgspec
 import pytest
 
-from runtime.api import SamplingParams
+from runtime.api import Constraint, SamplingParams
 from runtime.config import EngineConfig
 from runtime.engine.faults import Fault
 from runtime.engine.loop import EngineLoop
@@ -125,3 +127,23 @@ def test_without_the_option_nothing_can_be_broken() -> None:
     assert (
         isinstance(answer, Answer) and answer.code == "invalid_request" and "--debug-faults" in answer.message
     )
+
+
+def test_a_constraint_that_is_ready_between_two_looks_is_not_forgotten(
+    loop: EngineLoop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compiling ends at any moment, also while the loop goes through the requests that wait for it."""
+    looks: Counter[Future[None]] = Counter()
+    done = Future.done
+
+    def late(job: Future[None]) -> bool:
+        """As if every job had ended right after somebody looked."""
+        looks[job] += done(job)
+        return looks[job] > 1
+
+    monkeypatch.setattr(Future, "done", late)
+    wanted = {f"{i}" for i in range(20)}
+    for id in wanted:
+        constraint = Constraint("regex", "[a-c]{2}")
+        loop.handle(Add(id, PROMPT, SamplingParams(max_new_tokens=4, constraint=constraint), 0))
+    assert finish(loop).keys() == wanted
