@@ -123,8 +123,9 @@ class EngineLoop:
         if isinstance(message, Add):
             return self._add(message)
         if isinstance(message, End):
-            if any(c[0].id == message.id for c in self._compiling):
-                self._compiling = [c for c in self._compiling if c[0].id != message.id]
+            if (entry := next((c for c in self._compiling if c[0].id == message.id), None)) is not None:
+                self._compiling.remove(entry)
+                entry[1].cancel()
                 return [Output(message.id, [], finish=Finish(type="abort"))]
             event = self.scheduler.abort(message.id)
             return [self._output(event)] if event else []
