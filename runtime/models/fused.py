@@ -17,6 +17,7 @@ from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
+from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import NormSpec
@@ -62,16 +63,23 @@ class FusedDecoder:
         self._norms = [(_row_norm(x.attn_norm), _row_norm(x.mlp_norm)) for x in self._layers]
         self._last = _row_norm(model.norm)
         self._scratch = linear_scratch(store.k.device)
+        peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
+        self._mail: Mailboxes | None = None if peers is None else peers.mail
 
     def _linear(self, x: Tensor, layer: Any, **more: Any) -> Tensor:
         return skinny_linear(x, layer.weight, bias=layer.bias, scratch=self._scratch, **more)
 
-    def _summed(self, x: Tensor, layer: Any) -> Tensor:
-        """A linear layer of whose inputs each rank has some."""
+    def _added(self, y: Tensor, layer: Any, x: Tensor, norm: RowNorm) -> Tensor:
+        """Add layer(y) to the residual `x` in place and return the norm of the sum; each rank may have some of y's columns."""
         if layer.group is None:
-            return self._linear(x, layer)
-        y: Tensor = layer.group.all_reduce(skinny_linear(x, layer.weight, scratch=self._scratch))
-        return y if layer.bias is None else y + layer.bias
+            return add_rms_norm(self._linear(y, layer), x, norm.weight, norm.eps, norm.offset)
+        part = skinny_linear(y, layer.weight, scratch=self._scratch)
+        if self._mail is not None and self._mail.fits(part):
+            return sum_ranks(part, x, norm.weight, norm.eps, norm.offset, mail=self._mail, bias=layer.bias)
+        part = layer.group.all_reduce(part)
+        if layer.bias is not None:
+            part = part + layer.bias
+        return add_rms_norm(part, x, norm.weight, norm.eps, norm.offset)
 
     def __call__(
         self, ids: Tensor, positions: Tensor, impl: AttentionImpl, rows: Tensor | None = None
@@ -97,10 +105,9 @@ class FusedDecoder:
             y = self._attend(self._linear(h, layer.attention.qkv), positions, layer, impl)
             if rows is not None and layer is self._layers[-1]:
                 y, x = y[rows], x[rows]
-            y = self._summed(y, layer.attention.out)
-            h = add_rms_norm(y, x, second.weight, second.eps, second.offset)
+            h = self._added(y, layer.attention.out, x, second)
             h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation])
-            h = add_rms_norm(self._summed(h, layer.mlp.down), x, after.weight, after.eps, after.offset)
+            h = self._added(h, layer.mlp.down, x, after)
         return h
 
     def _attend(self, qkv: Tensor, positions: Tensor, layer: Layer, impl: Any) -> Tensor:

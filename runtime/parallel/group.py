@@ -6,13 +6,19 @@ GPUs (NCCL). It is no global state of torch: a process may have several.
 
 from __future__ import annotations
 
+import logging
 import os
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
+
+if TYPE_CHECKING:
+    from runtime.parallel.peers import Peers
+
+log = logging.getLogger("runtime.parallel")
 
 
 class Group:
@@ -25,11 +31,14 @@ class Group:
         self.rank = rank
         self.size = size
         self.device = device
+        self._timeout = timeout
+        self._peers: Peers | None = None
         limit = timedelta(seconds=timeout)
         self._sum: Any = distributed.AllreduceOptions()
         self._sum.timeout = limit
         store: Any = distributed.FileStore(str(folder / "members"), size)
         store.set_timeout(limit)
+        self._store = store
         if device.startswith("cuda"):
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # ranks are on one host
             os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
@@ -63,3 +72,26 @@ class Group:
         options.reduceOp = distributed.ReduceOp.MAX
         self._group.allreduce([there], options).wait()
         return -int(there.item())
+
+    def connect(self, hidden: int, dtype: torch.dtype) -> Peers | None:
+        """Mailboxes for rows of `hidden` numbers between the cards; None where they cannot be, as the log then says."""
+        from runtime.parallel.peers import Peers, reachable
+
+        if not self.device.startswith("cuda"):
+            return None
+        reason = reachable(self.size)
+        if self.smallest(int(reason is None)):
+            self._peers = Peers(self.rank, self.size, self._store, hidden, dtype, self._timeout)
+            self.smallest(1)  # nobody writes before all boxes are empty
+        log.info(
+            "sums over ranks: %s",
+            "written into each other's memory"
+            if self._peers
+            else f"NCCL, since {reason or 'another rank cannot'}",
+        )
+        return self._peers
+
+    @property
+    def lost(self) -> bool:
+        """Whether a rank did not answer within the time-out; waits for the device."""
+        return self._peers is not None and self._peers.lost

@@ -104,6 +104,9 @@ class Ranks:
 
     def landed(self, sampled: Sampled) -> None:
         """What rank 0 drew; compared with what the others tell as they tell it."""
+        if sampled.failed and self.group.lost:
+            self.check()  # it may be known which one is gone
+            raise EngineDead(f"a rank of {self.size} did not answer in time; see --dist-timeout")
         self._compare(sampled.step, 0, checksum(sampled))
         self.check()
 

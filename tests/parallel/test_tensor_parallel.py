@@ -56,11 +56,21 @@ def folder(place: Path, kind: str) -> str:
     return str(place)
 
 
-def options(path: str, **more: Any) -> EngineConfig:
+CUDA = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices"),
+    ],
+)
+WHERE = pytest.mark.parametrize("device", ["cpu", CUDA])
+
+
+def options(path: str, device: str = "cpu", **more: Any) -> EngineConfig:
     return EngineConfig.of(
         {
             "model_path": path,
-            "device": "cpu",
+            "device": device,
             "dtype": "float32",
             "skip_tokenizer_init": True,
             "max_total_tokens": 400,
@@ -100,12 +110,13 @@ def answers(loop: EngineLoop) -> dict[str, list[int]]:
     return out
 
 
+@WHERE
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_ranks_give_the_tokens_of_one(kind: str, tmp_path: Path) -> None:
+def test_two_ranks_give_the_tokens_of_one(kind: str, device: str, tmp_path: Path) -> None:
     path = folder(tmp_path, kind)
     wanted = answers(EngineLoop(options(path)))
-    loop = EngineLoop(options(path, tensor_parallel_size=2))
+    loop = EngineLoop(options(path, device, tensor_parallel_size=2))
     try:
         assert answers(loop) == wanted
         assert answers(loop) == wanted, "and with a warm cache"
@@ -113,12 +124,16 @@ def test_two_ranks_give_the_tokens_of_one(kind: str, tmp_path: Path) -> None:
         loop.close()
 
 
+@WHERE
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
-    ("how", "message"), [(signal.SIGKILL, "rank 1 of 2 has ended"), (signal.SIGSTOP, "a step failed")]
+    ("how", "message"),
+    [(signal.SIGKILL, "rank 1 of 2 has ended"), (signal.SIGSTOP, "a step failed|did not answer in time")],
 )
-def test_a_rank_that_is_gone_ends_the_engine(how: signal.Signals, message: str, tmp_path: Path) -> None:
-    loop = EngineLoop(options(folder(tmp_path, "llama"), tensor_parallel_size=2, dist_timeout=8.0))
+def test_a_rank_that_is_gone_ends_the_engine(
+    how: signal.Signals, message: str, device: str, tmp_path: Path
+) -> None:
+    loop = EngineLoop(options(folder(tmp_path, "llama"), device, tensor_parallel_size=2, dist_timeout=8.0))
     assert loop._ranks is not None
     process = loop._ranks._processes[0]
     try:
