@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import msgspec
 
@@ -198,6 +198,21 @@ class Score(msgspec.Struct, frozen=True, kw_only=True):
     id: str = ""
 
 
+class Embed(msgspec.Struct, frozen=True, kw_only=True):
+    """One call: the vector of `prompt`, which is its embedding, or its scores if the model is a reward model.
+
+    Runs as a `Generate` that wants no tokens; `salt` and `priority` are as there.
+    """
+
+    prompt: Prompt
+    id: str = ""
+    priority: int = 0
+    salt: str = ""
+    sampling: ClassVar[SamplingParams] = SamplingParams(max_new_tokens=0)
+    logprobs: ClassVar[LogprobOptions | None] = None
+    stream: ClassVar[bool] = False
+
+
 class TokenLogprob(msgspec.Struct, frozen=True, array_like=True):
     """`logprob` is None for a token that nothing precedes; `text` is None unless it was asked for."""
 
@@ -267,6 +282,12 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     input_top_logprobs: tuple[tuple[TokenLogprob, ...] | None, ...] | None = None
     finish: Finish | None = None
     usage: Usage | None = None
+
+
+class Embedded(Delta, frozen=True, kw_only=True):
+    """The one Delta of an `Embed` call that went well."""
+
+    vector: tuple[float, ...]
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

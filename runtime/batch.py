@@ -40,6 +40,7 @@ class Slice(msgspec.Struct, frozen=True):
     tokens   their ids. Empty: one position, whose id is the token sampled last for this seat (decode)
     pages    pages appended to the seat's row before this batch, so that the new positions have a place
     steps    only without tokens: positions computed one after another, each for the token drawn before it
+    pool     the last position's vector (embedding or scores) is wanted
     sample   draw the next token from the last position (with `steps`, from each)
     output   index of the first drawn token in the request's output
     scores   first position whose next-token log-probability is wanted (prompt log-probabilities); -1: none
@@ -53,6 +54,7 @@ class Slice(msgspec.Struct, frozen=True):
     output: int = 0
     scores: int = -1
     steps: int = 1
+    pool: bool = False
 
     @property
     def count(self) -> int:
@@ -100,6 +102,7 @@ class Sampled(msgspec.Struct, frozen=True):
     prompt      by seat: log-probabilities (and top ones) of the positions that `scores` asked for, in order: entry k is
                 that of the token at position max(scores, start) + k + 1; absent past the last known token
     forced      by seat: tokens that its constraint lets follow alone on the one that was drawn; they are outputs too
+    pooled      by seat, for slices with `pool`: its vector, as little-endian float32
     failed      seats whose logits were not finite; their tokens mean nothing
     """
 
@@ -109,6 +112,7 @@ class Sampled(msgspec.Struct, frozen=True):
     prompt: dict[int, list[tuple[TokenLogprob, list[TokenLogprob]]]] = {}
     failed: list[int] = []
     forced: dict[int, list[int]] = {}
+    pooled: dict[int, bytes] = {}
 
     @classmethod
     def of_turn(cls, batch: Batch, steps: Sequence[Sampled]) -> Sampled:

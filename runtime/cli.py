@@ -59,7 +59,7 @@ def info(**options: Any) -> None:
 
     config = EngineConfig(**options)
     folder = find_folder(config.folder)
-    spec, _, data = read_spec(folder, config.overrides)
+    spec, _, data = read_spec(folder, config.overrides, is_embedding=config.is_embedding)
     layer = spec.layers[0]
     dtype = resolve_dtype(config.dtype, "cpu" if config.device == "auto" else config.device, data)
     table = Table("", "", show_header=False, title=str(folder))

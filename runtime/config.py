@@ -91,6 +91,10 @@ class EngineConfig:
         "Decode steps of a turn of the host, while nobody waits to start. Default: as many as keep a GPU busy; 1 on a CPU.",
         "--num-scheduler-steps",
     )
+    is_embedding: bool = _option(
+        False,
+        "Serve embeddings of a model that generates otherwise: the last token's hidden state, of length 1.",
+    )
     skip_tokenizer_init: bool = _option(
         False, "Take input_ids and give token_ids, no text; the model folder needs no tokenizer."
     )

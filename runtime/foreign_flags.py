@@ -42,7 +42,6 @@ FOREIGN: Mapping[str, Foreign] = MappingProxyType(
         "--trust-remote-code": _switch("code from model folders is never run; leave it out"),
         "--quantization": _value("weights are run in the precision that --dtype names; leave it out"),
         "--torchao-config": _value("torchao is not supported; leave it out", ""),
-        "--is-embedding": _switch("embeddings are not supported; leave it out"),
         "--max-prefill-tokens": _value(
             "set --chunked-prefill-size, which bounds the prompt tokens of a step"
         ),

@@ -37,6 +37,7 @@ class Request:
     forced     outputs not told yet that were not sampled
     steady     no tokens are forced behind one that was drawn
     plain      tokens are all that is wanted: no log-probabilities, nothing forced, at least one output
+    pool       a vector of the prompt is wanted, and no output
     cached     prompt tokens that were not computed at the first admission
     """
 
@@ -59,6 +60,7 @@ class Request:
         "pending",
         "phase",
         "plain",
+        "pool",
         "priority",
         "prompt",
         "prompt_scores",
@@ -89,6 +91,7 @@ class Request:
         salt: str = "",
         forced: Sequence[int] = (),
         steady: bool = False,
+        pool: bool = False,
     ) -> None:
         """`forced`: outputs that the constraint lets every answer begin with; `steady`: nothing is forced after them."""
         self.id = id
@@ -103,6 +106,7 @@ class Request:
         self.seed = seed
         self.logprobs = logprobs
         self.plain = logprobs is None and sampling.constraint is None and max_new > 0
+        self.pool = pool
         self.priority = priority
         self.salt = salt
         self.phase = Phase.WAITING

@@ -118,17 +118,32 @@ class Runtime:
         self, prompt: str | list[str], sampling_params: dict[str, Any] | None = None, **fields: Any
     ) -> str:
         """What POST /generate answers, as JSON text."""
+        return self._post("/generate", {"text": prompt, "sampling_params": sampling_params or {}, **fields})
+
+    def encode(self, prompt: str | list[str] | list[dict[str, Any]] | list[list[dict[str, Any]]]) -> str:
+        """The vector of a text, or of several, as POST /encode answers it; of a conversation (messages), or of several, as
+        POST /judge does. JSON text."""
+        if isinstance(prompt, str) or all(isinstance(p, str) for p in prompt):
+            return self._post("/encode", {"text": prompt})
+        return self._post("/judge", {"conv": prompt})
+
+    def _post(self, route: str, body: dict[str, Any]) -> str:
+        """The text of the answer. Raises InvalidRequest for what the server refuses, BackendError if it fails."""
         import json
+        import urllib.error
         import urllib.request
 
-        body = {"text": prompt, "sampling_params": sampling_params or {}, **fields}
-        request = urllib.request.Request(
-            self.generate_url,
-            json.dumps(body).encode(),
-            {"Content-Type": "application/json", **self.endpoint._headers},
-        )
-        with urllib.request.urlopen(request) as answer:
-            return answer.read().decode()
+        from runtime.errors import BackendError, InvalidRequest
+
+        headers = {"Content-Type": "application/json", **self.endpoint._headers}
+        request = urllib.request.Request(self.url + route, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request) as answer:
+                return answer.read().decode()
+        except urllib.error.HTTPError as error:
+            told = json.loads(error.read())["error"]
+            kind = InvalidRequest if error.code < 500 else BackendError
+            raise kind(told["message"], param=told["param"]) from None
 
     async def async_generate(
         self, prompt: str, sampling_params: dict[str, Any] | None = None

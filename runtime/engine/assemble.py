@@ -19,6 +19,7 @@ from runtime.errors import InvalidRequest
 from runtime.kernels.cpu.path import choose
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
+from runtime.models.heads import head_of
 from runtime.models.load import load_model
 from runtime.parallel.group import Group
 from runtime.tokenizer.tokenizer import Tokenizer
@@ -71,6 +72,7 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
         load_format=config.load_format,
         overrides=config.overrides,
         group=group,
+        is_embedding=config.is_embedding,
     )
     spec = model.spec
     context = min(config.context_length or spec.context, spec.context)
@@ -89,7 +91,7 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
         pages = group.smallest(pages)
     store = KVStore(spec, pages, config.page_size, kv_dtype, device)
     constraints = None
-    if tokenizer is not None:
+    if tokenizer is not None and spec.task == "generate":
         constraints = ConstraintCompiler(
             config.tokenizer_path or config.folder,
             ends,
@@ -113,22 +115,24 @@ def _runner(
     context: int,
 ) -> ModelRunner:
     """What runs batches on this device: compiled loops on a CPU, graphs and own kernels on a GPU."""
+    head = head_of(model)
     if store.k.device.type == "cpu":
         if config.attention_backend not in ("auto", "torch"):
             raise InvalidRequest(
                 f"attention backend {config.attention_backend!r} needs a GPU; on a CPU leave it at auto"
             )
         chosen, attention = choose(model, store)
-        return ModelRunner(chosen, store, attention, ends, constraints)
+        return ModelRunner(chosen, store, attention, ends, constraints, head)
     attention = select_attention(config.attention_backend, store, model.spec, model.dtype)
     if isinstance(attention, PlainAttention):
-        return ModelRunner(model, store, attention, ends, constraints)
+        return ModelRunner(model, store, attention, ends, constraints, head)
     return device_runner(
         model,
         store,
         attention,
         ends,
         constraints,
+        head,
         seats=seats,
         context=context,
         largest_graph=0 if config.disable_cuda_graph else min(config.cuda_graph_max_bs or 512, seats),

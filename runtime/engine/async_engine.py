@@ -23,6 +23,8 @@ from runtime.api import (
     ChoiceScore,
     Constraint,
     Delta,
+    Embed,
+    Embedded,
     Finish,
     Generate,
     LogprobOptions,
@@ -46,7 +48,7 @@ from runtime.engine.messages import Add, Ask, Beat, End, Failed, In, Lost, Out, 
 from runtime.engine.messages import Answer as Reply
 from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
-from runtime.errors import EngineDead, EngineError, InvalidRequest, Unsupported
+from runtime.errors import Aborted, EngineDead, EngineError, InvalidRequest, Unsupported
 from runtime.sampling.random import child_seed
 from runtime.tokenizer.ids_only import IdsOnly
 from runtime.tokenizer.tokenizer import LONG_TEXT, Tokenizer
@@ -158,8 +160,9 @@ class AsyncEngine:
 
     # -- calls --------------------------------------------------------------------------------------------
 
-    def tokens_of(self, request: Generate) -> list[int]:
+    def tokens_of(self, request: Generate | Embed) -> list[int]:
         """The prompt's ids. Raises InvalidRequest for what can be seen to be wrong without running it."""
+        self.check_task(isinstance(request, Embed))
         request.sampling.check()
         if request.sampling.stop and not self.tokenizer.has_text:
             raise Unsupported(
@@ -187,14 +190,33 @@ class AsyncEngine:
             return self._too_long(len(tokens), context)
         return tokens
 
-    async def ids_of(self, request: Generate) -> list[int]:
+    def check_task(self, vectors: bool) -> None:
+        """Raises Unsupported if the model makes vectors where text is asked for, or the other way round."""
+        task = self.info["task"]
+        if vectors and task == "generate":
+            raise Unsupported(
+                f"{self.config.name!r} is served as a model that generates text; start the server with --is-embedding "
+                "to have its embeddings",
+                param="model",
+            )
+        if not vectors and task != "generate":
+            kind, remedy = {
+                "embed": (
+                    "embeddings",
+                    "; start the server with a model that generates, without --is-embedding",
+                ),
+                "reward": ("scores of a reward model", "; serve a model that generates"),
+            }[task]
+            raise Unsupported(f"{self.config.name!r} gives {kind}, no text{remedy}", param="model")
+
+    async def ids_of(self, request: Generate | Embed) -> list[int]:
         """`tokens_of`; a long text is tokenised beside the event loop, which serves others meanwhile."""
         size = sum(len(s.text) for s in request.prompt if isinstance(s, TextSegment))
         if size < LONG_TEXT:
             return self.tokens_of(request)
         return await asyncio.to_thread(self.tokens_of, request)
 
-    async def check_constraint(self, request: Generate) -> None:
+    async def check_constraint(self, request: Generate | Embed) -> None:
         """Raises InvalidRequest if the constraint cannot be enforced exactly, or not within max_new_tokens."""
         s = request.sampling
         if s.constraint is None:
@@ -228,10 +250,19 @@ class AsyncEngine:
             param="prompt",
         )
 
+    async def embed(self, requests: Sequence[Embed]) -> list[Embedded]:
+        """The vectors of prompts, in their order. Raises the EngineError of the first that fails."""
+        named = [msgspec.structs.replace(r, id=str(i)) for i, r in enumerate(requests)]
+        found: dict[int, Embedded] = {}
+        async for delta in self.generate(named):
+            found[int(delta.id)] = embedded(delta)
+        return [found[i] for i in range(len(named))]
+
     async def generate(
-        self, requests: Sequence[Generate], *, backlog: int | None = None
+        self, requests: Sequence[Generate | Embed], *, backlog: int | None = None
     ) -> AsyncIterator[Delta]:
-        """See `Backend.generate`. A reader that leaves more than `backlog` deltas waiting is cancelled."""
+        """See `Backend.generate`; calls for a vector are answered with one `Embedded`. A reader that leaves more than
+        `backlog` deltas waiting is cancelled."""
         await self.open()
         call = _Call(asyncio.get_running_loop(), backlog)
         messages: list[In] = []
@@ -256,7 +287,7 @@ class AsyncEngine:
         finally:
             self._abandon(call)
 
-    def _adds(self, call: _Call, request: Generate, tokens: list[int]) -> list[In]:
+    def _adds(self, call: _Call, request: Generate | Embed, tokens: list[int]) -> list[In]:
         """Register the samples of a request, and what starts them."""
         sampling = request.sampling
         seed = sampling.seed
@@ -279,12 +310,13 @@ class AsyncEngine:
                     request.logprobs,
                     request.priority,
                     request.salt,
+                    isinstance(request, Embed),
                 )
             )
         return out
 
     @staticmethod
-    def _refusal(request: Generate, error: EngineError) -> Delta:
+    def _refusal(request: Generate | Embed, error: EngineError) -> Delta:
         finish = Finish(type="error", matched=error.code, message=error.message)
         return Delta(id=request.id, finish=finish, usage=Usage())
 
@@ -296,7 +328,7 @@ class AsyncEngine:
         if messages:
             self.transport.send(messages)
 
-    def abort(self, request: Generate) -> None:
+    def abort(self, request: Generate | Embed) -> None:
         """End the samples of a request that runs: each answers once more, with what it has, as finished by `abort`."""
         if not self._closed and self.failure is None:
             calls = list(self._calls.items())
@@ -520,6 +552,16 @@ class AsyncEngine:
             future = self._asked.pop(ticket, None)
             if future is not None and future.set_running_or_notify_cancel():
                 future.set_exception(error)
+
+
+def embedded(delta: Delta) -> Embedded:
+    """The answer to an `Embed` call. Raises the EngineError that it failed with, Aborted if somebody ended it."""
+    if isinstance(delta, Embedded):
+        return delta
+    finish = delta.finish
+    if finish is not None and finish.type == "error":
+        raise error_of(str(finish.matched), finish.message or "the engine failed")
+    raise Aborted("the request was aborted before its vector was computed")
 
 
 class _Done(msgspec.Struct):

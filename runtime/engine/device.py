@@ -26,6 +26,7 @@ from runtime.engine.graphs import DecodeGraphs, graph_sizes
 from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
+from runtime.models.heads import Head
 from runtime.sampling.random import uniforms
 from runtime.sampling.sampler import SamplingState, adjust, count, fields_of
 
@@ -229,7 +230,7 @@ class DeviceRunner(ModelRunner):
         starts = np.cumsum([0, *(s.count for s in slices)])
         seats = [s.seat for s in slices]
         lengths = [s.start + s.count for s in slices]
-        wanted = [i for i, s in enumerate(slices) if s.sample]
+        wanted = [i for i, s in enumerate(slices) if s.sample or s.pool]
         chosen = [slices[i] for i in wanted]
         sent = self._send(
             ids, np.concatenate(positions), np.concatenate(slots), seats, lengths, starts,
@@ -263,6 +264,8 @@ class DeviceRunner(ModelRunner):
             hidden = model(ids_there, sent[1], self.attention)
             scores = self._prompt_scores(batch, hidden)
             hidden = hidden[sent[6]]
+        if wanted and self.head is not None:
+            return Pending(batch, done=self._pooled(batch, wanted, hidden))
         if not wanted:  # waited for all the same, or the host would run ahead of its staging buffers
             return self._arriving(batch, sent[0][:0], scores)
         return self._draw(batch, chosen, model.raw_logits(hidden), sent[10], sent[11], scores)
@@ -410,6 +413,7 @@ def device_runner(
     attention: AttentionImpl,
     ends: tuple[int, ...],
     constraints: ConstraintCompiler | None,
+    head: Head | None = None,
     *,
     seats: int,
     context: int,
@@ -428,9 +432,10 @@ def device_runner(
         attention,
         ends,
         constraints,
+        head,
         seats=seats,
         context=context,
-        graph_sizes=graph_sizes(largest_graph) if own and largest_graph else (),
+        graph_sizes=graph_sizes(largest_graph) if own and largest_graph and head is None else (),
     )
     began = time.perf_counter()
     runner.capture()

@@ -11,15 +11,24 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
 
-from runtime.api import Delta, Generate, Segment, TextSegment, TokenSegment
+from runtime.api import Delta, Embed, Generate, Segment, TextSegment, TokenSegment
 from runtime.config import EngineConfig
 from runtime.engine.async_engine import AsyncEngine
-from runtime.engine.native import logprob_options, meta_info, said, sampling_params
+from runtime.engine.native import encoded, logprob_options, meta_info, said, sampling_params
 from runtime.engine.transport import error_of
 from runtime.errors import InvalidRequest
 from runtime.tokenizer.tokenizer import Tokenizer
 
-Input = str | Sequence[int]
+
+def _segments(prompt: Any, input_ids: Any) -> tuple[list[Segment], bool]:
+    """One segment for each prompt, and whether several were given. Raises InvalidRequest unless it is one of the two."""
+    if (prompt is None) == (input_ids is None):
+        raise InvalidRequest("Either text or input_ids should be provided.", param="prompt")
+    if prompt is not None:
+        one = isinstance(prompt, str)
+        return [TextSegment(p) for p in ([prompt] if one else prompt)], not one
+    one = not len(input_ids) or isinstance(input_ids[0], int)
+    return [TokenSegment(tuple(p), "") for p in ([input_ids] if one else input_ids)], not one
 
 
 class Engine:
@@ -110,13 +119,7 @@ class Engine:
         text: bool,
         stream: bool,
     ) -> tuple[list[Generate], bool]:
-        if (prompt is None) == (input_ids is None):
-            raise InvalidRequest("Either text or input_ids should be provided.", param="prompt")
-        one = isinstance(prompt, str) or (
-            input_ids is not None and (not input_ids or isinstance(input_ids[0], int))
-        )
-        source: Any = input_ids if prompt is None else prompt
-        inputs: list[Input] = [source] if one else list(source)
+        inputs, many = _segments(prompt, input_ids)
         fields = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling or {}] * len(inputs)
         if len(fields) != len(inputs):
             raise InvalidRequest(
@@ -124,10 +127,7 @@ class Engine:
             )
         logprobs = logprob_options(return_logprob, start, top, text)
         out = []
-        for i, (given, params) in enumerate(zip(inputs, fields, strict=True)):
-            segment: Segment = (
-                TextSegment(given) if isinstance(given, str) else TokenSegment(tuple(given), "")
-            )
+        for i, (segment, params) in enumerate(zip(inputs, fields, strict=True)):
             out.append(
                 Generate(
                     prompt=(segment,),
@@ -137,7 +137,7 @@ class Engine:
                     stream=stream,
                 )
             )
-        return out, not one or out[0].sampling.n > 1
+        return out, many or out[0].sampling.n > 1
 
     async def _collect(self, requests: list[Generate]) -> list[dict[str, Any]]:
         found: dict[tuple[int, int], dict[str, Any]] = {}
@@ -172,6 +172,26 @@ class Engine:
                     return
         finally:
             asyncio.run_coroutine_threadsafe(pieces.aclose(), self._loop).result()  # type: ignore[attr-defined]
+
+    def encode(
+        self, prompt: str | Sequence[str] | None = None, *, input_ids: Any = None
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """The vector of one prompt (a dict is returned) or of several (a list), as POST /encode answers them.
+
+        Raises InvalidRequest for bad prompts and for a model that generates, EngineError if the engine fails.
+        """
+        return asyncio.run_coroutine_threadsafe(
+            self.async_encode(prompt, input_ids=input_ids), self._loop
+        ).result()
+
+    async def async_encode(
+        self, prompt: str | Sequence[str] | None = None, *, input_ids: Any = None
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """`encode` for asyncio."""
+        segments, many = _segments(prompt, input_ids)
+        found = await self.async_engine.embed([Embed(prompt=(s,)) for s in segments])
+        answers = [encoded(e, e.id, i) for i, e in enumerate(found)]
+        return answers if many else answers[0]
 
     def get_tokenizer(self) -> Tokenizer:
         return self.async_engine.tokenizer

@@ -53,7 +53,9 @@ class EngineLoop:
         spec, pages, ends, device = made.model.spec, made.pages, made.ends, made.device
         if config.precompile is not None:
             if self.constraints is None:
-                raise InvalidRequest("--precompile needs a tokenizer; leave --skip-tokenizer-init out")
+                raise InvalidRequest(
+                    "--precompile needs a tokenizer and a model that generates; leave it or --skip-tokenizer-init out"
+                )
             precompile(self.constraints, read_constraints(config.precompile))
         self._flight: deque[Pending] = deque()
         overlap = isinstance(self.runner, DeviceRunner) and not config.disable_overlap_schedule
@@ -100,6 +102,9 @@ class EngineLoop:
         """Facts that the text side needs."""
         return {
             "architecture": self.model.spec.name,
+            "task": self.model.spec.task,
+            "embedding_size": self.model.spec.labels or self.model.spec.hidden,
+            "embedding_sizes": self.model.spec.sizes,
             "context_length": self.context,
             "vocab_size": self.model.spec.vocabulary,
             "device": self.device,
@@ -195,6 +200,7 @@ class EngineLoop:
             salt=m.salt,
             forced=forced,
             steady=steady,
+            pool=m.pool,
         )
         try:
             self.scheduler.add(request)
@@ -347,6 +353,7 @@ class EngineLoop:
         return out
 
     def _output(self, e: Event) -> Output:
+        cached = max(e.request.cached, 0)
         return Output(
-            e.request.id, e.tokens, e.logprobs, e.prompt_scores, e.finish, max(e.request.cached, 0), e.forced
+            e.request.id, e.tokens, e.logprobs, e.prompt_scores, e.finish, cached, e.forced, e.vector
         )

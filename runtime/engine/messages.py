@@ -13,7 +13,7 @@ from runtime.api import Finish, LogprobOptions, SamplingParams, TokenLogprob
 
 
 class Add(msgspec.Struct, frozen=True, tag=True):
-    """Start a request. `seed` is resolved; `max_new` None means as many as fit."""
+    """Start a request. `seed` is resolved; `max_new` None means as many as fit; `pool`: for the prompt's vector."""
 
     id: str
     tokens: list[int]
@@ -22,6 +22,7 @@ class Add(msgspec.Struct, frozen=True, tag=True):
     logprobs: LogprobOptions | None = None
     priority: int = 0
     salt: str = ""
+    pool: bool = False
 
 
 class End(msgspec.Struct, frozen=True, tag=True):
@@ -44,7 +45,7 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
 
 class Output(msgspec.Struct, frozen=True, tag=True):
     """New tokens of a request, `forced` of them by its constraint. `cached` counts reused prompt tokens; prompt scores come
-    once."""
+    once. `vector`, little-endian float32, is what one with `pool` asked for."""
 
     id: str
     tokens: list[int]
@@ -53,6 +54,7 @@ class Output(msgspec.Struct, frozen=True, tag=True):
     finish: Finish | None = None
     cached: int = 0
     forced: int = 0
+    vector: bytes | None = None
 
 
 class Refused(msgspec.Struct, frozen=True, tag=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from runtime.api import Constraint, Delta, LogprobOptions, SamplingParams, TokenLogprob
+from runtime.api import Constraint, Delta, Embedded, LogprobOptions, SamplingParams, TokenLogprob
 from runtime.errors import InvalidRequest
 
 _CONSTRAINTS = ("regex", "json_schema", "ebnf", "structural_tag")
@@ -72,6 +72,13 @@ def finish_reason(delta: Delta) -> dict[str, Any] | None:
 def said(delta: Delta, has_text: bool) -> dict[str, Any]:
     """The answer itself: its text, or its ids from an engine without a tokenizer."""
     return {"text": delta.text} if has_text else {"token_ids": list(delta.ids)}
+
+
+def encoded(answer: Embedded, id: str, index: int) -> dict[str, Any]:
+    """What /encode and /judge answer for one prompt."""
+    assert answer.usage is not None
+    counts = {"prompt_tokens": answer.usage.prompt_tokens, "cached_tokens": answer.usage.cached_tokens}
+    return {"embedding": list(answer.vector), "meta_info": {"id": id, **counts}, "index": index}
 
 
 def meta_info(delta: Delta, id: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from runtime.engine.inputs import ForwardInputs, PageRows
 from runtime.kernels.cpu.path import FastDecoder
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
+from runtime.models.heads import Head, vectors
 from runtime.sampling.penalties import Penalties
 from runtime.sampling.sampler import SamplingState, logprobs_of, sample
 
@@ -24,7 +25,7 @@ _SCORE_ROWS = 256  # positions whose whole distribution is in memory at once
 class ModelRunner:
     """Runs batches in the order in which they were made, keeping what it needs of each seat.
 
-    `ends` are the ids that end any request of this model.
+    `ends` are the ids that end any request of this model; with a `head` it makes vectors of prompts, and generates nothing.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class ModelRunner:
         attention: AttentionImpl,
         ends: tuple[int, ...] = (),
         constraints: ConstraintCompiler | None = None,
+        head: Head | None = None,
     ) -> None:
         self.model = model
+        self.head = head
         self.store = store
         self.attention = attention
         self.device = str(store.k.device)
@@ -67,6 +70,9 @@ class ModelRunner:
         self._append_pages(batch)
         inputs = ForwardInputs.from_batch(batch, self._rows, self._newest, self.device)
         hidden = self.forward(inputs)
+        if self.head is not None:
+            ends = [i for i, s in enumerate(batch.slices) if s.pool]
+            return self._pooled(batch, ends, hidden[inputs.last[ends]])
         prompt = self._prompt_scores(batch, hidden)
         wanted = [i for i, s in enumerate(batch.slices) if s.sample]
         if not wanted:
@@ -80,6 +86,17 @@ class ModelRunner:
         """Hidden states [tokens, hidden]."""
         self.attention.plan(inputs.attention)
         return self.model(inputs.ids, inputs.positions, self.attention)
+
+    def _pooled(self, batch: Batch, ends: list[int], hidden: Tensor) -> Sampled:
+        """The vectors of the slices `ends`, whose last hidden states are [ends, hidden]."""
+        if self.head is None or not ends:
+            return Sampled(batch.step, [])
+        seats = [batch.slices[i].seat for i in ends]
+        found = dict(zip(seats, vectors(self.head, hidden), strict=True))
+        failed = [seat for seat, vector in found.items() if vector is None]
+        return Sampled(
+            batch.step, [], failed=failed, pooled={s: v for s, v in found.items() if v is not None}
+        )
 
     def _seat(self, batch: Batch) -> None:
         for seat in batch.released:

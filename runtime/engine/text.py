@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from runtime.api import Delta, Finish, Generate, TokenLogprob, Usage
+import sys
+from array import array
+
+from runtime.api import Delta, Embed, Embedded, Finish, Generate, TokenLogprob, Usage
 from runtime.engine.messages import Output
 from runtime.tokenizer.detokenizer import TextStream
 from runtime.tokenizer.tokenizer import Tokenizer
@@ -14,7 +17,7 @@ class Answer:
     """One sample of one call: detokenises, finds stop strings, adds up what a caller without streaming gets."""
 
     def __init__(
-        self, tokenizer: Tokenizer, request: Generate, id: str, index: int, prompt: list[int]
+        self, tokenizer: Tokenizer, request: Generate | Embed, id: str, index: int, prompt: list[int]
     ) -> None:
         self.request = request
         self.id = id
@@ -34,6 +37,9 @@ class Answer:
 
     def feed(self, out: Output) -> tuple[Delta | None, bool]:
         """The next Delta, if there is something to say, and whether the engine must be told to stop."""
+        if out.vector is not None:
+            self.done = True
+            return self._embedded(out.vector, out.cached), False
         if out.prompt_scores is not None:
             self._take_prompt_scores(out.prompt_scores)
         before = self.stream.tokens
@@ -61,6 +67,13 @@ class Answer:
         self.done = True
         finish = Finish(type="error", matched=code, message=message)
         return Delta(id=self.request.id, index=self.index, finish=finish, usage=self._usage(0))
+
+    def _embedded(self, vector: bytes, cached: int) -> Embedded:
+        numbers = array("f", vector)
+        if sys.byteorder == "big":
+            numbers.byteswap()
+        usage, end = self._usage(cached), Finish(type="length", length=0)
+        return Embedded(id=self.request.id, vector=tuple(numbers), finish=end, usage=usage)
 
     def _named(self, t: TokenLogprob) -> TokenLogprob:
         options = self.request.logprobs

@@ -81,6 +81,7 @@ class Decoder(nn.Module):
         first, last = (0, spec.vocabulary) if shards is None else shards.vocabulary
         self._rows = slice(first, last)
         self.head = None if spec.tied else Linear(spec.hidden, last - first, dtype)
+        self.score = Linear(spec.hidden, spec.labels, dtype) if spec.task == "reward" else None
 
     def forward(self, ids: Tensor, positions: Tensor, impl: AttentionImpl) -> Tensor:
         x = self.embedding(ids)

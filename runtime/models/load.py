@@ -13,7 +13,7 @@ from runtime.config import find_folder
 from runtime.errors import ModelError
 from runtime.models.decoder import Decoder
 from runtime.models.families import FAMILIES
-from runtime.models.family import Family, find_family
+from runtime.models.family import Family, embedding, find_family
 from runtime.models.hf_config import HFConfig
 from runtime.models.shards import Shards
 from runtime.models.spec import ArchSpec
@@ -29,11 +29,18 @@ DTYPES = {
 }
 
 
-def read_spec(folder: Path, overrides: dict[str, Any] | None = None) -> tuple[ArchSpec, Family, HFConfig]:
-    """The architecture in a folder. Raises ModelError for what is unknown or unread in config.json."""
+def read_spec(
+    folder: Path, overrides: dict[str, Any] | None = None, *, is_embedding: bool = False
+) -> tuple[ArchSpec, Family, HFConfig]:
+    """The architecture in a folder; with `is_embedding` a model that generates is taken for its embeddings.
+
+    Raises ModelError for what is unknown or unread in config.json.
+    """
     config = HFConfig.load(folder, overrides)
     family = find_family(config, FAMILIES)
     spec = family.spec(config)
+    if is_embedding and spec.task == "generate":
+        spec = embedding(spec, config)
     config.check_all_read()
     return spec, family, config
 
@@ -80,6 +87,7 @@ def load_model(
     load_format: str = "auto",
     overrides: dict[str, Any] | None = None,
     group: Group | None = None,
+    is_embedding: bool = False,
 ) -> Decoder:
     """Build the decoder of a folder and fill it. `load_format="dummy"` takes random weights of the real shapes.
 
@@ -88,7 +96,7 @@ def load_model(
     Raises ModelError, in one line, for anything wrong with the folder.
     """
     folder = find_folder(model_path)
-    spec, family, config = read_spec(folder, overrides)
+    spec, family, config = read_spec(folder, overrides, is_embedding=is_embedding)
     shards = None if group is None else Shards(spec, group.rank, group.size)
     with torch.device(device):
         model = Decoder(spec, resolve_dtype(dtype, device, config), shards, group)

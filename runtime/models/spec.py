@@ -78,7 +78,12 @@ class LayerSpec:
 
 @dataclass(frozen=True)
 class ArchSpec:
-    """A decoder. `context` is the longest sequence that the positions support."""
+    """A decoder. `context` is the longest sequence that the positions support.
+
+    task    what its last hidden state becomes: logits of the next token, an embedding, or scores of a reward model
+    labels  scores of a reward model
+    sizes   what an embedding may be cut to; True: any size, empty: none, since it was not trained for that
+    """
 
     name: str
     vocabulary: int
@@ -91,3 +96,6 @@ class ArchSpec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     eos: tuple[int, ...] = field(default=())
+    task: Literal["generate", "embed", "reward"] = "generate"
+    labels: int = 0
+    sizes: tuple[int, ...] | Literal[True] = ()

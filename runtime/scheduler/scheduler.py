@@ -41,6 +41,7 @@ class Event(msgspec.Struct):
     prompt_scores: Scores | None = None
     finish: Finish | None = None
     forced: int = 0
+    vector: bytes | None = None
 
 
 class Scheduler:
@@ -321,6 +322,7 @@ class Scheduler:
                 sample,
                 request.outputs,
                 scores,
+                pool=last and request.pool,
             )
         )
         owners.append(request)
@@ -476,7 +478,9 @@ class Scheduler:
             if not piece.sample:
                 if request.max_new == 0 and request.landed == request.prompt:
                     self._finish(request)
-                    return Event(request, [], prompt_scores=scores, finish=Finish(type="length", length=0))
+                    ending = Finish(type="length", length=0)
+                    vector = sampled.pooled.get(piece.seat) if piece.pool else None
+                    return Event(request, [], prompt_scores=scores, finish=ending, vector=vector)
                 return Event(request, [], prompt_scores=scores) if scores is not None else None
         request.pending -= piece.steps
         logprobs = [logprob] if logprob else []
@@ -486,7 +490,7 @@ class Scheduler:
         outputs = drawn
         if sampled.forced and (forced := sampled.forced.get(piece.seat)):
             outputs = [*drawn, *forced]
-        outputs, ending = self._accepted(request, outputs)
+        outputs, end = self._accepted(request, outputs)
         if len(outputs) > len(drawn):  # a decode step would go on from the drawn token, not from the last
             request.outputs_here = 0
         if not piece.tokens:  # what was computed behind an end is not what anybody would compute again
@@ -495,9 +499,9 @@ class Scheduler:
         if forced_now or request.told + len(outputs) != request.outputs:
             outputs = request.tokens[request.prompt + request.told :]
         request.told, request.forced = request.outputs, 0
-        if ending is not None:
+        if end is not None:
             self._finish(request)
-        return Event(request, outputs, logprobs, scores, ending, forced_now)
+        return Event(request, outputs, logprobs, scores, end, forced_now)
 
     def _decoded(self, request: Request, piece: Slice, drawn: list[int]) -> Event:
         """`_land` for what most of a batch is: requests that want tokens and nothing else, in a decode step."""

@@ -143,6 +143,35 @@ class ChatCompletion(msgspec.Struct):
     usage: TokenUsage
 
 
+class Encoded(msgspec.Struct):
+    """/encode and /judge, for each prompt: its embedding, or its scores. `meta_info` has the id and token counts."""
+
+    embedding: list[float]
+    meta_info: dict[str, Any]
+    index: int
+
+
+class Embedding(msgspec.Struct):
+    """`embedding` is the base64 text of little-endian float32 if that was asked for."""
+
+    object: Literal["embedding"]
+    embedding: list[float] | str
+    index: int
+
+
+class EmbeddingUsage(msgspec.Struct):
+    prompt_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class Embeddings(msgspec.Struct):
+    object: Literal["list"]
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class Model(msgspec.Struct):
     id: str
     object: Literal["model"]

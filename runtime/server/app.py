@@ -19,6 +19,7 @@ from runtime.server import (
     batches,
     chat,
     completions,
+    embeddings,
     errors,
     faults,
     integrity,
@@ -57,7 +58,7 @@ def build(context: Context) -> web.Application:
     app = web.Application(middlewares=middlewares, client_max_size=server.max_request_bytes)
     app[KEY] = context
     app.on_response_prepare.append(observe.answer_headers(origins))
-    for api in (native, openai, completions, chat, messages, operate, integrity):
+    for api in (native, openai, completions, chat, messages, embeddings, operate, integrity):
         app.add_routes(api.routes())
     page.attach(app, context)
     if context.config.debug_faults:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -137,6 +137,37 @@ class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     verbosity: str | None = None
     functions: list[dict[str, Any]] | None = None
     function_call: str | dict[str, Any] | None = None
+
+
+class EncodeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /encode."""
+
+    text: str | list[str] | None = None
+    input_ids: list[int | list[int]] | None = None
+    rid: str | list[str] | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+
+
+class JudgeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /judge. `conv`: the messages of one conversation, or a list of conversations."""
+
+    conv: list[dict[str, Any] | list[dict[str, Any]]]
+    rid: str | list[str] | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+
+
+class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/embeddings."""
+
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: int | None = None
+    cache_salt: str | None = None
+    priority: int = 0
+    user: str | None = None
 
 
 class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -12,10 +12,7 @@ from runtime.api import (
     Delta,
     Generate,
     LogprobOptions,
-    Segment,
-    TextSegment,
     TokenLogprob,
-    TokenSegment,
     Usage,
 )
 from runtime.errors import InvalidRequest, Unsupported
@@ -24,25 +21,6 @@ from runtime.server.context import Context
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
-
-
-def _prompts(prompt: str | list[str | int | list[int]]) -> list[Segment]:
-    """One text, several, the ids of one prompt, or those of several."""
-    if isinstance(prompt, str):
-        return [TextSegment(prompt)]
-    kinds = {type(p) for p in prompt}
-    if len(kinds) != 1:
-        what = "is empty" if not kinds else "mixes texts and token ids"
-        raise InvalidRequest(
-            f"the prompt {what}; give a text, texts, token ids, or lists of token ids", param="prompt"
-        )
-    if kinds == {int}:
-        return [TokenSegment(tuple(p for p in prompt if isinstance(p, int)), "")]
-    return [
-        TextSegment(p) if isinstance(p, str) else TokenSegment(tuple(p), "")
-        for p in prompt
-        if not isinstance(p, int)
-    ]
 
 
 def _table(own: Sequence[TokenLogprob], tops: Sequence[Any], offset: int) -> dict[str, Any]:
@@ -122,7 +100,7 @@ def _calls(context: Context, body: bodies.CompletionBody) -> list[Generate]:
             salt=body.cache_salt or "",
             priority=body.priority,
         )
-        for i, segment in enumerate(_prompts(body.prompt))
+        for i, segment in enumerate(openai.prompts_of(body.prompt, "prompt"))
     ]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from runtime.api import Delta, Generate, SamplingParams
+from runtime.api import Delta, Embed, Generate, SamplingParams
 from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.transport import error_of
@@ -52,7 +52,7 @@ class Context:
         self.running = 0
         self.serving = 0
         self.closing = False
-        self._named: dict[str, Sequence[Generate]] = {}
+        self._named: dict[str, Sequence[Generate | Embed]] = {}
         self.chat_template: ChatTemplate | None = None
         self.chat_stops: tuple[str, ...] = ()
         if server.chat_template is not None:
@@ -115,14 +115,14 @@ class Context:
             fields.pop(name)
         return fields | {"model_path": self.config.folder}
 
-    def check(self, calls: Sequence[Generate]) -> None:
+    def check(self, calls: Sequence[Generate | Embed]) -> None:
         """Raises InvalidRequest if the calls of one request ask for more than one may; to be known before any is
         looked into."""
         check_calls(self.server, calls)
 
     @contextlib.asynccontextmanager
     async def run(
-        self, calls: Sequence[Generate], names: Mapping[str, Sequence[Generate]] | None = None
+        self, calls: Sequence[Generate | Embed], names: Mapping[str, Sequence[Generate | Embed]] | None = None
     ) -> AsyncIterator[AsyncIterator[Delta]]:
         """The deltas of the calls, which are counted while they run and end with the block. By its name, a call can be
         aborted meanwhile.

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import HttpVersion10, web
 from aiohttp.web_protocol import RequestPayloadError
 
-from runtime.api import Constraint, Generate
+from runtime.api import Constraint, Embed, Generate
 from runtime.config import Limits
 from runtime.errors import InvalidRequest
 from runtime.server import errors
@@ -61,12 +61,12 @@ def guard(limits: Limits) -> Any:
     return check
 
 
-def check_prompts(limits: Limits, count: int) -> None:
+def check_prompts(limits: Limits, count: int, param: str = "text") -> None:
     """Raises InvalidRequest if there are more prompts than sequences are allowed; before calls are made of them."""
-    _at_most("the number of prompts", "text", count, limits.max_sequences, "send several requests")
+    _at_most("the number of prompts", param, count, limits.max_sequences, "send several requests")
 
 
-def check_calls(limits: Limits, calls: Sequence[Generate]) -> None:
+def check_calls(limits: Limits, calls: Sequence[Generate | Embed]) -> None:
     """Raises InvalidRequest, naming value and limit, if the calls of one request ask for more than it may."""
     sequences = sum(max(c.sampling.n, 1) for c in calls)
     _at_most("prompts times samples", "n", sequences, limits.max_sequences, "send several requests")

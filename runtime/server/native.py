@@ -9,7 +9,18 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from runtime.api import Delta, Generate, Prompt, Score, ScoreResult, Segment, TextSegment, TokenSegment
+from runtime.api import (
+    Delta,
+    Embed,
+    Generate,
+    Prompt,
+    SamplingParams,
+    Score,
+    ScoreResult,
+    Segment,
+    TextSegment,
+    TokenSegment,
+)
 from runtime.config import Limits
 from runtime.engine.native import logprob_options, meta_info, said, sampling_params
 from runtime.errors import InvalidRequest, NotFound, Overloaded, Unsupported
@@ -49,8 +60,8 @@ def _check_lists(body: bodies.GenerateBody, count: int) -> None:
         raise InvalidRequest(f"priority is {body.priority}, which 32 bits do not hold", param="priority")
 
 
-def requests_of(body: bodies.GenerateBody, limits: Limits) -> tuple[list[Generate], bool]:
-    """The calls that a /generate body asks for, and whether the answer is a list."""
+def prompts_of(body: bodies.GenerateBody | bodies.EncodeBody, limits: Limits) -> tuple[list[Segment], bool]:
+    """One segment for each prompt, and whether they were given as a list."""
     if (body.text is None) == (body.input_ids is None):
         raise InvalidRequest("Either text or input_ids should be provided.", param="text")
     segments: list[Segment]
@@ -65,8 +76,14 @@ def requests_of(body: bodies.GenerateBody, limits: Limits) -> tuple[list[Generat
         segments = [TokenSegment(tuple(i), "") for i in ([ids] if one else ids)]
     if not segments:
         raise InvalidRequest("the batch is empty; give at least one prompt", param="text")
-    _check_lists(body, len(segments))
     check_prompts(limits, len(segments))
+    return segments, not one
+
+
+def requests_of(body: bodies.GenerateBody, limits: Limits) -> tuple[list[Generate], bool]:
+    """The calls that a /generate body asks for, and whether the answer is a list."""
+    segments, many = prompts_of(body, limits)
+    _check_lists(body, len(segments))
     out = []
     for i, segment in enumerate(segments):
         logprobs = logprob_options(
@@ -86,7 +103,7 @@ def requests_of(body: bodies.GenerateBody, limits: Limits) -> tuple[list[Generat
             salt=body.cache_salt or "",
         )
         out.append(call)
-    return out, not one or out[0].sampling.n > 1
+    return out, many or out[0].sampling.n > 1
 
 
 @operation(body=bodies.GenerateBody, answer=answers.Generated | list[answers.Generated], kinds=JSON_OR_EVENTS)
@@ -100,7 +117,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
     for call in calls:
         await context.engine.ids_of(call)
         await context.engine.check_constraint(call)
-    names = _names(body.rid, len(calls))
+    names = names_of(body.rid, len(calls))
     if body.rid is None and len({c.sampling.seed for c in calls}) == 1:
         await request.app[RECORDER].note(request, names[0], calls[0].sampling.seed)
     has_text = context.engine.tokenizer.has_text
@@ -146,7 +163,7 @@ async def generate(request: web.Request) -> web.StreamResponse:
             return await events.done()
 
 
-def _names(rid: str | list[str] | None, count: int) -> list[str]:
+def names_of(rid: str | list[str] | None, count: int) -> list[str]:
     """A name for each prompt: the caller's, or one of ours."""
     if rid is None:
         return [uuid.uuid4().hex for _ in range(count)]
@@ -235,11 +252,12 @@ async def ready(request: web.Request) -> web.Response:
 
 @operation(kinds=("text/plain",))
 async def health_generate(request: web.Request) -> web.Response:
-    """200 if one token can be generated."""
+    """200 if one token can be generated, or a vector made, whichever the model does."""
     engine = Context.of(request).engine
-    call = Generate(
-        prompt=(TokenSegment((0,), ""),), sampling=sampling_params({"max_new_tokens": 1, "temperature": 0})
-    )
+    prompt: Prompt = (TokenSegment((0,), ""),)
+    call: Generate | Embed = Embed(prompt=prompt)
+    if engine.info["task"] == "generate":
+        call = Generate(prompt=prompt, sampling=SamplingParams(max_new_tokens=1, temperature=0))
     async for delta in engine.generate([call]):
         if delta.finish is not None and delta.finish.type == "error":
             return errors.response(delta.finish.message or "generation failed", 503, code="engine_dead")
@@ -249,9 +267,10 @@ async def health_generate(request: web.Request) -> web.Response:
 @operation(answer=answers.ModelInfo)
 async def model_info(request: web.Request) -> web.Response:
     """Which model is served, and its chat template."""
-    model = Context.of(request).engine.model
+    engine = Context.of(request).engine
+    model, task = engine.model, engine.info["task"]
     return web.json_response(
-        {"model_path": model.model_path, "is_generation": True, "chat_template": model.jinja}
+        {"model_path": model.model_path, "is_generation": task == "generate", "chat_template": model.jinja}
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiohttp import web
 
-from runtime.api import Constraint, Delta, Generate, SamplingParams, Usage
+from runtime.api import Constraint, Delta, Generate, SamplingParams, Segment, TextSegment, TokenSegment, Usage
 from runtime.errors import InvalidRequest, NotFound
 from runtime.server import answers, bodies
 from runtime.server.context import Context
@@ -64,6 +64,25 @@ def sampling_of(
             message = message.replace(ours, theirs)
         raise InvalidRequest(message, param=names.get(error.param or "", error.param)) from None
     return params
+
+
+def prompts_of(given: str | list[str | int | list[int]], param: str) -> list[Segment]:
+    """One text, several, the ids of one prompt, or those of several. Raises InvalidRequest that names the field `param`."""
+    if isinstance(given, str):
+        return [TextSegment(given)]
+    kinds = {type(p) for p in given}
+    if len(kinds) != 1:
+        what = "is empty" if not kinds else "mixes texts and token ids"
+        raise InvalidRequest(
+            f"the {param} {what}; give a text, texts, token ids, or lists of token ids", param=param
+        )
+    if kinds == {int}:
+        return [TokenSegment(tuple(p for p in given if isinstance(p, int)), "")]
+    return [
+        TextSegment(p) if isinstance(p, str) else TokenSegment(tuple(p), "")
+        for p in given
+        if not isinstance(p, int)
+    ]
 
 
 def check_stream(body: bodies.SamplingBody) -> None:

@@ -28,6 +28,7 @@ _REASONS = {
     413: "The body is too large.",
     415: "The content type is not the one that is asked for.",
     429: "Too many requests wait already; Retry-After says when to come back.",
+    499: "The request was aborted by its id before it had an answer.",
     431: "The header is too large.",
     507: "The server's disk, or its room for files, is full.",
     503: "The engine is starting, down or shutting down; Retry-After says when to come back.",

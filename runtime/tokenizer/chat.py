@@ -46,9 +46,11 @@ class ChatTemplate:
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         continue_final_message: bool = False,
+        ended: bool = False,
         **options: Any,
     ) -> str:
-        """The prompt for the assistant's next message; or, to continue the last message, all up to its end.
+        """The prompt for the assistant's next message; or, to continue the last message, all up to its end; or the
+        conversation as it stands, if it is `ended`.
 
         Raises InvalidRequest if the template refuses the conversation.
         """
@@ -62,7 +64,7 @@ class ChatTemplate:
             text = self._template.render(
                 messages=given,
                 tools=tools,
-                add_generation_prompt=not continue_final_message,
+                add_generation_prompt=not (continue_final_message or ended),
                 **self._tokens,
                 **options,
             )

@@ -60,6 +60,7 @@ def one_by_one(piece: Slice) -> list[Slice]:
             piece.sample,
             piece.output + k,
             piece.scores,
+            pool=piece.pool,
         )
         for k in range(piece.steps)
     ]
@@ -86,6 +87,7 @@ class FakeRunner:
                 self.constrained.add(a.seat)
         tokens, prompt = [], {}
         forced: dict[int, list[int]] = {}
+        pooled: dict[int, bytes] = {}
         assert batch.steps == 1 or not any(s.tokens for s in batch.slices)
         for s in (single for piece in batch.slices for single in one_by_one(piece)):
             row = self.rows[s.seat]
@@ -107,12 +109,14 @@ class FakeRunner:
                     for p in range(s.scores, length)
                     if p - s.start + 1 < len(new)
                 ]
+            if s.pool:
+                pooled[s.seat] = bytes(seen)
             if s.sample:
                 self.last[s.seat] = next_token(seen)
                 tokens.append(self.last[s.seat])
                 if s.seat in self.constrained and (found := forced_after([*seen, self.last[s.seat]])):
                     forced[s.seat] = found
-        return Sampled(batch.step, tokens, prompt=prompt, forced=forced)
+        return Sampled(batch.step, tokens, prompt=prompt, forced=forced, pooled=pooled)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -144,8 +148,17 @@ class SchedulerMachine(RuleBasedStateMachine):
         max_new=st.integers(0, 18),
         priority=st.integers(0, 1),
         constrained=st.booleans(),
+        pool=st.booleans(),
     )
-    def add(self, prompt: list[int], shared: bool, max_new: int, priority: int, constrained: bool) -> None:
+    def add(
+        self,
+        prompt: list[int],
+        shared: bool,
+        max_new: int,
+        priority: int,
+        constrained: bool,
+        pool: bool = False,
+    ) -> None:
         tokens = [1] * 17 + prompt[:3] if shared else prompt
         self.count += 1
         id = f"r{self.count}"
@@ -158,6 +171,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             ends=frozenset({END}),
             priority=priority,
             forced=begun(tokens, max_new) if constrained else (),
+            pool=pool and max_new == 0,
         )
         self.scheduler.add(request)
         self.wanted[id] = (tokens, max_new, constrained)
@@ -186,6 +200,9 @@ class SchedulerMachine(RuleBasedStateMachine):
             assert id not in self.aborted
             self.got[id] += event.tokens
             assert 0 <= event.forced <= len(event.tokens) and (event.forced == 0 or self.wanted[id][2])
+            assert (event.vector is not None) == event.request.pool
+            if event.vector is not None:
+                assert list(event.vector) == self.wanted[id][0] and event.finish is not None
             if event.finish is not None:
                 assert self.got[id] == alone(*self.wanted.pop(id))
 

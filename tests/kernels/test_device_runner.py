@@ -18,6 +18,7 @@ from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.fused import FusedDecoder, why_not
+from runtime.models.heads import head_of
 from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
 from runtime.request import Request
 from runtime.scheduler.scheduler import Scheduler
@@ -134,6 +135,50 @@ def test_tokens_are_those_of_the_plain_runner(
     with torch.inference_mode():
         wanted = generate(model, page_size, "plain", device)
         assert generate(model, page_size, runner, device, depth, turn) == wanted
+
+
+@pytest.mark.parametrize(("kind", "page_size"), [("llama", 1), ("not fused", 16)])
+def test_vectors_are_those_of_the_plain_runner(kind: str, page_size: int, device: torch.device) -> None:
+    """Prompts in several chunks, one that is in the cache but for its last token, two that end in one batch."""
+    model = decoder(kind, device)
+    model.spec = replace(model.spec, task="embed")
+    found: list[dict[str, list[float]]] = []
+    for own in (False, True):
+        scheduler = Scheduler(
+            pages=128 // page_size, page_size=page_size, context=96, chunk=16, depth=1 + own, max_running=4
+        )
+        store = KVStore(model.spec, scheduler.cache.pool.total, page_size, torch.float32, str(device))
+        head = head_of(model)
+        made: ModelRunner = ModelRunner(model, store, PlainAttention(store), head=head)
+        if own:
+            made = device_runner(
+                model, store, TritonAttention(store), (), None, head, seats=4, context=96, largest_graph=4
+            )
+            assert made.graphs is None  # type: ignore[attr-defined]
+        generator = torch.Generator().manual_seed(8)
+        prompts = [torch.randint(0, 97, (n,), generator=generator).tolist() for n in (40, 3, 5, 1)]
+        prompts += [prompts[0], prompts[0][:20] + prompts[1]]
+        out: dict[str, list[float]] = {}
+        for i, prompt in enumerate(prompts):
+            scheduler.add(Request(str(i), prompt, SamplingParams(), max_new=0, pool=True))
+        with torch.inference_mode():
+            while not scheduler.idle:
+                batch = scheduler.next_batch()
+                assert batch is not None
+                for event in scheduler.commit(made.run(batch)):
+                    assert event.vector is not None and event.finish is not None
+                    out[event.request.id] = torch.frombuffer(
+                        bytearray(event.vector), dtype=torch.float32
+                    ).tolist()
+        scheduler.check()
+        assert scheduler.cached_tokens >= 39 // page_size * page_size
+        found.append(out)
+    plain, device_ones = found
+    assert set(plain) == set(device_ones) == {str(i) for i in range(6)}
+    for i, vector in plain.items():
+        assert device_ones[i] == pytest.approx(vector, abs=1e-4)
+        assert sum(v * v for v in vector) == pytest.approx(1, abs=1e-4)
+    assert plain["0"] != plain["1"] and plain["0"] == pytest.approx(plain["4"], abs=1e-4)
 
 
 @pytest.mark.parametrize("path", ["rows", "flash"])

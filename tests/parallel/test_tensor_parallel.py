@@ -126,6 +126,29 @@ def test_two_ranks_give_the_tokens_of_one(kind: str, device: str, tmp_path: Path
 
 @WHERE
 @pytest.mark.timeout(120)
+def test_two_ranks_give_the_vectors_of_one(tmp_path: Path) -> None:
+    path = folder(tmp_path, "llama")
+    found = []
+    for size in (1, 2):
+        loop = EngineLoop(options(path, tensor_parallel_size=size, is_embedding=True))
+        try:
+            prompts = {"a": [2, 3, 4], "b": [5] * 40}
+            for id, tokens in prompts.items():
+                quiet = SamplingParams(max_new_tokens=0)
+                assert not loop.handle(Add(id, tokens, quiet, seed=0, pool=True))
+            got: dict[str, list[float]] = {}
+            while loop.busy:
+                for m in loop.step():
+                    assert isinstance(m, Output) and m.vector is not None
+                    got[m.id] = torch.frombuffer(bytearray(m.vector), dtype=torch.float32).tolist()
+            found.append(got)
+        finally:
+            loop.close()
+    assert found[0].keys() == found[1].keys() == prompts.keys()
+    assert all(found[1][i] == pytest.approx(found[0][i], abs=1e-5) for i in prompts)
+
+
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("how", "message"),
     [(signal.SIGKILL, "rank 1 of 2 has ended"), (signal.SIGSTOP, "a step failed|did not answer in time")],
