@@ -126,11 +126,11 @@ def test_two_ranks_give_the_tokens_of_one(kind: str, device: str, tmp_path: Path
 
 @WHERE
 @pytest.mark.timeout(120)
-def test_two_ranks_give_the_vectors_of_one(tmp_path: Path) -> None:
+def test_two_ranks_give_the_vectors_of_one(device: str, tmp_path: Path) -> None:
     path = folder(tmp_path, "llama")
     found = []
     for size in (1, 2):
-        loop = EngineLoop(options(path, tensor_parallel_size=size, is_embedding=True))
+        loop = EngineLoop(options(path, device, tensor_parallel_size=size, is_embedding=True))
         try:
             prompts = {"a": [2, 3, 4], "b": [5] * 40}
             for id, tokens in prompts.items():
@@ -148,6 +148,7 @@ def test_two_ranks_give_the_vectors_of_one(tmp_path: Path) -> None:
     assert all(found[1][i] == pytest.approx(found[0][i], abs=1e-5) for i in prompts)
 
 
+@WHERE
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("how", "message"),
@@ -183,8 +184,8 @@ def test_ranks_that_disagree_are_noticed(tmp_path: Path) -> None:
         assert batch is not None
         loop._ranks.send(batch)
         drawn = loop.runner.run(batch)
-        loop._ranks.landed(Sampled(drawn.step, [(t + 1) % 97 for t in drawn.tokens]))
         with pytest.raises(EngineDead, match=f"different tokens in step {drawn.step}"):
+            loop._ranks.landed(Sampled(drawn.step, [(t + 1) % 97 for t in drawn.tokens]))
             while True:
                 loop._ranks.check()
                 time.sleep(0.01)
