@@ -36,7 +36,14 @@ from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear, skinn
 from runtime.kernels.tuning import DecodeTiles, LinearTiles, PrefillTiles, decode_tiles, linear_tiles
 
 # heads, kv_heads, head_dim, hidden, inner, vocabulary
-MODELS = {"8b": (32, 8, 128, 4096, 14336, 128256), "0.5b": (14, 2, 64, 896, 4864, 151936)}
+SHAPES = {
+    "8b": (32, 8, 128, 4096, 14336, 128256),
+    "0.5b": (14, 2, 64, 896, 4864, 151936),
+    "8b/2": (16, 4, 128, 4096, 7168, 64128),  # a rank's half
+    "8b/4": (8, 2, 128, 4096, 3584, 32064),
+}
+MODELS = {name: SHAPES[name] for name in ("8b", "0.5b")}
+ROWS: list[int] = []
 BF16 = torch.bfloat16
 
 
@@ -503,7 +510,7 @@ def linear(b: Bench) -> None:
             (model, "head", vocabulary, hidden, False),
         ]
     scratch = linear_scratch(b.device, 1 << 24)
-    for rows in (1, 16, 64, 256, 32, 128, 8, 4, 2):
+    for rows in ROWS:
         for model, name, n, k, gated in shapes:
             if b.late():
                 return
@@ -676,8 +683,13 @@ def main(
     ] = "correct,small,decode,prefill,linear,layer",
     limit: Annotated[float, typer.Option(help="Seconds for all; what is left then is not measured.")] = 400,
     smoke: Annotated[bool, typer.Option(help="Few elements on a CPU.")] = False,
+    models: Annotated[str, typer.Option(help=f"Of {', '.join(SHAPES)}.")] = "8b,0.5b",
+    rows: Annotated[str, typer.Option(help="Row counts of linear.")] = "1,16,64,256,32,128,8,4,2",
 ) -> None:
     """Measure and print."""
+    MODELS.clear()
+    MODELS.update({name: SHAPES[name] for name in models.split(",")})
+    ROWS[:] = [int(x) for x in rows.split(",")]
     b = Bench(out, smoke, limit)
     if not smoke:
         props = torch.cuda.get_device_properties(0)

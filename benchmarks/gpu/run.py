@@ -42,6 +42,7 @@ class Bench:
         self.driver, self.log = driver, log
         self.tb_s, self.tflops = tb_s, tflops
         self.rng = random.Random(1)
+        self.batches: list[int] | None = None
 
     def run(
         self, prompts: Sequence[list[int]], new: int | Sequence[int], temperature: float = 0.0
@@ -94,10 +95,11 @@ class Bench:
         }
 
     def b(self) -> None:
-        self.decode((1, 8, 32, 64, 128, 256) if self.shape else (1, 8), 128 if self.shape else 16)
+        batches = self.batches or ((1, 8, 32, 64, 128, 256) if self.shape else (1, 8))
+        self.decode(batches, 128 if self.shape else 16)
 
     def f(self) -> None:
-        self.decode((1, 64, 256), 256)
+        self.decode(self.batches or (1, 64, 256), 256)
 
     def g(self) -> None:
         """As many requests as the KV memory holds at each context."""
@@ -179,6 +181,11 @@ def main(
     early_rows: Annotated[
         int | None, typer.Option(help="Most rows whose kernels start early, to compare.")
     ] = None,
+    ahead: Annotated[
+        str | None,
+        typer.Option(help="MiB fetched ahead in norms, ranks, attention and products, to compare."),
+    ] = None,
+    batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
 ) -> None:
     """Measure and print."""
     import torch
@@ -192,6 +199,13 @@ def main(
 
         tuning.EARLY_ROWS = early_rows
         common["early_rows"] = early_rows
+    if ahead is not None:
+        from runtime.kernels import tuning
+
+        sizes = [int(float(x) * (1 << 20)) for x in ahead.split(",")]
+        waits = dict(zip(("norm", "ranks", "attention", "product"), sizes, strict=True))
+        tuning.AHEAD = {torch.cuda.get_device_name(): waits}  # type: ignore[dict-item]
+        common["ahead"] = ahead
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()
 
@@ -217,6 +231,7 @@ def main(
     driver = Driver(EngineConfig.of({"model_path": folder, **chosen, **json.loads(options)}))
     built = time.perf_counter()
     bench = Bench(model, driver, log, tb_s, tflops)
+    bench.batches = None if batches is None else [int(x) for x in batches.split(",")]
     bench.run(bench.prompts(1, 16), 1)
     log(
         "startup",

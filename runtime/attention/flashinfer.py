@@ -153,10 +153,19 @@ class FlashInferAttention:
         store_kv(k, v, self.store.k[layer], self.store.v[layer], self.inputs.slots)
         return self.run_stored(q, layer, spec)
 
+    def run_packed(self, *given: Any) -> None:
+        """There is no launch that also rotates and stores."""
+
     def run_stored(
-        self, q: Tensor, layer: int, spec: AttnSpec, k: Tensor | None = None, v: Tensor | None = None
+        self,
+        q: Tensor,
+        layer: int,
+        spec: AttnSpec,
+        k: Tensor | None = None,
+        v: Tensor | None = None,
+        ahead: Any = None,
     ) -> Tensor:
-        """Attend; k and v are stored already and not looked at."""
+        """Attend; k and v are stored already and not looked at, and nothing is fetched ahead."""
         assert self.inputs is not None
         decodes = self.inputs.decodes
         kind = _Kind.of(spec)

@@ -424,7 +424,7 @@ def device_runner(
     from runtime.models.fused import FusedDecoder, why_not  # triton is not everywhere
 
     own = isinstance(attention, TritonAttention)
-    reason = why_not(model) if own else "attention is not by own kernels"
+    reason = why_not(model)
     log.info("layers: %s", "fused kernels" if reason is None else f"plain torch, since {reason}")
     runner = DeviceRunner(
         FusedDecoder(model, store) if reason is None else model,
