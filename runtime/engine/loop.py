@@ -337,10 +337,10 @@ class EngineLoop:
     def _add_compiled(self) -> list[Out]:
         """Queue the requests whose constraint is ready; compiling happens beside the loop, so nobody waits for it."""
         out: list[Out] = []
-        ready, waiting = [], []
-        for (
-            entry
-        ) in self._compiling:  # a job is asked once: one that ends meanwhile must not fall between the two
+        ready: list[tuple[Add, Future[Any]]] = []
+        waiting: list[tuple[Add, Future[Any]]] = []
+        # Each job is asked once: one that ends meanwhile must not fall between the two.
+        for entry in self._compiling:
             (ready if entry[1].done() else waiting).append(entry)
         self._compiling = waiting
         for message, job in ready:
