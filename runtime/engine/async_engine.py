@@ -12,6 +12,7 @@ import itertools
 import logging
 import secrets
 import threading
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from time import perf_counter
@@ -57,13 +58,16 @@ log = logging.getLogger("runtime.engine")
 
 
 class _Call:
-    """The running samples of one `generate`, and the queue that its caller reads."""
+    """The running samples of one `generate`, and what waits for its caller to read it."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, backlog: int | None = None) -> None:
         self.loop = loop
         self._reader = asyncio.current_task()
         self._backlog = backlog
-        self.queue: asyncio.Queue[Delta | EngineError] = asyncio.Queue()
+        self._waiting: deque[Delta | EngineError] = deque()
+        self._wake: asyncio.Future[None] | None = (
+            None  # what the reader waits for; a queue of asyncio costs more
+        )
         self.answers: dict[str, Answer] = {}
         self.held: list[
             tuple[_Call, Output | Refused]
@@ -72,13 +76,29 @@ class _Call:
     def put(self, delta: Delta) -> bool:
         """Leave it to the reader. False if that one has left too many waiting: it is cancelled, and everything ends with
         it."""
-        self.queue.put_nowait(delta)
-        if self._backlog is None or self._reader is None or self.queue.qsize() <= self._backlog:
+        self.tell(delta)
+        if self._backlog is None or self._reader is None or len(self._waiting) <= self._backlog:
             return True
         log.warning("a caller left %d deltas unread and is dropped", self._backlog)
         self._reader.cancel()
         self._backlog = None
         return False
+
+    def tell(self, news: Delta | EngineError) -> None:
+        """Leave it to the reader, however much waits."""
+        self._waiting.append(news)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def get(self) -> Delta | EngineError:
+        """The oldest that waits, or the next that comes."""
+        while not self._waiting:
+            self._wake = self.loop.create_future()
+            try:
+                await self._wake
+            finally:
+                self._wake = None
+        return self._waiting.popleft()
 
 
 class AsyncEngine:
@@ -271,7 +291,7 @@ class AsyncEngine:
                 tokens = await self.ids_of(request)
                 await self.check_constraint(request)
             except EngineError as error:
-                call.queue.put_nowait(self._refusal(request, error))
+                call.tell(self._refusal(request, error))
                 call.answers[f"refused {len(call.answers)}"] = _DONE
                 continue
             messages += self._adds(call, request, tokens)
@@ -279,7 +299,7 @@ class AsyncEngine:
         try:
             self._send(messages)
             while left:
-                delta = await call.queue.get()
+                delta = await call.get()
                 if isinstance(delta, EngineError):
                     raise type(delta)(delta.message)  # many calls are told by the same object
                 left -= delta.finish is not None
@@ -463,15 +483,16 @@ class AsyncEngine:
     def _receive(self, messages: list[Out]) -> None:
         """Called from the transport's thread."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Call, Output | Refused]]] = {}
+        arrived: list[tuple[str, int]] = []
         for m in messages:
-            if isinstance(m, Output | Refused):
+            if isinstance(m, (Output, Refused)):
                 if (call := self._calls.get(m.id)) is None:
                     continue
-                if isinstance(m, Output):
-                    self.live.output(m.id, len(m.tokens))
                 call.held.append((call, m))
-                if isinstance(m, Output) and m.finish is None and not call.answers[m.id].eager:
-                    continue  # nobody would hear of it before the end; waking the caller's loop costs a token's time
+                if isinstance(m, Output):
+                    arrived.append((m.id, len(m.tokens)))
+                    if m.finish is None and not call.answers[m.id].eager:
+                        continue  # nobody would hear of it before the end; waking the caller's loop costs a token's time
                 by_loop.setdefault(call.loop, []).extend(call.held)
                 call.held = []
             elif isinstance(m, Reply):
@@ -493,6 +514,7 @@ class AsyncEngine:
             elif isinstance(m, Failed):
                 self.failure = error_of(m.code, m.message)
                 self._fail(self.failure)
+        self.live.outputs(arrived)
         for loop, items in by_loop.items():
             try:
                 loop.call_soon_threadsafe(self._deliver, items)
@@ -545,7 +567,7 @@ class AsyncEngine:
         self._calls.clear()
         for call in calls.values():
             try:
-                call.loop.call_soon_threadsafe(call.queue.put_nowait, error)
+                call.loop.call_soon_threadsafe(call.tell, error)
             except RuntimeError:
                 continue
         for ticket in list(self._asked):

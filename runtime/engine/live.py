@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from runtime.metrics import Metrics
@@ -64,23 +64,26 @@ class Live:
             self._prompt_tokens += len(prompt)
             self._running[id] = Running(id, len(prompt), tuple(prompt[-TAIL:]), time.monotonic(), limit)
 
-    def output(self, id: str, tokens: int) -> None:
-        """New tokens of a sample arrived."""
+    def outputs(self, arrived: Iterable[tuple[str, int]]) -> None:
+        """New tokens arrived at once: so many for each of these samples."""
         now = time.monotonic()
+        first, between = self._recent["first_token"], self._recent["between_tokens"]
         with self._lock:
-            seen = self._running.get(id)
-            if seen is None or not tokens:
-                return
-            self._output_tokens += tokens
-            if seen.last is None:
-                seen.first = now
-                self._recent["first_token"].append((now, now - seen.started))
-                self.counted.first_token.observe(now - seen.started)
-            else:
-                self._recent["between_tokens"].append((now, (now - seen.last) / tokens))
-                self.counted.between_tokens.observe((now - seen.last) / tokens, tokens)
-            seen.last = now
-            seen.tokens += tokens
+            for id, tokens in arrived:
+                seen = self._running.get(id)
+                if seen is None or not tokens:
+                    continue
+                self._output_tokens += tokens
+                if seen.last is None:
+                    seen.first = now
+                    first.append((now, now - seen.started))
+                    self.counted.first_token.observe(now - seen.started)
+                else:
+                    each = (now - seen.last) / tokens
+                    between.append((now, each))
+                    self.counted.between_tokens.observe(each, tokens)
+                seen.last = now
+                seen.tokens += tokens
 
     def end(self, id: str, reason: str, cached: int = 0) -> None:
         """A sample is over, for a `Finish.type`, with so many prompt tokens from the cache; the second time, or for one not known, nothing happens."""

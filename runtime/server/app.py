@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -39,6 +40,11 @@ from runtime.server.context import KEY, Context
 from runtime.server.page import routes as page
 
 log = logging.getLogger("runtime.server")
+_GC_THRESHOLDS = (
+    5000,
+    20,
+    20,
+)  # a step of the engine makes thousands of objects that are gone before the next
 
 
 def build(context: Context) -> web.Application:
@@ -104,6 +110,9 @@ async def serve(config: EngineConfig, server: ServerConfig) -> int:
     runner = web.AppRunner(build(context), access_log=None, handler_cancellation=True, shutdown_timeout=1.0)
     await runner.setup()
     listener = await listen(runner, sock, server)
+    gc.collect()
+    gc.freeze()  # what is here now stays: nobody needs to look through it for each step
+    gc.set_threshold(*_GC_THRESHOLDS)
     signals = _Signals()
     host, port = sock.getsockname()[:2]
     print(f"The server is ready at http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
