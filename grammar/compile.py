@@ -42,7 +42,10 @@ TABLE_LIMITS = Limits(states=20_000, seconds=5.0)
 """Up to here a regular constraint becomes one table."""
 SCHEMA_TABLE_LIMITS, _SCHEMA_STATES = Limits(states=4_000, seconds=1.0), 1_000
 _SHOWN = 4096  # bytes of a witness that are looked at for its forced share
-_AHEAD_STATES, _AHEAD_SECONDS = 20_000, 0.2  # of a machine, built before it is first asked
+_AHEAD_STATES, _AHEAD_SECONDS = (
+    4_000,
+    0.2,
+)  # of a machine, built before it is first asked; recursion has no end of them
 MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
 
 

@@ -505,6 +505,11 @@ class Terms:
         return self._data[term]
 
     @property
+    def count(self) -> int:
+        """Of the terms that are known."""
+        return len(self._data)
+
+    @property
     def rule_count(self) -> int:
         return len(self._rules)
 

@@ -110,6 +110,11 @@ class TokenFsm:
         return self.next.nbytes + self.class_of.nbytes + self.distance.nbytes
 
     @property
+    def held_bytes(self) -> int:
+        """About all that it keeps alive: the tables and the masks kept for reuse."""
+        return self.nbytes + len(self._rows) * 8 + len(self._kept) * self.vocabulary.words * 4
+
+    @property
     def min_tokens(self) -> int:
         return int(self.distance[0])
 

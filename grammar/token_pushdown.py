@@ -32,6 +32,7 @@ _LONGEST = 10_000_000  # bytes that the shortest text may have
 _FARTHEST = (1 << 31) - 1
 _FEW = 1024  # tokens of its own for which a row is remembered by what it is made of
 _MAX_STEPS = 1 << 17  # steps and ways to the end that are remembered
+_STATE_BYTES, _TERM_BYTES, _NOTE_BYTES = 1200, 250, 250  # of Python's objects, as measured
 
 Config = tuple[int, int, int, int]
 
@@ -91,6 +92,7 @@ class TokenPushdown:
         self._needs: list[int] = []
         self._kept: deque[int] = deque()
         self._recipes: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
+        self._recipe_tokens = 0
         self._closing: dict[int, tuple[int, ...]] = {}
         self._state(EPSILON)
         first = self._state(start)
@@ -228,6 +230,19 @@ class TokenPushdown:
         )
 
     @property
+    def held_bytes(self) -> int:
+        """About all that it keeps alive: the tables, Python's objects behind them, and what was noted in use."""
+        notes = len(self._configs) + len(self._next) + len(self._closing) + len(self._recipes)
+        return (
+            self.nbytes
+            + len(self._term) * _STATE_BYTES
+            + self.terms.count * _TERM_BYTES
+            + notes * _NOTE_BYTES
+            + self._recipe_tokens * 4
+            + len(self._kept) * self.vocabulary.words * 4
+        )
+
+    @property
     def min_tokens(self) -> int:
         return self.tokens_to_end(self.start)
 
@@ -319,7 +334,9 @@ class TokenPushdown:
         if found <= _FEW:
             if len(self._recipes) >= _MAX_STEPS:
                 self._recipes.clear()
+                self._recipe_tokens = 0
             self._recipes[state] = (shared, self._out[:found].copy())
+            self._recipe_tokens += found
 
     def _add_ends(self, row: np.ndarray, state: int) -> None:
         if self.can_end(state):

@@ -1,6 +1,6 @@
 """Compiled constraints of a running engine, by what callers wrote.
 
-At most `capacity` are kept, and at most `max_bytes` of tables; the least recently used go first. Refusals are kept too, so
+At most `capacity` are kept, and at most `max_bytes` of what they hold; the least recently used go first. Refusals are kept too, so
 that a client that repeats a bad schema costs nothing. A constraint that cannot be enforced is the caller's error.
 """
 
@@ -60,16 +60,16 @@ class ConstraintCache:
         """Remember what became of a constraint; the oldest others may go."""
         self._known[constraint] = found
         self._known.move_to_end(constraint)
-        while len(self._known) > 1 and (len(self._known) > self.capacity or self.nbytes > self.max_bytes):
+        while len(self._known) > 1 and (len(self._known) > self.capacity or self.held_bytes > self.max_bytes):
             gone, _ = self._known.popitem(last=False)
             self._jumps.pop(gone, None)
         return found
 
     @property
-    def nbytes(self) -> int:
-        """Of all tables; machines grow while they are used."""
+    def held_bytes(self) -> int:
+        """By all of them; machines grow while they are used."""
         return sum(
-            found.automaton.nbytes
+            found.automaton.held_bytes
             for found in self._known.values()
             if not isinstance(found, InvalidRequest) and found.automaton is not None
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -36,6 +38,24 @@ def test_compiled_once_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> N
     cache.get(a)
     cache.get(b)
     assert made == ["a", "b", "c", "b"]
+
+
+def test_machines_are_kept_by_what_they_hold() -> None:
+    """Recursion makes a machine with states in Python, many times larger than its tables."""
+    cache = ConstraintCache(VOCABULARY, max_bytes=16 << 20)
+    gc.collect()
+    tracemalloc.start()
+    for k in range(30):
+        matcher = cache.matcher(
+            Constraint("ebnf", f'root ::= "v{k}" item*\nitem ::= " " [a-z]+ | "(" item ")"')
+        )
+        for byte in f"v{k}((( ab)))".encode():
+            matcher.advance(byte)
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert 1 < len(cache) < 20 and cache.held_bytes <= 16 << 20
+    assert held < 2 * (16 << 20)
 
 
 def test_refusals_are_the_callers_and_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
