@@ -181,10 +181,6 @@ def main(
     early_rows: Annotated[
         int | None, typer.Option(help="Most rows whose kernels start early, to compare.")
     ] = None,
-    ahead: Annotated[
-        str | None,
-        typer.Option(help="MiB fetched ahead in norms, ranks, attention and products, to compare."),
-    ] = None,
     batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
 ) -> None:
     """Measure and print."""
@@ -199,13 +195,6 @@ def main(
 
         tuning.EARLY_ROWS = early_rows
         common["early_rows"] = early_rows
-    if ahead is not None:
-        from runtime.kernels import tuning
-
-        sizes = [int(float(x) * (1 << 20)) for x in ahead.split(",")]
-        waits = dict(zip(("norm", "ranks", "attention", "product"), sizes, strict=True))
-        tuning.AHEAD = {torch.cuda.get_device_name(): waits}  # type: ignore[dict-item]
-        common["ahead"] = ahead
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()
 

@@ -157,15 +157,9 @@ class FlashInferAttention:
         """There is no launch that also rotates and stores."""
 
     def run_stored(
-        self,
-        q: Tensor,
-        layer: int,
-        spec: AttnSpec,
-        k: Tensor | None = None,
-        v: Tensor | None = None,
-        ahead: Any = None,
+        self, q: Tensor, layer: int, spec: AttnSpec, k: Tensor | None = None, v: Tensor | None = None
     ) -> Tensor:
-        """Attend; k and v are stored already and not looked at, and nothing is fetched ahead."""
+        """Attend; k and v are stored already and not looked at."""
         assert self.inputs is not None
         decodes = self.inputs.decodes
         kind = _Kind.of(spec)

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.attention.base import AttentionInputs, PagedInputs
-from runtime.kernels.ahead import Ahead
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.kv_store import store_kv
 from runtime.kernels.merge import SplitScratch, split_scratch
@@ -73,20 +72,14 @@ class TritonAttention:
         return self.run_stored(q, layer, spec, k, v)
 
     def run_stored(
-        self,
-        q: Tensor,
-        layer: int,
-        spec: AttnSpec,
-        k: Tensor | None = None,
-        v: Tensor | None = None,
-        ahead: Ahead | None = None,
+        self, q: Tensor, layer: int, spec: AttnSpec, k: Tensor | None = None, v: Tensor | None = None
     ) -> Tensor:
         """Attend; k and v are stored already, and are given as well if rows of fresh prompts may be read from them."""
         at = self.inputs
         assert at is not None
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         if at.decodes:
-            self._decode(q[: at.decodes], layer, spec, out[: at.decodes], ahead)
+            self._decode(q[: at.decodes], layer, spec, out[: at.decodes])
         if len(at.seats) > at.decodes:
             if k is None or v is None or not self._fresh(q, k, v, spec, out):
                 prefill_attention(
@@ -106,9 +99,7 @@ class TritonAttention:
                 )
         return out
 
-    def run_packed(
-        self, qkv: Tensor, turning: Turning, layer: int, spec: AttnSpec, ahead: Ahead | None = None
-    ) -> Tensor | None:
+    def run_packed(self, qkv: Tensor, turning: Turning, layer: int, spec: AttnSpec) -> Tensor | None:
         """Make q, k and v of the packed projection, store, attend, in one launch; None if that is not the quickest.
 
         It is for batches of nothing but single tokens.
@@ -130,11 +121,10 @@ class TritonAttention:
             at.table,
             at.seats,
             at.lengths,
-            ahead=ahead,
             **how,
         )
 
-    def _decode(self, q: Tensor, layer: int, spec: AttnSpec, out: Tensor, ahead: Ahead | None) -> None:
+    def _decode(self, q: Tensor, layer: int, spec: AttnSpec, out: Tensor) -> None:
         at = self.inputs
         assert at is not None
         decode_attention(
@@ -145,7 +135,6 @@ class TritonAttention:
             at.seats[: at.decodes],
             at.lengths[: at.decodes],
             out=out,
-            ahead=ahead,
             **self._how(len(q), spec),
         )
 

@@ -96,6 +96,13 @@ class DecodeGraphs:
             self._graphs[size] = DecodeGraph(size, graph, control, marked, logits)
         bar.close()
 
+    def release(self) -> None:
+        """Give the graphs up. What NCCL does in one keeps its communicator from ending."""
+        for held in self._graphs.values():
+            if held.graph is not None and hasattr(held.graph, "reset"):
+                held.graph.reset()
+        self._graphs.clear()
+
     def _rows(self, size: int, spare: int) -> Tensor:
         control = torch.full((3, size), -1, dtype=torch.long, device=self._table.device)
         control[0] = spare

@@ -94,6 +94,9 @@ class EngineLoop:
     def close(self) -> None:
         """End the other ranks, if there are any."""
         if self._ranks is not None:
+            graphs = getattr(getattr(self, "runner", None), "graphs", None)
+            if graphs is not None:
+                graphs.release()
             self._ranks.close()
             self._ranks = None
 

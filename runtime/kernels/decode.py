@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.ahead import NOTHING, Ahead, fetch_ahead, fetch_share
+from runtime.kernels.ahead import fetch_ahead
 from runtime.kernels.merge import SplitScratch, arrive, check_scratch, join_parts, split_scratch
 from runtime.kernels.rope_store import Turning, rotated
 from runtime.kernels.tuning import DecodeTiles, decode_tiles, early_starts
@@ -65,7 +65,9 @@ def capped(scores, softcap):
     return tl.where(scores < 0, -size, size)
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["window"]
+)  # a window of 1 leaves an empty loop, which Triton 3.6 does not compile
 def _decode(
     q,
     pool_k,
@@ -92,8 +94,6 @@ def _decode(
     q_stride,
     slot_stride,
     width,
-    ahead,
-    ahead_half,
     GROUP: tl.constexpr,
     BLOCK_G: tl.constexpr,
     DIM: tl.constexpr,
@@ -112,20 +112,9 @@ def _decode(
     OFFSET: tl.constexpr,
     EARLY: tl.constexpr,
     LINES: tl.constexpr,
-    AHEAD: tl.constexpr,
-    HALVES: tl.constexpr,
-    WARPS: tl.constexpr,
 ):
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-    if AHEAD > 0:
-        behind = tl.program_id(2) - (tl.num_programs(2) - AHEAD)
-        if behind >= 0:
-            if EARLY:
-                tl.extra.cuda.gdc_wait()
-            share = (behind * SPLITS + tl.program_id(1)) * tl.num_programs(0) + tl.program_id(0)
-            fetch_share(ahead, ahead_half, share, HALVES, WARPS)
-            return
     head = tl.program_id(0)
     split = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
@@ -263,7 +252,6 @@ def decode_attention(
     scratch: SplitScratch | None = None,
     out: Tensor | None = None,
     tiles: DecodeTiles | None = None,
-    ahead: Ahead | None = None,
 ) -> Tensor:
     """Attend the newest token of each request to that request's KV pages, its own k and v stored before.
 
@@ -275,7 +263,6 @@ def decode_attention(
     scale           multiplies q.k (and the scale of float8 keys, if any); v_scale multiplies the result
     slopes          float32 [heads]: ALiBi, adds slope * (key position - query position)
     splits          programs per request and KV head, at most; None: as many as fill the device
-    ahead           what to fetch meanwhile: the matrix that comes next
     scratch         split_scratch(requests, kv_heads, splits, heads // kv_heads, head_dim), kept by a caller that
                     captures graphs; made for the call if None
 
@@ -286,7 +273,7 @@ def decode_attention(
         raise ValueError("decode_attention: heads of q must lie next to each other")
     return _launch(
         q, q.shape[1], None, None, pool_k, pool_v, table, seats, lengths, page_size, scale, window, softcap,
-        slopes, v_scale, splits, scratch, out, tiles, ahead,
+        slopes, v_scale, splits, scratch, out, tiles,
     )  # fmt: skip
 
 
@@ -310,7 +297,6 @@ def packed_decode_attention(
     scratch: SplitScratch | None = None,
     out: Tensor | None = None,
     tiles: DecodeTiles | None = None,
-    ahead: Ahead | None = None,
 ) -> Tensor:
     """`rope_store` and `decode_attention` in one launch: the new tokens' k and v are made, stored and attended to here.
 
@@ -331,7 +317,7 @@ def packed_decode_attention(
         )
     return _launch(
         qkv.unflatten(1, (-1, dim)), heads, turning, slots, pool_k, pool_v, table, seats, lengths, page_size,
-        scale, window, softcap, None, v_scale, splits, scratch, out, tiles, ahead,
+        scale, window, softcap, None, v_scale, splits, scratch, out, tiles,
     )  # fmt: skip
 
 
@@ -355,7 +341,6 @@ def _launch(
     scratch: SplitScratch | None,
     out: Tensor | None,
     tiles: DecodeTiles | None,
-    ahead: Ahead | None,
 ) -> Tensor:
     requests, _, dim = q.shape
     kv_heads = pool_k.shape[1]
@@ -384,8 +369,7 @@ def _launch(
         check_scratch(scratch, requests, kv_heads, splits, group, dim)
     early = early_starts(q.device, requests)
     turn = turning or _AS_IT_IS
-    behind = triton.cdiv(ahead.shares(t.warps), kv_heads * splits) if ahead else 0
-    _decode[(kv_heads, splits, requests + behind)](
+    _decode[(kv_heads, splits, requests)](
         q,
         pool_k,
         pool_v,
@@ -429,8 +413,6 @@ def _launch(
         OFFSET=turn.offset != 0.0,
         EARLY=early,
         LINES=triton.next_power_of_2(max(1, dim * pool_k.element_size() // 128)),
-        WARPS=t.warps,
-        **(ahead.options(behind) if ahead else NOTHING),
         num_warps=t.warps,
         **({"launch_pdl": True} if early else {}),
     )

@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.ahead import NOTHING, Ahead, fetch_share
 from runtime.kernels.tuning import early_starts
 
 _WIDEST = 1 << 16
@@ -42,24 +41,11 @@ def _rms_norm(
     offset,
     width,
     stride,
-    ahead,
-    ahead_half,
     ADD: tl.constexpr,
     OFFSET: tl.constexpr,
     BLOCK: tl.constexpr,
     EARLY: tl.constexpr,
-    AHEAD: tl.constexpr,
-    HALVES: tl.constexpr,
-    WARPS: tl.constexpr,
 ):
-    if AHEAD > 0:
-        rows = tl.num_programs(0) - AHEAD
-        if tl.program_id(0) >= rows:
-            if EARLY:
-                tl.extra.cuda.gdc_launch_dependents()
-                tl.extra.cuda.gdc_wait()
-            fetch_share(ahead, ahead_half, tl.program_id(0) - rows, HALVES, WARPS)
-            return
     row = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, BLOCK)
     live = col < width
@@ -93,20 +79,13 @@ def add_rms_norm(
     offset: float = 0.0,
     *,
     out: Tensor | None = None,
-    ahead: Ahead | None = None,
 ) -> Tensor:
-    """Add x to `residual` in place and return the norm of the sum; both [rows, width]. Meanwhile fetch what comes `ahead`."""
-    return _launch(x, residual, weight, eps, offset, out, ahead)
+    """Add x to `residual` in place and return the norm of the sum; both [rows, width]."""
+    return _launch(x, residual, weight, eps, offset, out)
 
 
 def _launch(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    eps: float,
-    offset: float,
-    out: Tensor | None,
-    ahead: Ahead | None = None,
+    x: Tensor, residual: Tensor | None, weight: Tensor, eps: float, offset: float, out: Tensor | None
 ) -> Tensor:
     if x.dim() != 2 or weight.shape != x.shape[1:] or x.stride(1) != 1:
         raise ValueError(
@@ -125,9 +104,7 @@ def _launch(
     if x.shape[0]:
         block = triton.next_power_of_2(x.shape[1])
         early = early_starts(x.device, x.shape[0])
-        warps = min(16, max(1, block // 512))
-        shares = ahead.shares(warps) if ahead else 0
-        _rms_norm[(x.shape[0] + shares,)](
+        _rms_norm[(x.shape[0],)](
             x,
             residual,
             weight,
@@ -140,9 +117,7 @@ def _launch(
             OFFSET=offset != 0.0,
             BLOCK=block,
             EARLY=early,
-            WARPS=warps,
-            **(ahead.options(shares) if ahead else NOTHING),
-            num_warps=warps,
+            num_warps=min(16, max(1, block // 512)),
             **({"launch_pdl": True} if early else {}),
         )
     return out

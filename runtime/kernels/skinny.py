@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.kernels.activation import ACTIVATIONS, activated, gated_mul, gated_reference
-from runtime.kernels.ahead import NOTHING, Ahead, fetch_ahead, fetch_share
+from runtime.kernels.ahead import fetch_ahead
 from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
 from runtime.kernels.tuning import EARLY_WEIGHTS, LinearTiles, early_starts, linear_tiles
@@ -84,17 +84,12 @@ def _gemv(
     offset,
     n,
     w_stride,
-    ahead,
-    ahead_half,
     K: tl.constexpr,
     GATED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     UNROLL: tl.constexpr,
     EARLY: tl.constexpr,
-    AHEAD: tl.constexpr,
-    HALVES: tl.constexpr,
-    WARPS: tl.constexpr,
 ):
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
@@ -131,10 +126,6 @@ def _gemv(
                     w_row + n * w_stride + col[None, :], mask=live[:, None] & (col < K)[None, :], other=0.0
                 )
             other += b.to(tl.float32) * value[None, :]
-    if AHEAD > 0:
-        share = tl.program_id(0) - (tl.num_programs(0) - AHEAD)
-        if share >= 0:  # the last programs: the memory is about to be idle
-            fetch_share(ahead, ahead_half, share, HALVES, WARPS)
     y = tl.sum(acc, 1)
     factor = 1.0
     if norm is not None:
@@ -180,8 +171,6 @@ def _tiled(
     n,
     x_stride,
     w_stride,
-    ahead,
-    ahead_half,
     K: tl.constexpr,
     GATED: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -191,10 +180,7 @@ def _tiled(
     SHARE: tl.constexpr,
     STAGES: tl.constexpr,
     EARLY: tl.constexpr,
-    LINES: tl.constexpr,
     AHEAD: tl.constexpr,
-    HALVES: tl.constexpr,
-    WARPS: tl.constexpr,
 ):
     tile_m = tl.program_id(0)  # tiles that read the same weights run together
     tile_n = tl.program_id(1)
@@ -204,8 +190,10 @@ def _tiled(
     w_row = w + at.to(tl.int64)[:, None] * w_stride
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        line = split * SHARE + tl.arange(0, LINES) * (1024 // w.dtype.element_ty.primitive_bitwidth)
-        first_lines = w + tl.minimum(at, n - 1).to(tl.int64)[:, None] * w_stride + tl.minimum(line, K - 1)[None, :]
+        line = split * SHARE + tl.arange(0, AHEAD) * (1024 // w.dtype.element_ty.primitive_bitwidth)
+        first_lines = (
+            w + tl.minimum(at, n - 1).to(tl.int64)[:, None] * w_stride + tl.minimum(line, K - 1)[None, :]
+        )
         fetch_ahead(first_lines)
         if GATED is not None:
             fetch_ahead(first_lines + n * w_stride)
@@ -232,11 +220,6 @@ def _tiled(
             else:
                 c = tl.load(w_row + n * w_stride + col, mask=live_n & (col < K), other=0.0)
             other = tl.dot(c, b, other, input_precision="ieee")
-    if AHEAD > 0:
-        programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
-        share = (split * tl.num_programs(1) + tile_n) * tl.num_programs(0) + tile_m - (programs - AHEAD)
-        if share >= 0:  # the last programs: the memory is about to be idle
-            fetch_share(ahead, ahead_half, share, HALVES, WARPS)
     live = (at < n)[:, None] & (m < rows)[None, :]
     if SPLITS == 1:
         _finish(acc, other, at, m, n, live, bias, residual, out, GATED)
@@ -274,7 +257,6 @@ def skinny_linear(
     scratch: LinearScratch | None = None,
     out: Tensor | None = None,
     tiles: LinearTiles | None = None,
-    ahead: Ahead | None = None,
 ) -> Tensor:
     """norm(x) W^T + bias, gated if asked, plus residual: one launch where that is quickest.
 
@@ -282,7 +264,6 @@ def skinny_linear(
     norm      RMS norm of x's rows first
     gated     one of ACTIVATIONS: the result is act(gate) * up
     residual  [rows, columns], added last; `out` may be the same tensor
-    ahead     what the last programs fetch: the matrix that comes next; nothing where the library multiplies
     scratch   linear_scratch(), kept by a caller that captures graphs; made for the call if needed and None
 
     Returns [rows, columns] in x's dtype; sums run in float32.
@@ -316,8 +297,7 @@ def skinny_linear(
         return out
     if t.kind == "gemv":
         early = early_starts(x.device, rows) and w.numel() <= EARLY_WEIGHTS
-        grid = triton.cdiv(n, t.block_n)
-        _gemv[(grid,)](
+        _gemv[(triton.cdiv(n, t.block_n),)](
             x,
             w,
             bias,
@@ -334,8 +314,6 @@ def skinny_linear(
             BLOCK_K=t.block_k,
             UNROLL=t.stages,
             EARLY=early,
-            WARPS=t.warps,
-            **(ahead.options(ahead.shares(t.warps, grid)) if ahead else NOTHING),
             num_warps=t.warps,
             **({"launch_pdl": True} if early else {}),
         )
@@ -343,17 +321,17 @@ def skinny_linear(
     splits = max(1, min(t.splits, triton.cdiv(k, t.block_k)))
     share = triton.cdiv(triton.cdiv(k, t.block_k), splits) * t.block_k
     splits = triton.cdiv(k, share)
-    tiles_m, tiles_n = triton.cdiv(rows, t.block_m), triton.cdiv(n, t.block_n)
+    grid = (triton.cdiv(rows, t.block_m), triton.cdiv(n, t.block_n), splits)
     if splits > 1:
-        need = tiles_m * tiles_n * splits * (2 if gated else 1) * t.block_m * t.block_n
+        need = grid[0] * grid[1] * splits * (2 if gated else 1) * t.block_m * t.block_n
         scratch = scratch or linear_scratch(x.device, need)
-        if scratch.partial.numel() < need or scratch.arrived.numel() < tiles_m * tiles_n:
+        if scratch.partial.numel() < need or scratch.arrived.numel() < grid[0] * grid[1]:
             raise ValueError(
                 f"skinny_linear: {rows} rows of {n} in {splits} splits need a scratch of {need} elements, "
                 f"got {scratch.partial.numel()}; make it with linear_scratch(device, elements)"
             )
     early = early_starts(x.device, rows)
-    _tiled[(tiles_m, tiles_n, splits)](
+    _tiled[grid](
         x,
         w,
         bias,
@@ -374,9 +352,7 @@ def skinny_linear(
         SHARE=share,
         STAGES=t.stages,
         EARLY=early,
-        LINES=triton.next_power_of_2(max(1, t.block_k * w.element_size() * _AHEAD // 128)),
-        WARPS=t.warps,
-        **(ahead.options(ahead.shares(t.warps, tiles_m * tiles_n * splits)) if ahead else NOTHING),
+        AHEAD=triton.next_power_of_2(max(1, t.block_k * w.element_size() * _AHEAD // 128)),
         num_warps=t.warps,
         **({"launch_pdl": True} if early else {}),
     )

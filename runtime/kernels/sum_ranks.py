@@ -18,7 +18,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.ahead import NOTHING, Ahead, fetch_share
 from runtime.kernels.norm import normed, rms_norm_reference
 from runtime.kernels.tuning import early_starts
 
@@ -112,8 +111,6 @@ def _sum_ranks(
     rank,
     rows,
     looks,
-    ahead,
-    ahead_half,
     WORDS: tl.constexpr,
     BOX: tl.constexpr,
     SIZE: tl.constexpr,
@@ -124,19 +121,9 @@ def _sum_ranks(
     SEND: tl.constexpr,
     TAKE: tl.constexpr,
     EARLY: tl.constexpr,
-    AHEAD: tl.constexpr,
-    HALVES: tl.constexpr,
-    WARPS: tl.constexpr,
 ):
     PAIRED: tl.constexpr = DTYPE.primitive_bitwidth == 16
     WIDTH: tl.constexpr = WORDS * 2 if PAIRED else WORDS
-    if AHEAD > 0:
-        if tl.program_id(0) >= rows:
-            if EARLY:
-                tl.extra.cuda.gdc_launch_dependents()
-                tl.extra.cuda.gdc_wait()
-            fetch_share(ahead, ahead_half, tl.program_id(0) - rows, HALVES, WARPS)
-            return
     row = tl.program_id(0)  # boxes are some megabytes: no offset in them passes 2**31
     col = tl.arange(0, BLOCK)
     live = col < WORDS
@@ -156,7 +143,7 @@ def _sum_ranks(
         mine = _box(boxes, rank)
         before = (turn + 2) % 3
         used = tl.load(state + 4 + before, volatile=True)
-        for old in range(row, used, rows):
+        for old in range(row, used, tl.num_programs(0)):
             for i in tl.static_range(1, SIZE):
                 stale = (before * SIZE + (rank + i) % SIZE) * BOX + old * WORDS + col
                 tl.store(mine + stale, tl.full((BLOCK,), EMPTY, tl.int32), mask=live)
@@ -202,7 +189,7 @@ def _sum_ranks(
             second = normed(high, _high(scale, DTYPE), factor, offset, DTYPE, OFFSET)
         tl.store(out + place, _word(first, second, DTYPE), mask=live)
         tl.debug_barrier()
-        if tl.atomic_add(state + 1, 1, sem="acq_rel") == rows - 1:
+        if tl.atomic_add(state + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
             tl.store(state + 1, 0)
             tl.store(state + 4 + turn, rows)
             tl.store(state, (turn + 1) % 3)
@@ -217,7 +204,6 @@ def sum_ranks(
     *,
     mail: Mailboxes,
     bias: Tensor | None = None,
-    ahead: Ahead | None = None,
     send: bool = True,
     take: bool = True,
 ) -> Tensor:
@@ -226,7 +212,6 @@ def sum_ranks(
     x         [rows, width], this rank's part; residual [rows, width], the same on every rank
     weight    [width], of the norm
     mail      of this rank; every rank makes the same launches in the same order
-    ahead     what to fetch while ranks wait for each other
     send, take  halves of the exchange; tests without a second device launch them apart
 
     Returns [rows, width] in x's dtype, equal on every rank; sums run in float32, and are rounded once.
@@ -250,9 +235,7 @@ def sum_ranks(
         return out
     block = triton.next_power_of_2(mail.words)
     early = early_starts(x.device, rows)
-    warps = min(16, max(1, block // 256))
-    shares = ahead.shares(warps) if ahead else 0
-    _sum_ranks[(rows + shares,)](
+    _sum_ranks[(rows,)](
         x.view(torch.int32),
         None if bias is None else bias.view(torch.int32),
         residual.view(torch.int32),
@@ -275,9 +258,7 @@ def sum_ranks(
         SEND=send,
         TAKE=take,
         EARLY=early,
-        WARPS=warps,
-        **(ahead.options(shares) if ahead else NOTHING),
-        num_warps=warps,
+        num_warps=min(16, max(1, block // 256)),
         **({"launch_pdl": True} if early else {}),
     )
     return out

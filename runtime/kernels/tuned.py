@@ -30,9 +30,25 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
             (1, LinearTiles("gemv", 1, 4, 1024, 4, 2, 1)),
             (256, LIBRARY),
         ),
+        (3072, 4096, False): (
+            (1, LinearTiles("gemv", 1, 4, 512, 2, 2, 1)),
+            (16, LinearTiles("tiled", 16, 64, 128, 4, 4, 4)),
+            (256, LIBRARY),
+        ),
+        (4096, 2048, False): (
+            (1, LinearTiles("gemv", 1, 4, 1024, 4, 1, 1)),
+            (16, LinearTiles("tiled", 16, 64, 128, 4, 6, 2)),
+            (256, LIBRARY),
+        ),
         (4096, 4096, False): (
             (1, LinearTiles("gemv", 1, 8, 512, 4, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 256, 4, 3, 2)),
+            (32, LinearTiles("tiled", 32, 64, 128, 4, 5, 2)),
+            (256, LIBRARY),
+        ),
+        (4096, 7168, False): (
+            (1, LinearTiles("gemv", 1, 8, 512, 4, 2, 1)),
+            (16, LinearTiles("tiled", 16, 64, 128, 4, 6, 2)),
             (32, LinearTiles("tiled", 32, 64, 128, 4, 5, 2)),
             (256, LIBRARY),
         ),
@@ -54,12 +70,26 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
             (4, LinearTiles("tiled", 16, 64, 128, 4, 4, 2)),
             (256, LIBRARY),
         ),
+        (7168, 4096, True): (
+            (1, LinearTiles("gemv", 1, 1, 2048, 8, 2, 1)),
+            (16, LinearTiles("tiled", 16, 64, 64, 4, 4, 1)),
+            (32, LinearTiles("tiled", 32, 64, 64, 4, 5, 1)),
+            (64, LinearTiles("tiled", 64, 64, 64, 4, 4, 1)),
+            (256, LIBRARY),
+        ),
         (14336, 4096, True): (
             (1, LinearTiles("gemv", 1, 8, 256, 4, 2, 1)),
             (16, LinearTiles("tiled", 16, 128, 64, 8, 4, 1)),
             (32, LinearTiles("tiled", 32, 64, 64, 4, 4, 1)),
             (64, LinearTiles("tiled", 64, 64, 64, 4, 4, 1)),
             (128, LinearTiles("tiled", 128, 128, 64, 8, 4, 1)),
+            (256, LIBRARY),
+        ),
+        (64128, 4096, False): (
+            (1, LinearTiles("gemv", 1, 2, 2048, 8, 2, 1)),
+            (16, LinearTiles("tiled", 16, 128, 128, 8, 4, 1)),
+            (32, LinearTiles("tiled", 32, 64, 128, 4, 4, 1)),
+            (64, LinearTiles("tiled", 64, 128, 64, 4, 4, 1)),
             (256, LIBRARY),
         ),
         (128256, 4096, False): (

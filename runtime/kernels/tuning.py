@@ -92,17 +92,6 @@ def early_starts(device: torch.device, rows: int) -> bool:
     return rows <= EARLY_ROWS and _name(device) in EARLY_STARTS
 
 
-Wait = Literal["norm", "ranks", "attention", "product"]
-# Bytes of the next matrix that a launch fetches ahead, by device and what there is to wait for; none elsewhere.
-AHEAD: Mapping[str, Mapping[Wait, int]] = MappingProxyType({})
-AHEAD_ROWS = 512  # more rows take so long that the wait between two products is nothing
-AHEAD_ATTENTION_ROWS = 8  # more rows keep the memory busy themselves
-
-
-def ahead_sizes(device: torch.device) -> Mapping[Wait, int]:
-    return AHEAD.get(_name(device)) or MappingProxyType({"norm": 0, "ranks": 0, "attention": 0, "product": 0})
-
-
 # (block_n, warps, stages, programs per multiprocessor) by head size of at most so many bytes
 _DECODE = MappingProxyType(
     {

@@ -14,12 +14,10 @@ from torch import Tensor
 
 from runtime.attention.base import AttentionImpl
 from runtime.kernels.activation import ACTIVATIONS
-from runtime.kernels.ahead import Ahead
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
-from runtime.kernels.tuning import AHEAD_ATTENTION_ROWS, AHEAD_ROWS, Wait, ahead_sizes
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import NormSpec
@@ -65,38 +63,23 @@ class FusedDecoder:
         self._norms = [(_row_norm(x.attn_norm), _row_norm(x.mlp_norm)) for x in self._layers]
         self._last = _row_norm(model.norm)
         self._scratch = linear_scratch(store.k.device)
-        self._sizes = ahead_sizes(store.k.device)
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
-
-    def _ahead(self, rows: int, wait: Wait, weights: Tensor, halves: int = 1) -> Ahead | None:
-        """What to fetch of the matrix that comes after such a wait; None where nothing is won."""
-        size = self._sizes[wait] if rows <= AHEAD_ROWS else 0
-        return Ahead(weights, halves, size) if size else None
 
     def _linear(self, x: Tensor, layer: Any, **more: Any) -> Tensor:
         return skinny_linear(x, layer.weight, bias=layer.bias, scratch=self._scratch, **more)
 
-    def _added(
-        self, y: Tensor, layer: Any, x: Tensor, norm: RowNorm, then: Tensor, halves: int = 1
-    ) -> Tensor:
-        """Add layer(y) to the residual `x` in place and return the norm of the sum, which `then` multiplies next.
-
-        Each rank may have some of y's columns.
-        """
-        how: Any = {"ahead": self._ahead(len(y), "norm", then, halves)}
+    def _added(self, y: Tensor, layer: Any, x: Tensor, norm: RowNorm) -> Tensor:
+        """Add layer(y) to the residual `x` in place and return the norm of the sum; each rank may have some of y's columns."""
         if layer.group is None:
-            return add_rms_norm(self._linear(y, layer), x, norm.weight, norm.eps, norm.offset, **how)
+            return add_rms_norm(self._linear(y, layer), x, norm.weight, norm.eps, norm.offset)
         part = skinny_linear(y, layer.weight, scratch=self._scratch)
         if self._mail is not None and self._mail.fits(part):
-            how = {"ahead": self._ahead(len(y), "ranks", then, halves)}
-            return sum_ranks(
-                part, x, norm.weight, norm.eps, norm.offset, mail=self._mail, bias=layer.bias, **how
-            )
+            return sum_ranks(part, x, norm.weight, norm.eps, norm.offset, mail=self._mail, bias=layer.bias)
         part = layer.group.all_reduce(part)
         if layer.bias is not None:
             part = part + layer.bias
-        return add_rms_norm(part, x, norm.weight, norm.eps, norm.offset, **how)
+        return add_rms_norm(part, x, norm.weight, norm.eps, norm.offset)
 
     def __call__(
         self, ids: Tensor, positions: Tensor, impl: AttentionImpl, rows: Tensor | None = None
@@ -105,19 +88,13 @@ class FusedDecoder:
         x = self.model.embedding(ids)
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
-        count = len(ids)
-        # What each layer's last product is followed by.
-        following = [*(x.attention.qkv.weight for x in self._layers[1:]), self.model.head_weight]
-        if count == 1 and self.model.group is None:
-            for layer, (first, second), then in zip(self._layers, self._norms, following, strict=True):
-                up, down = layer.mlp.up, layer.mlp.down
+        if len(ids) == 1 and self.model.group is None:
+            for layer, (first, second) in zip(self._layers, self._norms, strict=True):
                 qkv = self._linear(x, layer.attention.qkv, norm=first)
                 y = self._attend(qkv, positions, layer, impl)
-                ahead = self._ahead(1, "product", up.weight, 2)
-                self._linear(y, layer.attention.out, residual=x, out=x, ahead=ahead)
-                ahead = self._ahead(1, "product", down.weight)
-                h = self._linear(x, up, norm=second, gated=_GATES[layer.spec.mlp.activation], ahead=ahead)
-                self._linear(h, down, residual=x, out=x, ahead=self._ahead(1, "product", then))
+                self._linear(y, layer.attention.out, residual=x, out=x)
+                h = self._linear(x, layer.mlp.up, norm=second, gated=_GATES[layer.spec.mlp.activation])
+                self._linear(h, layer.mlp.down, residual=x, out=x)
             h = rms_norm(x, self._last.weight, self._last.eps, self._last.offset)
             return h if rows is None else h[rows]
         first = self._norms[0][0]
@@ -128,11 +105,9 @@ class FusedDecoder:
             y = self._attend(self._linear(h, layer.attention.qkv), positions, layer, impl)
             if rows is not None and layer is self._layers[-1]:
                 y, x = y[rows], x[rows]
-            up, down = layer.mlp.up, layer.mlp.down
-            h = self._added(y, layer.attention.out, x, second, up.weight, 2)
-            ahead = self._ahead(count, "product", down.weight)
-            h = self._linear(h, up, gated=_GATES[layer.spec.mlp.activation], ahead=ahead)
-            h = self._added(h, down, x, after, following[i])
+            h = self._added(y, layer.attention.out, x, second)
+            h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation])
+            h = self._added(h, layer.mlp.down, x, after)
         return h
 
     def _attend(self, qkv: Tensor, positions: Tensor, layer: Layer, impl: Any) -> Tensor:
@@ -150,10 +125,7 @@ class FusedDecoder:
             a.norm.offset if normed and a.norm is not None else 0.0,
         )
         inputs = impl.inputs
-        ahead = None
-        if inputs.decodes == len(qkv) <= AHEAD_ATTENTION_ROWS:
-            ahead = self._ahead(len(qkv), "attention", layer.attention.out.weight)
-        attended: Tensor | None = impl.run_packed(qkv, turning, index, a, ahead)
+        attended: Tensor | None = impl.run_packed(qkv, turning, index, a)
         if attended is not None:
             return attended.flatten(1)
         pool_k, pool_v = self.store.k[index], self.store.v[index]
@@ -168,7 +140,7 @@ class FusedDecoder:
             inputs.fresh and pool_k.dtype == k.dtype
         ):  # prompts may be attended without looking for their pages
             rows = tuple(pool.index_select(0, inputs.slots) for pool in (pool_k, pool_v))
-        out: Tensor = impl.run_stored(q, index, a, *rows, ahead=ahead)
+        out: Tensor = impl.run_stored(q, index, a, *rows)
         return out.flatten(1)
 
     def raw_logits(self, hidden: Tensor) -> Tensor:

@@ -132,6 +132,9 @@ class Ranks:
 
     def close(self) -> None:
         """End them, and take the sockets away."""
+        group = getattr(self, "group", None)
+        if group is not None:
+            group.close()
         for process in self._processes:
             if process.stdin is not None:
                 process.stdin.close()

@@ -96,6 +96,9 @@ def test_what_is_planned(fake: None) -> None:
         assert kwargs["causal"] is True
 
 
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="its tensors are on the CPU, for kernels that are interpreted"
+)
 def test_each_layer_runs_its_kind(fake: None) -> None:
     store = KVStore(SPEC, 10, 16, torch.float32, "cpu")
     attention = FlashInferAttention(store, SPEC, torch.float32)
