@@ -15,7 +15,7 @@ from runtime.server.launch import ServerProcess
 
 @pytest.fixture()
 def guarded() -> Iterator[ServerProcess]:
-    server = ServerProcess(constraint_compile_seconds=1, constraint_compile_memory_mb=512)
+    server = ServerProcess(constraint_compile_seconds=1, constraint_compile_memory_mb=512, threads=1)
     yield server
     server.shutdown()
 
