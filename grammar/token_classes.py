@@ -12,31 +12,51 @@ import numpy as np
 from numba import njit
 
 
-@njit(cache=True, nogil=True)
-def _grow_i32(array, size):  # type: ignore[no-untyped-def]
-    larger = np.empty(size, np.int32)
-    larger[: len(array)] = array
-    return larger
+_MIX = np.int64(0x9E3779B97F4A7C15 >> 1)
 
 
-@njit(cache=True, nogil=True)
-def class_trie(byte, depth, skip, unique, uniques, class_of, class_live, max_depth):  # type: ignore[no-untyped-def]
+def class_trie(
+    byte: np.ndarray,
+    depth: np.ndarray,
+    skip: np.ndarray,
+    unique: np.ndarray,
+    uniques: int,
+    class_of: np.ndarray,
+    class_live: np.ndarray,
+    max_depth: int,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """The tree of class strings: (class, first child, next sibling, parent) by node; the node of each byte
     string, -1 where one of its bytes is in a dead class. Node 0 is the root."""
-    capacity = 1024
-    node_class = np.zeros(capacity, np.int32)
-    child = np.full(capacity, -1, np.int32)
-    sibling = np.full(capacity, -1, np.int32)
-    parent = np.full(capacity, -1, np.int32)
-    slots = 4096
-    keys = np.full(slots, -1, np.int64)
-    values = np.empty(slots, np.int32)
-    nodes = 1
+    capacity, slots = 1024, 4096
+    tree = np.full((4, capacity), -1, np.int32)
+    tree[0, 0] = 0
+    keys, values = np.full(slots, -1, np.int64), np.empty(slots, np.int32)
     node_of = np.full(uniques, -1, np.int32)
     path = np.zeros(max_depth + 1, np.int32)
-    i = 0
-    total = len(byte)
-    while i < total:
+    # arrays that grow are swapped out here: inside of a compiled loop each use of one would cost a reference count
+    at, nodes = 0, 1
+    while True:
+        at, nodes = _add_strings(
+            byte, depth, skip, unique, class_of, class_live, at, nodes, path, *tree, keys, values, node_of
+        )
+        if at == len(byte):
+            return tree[0, :nodes], tree[1, :nodes], tree[2, :nodes], tree[3, :nodes], node_of
+        capacity, slots = capacity * 4, slots * 4
+        larger = np.full((4, capacity), -1, np.int32)
+        larger[:, :nodes] = tree[:, :nodes]
+        tree, keys, values = larger, np.full(slots, -1, np.int64), np.empty(slots, np.int32)
+        _enter_nodes(tree[0], tree[3], nodes, keys, values)
+
+
+@njit(cache=True, nogil=True)
+def _add_strings(  # type: ignore[no-untyped-def]
+    byte, depth, skip, unique, class_of, class_live, at, nodes, path, node_class, child, sibling, parent, keys, values, node_of
+):  # fmt: skip
+    """Add the strings of classes from node `at` of the trie on, until the arrays are full: (where it stopped, nodes)."""
+    last = np.uint64(len(keys) - 1)
+    room = len(node_class)
+    i = at
+    while i < len(byte):
         c = class_of[byte[i]]
         if not class_live[c]:
             i = skip[i]
@@ -44,18 +64,15 @@ def class_trie(byte, depth, skip, unique, uniques, class_of, class_live, max_dep
         d = depth[i]
         up = path[d - 1]
         key = (np.int64(up) << 8) | c
-        slot = (key * np.int64(0x9E3779B97F4A7C15 >> 1)) >> 20 & (slots - 1)
-        while keys[slot] >= 0 and keys[slot] != key:
-            slot = (slot + 1) & (slots - 1)
-        if keys[slot] < 0:
-            if nodes == capacity:
-                capacity *= 2
-                node_class = _grow_i32(node_class, capacity)
-                child = _grow_i32(child, capacity)
-                sibling = _grow_i32(sibling, capacity)
-                parent = _grow_i32(parent, capacity)
+        slot = (np.uint64(key * _MIX) >> np.uint64(20)) & last
+        while keys[slot] != key and keys[slot] >= 0:
+            slot = (slot + np.uint64(1)) & last
+        if keys[slot] == key:
+            found = values[slot]
+        else:
+            if nodes == room:
+                return i, nodes
             node_class[nodes] = c
-            child[nodes] = -1
             sibling[nodes] = child[up]
             child[up] = nodes
             parent[nodes] = up
@@ -63,30 +80,24 @@ def class_trie(byte, depth, skip, unique, uniques, class_of, class_live, max_dep
             values[slot] = nodes
             found = nodes
             nodes += 1
-            if nodes * 2 > slots:
-                slots *= 4
-                keys = np.full(slots, -1, np.int64)
-                values = np.empty(slots, np.int32)
-                for n in range(1, nodes):
-                    k = (np.int64(parent[n]) << 8) | node_class[n]
-                    s = (k * np.int64(0x9E3779B97F4A7C15 >> 1)) >> 20 & (slots - 1)
-                    while keys[s] >= 0:
-                        s = (s + 1) & (slots - 1)
-                    keys[s] = k
-                    values[s] = n
-        else:
-            found = values[slot]
         path[d] = found
         if unique[i] >= 0:
             node_of[unique[i]] = found
         i += 1
-    return (
-        node_class[:nodes].copy(),
-        child[:nodes].copy(),
-        sibling[:nodes].copy(),
-        parent[:nodes].copy(),
-        node_of,
-    )
+    return i, nodes
+
+
+@njit(cache=True, nogil=True)
+def _enter_nodes(node_class, parent, nodes, keys, values):  # type: ignore[no-untyped-def]
+    """Fill a hash table anew; it has four slots for each node there is room for."""
+    last = np.uint64(len(keys) - 1)
+    for n in range(1, nodes):
+        key = (np.int64(parent[n]) << 8) | node_class[n]
+        slot = (np.uint64(key * _MIX) >> np.uint64(20)) & last
+        while keys[slot] >= 0:
+            slot = (slot + np.uint64(1)) & last
+        keys[slot] = key
+        values[slot] = n
 
 
 @njit(cache=True, nogil=True)
