@@ -3,12 +3,20 @@
 A configuration is four numbers: state, place inside a string (its base: between characters), characters of
 the string so far, and stack (a node of a tree of return states; 0 is the empty stack). States are built when
 they are first needed: a loop that meets one that is not built stops and says which.
+
+A machine is the address of its tables' addresses (`machine_tables`), since handing arrays from one compiled
+function to another counts their references, which takes longer than a step does. Whoever calls keeps the arrays alive.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
 
 OK, DEAD, UNBUILT, FULL = 1, 0, -1, -2
 
@@ -29,21 +37,82 @@ NEXT, END = 4, 5
 # and (in a walk only) one that is not built
 CLOSED, OPEN, STRING, RUN, NOT_BUILT = range(5)
 
+# what a machine's table of addresses holds, and two sizes
+_STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED, _ROOM, _BUCKETS = range(12)
+_MANY = 1 << 30  # the length of arrays seen through an address is not looked at
+
+
+def addresses(arrays: Sequence[np.ndarray], *sizes: int) -> np.ndarray:
+    """int64: where each of these arrays begins, and `sizes`."""
+    assert all(a.flags.c_contiguous for a in arrays)
+    return np.array([*(a.ctypes.data for a in arrays), *sizes], np.int64)
+
+
+def machine_tables(
+    states: np.ndarray,
+    arcs: np.ndarray,
+    dense: np.ndarray,
+    pushes: np.ndarray,
+    runs: np.ndarray,
+    inside: np.ndarray,
+    inside_need: np.ndarray,
+    stack: np.ndarray,
+    slots: np.ndarray,
+    used: np.ndarray,
+) -> np.ndarray:
+    """The table of addresses of a machine; its own address is what the loops take.
+
+    states, arcs, dense, pushes  int32 [, 9], [, 5], [, 256], []
+    runs, inside, inside_need    uint8 [], int16 [, 256], int64 []
+    stack, slots, used           int64 [, 4], int32 [a power of two], int64 [1]
+    """
+    arrays = (states, arcs, dense, pushes, runs, inside, inside_need, stack, slots, used)
+    return addresses(arrays, len(stack), len(slots))
+
+
+@intrinsic
+def _memory(typing_context: Any, address: Any) -> Any:
+    """An address as a pointer."""
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), build
+
+
+@njit(inline="always")
+def _numbers(machine):  # type: ignore[no-untyped-def]
+    return carray(_memory(machine), (12,), np.int64)
+
+
+@njit(inline="always")
+def _state_table(machine):  # type: ignore[no-untyped-def]
+    return carray(_memory(_numbers(machine)[_STATES]), (_MANY, 9), np.int32)
+
+
+@njit(inline="always")
+def _stack_table(machine):  # type: ignore[no-untyped-def]
+    return carray(_memory(_numbers(machine)[_STACK]), (_MANY, 4), np.int64)
+
 
 @njit(cache=True)
-def push(stack, slots, used, states, state, parent):  # type: ignore[no-untyped-def]
+def push(machine, state, parent):  # type: ignore[no-untyped-def]
     """The stack `parent` with `state` on top; -1 if the table is full."""
-    size = len(slots)
+    table = _numbers(machine)
+    states, stack = _state_table(machine), _stack_table(machine)
+    slots = carray(_memory(table[_SLOTS]), (_MANY,), np.int32)
+    used = carray(_memory(table[_USED]), (1,), np.int64)
+    size = table[_BUCKETS]
     key = np.int64(state) * np.int64(0x9E3779B1) + np.int64(parent) * np.int64(0x85EBCA77)
     slot = (key ^ (key >> 15)) & (size - 1)
     while slots[slot] >= 0:
-        node = slots[slot]
+        node = np.int64(slots[slot])
         if stack[node, RETURN] == state and stack[node, PARENT] == parent:
             return node
         slot = (slot + 1) & (size - 1)
     node = used[0]
-    if node >= len(stack) or node * 2 > size:
-        return -1
+    if node >= table[_ROOM] or node * 2 > size:
+        return np.int64(-1)
     stack[node, RETURN] = state
     stack[node, PARENT] = parent
     stack[node, NEED] = stack[parent, NEED] + states[state, DISTANCE]
@@ -54,21 +123,11 @@ def push(stack, slots, used, states, state, parent):  # type: ignore[no-untyped-
 
 
 @njit(cache=True)
-def find_arc(states, arcs, dense, state, byte):  # type: ignore[no-untyped-def]
-    """The arc of an ordinary state that `byte` takes, -1 for none."""
-    row = states[state, DENSE]
-    if row > 0:
-        return dense[row, byte]
-    first = states[state, FIRST]
-    for a in range(first, first + states[state, COUNT]):
-        if arcs[a, ARC_LOW] <= byte <= arcs[a, ARC_HIGH]:
-            return a
-    return -1
-
-
-@njit(cache=True)
-def step(states, arcs, dense, pushes, runs, inside, stack, slots, used, state, place, count, top, byte):  # type: ignore[no-untyped-def]
+def step(machine, state, place, count, top, byte):  # type: ignore[no-untyped-def]
     """(status, state, place, count, stack) after one byte; with UNBUILT, `state` is the one to build."""
+    table = _numbers(machine)
+    states, stack = _state_table(machine), _stack_table(machine)
+    inside = carray(_memory(table[_INSIDE]), (_MANY, 256), np.int16)
     while True:
         kind = states[state, KIND]
         if kind == STRING:
@@ -77,48 +136,59 @@ def step(states, arcs, dense, pushes, runs, inside, stack, slots, used, state, p
                 if byte == 0x22:
                     if count < states[state, LOW]:
                         return DEAD, state, place, count, top
-                    state = 0
+                    state = np.int64(0)
                     while state == 0 and top != 0:
                         state = stack[top, RETURN]
                         top = stack[top, PARENT]
-                    return OK, state, 0, 0, top
+                    return OK, state, np.int64(0), np.int64(0), top
                 if states[state, HIGH] >= 0 and count >= states[state, HIGH]:
                     return DEAD, state, place, count, top
-            after = inside[place, byte]
+            after = np.int64(inside[place, byte])
             if after < 0:
                 return DEAD, state, place, count, top
             if after == base:
                 if states[state, HIGH] >= 0:
                     count += 1
                 else:
-                    count = min(count + 1, states[state, LOW])
+                    count = min(count + 1, np.int64(states[state, LOW]))
             return OK, state, after, count, top
         arcs_here = states[state, COUNT]
         if arcs_here < 0:
             return UNBUILT, state, place, count, top
         if kind == RUN:
+            runs = carray(_memory(table[_RUNS]), (_MANY,), np.uint8)
             if runs[states[state, LOW] + place] != byte:
                 return DEAD, state, place, count, top
             if place + 1 < states[state, HIGH]:
-                return OK, state, place + 1, 0, top
-            state = states[state, FIRST]
+                return OK, state, place + 1, np.int64(0), top
+            state = np.int64(states[state, FIRST])
             while state == 0 and top != 0:
                 state = stack[top, RETURN]
                 top = stack[top, PARENT]
-            return OK, state, states[state, BASE], 0, top
-        a = find_arc(states, arcs, dense, state, byte)
-        if a >= 0:
-            for k in range(arcs[a, ARC_PUSH] + arcs[a, ARC_PUSHES] - 1, arcs[a, ARC_PUSH] - 1, -1):
-                top = push(stack, slots, used, states, pushes[k], top)
+            return OK, state, np.int64(states[state, BASE]), np.int64(0), top
+        arcs = carray(_memory(table[_ARCS]), (_MANY, 5), np.int32)
+        hit = np.int64(-1)
+        row = states[state, DENSE]
+        if row > 0:
+            hit = np.int64(carray(_memory(table[_DENSE]), (_MANY, 256), np.int32)[row, byte])
+        else:
+            for a in range(states[state, FIRST], states[state, FIRST] + arcs_here):
+                if arcs[a, ARC_LOW] <= byte <= arcs[a, ARC_HIGH]:
+                    hit = np.int64(a)
+                    break
+        if hit >= 0:
+            pushes = carray(_memory(table[_PUSHES]), (_MANY,), np.int32)
+            for k in range(arcs[hit, ARC_PUSH] + arcs[hit, ARC_PUSHES] - 1, arcs[hit, ARC_PUSH] - 1, -1):
+                top = push(machine, np.int64(pushes[k]), top)
                 if top < 0:
                     return FULL, state, place, count, top
-            state = arcs[a, ARC_TARGET]
+            state = np.int64(arcs[hit, ARC_TARGET])
             if states[state, KIND] == STRING and byte != 0x22:
-                return OK, state, np.int64(inside[states[state, BASE], byte]), 0, top
+                return OK, state, np.int64(inside[states[state, BASE], byte]), np.int64(0), top
             while state == 0 and top != 0:
                 state = stack[top, RETURN]
                 top = stack[top, PARENT]
-            return OK, state, states[state, BASE], 0, top
+            return OK, state, np.int64(states[state, BASE]), np.int64(0), top
         if states[state, FINAL] and top != 0:
             state = stack[top, RETURN]
             top = stack[top, PARENT]
@@ -127,38 +197,50 @@ def step(states, arcs, dense, pushes, runs, inside, stack, slots, used, state, p
 
 
 @njit(cache=True)
-def need(states, inside_need, stack, state, place, count, top):  # type: ignore[no-untyped-def]
+def need(machine, state, place, count, top):  # type: ignore[no-untyped-def]
     """Bytes of the shortest way to a complete text."""
-    here = states[state, DISTANCE]
+    states, stack = _state_table(machine), _stack_table(machine)
+    here = np.int64(states[state, DISTANCE])
     if states[state, KIND] == STRING:
         if place != states[state, BASE]:
+            inside_need = carray(_memory(_numbers(machine)[_INSIDE_NEED]), (_MANY,), np.int64)
             here = inside_need[place] + max(states[state, LOW] - count - 1, 0) + 1
         else:
-            here = max(states[state, LOW] - count, 0) + 1
+            here = max(states[state, LOW] - count, np.int64(0)) + 1
     elif states[state, KIND] == RUN:
         here -= place
     return here + stack[top, NEED]
 
 
 @njit(cache=True)
-def walk(  # type: ignore[no-untyped-def]
-    byte, first, last, unique, offsets, ids, states, arcs, dense, pushes, runs, inside, inside_need, stack, slots, used,
-    path, origin, budget, row, out, progress,
-):  # fmt: skip
-    """Tokens of a `WalkTree` that can follow, as bits in `row`; the first of them also as ids in `out`.
+def walk(machine, tree, state, place, count, top, path, budget, row, out, progress):  # type: ignore[no-untyped-def]
+    """Tokens of a `WalkTree` that can follow a configuration, as bits in `row`; the first of them also as ids in `out`.
 
+    tree      the address of the tree's addresses
     path      int64 [depth, 6]: the configuration behind the node of each depth on the way, its next child, their end
-    origin    the configuration behind the root
     budget    only tokens after which so many bytes can complete the text
-    progress  depth (-1: not begun), ids so far, the largest need met, whether what is below `origin` on the stack
+    progress  depth (-1: not begun), ids so far, the largest need met, whether what is below `top` on the stack
               was looked at: where to go on after UNBUILT or FULL
     """
+    table = _numbers(machine)
+    states, stack = _state_table(machine), _stack_table(machine)
+    arcs = carray(_memory(table[_ARCS]), (_MANY, 5), np.int32)
+    dense = carray(_memory(table[_DENSE]), (_MANY, 256), np.int32)
+    runs = carray(_memory(table[_RUNS]), (_MANY,), np.uint8)
+    inside = carray(_memory(table[_INSIDE]), (_MANY, 256), np.int16)
+    parts = carray(_memory(tree), (6,), np.int64)
+    byte = carray(_memory(parts[0]), (_MANY,), np.uint8)
+    first = carray(_memory(parts[1]), (_MANY,), np.int32)
+    last = carray(_memory(parts[2]), (_MANY,), np.int32)
+    unique = carray(_memory(parts[3]), (_MANY,), np.int32)
+    offsets = carray(_memory(parts[4]), (_MANY,), np.int32)
+    ids = carray(_memory(parts[5]), (_MANY,), np.int32)
+    bottom = top
     d, found, most, outside = progress[0], progress[1], progress[2], progress[3]
     few = len(out)
     if d < 0:
         d = 0
-        for c in range(4):
-            path[0, c] = origin[c]
+        path[0, 0], path[0, 1], path[0, 2], path[0, 3] = state, place, count, top
         path[0, NEXT] = first[0]
         path[0, END] = last[0]
     expected, inner, easy = np.uint8(0), False, False
@@ -227,9 +309,7 @@ def walk(  # type: ignore[no-untyped-def]
                         n = min(count + 1, states[state, LOW])
                     known = True
             if not known:
-                status, s, p, n, t = step(
-                    states, arcs, dense, pushes, runs, inside, stack, slots, used, state, place, count, top, b
-                )  # fmt: skip
+                status, s, p, n, t = step(machine, state, place, count, top, b)
                 if status < 0:
                     path[d, NEXT] = i
                     progress[0], progress[1], progress[2], progress[3] = d, found, most, outside
@@ -238,7 +318,7 @@ def walk(  # type: ignore[no-untyped-def]
                     continue
             u = unique[i]
             if u >= 0:
-                close = need(states, inside_need, stack, s, p, n, t)
+                close = need(machine, s, p, n, t)
                 if close <= budget:
                     most = max(most, close)
                     for k in range(offsets[u], offsets[u + 1]):
@@ -250,9 +330,9 @@ def walk(  # type: ignore[no-untyped-def]
             if first[i] < last[i]:
                 if t != top:
                     below = t
-                    while below != origin[3] and below != 0:
+                    while below != bottom and below != 0:
                         below = stack[below, PARENT]
-                    if below != origin[3]:
+                    if below != bottom:
                         outside = 1
                 path[d, NEXT] = i + 1
                 d += 1
@@ -268,25 +348,10 @@ def walk(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def run(states, arcs, dense, pushes, runs, inside, stack, slots, used, data, config):  # type: ignore[no-untyped-def]
+def run(machine, data, config):  # type: ignore[no-untyped-def]
     """Advance `config` (int64 [5]: state, place, count, stack, bytes done) over `data`, in place."""
     for i in range(config[4], len(data)):
-        status, s, p, n, t = step(
-            states,
-            arcs,
-            dense,
-            pushes,
-            runs,
-            inside,
-            stack,
-            slots,
-            used,
-            config[0],
-            config[1],
-            config[2],
-            config[3],
-            data[i],
-        )
+        status, s, p, n, t = step(machine, config[0], config[1], config[2], config[3], data[i])
         if status != OK:
             config[4] = i
             return status, s

@@ -94,11 +94,20 @@ class TokenPushdown:
         self._recipes: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
         self._recipe_tokens = 0
         self._closing: dict[int, tuple[int, ...]] = {}
+        self._moved()
         self._state(EPSILON)
         first = self._state(start)
         self._number((first, int(self._states[first, loops.BASE]), 0, 0))
 
     # building
+
+    def _moved(self) -> None:
+        """Tell the loops where the tables are now; after each that was made larger."""
+        self._tables = loops.machine_tables(
+            self._states, self._arcs, self._dense, self._pushes, self._runs,
+            self._inside.table, self._inside.need, self._stack, self._slots, self._used,
+        )  # fmt: skip
+        self._machine = int(self._tables.ctypes.data)
 
     def _state(self, term: int) -> int:
         """The number of a term's state; its arcs come when it is visited."""
@@ -110,6 +119,7 @@ class TokenPushdown:
             self._term.append(term)
             if found == len(self._states):
                 self._states = np.vstack([self._states, np.zeros_like(self._states)])
+                self._moved()
             bounds = self.terms.string_bounds(term)
             row = self._states[found]
             low, high, spelling = bounds or (0, 0, 0)
@@ -143,6 +153,7 @@ class TokenPushdown:
             goal = self._state(target)
             while self._used_pushes + len(frames) > len(self._pushes):
                 self._pushes = np.concatenate([self._pushes, np.zeros_like(self._pushes)])
+                self._moved()
             at = self._used_pushes
             if frames:
                 self._pushes[at : at + len(frames)] = frames
@@ -151,6 +162,7 @@ class TokenPushdown:
         first = self._used_arcs
         while first + len(rows) > len(self._arcs):
             self._arcs = np.vstack([self._arcs, np.zeros_like(self._arcs)])
+            self._moved()
         if rows:
             self._arcs[first : first + len(rows)] = rows
             self._used_arcs += len(rows)
@@ -163,6 +175,7 @@ class TokenPushdown:
         """Look the arcs of a wide state up by byte."""
         if self._used_dense == len(self._dense):
             self._dense = np.vstack([self._dense, np.full_like(self._dense, -1)])
+            self._moved()
         for i, (low, high, *_) in enumerate(rows):
             self._dense[self._used_dense, low : high + 1] = self._used_arcs - len(rows) + i
         self._states[state, loops.DENSE] = self._used_dense
@@ -173,6 +186,7 @@ class TokenPushdown:
         goal = self._state(after)
         while self._used_runs + len(text) > len(self._runs):
             self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)])
+            self._moved()
         self._runs[self._used_runs : self._used_runs + len(text)] = np.frombuffer(text, np.uint8)
         row = self._states[state]
         row[loops.FIRST], row[loops.COUNT] = goal, 0
@@ -190,9 +204,10 @@ class TokenPushdown:
         self._stack = np.vstack([self._stack, np.zeros_like(self._stack)])
         self._slots = np.full(len(self._slots) * 2, -1, np.int32)
         used, self._used = self._used[0], np.ones(1, np.int64)
+        self._moved()
         for node in range(1, int(used)):
             state, parent = int(self._stack[node, loops.RETURN]), int(self._stack[node, loops.PARENT])
-            loops.push(self._stack, self._slots, self._used, self._states, state, parent)
+            loops.push(self._machine, state, parent)
 
     def _mend(self, status: int, state: int) -> None:
         if status == UNBUILT:
@@ -269,10 +284,7 @@ class TokenPushdown:
         config = np.array((*self._configs[state], 0), np.int64)
         text = np.frombuffer(data, np.uint8)
         while True:
-            status, at = loops.run(
-                self._states, self._arcs, self._dense, self._pushes, self._runs, self._inside.table, self._stack, self._slots, self._used,
-                text, config,
-            )  # fmt: skip
+            status, at = loops.run(self._machine, text, config)
             if status == OK:
                 a, b, c, d, _ = config.tolist()
                 return self._number((a, b, c, d))
@@ -415,11 +427,8 @@ class TokenPushdown:
         self._progress[:] = _BEGIN
         while True:
             status, state = loops.walk(
-                tree.byte, tree.first, tree.last, tree.unique, tree.offsets, tree.ids,
-                self._states, self._arcs, self._dense, self._pushes, self._runs,
-                self._inside.table, self._inside.need, self._stack, self._slots, self._used,
-                self._path, config, budget, row, self._out, self._progress,
-            )  # fmt: skip
+                self._machine, tree.address, *config, self._path, budget, row, self._out, self._progress
+            )
             if status == OK:
                 return int(self._progress[1]), int(self._progress[2])
             self._mend(status, state)
@@ -448,11 +457,7 @@ class TokenPushdown:
                 after = self._after(config, byte)
                 if after is None:
                     continue
-                close = int(
-                    loops.need(
-                        self._states, self._inside.need, self._stack, after[0], after[1], after[2], after[3]
-                    )
-                )
+                close = int(loops.need(self._machine, *after))
                 rank = (close, 0 if chr(byte).isalnum() else 1, byte)
                 if best is None or rank < (best[0], 0 if chr(best[1]).isalnum() else 1, best[1]):
                     best = (close, byte, after)
@@ -486,10 +491,7 @@ class TokenPushdown:
 
     def _after(self, config: Config, byte: int) -> Config | None:
         while True:
-            status, at, place, count, top = loops.step(
-                self._states, self._arcs, self._dense, self._pushes, self._runs, self._inside.table, self._stack, self._slots, self._used,
-                *config, byte,
-            )  # fmt: skip
+            status, at, place, count, top = loops.step(self._machine, *config, byte)
             if status == OK:
                 return int(at), int(place), int(count), int(top)
             if status == DEAD:

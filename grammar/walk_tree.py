@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numba import njit
 
+from grammar.pushdown_loops import addresses
 from grammar.trie import TokenTrie
 
 
@@ -29,6 +31,15 @@ class WalkTree:
     unique: np.ndarray
     offsets: np.ndarray
     ids: np.ndarray
+
+    @cached_property
+    def address(self) -> int:
+        """Of the table of where its arrays begin; compiled loops take it (`grammar.pushdown_loops`)."""
+        return int(self._addresses.ctypes.data)
+
+    @cached_property
+    def _addresses(self) -> np.ndarray:
+        return addresses((self.byte, self.first, self.last, self.unique, self.offsets, self.ids))
 
     @staticmethod
     def of(trie: TokenTrie, ids: np.ndarray | None = None) -> WalkTree:
