@@ -25,6 +25,7 @@ from grammar.terms import (
     SET,
     STATE,
     STRING,
+    UNLIKE,
     Automaton,
     Terms,
     bits,
@@ -97,6 +98,8 @@ class Measure:
             return self._known[data[1]] + 1
         if kind == BODY:
             return data[1] + 1
+        if kind == UNLIKE:
+            return 1 if data[1] else 2
         if kind == MEMBERS:
             return self._members(data[1], data[2], data[3])
         assert kind == STATE

@@ -22,9 +22,10 @@ OK, DEAD, UNBUILT, FULL = 1, 0, -1, -2
 
 # columns of the state table
 # first arc, arcs (-1: not built), ...
-FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE, DENSE = range(
-    9
-)  # DENSE: row of the dense table, 0: none
+# DENSE: row of the dense table, 0: none
+# of a NAME: OTHER is the arc of what is another name, BY_NAME and BY_OTHER the bytes to the end of the text of either
+FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE, DENSE, OTHER, BY_NAME, BY_OTHER = range(12)
+WIDTH = 12
 # columns of the arc table
 ARC_LOW, ARC_HIGH, ARC_TARGET, ARC_PUSH, ARC_PUSHES = range(5)
 # columns of the stack table
@@ -33,12 +34,14 @@ RETURN, PARENT, NEED, ENDS = range(4)  # need: bytes to close all; ends: may all
 # columns of a walk's path: a configuration and these
 NEXT, END = 4, 5
 
-# kinds: nothing can follow; ordinary; inside of a counted string; fixed bytes (place: how many are done),
-# and (in a walk only) one that is not built
-CLOSED, OPEN, STRING, RUN, NOT_BUILT = range(5)
+# kinds: nothing can follow; ordinary; inside of a counted string; fixed bytes (place: how many are done); the bytes of a
+# name, or any other text of a string (place: how many are those of the name); and (in a walk only) one that is not built
+CLOSED, OPEN, STRING, RUN, NAME, NOT_BUILT = range(6)
 
 # what a machine's table of addresses holds, and two sizes
-_STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED, _ROOM, _BUCKETS = range(12)
+_STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED, _ROOM, _BUCKETS = range(
+    12
+)
 _MANY = 1 << 30  # the length of arrays seen through an address is not looked at
 
 
@@ -62,7 +65,7 @@ def machine_tables(
 ) -> np.ndarray:
     """The table of addresses of a machine; its own address is what the loops take.
 
-    states, arcs, dense, pushes  int32 [, 9], [, 5], [, 256], []
+    states, arcs, dense, pushes  int32 [, WIDTH], [, 5], [, 256], []
     runs, inside, inside_need    uint8 [], int16 [, 256], int64 []
     stack, slots, used           int64 [, 4], int32 [a power of two], int64 [1]
     """
@@ -70,14 +73,16 @@ def machine_tables(
     return addresses(arrays, len(stack), len(slots))
 
 
-@intrinsic
-def _memory(typing_context: Any, address: Any) -> Any:
+def _pointer(typing_context: Any, address: Any) -> Any:
     """An address as a pointer."""
 
     def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
 
     return types.voidptr(types.int64), build
+
+
+_memory: Any = intrinsic(_pointer)
 
 
 @njit(inline="always")
@@ -87,7 +92,7 @@ def _numbers(machine):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _state_table(machine):  # type: ignore[no-untyped-def]
-    return carray(_memory(_numbers(machine)[_STATES]), (_MANY, 9), np.int32)
+    return carray(_memory(_numbers(machine)[_STATES]), (_MANY, WIDTH), np.int32)
 
 
 @njit(inline="always")
@@ -155,10 +160,29 @@ def step(machine, state, place, count, top, byte):  # type: ignore[no-untyped-de
         arcs_here = states[state, COUNT]
         if arcs_here < 0:
             return UNBUILT, state, place, count, top
-        if kind == RUN:
+        if kind in (RUN, NAME):
             runs = carray(_memory(table[_RUNS]), (_MANY,), np.uint8)
             if runs[states[state, LOW] + place] != byte:
-                return DEAD, state, place, count, top
+                if kind == RUN:
+                    return DEAD, state, place, count, top
+                arc = states[state, OTHER]
+                arcs = carray(_memory(table[_ARCS]), (_MANY, 5), np.int32)
+                goal = np.int64(arcs[arc, ARC_TARGET])
+                after = states[goal, BASE] if byte == 0x22 else inside[states[goal, BASE], byte]
+                if after < 0:
+                    return DEAD, state, place, count, top
+                pushes = carray(_memory(table[_PUSHES]), (_MANY,), np.int32)
+                for k in range(arcs[arc, ARC_PUSH] + arcs[arc, ARC_PUSHES] - 1, arcs[arc, ARC_PUSH] - 1, -1):
+                    top = push(machine, np.int64(pushes[k]), top)
+                    if top < 0:
+                        return FULL, state, place, count, top
+                if byte != 0x22:
+                    return OK, goal, np.int64(after), np.int64(0), top
+                state = np.int64(0)
+                while state == 0 and top != 0:
+                    state = stack[top, RETURN]
+                    top = stack[top, PARENT]
+                return OK, state, np.int64(states[state, BASE]), np.int64(0), top
             if place + 1 < states[state, HIGH]:
                 return OK, state, place + 1, np.int64(0), top
             state = np.int64(states[state, FIRST])
@@ -209,6 +233,8 @@ def need(machine, state, place, count, top):  # type: ignore[no-untyped-def]
             here = max(states[state, LOW] - count, np.int64(0)) + 1
     elif states[state, KIND] == RUN:
         here -= place
+    elif states[state, KIND] == NAME and place > 0:
+        here = min(states[state, BY_NAME] - place, np.int64(states[state, BY_OTHER]))
     return here + stack[top, NEED]
 
 
@@ -254,7 +280,7 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, progre
         row_of = states[state, DENSE]
         first_arc = states[state, FIRST]
         end_arc = first_arc + states[state, COUNT]
-        if kind == RUN:
+        if kind in (RUN, NAME):
             expected = runs[states[state, LOW] + place]
             inner = place + 1 < states[state, HIGH]
         elif kind == STRING:
@@ -266,10 +292,11 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, progre
             s, p, n, t = state, place, count, top
             b = byte[i]
             known = False
-            if kind == RUN:
+            if kind in (RUN, NAME):
                 if expected != b:
-                    continue
-                if inner:
+                    if kind == RUN:
+                        continue
+                elif inner:
                     p = place + 1
                     n = 0
                     known = True
@@ -286,7 +313,7 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, progre
                     if arcs[hit, ARC_PUSHES] == 0:
                         goal = arcs[hit, ARC_TARGET]
                         goal_kind = states[goal, KIND]
-                        if goal_kind in (OPEN, RUN):
+                        if goal_kind in (OPEN, RUN, NAME):
                             s = np.int64(goal)
                             p = np.int64(states[goal, BASE])
                             n = 0

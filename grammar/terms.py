@@ -25,8 +25,8 @@ Arc = tuple[int, tuple[int, ...], int]  # bytes as a 256-bit mask, terms pushed,
 EMPTY = 0  # matches nothing
 EPSILON = 1  # matches the empty string
 
-SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS, REFERENCE, ELSE = range(
-    2, 14
+SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS, REFERENCE, ELSE, UNLIKE = range(
+    2, 15
 )  # kinds of terms
 
 
@@ -115,6 +115,19 @@ class AnyOrder:
         if self.high >= 0 and after + self.required(left) > self.high:
             return False
         return self.other != EMPTY or after + left.bit_count() >= self.low
+
+
+@dataclass(frozen=True, slots=True)
+class NameOrOther:
+    """The bytes `text` and then `after`; or the rest of another string (at any of these bytes), and then `tail`.
+
+    inner   the inside of a string in its one spelling
+    """
+
+    text: bytes
+    after: int
+    inner: int
+    tail: int
 
 
 class Terms:
@@ -221,21 +234,34 @@ class Terms:
         return self._sequences(cp.utf8_sequences(ranges), last)
 
     def cat(self, head: int, tail: int) -> int:
+        """`head`, then `tail`; a sequence as head is taken apart, so that texts of one kind are one term (free ones stay)."""
         if head == EMPTY or tail == EMPTY:
             return EMPTY
         if head == EPSILON:
             return tail
         if tail == EPSILON:
             return head
+        parts = []
+        data = self._data[head]
+        while data[0] == CAT and head not in self._free:
+            parts.append(data[1])
+            head = data[2]
+            data = self._data[head]
+        tail = self._pair(head, tail)
+        while parts:
+            tail = self._pair(parts.pop(), tail)
+        return tail
+
+    def _pair(self, head: int, tail: int) -> int:
         data = self._data[head]
         if data[0] == LITERAL:
             after = self._data[tail]
             if after[0] == LITERAL:
                 return self.literal(data[1] + after[1])
             if after[0] == CAT and self._data[after[1]][0] == LITERAL:
-                return self.cat(self.literal(data[1] + self._data[after[1]][1]), after[2])
+                return self._pair(self.literal(data[1] + self._data[after[1]][1]), after[2])
         elif data[0] == BODY:
-            head = self.expanded(head)
+            return self.cat(self.expanded(head), tail)
         nullable = self._nullable[head] and self._nullable[tail]
         call = self._head_call[head] or (self._nullable[head] and self._head_call[tail])
         return self._new((CAT, head, tail), nullable, call)
@@ -409,6 +435,15 @@ class Terms:
             return EMPTY
         return self._new((STRING, self._new((BODY, 0, -1, expansion, 1), False), mask), False, True)
 
+    def unlike(self, text: bytes, mask: int, expansion: int) -> int:
+        """The inside of a JSON string in its one spelling and the closing quote, where it is not `text`.
+
+        text       bytes that stand for themselves, all ASCII
+        mask       bytes that begin a character or its spelling
+        expansion  see `enter`
+        """
+        return self._new((UNLIKE, text, mask, expansion), False, True)
+
     def string_bounds(self, term: int) -> tuple[int, int, int] | None:
         """(low, high, spelling) if `term` is the inside of a string, counted from its first character."""
         data = self._data[term]
@@ -497,6 +532,40 @@ class Terms:
             return self._data[data[1]][1], data[2]
         return None
 
+    def name_or_other(self, term: int) -> NameOrOther | None:
+        """`term` as a name's bytes or any other string, if it is that (see `unlike`) for some bytes."""
+        data = self._data[term]
+        parts = data[1] if data[0] == ALT else (term,)
+        unlike = named = None
+        for part in parts:
+            head = self._data[part]
+            if head[0] == CAT and self._data[head[1]][0] == UNLIKE:
+                unlike, tail = self._data[head[1]], head[2]
+            else:
+                named = self.leading_literal(part)
+        if unlike is None or len(parts) > 2 or (len(parts) == 2 and named is None):
+            return None
+        _, text, mask, expansion = unlike
+        if named is not None:
+            count = next((i for i, (a, b) in enumerate(zip(text, named[0], strict=False)) if a != b), None)
+            text = text[: min(len(text), len(named[0])) if count is None else count]
+        if len(text) < 2:
+            return None
+        return NameOrOther(
+            text,
+            self._beyond(unlike, named, len(text), tail),
+            self._data[self.enter(mask, expansion)][1],
+            tail,
+        )
+
+    def _beyond(self, unlike: tuple, named: tuple[bytes, int] | None, done: int, tail: int) -> int:
+        _, text, mask, expansion = unlike
+        rest = self.mark_free(self.unlike(text[done:], mask, expansion), self._free_needs[self._ids[unlike]])
+        options = [self.cat(rest, tail)]
+        if named is not None:
+            options.append(self.cat(self.literal(named[0][done:]), named[1]))
+        return self.alt(options)
+
     def nullable(self, term: int) -> bool:
         return self._nullable[term]
 
@@ -538,6 +607,8 @@ class Terms:
             return [(data[1], (), tail)]
         if kind == STRING:
             return [(data[2], (tail,), data[1])]
+        if kind == UNLIKE:
+            return self._unlike_arcs(data[1], data[2], data[3], tail)
         if kind == CALL:
             after = (tail,) if tail != EPSILON else ()
             return [(m, p + after, u) for m, p, u in self.arcs(self._rules[data[1]])]
@@ -569,6 +640,16 @@ class Terms:
         if kind == STATE:
             return [(m, p, self.cat(u, tail)) for m, p, u in self._state_arcs(data[1], data[2], data[3])]
         return []
+
+    def _unlike_arcs(self, text: bytes, mask: int, expansion: int, tail: int) -> list[Arc]:
+        _, inner, entered = self._data[self.enter(mask, expansion)]
+        if not text:
+            return [(entered, (tail,), inner)]
+        rest = self.mark_free(
+            self.unlike(text[1:], mask, expansion), self._free_needs[self.unlike(text, mask, expansion)]
+        )
+        same = 1 << text[0]
+        return [(same, (), self.cat(rest, tail)), (1 << 0x22, (), tail), (entered & ~same, (tail,), inner)]
 
     def _merge(self, arcs: list[Arc]) -> list[Arc]:
         if len(arcs) <= 1:

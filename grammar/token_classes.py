@@ -11,7 +11,6 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-
 _MIX = np.int64(0x9E3779B97F4A7C15 >> 1)
 
 
@@ -37,7 +36,22 @@ def class_trie(
     at, nodes = 0, 1
     while True:
         at, nodes = _add_strings(
-            byte, depth, skip, unique, class_of, class_live, at, nodes, path, *tree, keys, values, node_of
+            byte,
+            depth,
+            skip,
+            unique,
+            class_of,
+            class_live,
+            at,
+            nodes,
+            path,
+            tree[0],
+            tree[1],
+            tree[2],
+            tree[3],
+            keys,
+            values,
+            node_of,
         )
         if at == len(byte):
             return tree[0, :nodes], tree[1, :nodes], tree[2, :nodes], tree[3, :nodes], node_of

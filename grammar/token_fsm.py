@@ -53,7 +53,7 @@ class TokenFsm:
         if fsm.is_empty:
             raise Unsatisfiable("no text matches the constraint")
         trie = vocabulary.trie
-        live = (fsm.table >= 0).any(axis=0)
+        live = np.any(fsm.table >= 0, axis=0)
         node_class, child, sibling, parent, node_of = kernels.class_trie(
             trie.byte, trie.depth, trie.skip, trie.unique, trie.count, fsm.class_of, live, trie.max_depth
         )

@@ -18,9 +18,10 @@ import numpy as np
 from grammar import pushdown_loops as loops
 from grammar.constraint_errors import TooLarge, Unsatisfiable, VocabularyError
 from grammar.measure import INFINITE, Measure
-from grammar.pushdown_loops import CLOSED, DEAD, FULL, OK, OPEN, RUN, STRING, UNBUILT
+from grammar.pattern_rows import PatternTable
+from grammar.pushdown_loops import CLOSED, DEAD, FULL, NAME, OK, OPEN, RUN, STRING, UNBUILT
 from grammar.string_tables import inside
-from grammar.terms import CAT, EMPTY, EPSILON, Limits, Terms, bits
+from grammar.terms import CAT, EMPTY, EPSILON, STATE, Limits, Terms, bits
 from grammar.vocabulary import Vocabulary
 from grammar.walk_tree import WalkTree
 
@@ -31,6 +32,7 @@ _MANY_ARCS = 5
 _LONGEST = 10_000_000  # bytes that the shortest text may have
 _FARTHEST = (1 << 31) - 1
 _FEW = 1024  # tokens of its own for which a row is remembered by what it is made of
+_PATTERN_ROWS = 1000  # states of which the rows of patterns are made ahead
 _MAX_STEPS = 1 << 17  # steps and ways to the end that are remembered
 _STATE_BYTES, _TERM_BYTES, _NOTE_BYTES = 1200, 250, 250  # of Python's objects, as measured
 
@@ -66,10 +68,11 @@ class TokenPushdown:
         self.row_bytes = row_bytes
         self.max_tokens = measure.longest(start)
         self._strings = vocabulary.strings
+        self._patterns = vocabulary.patterns
         self._inside = inside()
         self._index: dict[int, int] = {}
         self._term: list[int] = []
-        self._states = np.zeros((256, 9), np.int32)
+        self._states = np.zeros((256, loops.WIDTH), np.int32)
         self._arcs = np.zeros((1024, 5), np.int32)
         self._dense = np.full((16, 256), -1, np.int32)
         self._used_dense = 1
@@ -127,38 +130,48 @@ class TokenPushdown:
             kind = CLOSED if term == EPSILON else STRING if bounds else OPEN
             if kind == OPEN and self.terms.leading_literal(term):
                 kind = RUN
-            row[:] = (
-                0,
-                -1,
-                kind,
-                self.terms.nullable(term),
-                low,
-                high,
-                min(self.measure.shortest(term), _FARTHEST),
-                base,
-                0,
-            )
+            elif kind == OPEN and self.terms.name_or_other(term):
+                kind = NAME
+            nullable, distance = self.terms.nullable(term), min(self.measure.shortest(term), _FARTHEST)
+            row[: loops.OTHER] = (0, -1, kind, nullable, low, high, distance, base, 0)
             if kind in (CLOSED, STRING):
                 row[loops.COUNT] = 0
         return found
 
     def _build(self, state: int) -> None:
         """Give a state its arcs, or the bytes that are fixed here."""
-        if self._states[state, loops.KIND] == RUN:
+        kind = self._states[state, loops.KIND]
+        if kind == RUN:
             self._build_run(state)
+            return
+        if kind == NAME:
+            self._build_name(state)
             return
         rows: list[tuple[int, int, int, int, int]] = []
         for mask, pushed, target in self.terms.arcs(self._term[state]):
             frames = [self._state(p) for p in pushed if p != EPSILON]
             goal = self._state(target)
-            while self._used_pushes + len(frames) > len(self._pushes):
-                self._pushes = np.concatenate([self._pushes, np.zeros_like(self._pushes)])
-                self._moved()
-            at = self._used_pushes
-            if frames:
-                self._pushes[at : at + len(frames)] = frames
-                self._used_pushes += len(frames)
+            at = self._push_list(frames)
             rows += [(low, high, goal, at, len(frames)) for low, high in byte_ranges(mask)]
+        first = self._add_arcs(rows)
+        if len(rows) > _MANY_ARCS:
+            self._make_dense(state, rows)
+        self._states[state, loops.FIRST] = first
+        self._states[state, loops.COUNT] = self._used_arcs - first
+
+    def _push_list(self, frames: list[int]) -> int:
+        """Where these states are kept, to be pushed by an arc."""
+        while self._used_pushes + len(frames) > len(self._pushes):
+            self._pushes = np.concatenate([self._pushes, np.zeros_like(self._pushes)])
+            self._moved()
+        at = self._used_pushes
+        if frames:
+            self._pushes[at : at + len(frames)] = frames
+            self._used_pushes += len(frames)
+        return at
+
+    def _add_arcs(self, rows: list[tuple[int, int, int, int, int]]) -> int:
+        """The number of the first of them."""
         first = self._used_arcs
         while first + len(rows) > len(self._arcs):
             self._arcs = np.vstack([self._arcs, np.zeros_like(self._arcs)])
@@ -166,10 +179,7 @@ class TokenPushdown:
         if rows:
             self._arcs[first : first + len(rows)] = rows
             self._used_arcs += len(rows)
-        if len(rows) > _MANY_ARCS:
-            self._make_dense(state, rows)
-        self._states[state, loops.FIRST] = first
-        self._states[state, loops.COUNT] = self._used_arcs - first
+        return first
 
     def _make_dense(self, state: int, rows: list[tuple[int, int, int, int, int]]) -> None:
         """Look the arcs of a wide state up by byte."""
@@ -183,7 +193,23 @@ class TokenPushdown:
 
     def _build_run(self, state: int) -> None:
         text, after = self.terms.leading_literal(self._term[state]) or (b"", EPSILON)
-        goal = self._state(after)
+        self._follow(state, text, self._state(after))
+
+    def _build_name(self, state: int) -> None:
+        parts = self.terms.name_or_other(self._term[state])
+        assert parts is not None
+        shortest = self.measure.shortest
+        frames = [self._state(parts.tail)] if parts.tail != EPSILON else []
+        goal, inner = self._state(parts.after), self._state(parts.inner)
+        at = self._push_list(frames)
+        other = self._add_arcs([(0, 255, inner, at, len(frames))])
+        self._follow(state, parts.text, goal)
+        self._states[state, loops.OTHER] = other
+        self._states[state, loops.BY_NAME] = min(shortest(parts.after) + len(parts.text), _FARTHEST)
+        self._states[state, loops.BY_OTHER] = min(1 + shortest(parts.tail), _FARTHEST)
+
+    def _follow(self, state: int, text: bytes, goal: int) -> None:
+        """A state's fixed bytes, and the state after them."""
         while self._used_runs + len(text) > len(self._runs):
             self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)])
             self._moved()
@@ -216,12 +242,16 @@ class TokenPushdown:
             self._grow_stack()
 
     def explore(self, states: int, seconds: float) -> None:
-        """Build up to `states` states ahead of use, for at most `seconds` of this thread."""
+        """Build up to `states` states ahead of use, and the rows of patterns, for at most `seconds` of this thread."""
         end = time.thread_time() + seconds
         done = 0
         while done < min(len(self._term), states):
             if self._states[done, loops.COUNT] < 0:
                 self._build(done)
+                if done < _PATTERN_ROWS:
+                    pattern = self._pattern(done)
+                    if pattern is not None:
+                        self._patterns.row(*pattern)
                 if time.thread_time() > end:
                     return
             done += 1
@@ -237,7 +267,7 @@ class TokenPushdown:
     def nbytes(self) -> int:
         """Bytes of the tables in use (masks kept for reuse not counted)."""
         return (
-            len(self._term) * self._states.itemsize * 9
+            len(self._term) * self._states.itemsize * loops.WIDTH
             + self._used_arcs * self._arcs.itemsize * 5
             + self._used_dense * 1024
             + self._used_pushes * 4
@@ -385,7 +415,16 @@ class TokenPushdown:
             loops.set_bits(row, own[0], len(own[0]))
             self._recipes[state] = (None, own[0])
             return row, own[1] + below
-        free = self.terms.free_spelling(self._term[at]) if place == 0 else None
+        begins = place == 0 or self._states[at, loops.KIND] == NAME
+        free = self.terms.free_spelling(self._term[at]) if begins else None
+        pattern = self._pattern(at) if free is None and place == 0 else None
+        if pattern is not None:
+            table, inner, characters = pattern
+            shared = self._patterns.row(table, inner, characters)
+            row = shared.copy()
+            found, most = self._tokens(config, self._patterns.others, row)
+            self._note(state, shared, found)
+            return row, max(most, table.farthest_end + self.measure.shortest(self._term[at]) + below)
         if free is None:
             row = np.zeros(self.vocabulary.words, np.uint32)
             found, most = self._tokens(config, self.vocabulary.tree, row)
@@ -398,6 +437,17 @@ class TokenPushdown:
         found, most = self._tokens(config, leaving, row)
         self._note(state, shared, found)
         return row, max(most, self._free_need(self._term[at]) + below)
+
+    def _pattern(self, at: int) -> tuple[PatternTable, int, int] | None:
+        """(table, state, characters so far) where a state is inside of a string that has a pattern."""
+        data = self.terms.data(self._term[at])
+        while data[0] == CAT:
+            data = self.terms.data(data[1])
+        if data[0] != STATE:
+            return None
+        automaton = self.terms.automaton_of(data[1])
+        table = self._patterns.table(automaton) if self._patterns.is_wide(automaton, data[2]) else None
+        return None if table is None else (table, data[2], data[3])
 
     def _free_need(self, term: int) -> int:
         """Bytes that complete a free term after any text inside of its string."""
@@ -474,12 +524,12 @@ class TokenPushdown:
                 return [0x22, 0x61]
             row = self._inside.table[place]
             return [int(np.flatnonzero(row == goal)[0]) for goal in np.unique(row[row >= 0])]
-        if self._states[at, loops.KIND] == RUN:
-            return [self._run_byte(config)]
         found: set[int] = set()
         while True:
-            if self._states[at, loops.KIND] == RUN:
-                return sorted({*found, self._run_byte((at, 0, 0, top))})
+            if self._states[at, loops.KIND] in (RUN, NAME):
+                if self._states[at, loops.KIND] == NAME:
+                    found.add(0x22)
+                return sorted({*found, self._run_byte((at, place, 0, top))})
             if self._states[at, loops.COUNT] < 0:
                 self._build(at)
             for mask, _, _ in self.terms.arcs(self._term[at]):
@@ -488,6 +538,7 @@ class TokenPushdown:
             if not (self._states[at, loops.FINAL] and top):
                 return sorted(found)
             at, top = int(self._stack[top, loops.RETURN]), int(self._stack[top, loops.PARENT])
+            place = int(self._states[at, loops.BASE])
 
     def _after(self, config: Config, byte: int) -> Config | None:
         while True:
@@ -519,7 +570,7 @@ class TokenPushdown:
             return 0x22 if count == self._states[at, loops.HIGH] else None
         if self._states[at, loops.KIND] == RUN:
             return self._run_byte(config)
-        if self._states[at, loops.FINAL]:
+        if self._states[at, loops.FINAL] or self._states[at, loops.KIND] == NAME:
             return None
         arcs = self.terms.arcs(self._term[at])
         if len(arcs) == 1 and arcs[0][0] & (arcs[0][0] - 1) == 0:

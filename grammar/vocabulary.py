@@ -23,6 +23,7 @@ from grammar.trie import TokenTrie
 from grammar.walk_tree import WalkTree
 
 if TYPE_CHECKING:
+    from grammar.pattern_rows import PatternRows
     from grammar.string_tables import StringTables
 
 
@@ -126,6 +127,12 @@ class Vocabulary:
         from grammar.string_tables import StringTables
 
         return StringTables(self)
+
+    @cached_property
+    def patterns(self) -> PatternRows:
+        from grammar.pattern_rows import PatternRows
+
+        return PatternRows(self)
 
     @cached_property
     def ids_of(self) -> dict[bytes, tuple[int, ...]]:

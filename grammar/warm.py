@@ -20,7 +20,11 @@ def warm_up(vocabulary: Vocabulary) -> None:
     """Make what every constraint over `vocabulary` shares, and load the compiled loops."""
     schema = {
         "type": "object",
-        "properties": {"a": {"type": "string", "maxLength": 2}, "b": {"type": "integer", "minimum": 1}},
+        "properties": {
+            "a": {"type": "string", "maxLength": 2},
+            "b": {"type": "integer", "minimum": 1},
+            "c": {"type": "string", "pattern": "^[^<>]*$"},
+        },
         "required": ["a", "b"],
     }
     automaton = compile_constraint("json_schema", schema, vocabulary).automaton
@@ -31,6 +35,7 @@ def warm_up(vocabulary: Vocabulary) -> None:
         automaton.allowed_within(state, automaton.tokens_to_end(state))
         state = automaton.advance_bytes(state, data)
     vocabulary.strings.warm_up()
+    vocabulary.patterns.warm_up()
     for pattern in ("[a-z]{2,5}[0-9]*", "(ab|cd)+"):
         table = compile_constraint("regex", pattern, vocabulary).automaton
         assert table is not None

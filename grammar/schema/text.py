@@ -25,6 +25,10 @@ _LEADS = byte_mask(0xC2, 0xF4)
 _ASCII_PLAIN = byte_mask(0x20, 0x7F) & ~(1 << 0x22 | 1 << 0x5C)
 
 
+def _stands_for_itself(text: str) -> bool:
+    return text.isascii() and all(_ASCII_PLAIN >> ord(c) & 1 for c in text)
+
+
 @dataclass(frozen=True, slots=True)
 class Separators:
     """What stands between items and after names."""
@@ -102,6 +106,9 @@ class JsonText:
     def _except(self, names: list[str], depth: int) -> int:
         """What may follow the shared first `depth` characters of `names`, closing quote included."""
         terms = self.terms
+        if len(names) == 1 and _stands_for_itself(names[0][depth:]):
+            rest = terms.unlike(names[0][depth:].encode(), _ASCII_PLAIN | _LEADS | 1 << 0x5C, self._spelled)
+            return terms.mark_free(rest, _CHARACTER + 2)
         groups: dict[str, list[str]] = {}
         ends = False
         for name in names:
