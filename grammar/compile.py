@@ -25,7 +25,7 @@ from grammar.ebnf.syntax import Grammar, parse_grammar
 from grammar.fsm import Fsm
 from grammar.measure import Measure
 from grammar.regex import blame, matching
-from grammar.schema.compiler import SchemaOptions, compile_schema
+from grammar.schema.compiler import Objects, SchemaOptions, compile_schema
 from grammar.schema.document import Document
 from grammar.schema.text import COMPACT, SPACED
 from grammar.store import ConstraintStore, store_key
@@ -54,8 +54,10 @@ class Options:
     """
     whitespace              "compact": none; "spaced": one blank after commas and colons, as json.dumps
     any_order               properties in any order, not only as declared; makes larger machines and forces less
-    closed_objects          an object that declares properties and says nothing of others has no others, as if it said
-                            `additionalProperties: false`: more is forced, and valid values with undeclared names are lost
+    objects                 what is written of an object that declares properties and says nothing of others.
+                            "open": what JSON Schema allows; "closed": no others, as if it said `additionalProperties: false`;
+                            "strict": no others, and every declared one (which is refused where no value is left).
+                            More is forced in turn, and valid values that are otherwise are lost
     tables                  small JSON schemas become tables: more time to compile, less for each token
     ignore_unknown_formats  take a `format` that is not known for an annotation instead of refusing it
     """
@@ -63,13 +65,13 @@ class Options:
     whitespace: Whitespace = "compact"
     any_order: bool = False
     ignore_unknown_formats: bool = False
-    closed_objects: bool = False
+    objects: Objects = "open"
     tables: bool = False
 
     @property
     def of_schemas(self) -> SchemaOptions:
         separators = COMPACT if self.whitespace == "compact" else SPACED
-        return SchemaOptions(separators, self.ignore_unknown_formats, self.any_order, self.closed_objects)
+        return SchemaOptions(separators, self.ignore_unknown_formats, self.any_order, self.objects)
 
 
 DEFAULT_OPTIONS = Options()

@@ -115,8 +115,8 @@ class EngineConfig:
     )
     constrained_json_objects: str = _option(
         "open",
-        "Names that a schema with properties does not declare, where it says nothing of them: open (allowed, as JSON "
-        "Schema has it) or closed (never written; more tokens are forced).",
+        "What JSON objects hold whose schema declares properties and says nothing of others: open (what JSON Schema "
+        "allows), closed (no others) or strict (no others and all of these, in their order; most tokens are forced).",
     )
     precompile: str | None = _option(
         None, "File of constraints (JSON lines, or a compiled program) to compile before the server is ready."

@@ -66,7 +66,7 @@ class Sglc(Adapter):
         self.options = Options(
             any_order=order == "any",
             ignore_unknown_formats=formats == "ignore",
-            closed_objects=objects == "closed",
+            objects=objects,  # type: ignore[arg-type]
         )
         self.copy = copy == "1"  # also write the harness's own bit row: for its cross-check
         self.store = ConstraintStore(store) if store else None

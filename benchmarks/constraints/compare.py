@@ -52,6 +52,7 @@ class Engine:
 ENGINES = (
     Engine("ours", None, _OURS, _OURS),
     Engine("ours, closed objects", None, None, f"{_OURS}?objects=closed"),
+    Engine("ours, strict objects", None, None, f"{_OURS}?objects=strict"),
     Engine("ours, any order", None, None, f"{_OURS}?order=any"),
     Engine("llguidance", ("llguidance", "1.9.1"), "llg", "llg-compact"),
     Engine("xgrammar", ("xgrammar", "0.2.8"), "xgr", "xgr-compact"),

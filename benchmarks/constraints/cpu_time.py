@@ -1,6 +1,6 @@
 """CPU time of each mask, which other work on the machine does not lengthen: all masks of walks over public schemas.
 
-    python -m benchmarks.constraints.cpu_time --corpus FOLDER [-n 300] [--objects open|closed] [--out FILE]
+    python -m benchmarks.constraints.cpu_time --corpus FOLDER [-n 300] [--objects open|closed|strict] [--order declared|any] [--out FILE]
 
 Needs the harness `cdbench` on the path. A mask that was made before is read in place; the others are first visits. Reading the
 clock takes about 0.6 us, which is part of each figure.
@@ -29,13 +29,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", required=True)
     parser.add_argument("-n", type=int, default=300)
-    parser.add_argument("--objects", choices=("open", "closed"), default="open")
+    parser.add_argument("--objects", choices=("open", "closed", "strict"), default="open")
+    parser.add_argument("--order", choices=("declared", "any"), default="declared")
     parser.add_argument("--out")
     given = parser.parse_args()
     vocab = vocabularies.load("tekken")
     vocabulary = Vocabulary.of(vocab.tokens, [vocab.eos], vocab.specials)
     warm_up(vocabulary)
-    options = Options(closed_objects=given.objects == "closed")
+    options = Options(objects=given.objects, any_order=given.order == "any")
     compiles, masks, steps = [], [], []
     for job in corpus.sample(given.corpus, given.n):
         began = thread_time_ns()
@@ -63,6 +64,7 @@ def main() -> None:
                     break
     told = {
         "objects": given.objects,
+        "order": given.order,
         "schemas": len(compiles),
         "masks": len(masks),
         "compile_ms": _quantiles(compiles),

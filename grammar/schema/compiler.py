@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 
 from grammar.constraint_errors import SchemaError, Unsatisfiable
 from grammar.fsm import Fsm, of_texts
@@ -21,7 +21,7 @@ from grammar.schema.arrays import array_term
 from grammar.schema.document import Document, Place
 from grammar.schema.expand import Conjunction, Expander
 from grammar.schema.keywords import BY_TYPE, TYPES
-from grammar.schema.objects import member_places, object_term, required_names
+from grammar.schema.objects import member_places, needed_names, object_term
 from grammar.schema.strings import NOT_PATTERN, NOT_VALUES, NOT_WHOLE, StringRules
 from grammar.schema.text import COMPACT, JsonText, Separators
 from grammar.schema.validate import Validator
@@ -31,6 +31,7 @@ _EAGER_DEPTH = 8  # levels of required properties looked into to see that an obj
 _MAX_RULES = 20_000
 
 RuleKey = tuple[str, frozenset[int]]
+Objects = Literal["open", "closed", "strict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class SchemaOptions:
     separators: Separators = COMPACT
     ignore_unknown_formats: bool = False
     any_order: bool = False
-    closed_objects: bool = False
+    objects: Objects = "open"
 
 
 def compile_schema(
@@ -92,18 +93,32 @@ class _Settled:
     def alone(self) -> CompiledSchema:
         """In an arena of its own, again until no rule is found to be impossible."""
         deadline = time.monotonic() + self.limits.seconds
+        conflicts: list[str] = []
         while True:
             terms = Terms(replace(self.limits, seconds=deadline - time.monotonic()))
             compiler = self.compiler(terms)
             start = compiler.whole()
             measure = Measure(terms, compiler.rules)
             dead = {compiler.rule_keys[r] for r in measure.endless_rules if r in compiler.rule_keys}
+            conflicts = compiler.conflicts or [compiler.pointers[k] for k in dead] or conflicts
             if not dead - self.impossible:
                 break
             self.impossible |= dead
         if start == EMPTY or measure.shortest(start) >= INFINITE:
-            raise Unsatisfiable("no value is valid for this schema", where="#")
+            raise self._unsatisfiable(conflicts)
         return CompiledSchema(terms, start, compiler.rules, measure)
+
+    def _unsatisfiable(self, conflicts: list[str]) -> Unsatisfiable:
+        """Is it the schema, or only that its objects are strict?"""
+        if self.options.objects == "strict":
+            _Settled(self.document, replace(self.options, objects="closed"), self.limits).alone()
+            where = conflicts[0] if conflicts else "#"
+            return Unsatisfiable(
+                f"{where}: no value is left if every declared property has to come, as strict objects have it; "
+                "let it be null or another type too, do not declare it, or take closed objects",
+                where=where,
+            )
+        return Unsatisfiable("no value is valid for this schema", where="#")
 
 
 class SchemaCompiler:
@@ -121,12 +136,14 @@ class SchemaCompiler:
         self.text = JsonText(self.terms, options.separators)
         self.strings = strings
         self.any_order = options.any_order
-        self.closed_objects = options.closed_objects
+        self.objects = options.objects
+        self.conflicts: list[str] = []  # pointers of what strict objects left without a value
         self.validator = Validator(document, strings)
         self.expander = Expander(
             document, lambda places: self.value(places) != EMPTY, self.terms.check_time, made
         )
         self.rule_keys: dict[int, RuleKey] = {}
+        self.pointers: dict[RuleKey, str] = {}
         self.rules = 0
         self._impossible = impossible
         self._values: dict[frozenset[int], int] = {}
@@ -232,6 +249,7 @@ class SchemaCompiler:
                 raise SchemaError(f"more than {_MAX_RULES:,} different objects and arrays", plains[0].pointer)
             rule = self.terms.rule()
             self.rule_keys[rule] = key
+            self.pointers[key] = relevant[0].pointer if relevant else "#"
             self._calls[key] = self.terms.call(rule)
             if kind == "object" and self._impossible_object(relevant):
                 self._calls[key] = EMPTY
@@ -245,9 +263,11 @@ class SchemaCompiler:
             return False
         self._depth += 1
         try:
-            return any(
-                self.value(member_places(self, plains, name)) == EMPTY for name in required_names(plains)
-            )
+            for name in needed_names(self, plains):
+                if self.value(member_places(self, plains, name)) == EMPTY:
+                    self.conflicts.append(f"{plains[0].pointer}/properties/{name}")
+                    return True
+            return False
         finally:
             self._depth -= 1
 

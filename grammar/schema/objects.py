@@ -56,13 +56,23 @@ def declared_names(plains: Conjunction) -> list[str]:
     return list(found)
 
 
+def needed_names(compiler: SchemaCompiler, plains: Conjunction) -> list[str]:
+    """Those that always come: the required ones, of strict objects also all that are declared (to have some value)."""
+    needed = dict.fromkeys(required_names(plains))
+    if compiler.objects == "strict":
+        for place in plains:
+            assert isinstance(place.schema, dict)
+            needed.update({n: None for n, s in place.schema.get("properties", {}).items() if s is not False})
+    return list(needed)
+
+
 def member_places(compiler: SchemaCompiler, plains: Conjunction, name: str) -> list[Place]:
     return [inner for place in plains for inner in compiler.validator.member_places(place, name)]
 
 
 def object_term(compiler: SchemaCompiler, plains: Conjunction) -> int:
     """The objects that all `plains` accept."""
-    needed = set(required_names(plains))
+    needed = set(needed_names(compiler, plains))
     name_rules = [
         Place(p.schema["propertyNames"], f"{p.pointer}/propertyNames")
         for p in plains
@@ -74,6 +84,7 @@ def object_term(compiler: SchemaCompiler, plains: Conjunction) -> int:
         allowed = all(compiler.validator.valid(name, rule) for rule in name_rules)
         value = compiler.value(member_places(compiler, plains, name)) if allowed else EMPTY
         if value == EMPTY and name in needed:
+            compiler.conflicts.append(f"{plains[0].pointer}/properties/{name}")
             return EMPTY
         if value != EMPTY:
             members.append(Member(name, compiler.terms.cat(compiler.text.name(name), value), name in needed))
@@ -94,6 +105,8 @@ def object_term(compiler: SchemaCompiler, plains: Conjunction) -> int:
             "minProperties is enforced above 1 only if additionalProperties is false, since a name can come twice",
             f"{plains[0].pointer}/minProperties",
         )
+    if 0 <= high < len(needed):
+        compiler.conflicts.append(f"{plains[0].pointer}/maxProperties")
     return _Writer(compiler, members, other, low, high).term()
 
 
@@ -164,7 +177,7 @@ def _other_member(
         for source in place.schema.get("patternProperties", {}):
             patterns[source] = compiler.strings.pattern(source, f"{place.pointer}/patternProperties")
     said = {k for p in plains if isinstance(p.schema, dict) for k in p.schema}
-    if compiler.closed_objects and "properties" in said and not said & _OF_OTHERS:
+    if compiler.objects != "open" and "properties" in said and not said & _OF_OTHERS:
         return EMPTY
     if not patterns and not name_rules:
         value = compiler.value(_additional(plains, ()))

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import cast, get_args
 
 from grammar.automaton import TokenAutomaton
-from grammar.compile import CompiledConstraint, Options
+from grammar.compile import CompiledConstraint, Objects, Options
 from grammar.constraint_errors import ConstraintError
 from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
@@ -34,7 +35,7 @@ class ConstraintCompiler:
     ends        ids that end an answer
     whitespace  in JSON: compact or spaced
     tables      make tables of small JSON schemas too
-    objects     in JSON: open, or closed to names that a schema with properties does not declare
+    objects     in JSON: open, closed or strict (`grammar.compile.Options`)
     store       where tables are found and kept; None: the user's cache folder
     encode      text to token ids, nothing added; None: nothing is ever forced
     capacity    constraints that are kept
@@ -54,11 +55,13 @@ class ConstraintCompiler:
     ) -> None:
         if whitespace not in ("compact", "spaced"):
             raise InvalidRequest(f"constrained_json_whitespace is {whitespace!r}; choose compact or spaced")
-        if objects not in ("open", "closed"):
-            raise InvalidRequest(f"constrained_json_objects is {objects!r}; choose open or closed")
+        if objects not in get_args(Objects):
+            raise InvalidRequest(
+                f"constrained_json_objects is {objects!r}; choose {', '.join(get_args(Objects))}"
+            )
         self.options = Options(
             whitespace="compact" if whitespace == "compact" else "spaced",
-            closed_objects=objects == "closed",
+            objects=cast(Objects, objects),
             tables=tables,
         )
         self.folder = Path(folder)

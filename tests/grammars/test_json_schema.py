@@ -489,7 +489,7 @@ def test_closed_objects_have_declared_names_only_and_force_more() -> None:
         "properties": {"a": {"type": "integer"}, "b": {"type": "null"}},
         "required": ["a", "b"],
     }
-    open_, closed = compiled(schema), compiled(schema, closed_objects=True)
+    open_, closed = compiled(schema), compiled(schema, objects="closed")
     assert open_.accepts(text({"a": 1, "b": None, "c": 2})) and not closed.accepts(
         text({"a": 1, "b": None, "c": 2})
     )
@@ -513,13 +513,13 @@ def test_closed_objects_have_declared_names_only_and_force_more() -> None:
     ],
 )
 def test_objects_that_speak_of_other_names_or_of_none_stay_open(schema: Any) -> None:
-    constraint = compiled(schema, closed_objects=True)
+    constraint = compiled(schema, objects="closed")
     assert constraint.accepts(text({"a": 1, "z": 2}))
 
 
 def test_closed_objects_close_over_the_names_of_all_parts() -> None:
     schema = {"type": "object", "properties": {"a": {}}, "allOf": [{"properties": {"b": {}}}]}
-    constraint = compiled(schema, closed_objects=True)
+    constraint = compiled(schema, objects="closed")
     assert constraint.accepts(text({"a": 1, "b": 2})) and not constraint.accepts(text({"a": 1, "c": 2}))
 
 
@@ -561,3 +561,72 @@ def test_a_schema_that_holds_itself_is_no_table() -> None:
     tree = {"type": "object", "properties": {"next": {"$ref": "#"}}, "additionalProperties": False}
     assert compiled(tree, tables=True).report().engine == "machine"
     assert compiled({"type": "string", "maxLength": 5000}, tables=True).report().engine == "machine"
+
+
+def test_strict_objects_have_all_declared_names_in_order_and_force_the_most() -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "a": {"type": "integer"},
+            "b": {"properties": {"c": {"type": "null"}, "d": {"enum": [1]}}},
+        },
+        "required": ["a"],
+    }
+    strict = compiled(schema, objects="strict")
+    assert strict.accepts('{"a":1,"b":{"c":null,"d":1}}')
+    for other in (
+        '{"a":1}',
+        '{"a":1,"b":{"c":null}}',
+        '{"b":{"c":null,"d":1},"a":1}',
+        '{"a":1,"b":{"c":null,"d":1},"e":2}',
+    ):
+        assert not strict.accepts(other)
+    assert strict.automaton is not None
+    after = strict.automaton.advance_bytes(0, b'{"a":1,')
+    assert strict.automaton.forced(after) == b'"b":'
+    assert strict.report().forced_share > compiled(schema, objects="closed").report().forced_share
+
+
+def test_a_property_that_may_have_no_value_does_not_come_in_strict_objects() -> None:
+    strict = compiled({"type": "object", "properties": {"a": False, "b": {"type": "null"}}}, objects="strict")
+    assert strict.accepts('{"b":null}') and not strict.accepts("{}")
+
+
+@pytest.mark.parametrize(
+    ("schema", "pointer"),
+    [
+        ({"type": "object", "properties": {"next": {"$ref": "#"}}}, "#"),
+        ({"type": "object", "properties": {"a": {}, "b": {}}, "maxProperties": 1}, "#/maxProperties"),
+        ({"type": "object", "properties": {"a": {"minimum": 2, "maximum": 1, "type": "integer"}}}, "#/properties/a"),
+        (
+            {"type": "object", "properties": {"x": {"properties": {"y": {"type": "string", "enum": [1]}}, "type": "object"}}},
+            "#/properties/x/properties/y",
+        ),
+    ],
+)  # fmt: skip
+def test_strict_objects_that_leave_no_value_are_refused_with_the_pointer(schema: Any, pointer: str) -> None:
+    assert compiled(schema, objects="closed").accepts("{}")
+    with pytest.raises(Unsatisfiable, match="as strict objects have it") as caught:
+        compiled(schema, objects="strict")
+    assert caught.value.where == pointer
+
+
+def test_what_no_object_could_fulfil_is_not_blamed_on_strictness() -> None:
+    with pytest.raises(Unsatisfiable, match="no value is valid"):
+        compiled({"type": "object", "properties": {"a": False}, "required": ["a"]}, objects="strict")
+
+
+@settings(max_examples=150, deadline=None)
+@given(SCHEMAS, VALUES)
+def test_strict_objects_are_some_of_the_closed_ones_and_these_of_the_open_ones(
+    schema: Any, value: Any
+) -> None:
+    verdicts = []
+    for objects in ("strict", "closed", "open"):
+        try:
+            verdicts.append(compiled(schema, objects=objects).accepts(text(value)))
+        except Unsatisfiable:
+            verdicts.append(False)
+        except ConstraintError:
+            return
+    assert verdicts == sorted(verdicts)
