@@ -67,7 +67,9 @@ class EngineConfig:
     )
     device: str = _option("auto", "cpu, cuda or auto.")
     dtype: str = _option("auto", "auto, float32, bfloat16 or float16.")
-    load_format: str = _option("auto", "auto reads the weights; dummy takes random ones of the same shapes.")
+    load_format: str = _option(
+        "auto", "auto or safetensors reads the weights; dummy takes random ones of the same shapes."
+    )
     context_length: int | None = _option(None, "Tokens of prompt and answer together. Default: the model's.")
     json_model_override_args: str = _option("{}", "JSON object merged into config.json.")
     mem_fraction_static: float = _option(0.88, "Share of GPU memory for weights and KV pool.")

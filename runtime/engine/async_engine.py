@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import dataclasses
 import itertools
 import logging
 import secrets
@@ -45,7 +46,20 @@ from runtime.config import EngineConfig, find_folder
 from runtime.constrain.compiler import KINDS, ConstraintCompiler
 from runtime.constrain.workers import workers_for
 from runtime.engine.live import Live
-from runtime.engine.messages import Add, Ask, Beat, End, Failed, In, Lost, Out, Output, Ready, Refused
+from runtime.engine.messages import (
+    Add,
+    Ask,
+    Beat,
+    End,
+    Failed,
+    In,
+    Lost,
+    Out,
+    Output,
+    Ready,
+    Refused,
+    Weights,
+)
 from runtime.engine.messages import Answer as Reply
 from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
@@ -441,6 +455,22 @@ class AsyncEngine:
 
     async def flush_cache(self) -> bool:
         return bool((await self.ask("flush"))["flushed"])
+
+    async def update_weights(self, model_path: str, load_format: str = "auto") -> None:
+        """Put the weights of another folder in the place of the model's; its name and its tokenizer stay.
+
+        What runs ends first, what comes meanwhile waits. Raises ModelError, and the earlier weights stay, for those of
+        another architecture and those that cannot be read; Conflict if another update is under way.
+        """
+        value = msgspec.json.encode(Weights(model_path, load_format)).decode()
+        await self.ask("update_weights", value)
+        self.config = self.transport.config = dataclasses.replace(
+            self.config,
+            model_path=model_path,
+            load_format=load_format,
+            served_model_name=self.config.name,
+            tokenizer_path=self.config.tokenizer_path or self.config.folder,
+        )
 
     async def stats(self) -> dict[str, Any]:
         """Use of the KV pool and of the seats."""

@@ -17,10 +17,11 @@ from runtime.constrain.precompile import precompile, read_constraints
 from runtime.engine.assemble import assemble
 from runtime.engine.device import DeviceRunner, Pending
 from runtime.engine.faults import Fault, Faults
-from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused
+from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused, Weights
 from runtime.engine.profile import Profiler
 from runtime.engine.turns import TurnLength
-from runtime.errors import EngineDead, EngineError, InvalidRequest
+from runtime.engine.update import WeightUpdate
+from runtime.errors import EngineDead, EngineError, InvalidRequest, Unsupported
 from runtime.kv.store import bytes_per_token
 from runtime.request import Request
 from runtime.scheduler.scheduler import Event, Scheduler
@@ -64,6 +65,8 @@ class EngineLoop:
             raise InvalidRequest(f"--num-continuous-decode-steps {wanted}: give a number from 1 to 64")
         self._turns = TurnLength(wanted if isinstance(self.runner, DeviceRunner) else wanted or 1)
         self._compilers = ThreadPoolExecutor(1, thread_name_prefix="constraints")
+        self._update: WeightUpdate | None = None
+        self._held: list[Add] = []  # they came while weights are being changed
         self._compiling: list[tuple[Add, Future[Any]]] = []
         self.ends = ends
         self._profiler = Profiler()
@@ -117,10 +120,17 @@ class EngineLoop:
 
     @property
     def busy(self) -> bool:
-        return bool(self._compiling) or not self.scheduler.idle
+        return bool(self._compiling) or self._updating or not self.scheduler.idle
+
+    @property
+    def _updating(self) -> bool:
+        return self._update is not None and self._update.waits
 
     def handle(self, message: In) -> list[Out]:
         """Take one message."""
+        if isinstance(message, Add) and self._updating:
+            self._held.append(message)
+            return []
         if isinstance(message, Add) and message.sampling.constraint is not None:
             if self.constraints is None:
                 text = "constraints need a tokenizer, and the engine was started with --skip-tokenizer-init"
@@ -135,10 +145,16 @@ class EngineLoop:
                 self._compiling.remove(entry)
                 entry[1].cancel()
                 return [Output(message.id, [], finish=Finish(type="abort"))]
+            if (held := next((m for m in self._held if m.id == message.id), None)) is not None:
+                self._held.remove(held)
+                return [Output(message.id, [], finish=Finish(type="abort"))]
             event = self.scheduler.abort(message.id)
             return [self._output(event)] if event else []
         if isinstance(message, Ask):
             try:
+                if message.what == "update_weights":
+                    self._ask_update(message)
+                    return []
                 return [Answer(message.ticket, self._answer(message))]
             except EngineError as error:
                 return [Answer(message.ticket, code=error.code, message=error.message)]
@@ -251,14 +267,37 @@ class EngineLoop:
                 "total_tokens": s.cache.pool.total * size,
             },
             "num_running_reqs": len(s.running),
-            "num_waiting_reqs": len(s.waiting),
+            "num_waiting_reqs": len(s.waiting) + len(self._held),
             "prompt_tokens": s.prompt_tokens,
             "reused_tokens": s.cached_tokens,
             "retractions": s.retractions,
         }
 
+    def _ask_update(self, m: Ask) -> None:
+        """Change the weights as soon as nothing runs. Raises EngineError for what cannot be had."""
+        if self._ranks is not None:
+            raise Unsupported("weights cannot be changed with --tensor-parallel-size; start another server")
+        if self._update is None:
+            self._update = WeightUpdate(self.model, self.config)
+        self._update.ask(m.ticket, msgspec.json.decode(m.value, type=Weights))
+
+    def _poll_update(self, update: WeightUpdate) -> list[Out]:
+        """A moment of a change of weights; when it is done, whoever waited for it starts."""
+        done = update.poll()
+        if done is None:
+            time.sleep(0.005)
+            return []
+        ticket, error = done
+        self.runner.reload(self.model)
+        self.scheduler.flush()
+        held, self._held = self._held, []
+        code, message = ("", "") if error is None else (error.code, error.message)
+        return [Answer(ticket, code=code, message=message), *(out for m in held for out in self.handle(m))]
+
     def step(self) -> list[Out]:
         """Run one batch. An error of the model ends the requests of that batch, not the loop."""
+        if self._update is not None and self._update.waits and self.scheduler.idle and not self._compiling:
+            return self._poll_update(self._update)
         if isinstance(self.runner, DeviceRunner):
             return self._step_ahead(self.runner)
         out = self._add_compiled() if self._compiling else []

@@ -39,6 +39,13 @@ class Ask(msgspec.Struct, frozen=True, tag=True):
     value: str = ""
 
 
+class Weights(msgspec.Struct, frozen=True):
+    """The value of an `Ask` for `update_weights`, as JSON: where they come from."""
+
+    model_path: str
+    load_format: str = "auto"
+
+
 class Stop(msgspec.Struct, frozen=True, tag=True):
     """End the loop."""
 

@@ -4,23 +4,35 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from runtime.api import Constraint, Delta, Embedded, LogprobOptions, SamplingParams, TokenLogprob
 from runtime.errors import InvalidRequest
 
-_CONSTRAINTS = ("regex", "json_schema", "ebnf", "structural_tag")
+_CONSTRAINTS: tuple[Literal["regex", "json_schema", "ebnf", "structural_tag"], ...] = (
+    "regex",
+    "json_schema",
+    "ebnf",
+    "structural_tag",
+)
 
 
 def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
     """SamplingParams from a caller's dict. Raises InvalidRequest that names the field and its near miss."""
     given = {k: v for k, v in fields.items() if v is not None or k in ("max_new_tokens", "seed")}
-    constraints = [Constraint(k, given.pop(k)) for k in _CONSTRAINTS if k in given]  # type: ignore[arg-type]
+    constraints: list[Constraint] = []
+    for kind in _CONSTRAINTS:
+        source = given.pop(kind, None)
+        if source is not None and not isinstance(source, str):
+            raise InvalidRequest(
+                f"{kind} is a {type(source).__name__} but must be text; write it as a JSON string", param=kind
+            )
+        constraints += [] if source is None else [Constraint(kind, source)]
     if len(constraints) > 1:
         raise InvalidRequest(f"{constraints[0].kind} and {constraints[1].kind} cannot be given together")
-    known = SamplingParams.__struct_fields__
+    known = [*(k for k in SamplingParams.__struct_fields__ if k != "constraint"), *_CONSTRAINTS]
     for name in given:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)

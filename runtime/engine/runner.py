@@ -12,7 +12,7 @@ from runtime.batch import Admission, Batch, Sampled, Slice
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.masks import ConstrainedSeats
 from runtime.engine.inputs import ForwardInputs, PageRows
-from runtime.kernels.cpu.path import FastDecoder
+from runtime.kernels.cpu.path import FastDecoder, choose
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.heads import Head, vectors
@@ -56,6 +56,11 @@ class ModelRunner:
         """Whether a request's next step may be queued before its newest token is known."""
         c = sampling.constraint
         return c is None or (self._constrained is not None and self._constrained.unforced(c, logprobs))
+
+    def reload(self, model: Decoder) -> None:
+        """The weights of the model have changed in their places: make anew what holds copies of them."""
+        if isinstance(self.model, FastDecoder):
+            self.model, self.attention = choose(model, self.store)
 
     def slots(self, seat: int, length: int) -> np.ndarray:
         """int64 [length]: where the keys and values of a seat's positions 0 .. length - 1 lie."""

@@ -13,6 +13,7 @@ from runtime.engine.messages import Failed, In, Out, Ready, Stop
 from runtime.errors import (
     Aborted,
     BackendError,
+    Conflict,
     Crowded,
     EngineDead,
     EngineError,
@@ -31,6 +32,7 @@ _KINDS = (
     TooLong,
     Unsupported,
     NotFound,
+    Conflict,
     Overloaded,
     Crowded,
     EngineDead,
@@ -47,7 +49,9 @@ def error_of(code: str, message: str) -> EngineError:
 
 
 class Transport(Protocol):
-    """A way to an engine loop. `receive` is called with messages from another thread."""
+    """A way to an engine loop. `receive` is called with messages from another thread. `config` is that of the next loop."""
+
+    config: EngineConfig
 
     def start(self, receive: Callable[[list[Out]], None]) -> Ready:
         """Load the model; blocks. Raises EngineError if that fails."""

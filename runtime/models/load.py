@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,9 @@ def read_spec(
         spec = embedding(spec, config)
     config.check_all_read()
     return spec, family, config
+
+
+FORMATS = ("auto", "safetensors", "dummy")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -101,20 +105,48 @@ def load_model(
     with torch.device(device):
         model = Decoder(spec, resolve_dtype(dtype, device, config), shards, group)
     model.requires_grad_(False)
+    fill(model, family, folder, load_format)
+    return model.eval()
+
+
+def family_of_same(
+    model: Decoder,
+    folder: Path,
+    overrides: dict[str, Any] | None = None,
+    *,
+    is_embedding: bool = False,
+) -> Family:
+    """How the weights in a folder are named. Raises ModelError if they are not those of a model like this one."""
+    spec, family, _ = read_spec(folder, overrides, is_embedding=is_embedding)
+    if spec != model.spec:
+        names = [
+            f.name for f in dataclasses.fields(spec) if getattr(spec, f.name) != getattr(model.spec, f.name)
+        ]
+        raise ModelError(
+            f"{folder} has another architecture than the model that is served: they differ in {', '.join(names)}; "
+            "start a server of its own for it"
+        )
+    return family
+
+
+def fill(model: Decoder, family: Family, folder: Path, load_format: str = "auto") -> None:
+    """Read every weight to its place; a rank reads its part of them alone. Raises ModelError; some are written then."""
+    if load_format not in FORMATS:
+        raise ModelError(f"load format {load_format!r} is not known; use one of {', '.join(FORMATS)}")
     if load_format == "dummy":
         randomise(model.parameters())
-    else:
-        placer = Placer(model, family.weights, str(folder), shards)
-        for file in weight_files(folder):
-            try:
-                with safe_open(str(file), framework="pt", device=device) as tensors:
-                    for name in tensors.keys():  # noqa: SIM118
-                        if not (name == "lm_head.weight" and spec.tied):
-                            whole = shards is None
-                            placer.place(name, tensors.get_tensor(name) if whole else tensors.get_slice(name))
-            except (SafetensorError, OSError) as error:
-                raise ModelError(
-                    f"{file} cannot be read as safetensors ({error}); it may be truncated: fetch it again"
-                ) from None
-        placer.finish()
-    return model.eval()
+        return
+    placer = Placer(model, family.weights, str(folder), model.shards)
+    device = str(model.embedding.weight.device)
+    for file in weight_files(folder):
+        try:
+            with safe_open(str(file), framework="pt", device=device) as tensors:
+                for name in tensors.keys():  # noqa: SIM118
+                    if not (name == "lm_head.weight" and model.spec.tied):
+                        whole = model.shards is None
+                        placer.place(name, tensors.get_tensor(name) if whole else tensors.get_slice(name))
+        except (SafetensorError, OSError) as error:
+            raise ModelError(
+                f"{file} cannot be read as safetensors ({error}); it may be truncated: fetch it again"
+            ) from None
+    placer.finish()

@@ -47,6 +47,11 @@ class Flushed(msgspec.Struct):
     flushed: bool
 
 
+class Updated(msgspec.Struct):
+    success: bool
+    message: str
+
+
 class Aborted(msgspec.Struct):
     aborted: str
 

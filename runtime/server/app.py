@@ -101,7 +101,7 @@ async def serve(config: EngineConfig, server: ServerConfig) -> int:
     )
     engine = AsyncEngine(config, transport, strangers=True)
     try:
-        context = Context(engine, config, server)
+        context = Context(engine, server)
         await engine.open()
     except BaseException:
         engine.shutdown()

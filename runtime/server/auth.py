@@ -31,6 +31,7 @@ ADMIN_ROUTES = frozenset(
         "/stop_profile",
         "/debug/check",
         "/debug/fault",
+        "/update_weights",
         "/update_weights_from_disk",
         "/page/state",  # shows the prompts of everybody
         "/page/abort",

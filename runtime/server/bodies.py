@@ -99,6 +99,7 @@ class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
+    no_stop_trim: bool | list[bool] = False  # type: ignore[assignment]  # or one for each prompt
     best_of: int | None = None
     echo: bool = False
     logprobs: int | None = None
@@ -181,6 +182,13 @@ class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     tokens: list[int]
     skip_special_tokens: bool = True
     model: str | None = None
+
+
+class WeightsBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /update_weights."""
+
+    model_path: str
+    load_format: str = "auto"
 
 
 class AbortBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):

@@ -216,7 +216,7 @@ def _delta(part: Part, separate: bool) -> dict[str, Any]:
 async def _stream(
     request: web.Request, context: Context, body: bodies.ChatBody, prepared: Prepared
 ) -> web.StreamResponse:
-    """One chunk for each part; the log-probabilities of a delta are in its last chunk."""
+    """One chunk for each part, and one for the end; the log-probabilities of a delta are with the last of its parts."""
     call = prepared.call
     head = openai.head(context, "chatcmpl", "chat.completion.chunk", call)
     await request.app[RECORDER].note(request, head["id"], head["seed"])
@@ -238,16 +238,15 @@ async def _stream(
         async for delta, parts, called in split(prepared, deltas):
             reasoned += [p.text for p in parts if isinstance(p, ReasoningPart)]
             contents = [_delta(p, body.separate_reasoning) for p in parts]
-            end = {}
-            if delta.finish is not None:
-                end = {"finish_reason": _reason(delta, called), "matched_stop": openai.matched(delta)}
-                contents.append({})
-            elif not contents and delta.output_logprobs and call.logprobs:
+            if not contents and delta.finish is None and delta.output_logprobs and call.logprobs:
                 contents.append({})
             for content in contents[:-1]:
                 await events.send(chunk(delta.index, content))
             if contents:
-                await events.send(chunk(delta.index, contents[-1], delta, **end))
+                await events.send(chunk(delta.index, contents[-1], delta))
+            if delta.finish is not None:
+                end = {"finish_reason": _reason(delta, called), "matched_stop": openai.matched(delta)}
+                await events.send(chunk(delta.index, {}, None if contents else delta, **end))
             usages += [delta.usage] if delta.usage else []
         if counted:
             text = "".join(reasoned)

@@ -90,17 +90,24 @@ def _calls(context: Context, body: bodies.CompletionBody) -> list[Generate]:
     elif samples > body.n:
         logprobs = LogprobOptions()
     sampling = context.seeded(openai.sampling_of(body, body.max_tokens))
+    prompts = openai.prompts_of(body.prompt, "prompt")
+    trims = body.no_stop_trim if isinstance(body.no_stop_trim, list) else [body.no_stop_trim] * len(prompts)
+    if len(trims) != len(prompts):
+        raise InvalidRequest(
+            f"no_stop_trim is a list of {len(trims)} values, but there are {len(prompts)} prompts",
+            param="no_stop_trim",
+        )
     return [
         Generate(
             prompt=(segment,),
-            sampling=msgspec.structs.replace(sampling, n=samples),
+            sampling=msgspec.structs.replace(sampling, n=samples, no_stop_trim=trim),
             id=str(i),
             logprobs=logprobs,
             stream=body.stream,
             salt=body.cache_salt or "",
             priority=body.priority,
         )
-        for i, segment in enumerate(openai.prompts_of(body.prompt, "prompt"))
+        for i, (segment, trim) in enumerate(zip(prompts, trims, strict=True))
     ]
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
@@ -42,13 +43,13 @@ class Context:
     Raises EngineError for options that name what is not there.
     """
 
-    def __init__(self, engine: AsyncEngine, config: EngineConfig, server: ServerConfig) -> None:
+    def __init__(self, engine: AsyncEngine, server: ServerConfig) -> None:
         self.engine = engine
-        self.config = config
         self.server = server
         self.metrics = engine.live.counted
         endpoint = server.otlp_traces_endpoint
-        self.tracing = None if endpoint is None else Tracing.to(endpoint, config.name)
+        self.tracing = None if endpoint is None else Tracing.to(endpoint, engine.config.name)
+        self.started = int(time.time())
         self.running = 0
         self.serving = 0
         self.closing = False
@@ -69,6 +70,16 @@ class Context:
     @classmethod
     def of(cls, request: web.Request) -> Context:
         return request.app[KEY]
+
+    @property
+    def config(self) -> EngineConfig:
+        """The engine's, which changes when its weights do."""
+        return self.engine.config
+
+    async def update_weights(self, model_path: str, load_format: str) -> None:
+        """See `AsyncEngine.update_weights`; answers have another fingerprint then."""
+        await self.engine.update_weights(model_path, load_format)
+        self.__dict__.pop("fingerprint", None)
 
     @property
     def model_name(self) -> str:

@@ -48,7 +48,7 @@ def sampling_of(
         presence_penalty=body.presence_penalty,
         repetition_penalty=body.repetition_penalty,
         ignore_eos=body.ignore_eos,
-        no_stop_trim=body.no_stop_trim,
+        no_stop_trim=body.no_stop_trim is True,
         skip_special_tokens=body.skip_special_tokens,
         logit_bias=bias,
         seed=body.seed,
@@ -142,7 +142,7 @@ def _card(context: Context) -> dict[str, Any]:
     return {
         "id": context.model_name,
         "object": "model",
-        "created": int(time.time()),
+        "created": context.started,
         "owned_by": "sglc",
         "root": context.config.folder,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from typing import Any
 
 import openai
 import pytest
@@ -236,3 +237,30 @@ def test_bad_requests_are_named_and_the_server_goes_on(
     assert param is None or body["param"] == param
     answer = client.chat.completions.create(model="tiny", messages=QUESTION, temperature=0)
     assert answer.choices[0].message.content == ANSWER
+
+
+def test_each_prompt_may_keep_its_stop_string_or_not(client: Any) -> None:
+    fields: dict[str, Any] = {"temperature": 0, "max_tokens": 8, "stop": ["7"]}
+    create = client.completions.create
+    prompts = ["12 + 35 =", "12 + 35 ="]
+    answer = create(model="tiny", prompt=prompts, **fields, extra_body={"no_stop_trim": [True, False]})
+    assert [c.text for c in answer.choices] == [" 47", " 4"]
+    with pytest.raises(openai.BadRequestError, match="a list of 1 values, but there are 2 prompts"):
+        create(model="tiny", prompt=prompts, extra_body={"no_stop_trim": [True]})
+
+
+def test_streamed_log_probabilities_come_with_their_text(client: Any) -> None:
+    chunks = client.chat.completions.create(
+        model="tiny", messages=QUESTION, temperature=0, max_tokens=6, stream=True, logprobs=True
+    )
+    first, *middle, last = chunks
+    assert first.choices[0].logprobs is None and last.choices[0].logprobs is None
+    assert last.choices[0].finish_reason == "length" and last.choices[0].delta.content is None
+    for chunk in middle:
+        told = chunk.choices[0]
+        assert "".join(t.token for t in told.logprobs.content) == told.delta.content
+    assert len(middle) == 6
+
+
+def test_the_model_was_created_when_the_server_was_started(client: Any) -> None:
+    assert client.models.retrieve("tiny").created == client.models.list().data[0].created

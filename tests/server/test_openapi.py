@@ -23,7 +23,7 @@ from runtime.server.operation import operation_of
 def app() -> web.Application:
     """The application that `runtime serve` runs; its engine is never started."""
     config = EngineConfig()
-    return build(Context(AsyncEngine(config), config, ServerConfig(port=0)))
+    return build(Context(AsyncEngine(config), ServerConfig(port=0)))
 
 
 def registered(app: web.Application) -> dict[tuple[str, str], Any]:

@@ -69,9 +69,9 @@ def test_requests_are_counted(operated: ServerProcess) -> None:
 
 
 def test_a_trace_is_written(operated: ServerProcess) -> None:
-    code, text = send(f"{operated.url}/stop_profile", {})
+    code, text = send(f"{operated.url}/stop_profile")
     assert code == 400 and "no profile is running" in text
-    assert send(f"{operated.url}/start_profile", {})[0] == 200
+    assert send(f"{operated.url}/start_profile")[0] == 200
     code, text = send(f"{operated.url}/start_profile", {})
     assert code == 400 and "running already" in text
     params = {"max_new_tokens": 3, "ignore_eos": True}
