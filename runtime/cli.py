@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import sys
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ import typer
 from runtime.bench.commands import app as bench
 from runtime.config import EngineConfig, ServerConfig
 from runtime.errors import EngineError
-from runtime.flags import fields_of, flags_of, with_options
+from runtime.flags import fields_of, flags_of, whole_names, with_options
 from runtime.foreign_flags import own_flags
 
 app = typer.Typer(
@@ -26,11 +28,13 @@ app.add_typer(bench, name="bench")
 @with_options(EngineConfig, ServerConfig)
 def serve(**options: Any) -> None:
     """Serve a model over HTTP: the native API and OpenAI's. Without --model-path, the embedded model."""
-    from runtime.log import configure
+    from runtime.log import configure, level_of
     from runtime.server.app import run
 
     config, server = fields_of(EngineConfig, options), fields_of(ServerConfig, options)
     configure(server.log_level, server.log_format)
+    if server.log_level_http is not None:
+        logging.getLogger("runtime.requests").setLevel(level_of("--log-level-http", server.log_level_http))
     raise typer.Exit(run(config, server))
 
 
@@ -44,6 +48,25 @@ def replay(
     from runtime.backends.replay import run_again
 
     print(run_again(url, id, api_key))
+
+
+@app.command()
+def check(
+    as_json: Annotated[bool, typer.Option("--json", help="As one JSON object.")] = False,
+    run: Annotated[bool, typer.Option(help="Also let the embedded model answer.")] = True,
+) -> None:
+    """Show what this machine has for the runtime, and try it: for bug reports. Exit code 1 if something does not work."""
+    from runtime.environment import environment, problems
+
+    facts = environment()
+    wrong = problems(run)
+    if as_json:
+        print(json.dumps({**facts, "problems": wrong}, indent=2))
+    else:
+        for name, value in facts.items():
+            print(f"{name}: {value}")
+        print("\n".join(f"PROBLEM: {p}" for p in wrong) or "everything works")
+    raise typer.Exit(1 if wrong else 0)
 
 
 @app.command()
@@ -81,7 +104,7 @@ def info(**options: Any) -> None:
 def main() -> None:
     """Entry point: errors of the user's are one line and exit code 2."""
     try:
-        arguments = sys.argv[1:]
+        arguments = whole_names(sys.argv[1:], typer.main.get_command(app))
         if arguments[:1] == ["serve"]:
             known = {flag for config in (EngineConfig, ServerConfig) for flag in flags_of(config)}
             arguments = own_flags(arguments, known)

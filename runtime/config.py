@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from runtime.errors import InvalidRequest, ModelError
+from runtime.foreign_flags import own_options
 
 
 def _option(default: Any, help: str, *aliases: str) -> Any:
@@ -104,7 +105,8 @@ class EngineConfig:
         None, "Requests decoded together at most. Default: 256, on a GPU 1024."
     )
     chunked_prefill_size: int | None = _option(
-        None, "Prompt tokens computed in one step at most. Default: 2048, on a GPU 8192."
+        None,
+        "Prompt tokens computed in one step at most; 0 or less: a whole prompt. Default: 2048, on a GPU 8192.",
     )
     schedule_policy: str = _option("lpm", "Order of waiting requests: lpm, fcfs, dfs-weight or random.")
     schedule_conservativeness: float = _option(1.0, "Above 1: admit fewer requests, retract less often.")
@@ -127,12 +129,17 @@ class EngineConfig:
     constraint_compile_seconds: float = _option(10.0, "Time that one such compile may take.")
     constraint_compile_memory_mb: int = _option(2048, "Memory that one such compile may take.")
     debug_faults: bool = _option(False, "Let POST /debug/fault break things, for tests of what happens then.")
+    stream_interval: int = _option(1, "Tokens between two events of a stream, after the first.")
     random_seed: int | None = _option(None, "Seed of requests that have none. Default: random.")
     threads: int | None = _option(None, "CPU threads of the model. Default: all cores.")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> EngineConfig:
-        """From keyword arguments; InvalidRequest names an unknown one and its near miss."""
+        """From keyword arguments, also by the names of flags' aliases (`tp_size`) and of other engines' flags.
+
+        Raises InvalidRequest that names an unknown one and its near miss.
+        """
+        options = own_options(options, cls)
         known = {f.name for f in dataclasses.fields(cls)}
         for name in options:
             if name not in known:
@@ -233,12 +240,16 @@ class ServerConfig(Limits):
         None, "Web pages of this origin may call the server; * for all. May be given several times."
     )
     log_level: str = _option("info", "debug, info, warning or error.")
+    log_level_http: str | None = _option(None, "Of the line for each request. Default: that of --log-level.")
+    log_requests: bool = _option(
+        False,
+        "Log what requests and answers say, the first 2048 characters of each; else nothing of it is logged.",
+    )
     log_format: str = _option("text", "text, or json: one object a line.")
     otlp_traces_endpoint: str | None = _option(
         None, "OpenTelemetry collector (OTLP over HTTP) that gets a span of each request; needs sglc[otel]."
     )
     profile_dir: str | None = _option(None, "Folder for the traces of /stop_profile.")
-    stream_interval: int = _option(1, "Tokens between two events of a stream.")
     state_dir: str | None = _option(
         None,
         "Folder of files and batches, which outlive the server there. Default: a temporary one.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
@@ -16,6 +16,30 @@ def flags_of(config: type) -> list[str]:
     """Every flag of a config class, aliases included."""
     fields = dataclasses.fields(config)
     return [n for f in fields for n in ("--" + f.name.replace("_", "-"), *f.metadata.get("aliases", ()))]
+
+
+def whole_names(arguments: Sequence[str], command: Any) -> list[str]:
+    """The arguments of a click command with the flags that were cut short written out, where only one begins so.
+
+    Other servers of the field take `--tp` or `--num-prompt` for the whole name, and their users write them.
+    """
+    out = list(arguments)
+    at = 0
+    while at < len(out) and not out[at].startswith("-") and hasattr(command, "commands"):
+        inner = command.commands.get(out[at])
+        if inner is None:
+            return out
+        command, at = inner, at + 1
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts) if name.startswith("--")}
+    for i in range(at, len(out)):
+        name, equals, value = out[i].partition("=")
+        if name == "--":
+            break
+        if name.startswith("--") and name not in known and name != "--help" and len(name) > 3:
+            meant = {n for n in known if n.startswith(name)}
+            if len(meant) == 1:
+                out[i] = meant.pop() + equals + value
+    return out
 
 
 def with_options(*configs: type) -> Callable[[Callable[..., None]], Callable[..., None]]:

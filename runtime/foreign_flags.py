@@ -5,9 +5,11 @@ None is ignored: whoever moves a command line here learns of every part of it th
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 from runtime.errors import InvalidRequest
 
@@ -57,8 +59,6 @@ FOREIGN: Mapping[str, Foreign] = MappingProxyType(
         "--constrained-json-whitespace-pattern": _value(
             "set --constrained-json-whitespace to compact or spaced"
         ),
-        "--log-level-http": _value("set --log-level, which is for all of the server"),
-        "--log-requests": _switch("prompts are not logged; --log-level debug logs the ids of requests"),
         "--show-time-cost": _switch("times are in /metrics; leave it out"),
         "--file-storage-pth": _value("set --state-dir, which holds files and batches"),
         "--enable-cache-report": _SO,
@@ -88,6 +88,25 @@ FOREIGN: Mapping[str, Foreign] = MappingProxyType(
         "--triton-attention-reduce-in-fp32": _SO,
     }
 )
+
+
+def own_options(options: Mapping[str, Any], *configs: type) -> dict[str, Any]:
+    """Keyword arguments by the names of the fields of `configs`: aliases are replaced, foreign ones treated as `own_flags`
+    does, names that are neither left to the caller."""
+    names = {
+        alias.strip("-").replace("-", "_"): f.name
+        for config in configs
+        for f in dataclasses.fields(config)
+        for alias in (f.name, *f.metadata.get("aliases", ()))
+    }
+    out: dict[str, Any] = {}
+    for name, value in options.items():
+        flag = "--" + name.replace("_", "-")
+        if name in names or flag not in FOREIGN:
+            out[names.get(name, name)] = value
+        elif value is not None and value is not False:
+            own_flags([flag] if value is True else [f"{flag}={value}"], ())
+    return out
 
 
 def own_flags(arguments: Sequence[str], known: Collection[str]) -> list[str]:

@@ -38,14 +38,20 @@ class _Json(logging.Formatter):
         return json.dumps(line, default=str)
 
 
+def level_of(option: str, level: str) -> str:
+    """As `logging` names it. Raises InvalidRequest with the option."""
+    if level.lower() not in ("debug", "info", "warning", "error", "critical"):
+        raise InvalidRequest(f"{option} is {level!r}; choose debug, info, warning, error or critical")
+    return level.upper()
+
+
 def configure(level: str = "info", format: str = "text") -> None:
     """Set up the root logger once, at the start of a process. Raises InvalidRequest for a level or format that is not known."""
     if format not in ("text", "json"):
         raise InvalidRequest(f"--log-format is {format!r}; choose text or json")
-    if level.lower() not in ("debug", "info", "warning", "error", "critical"):
-        raise InvalidRequest(f"--log-level is {level!r}; choose debug, info, warning, error or critical")
+    level = level_of("--log-level", level)
     handler = logging.StreamHandler()
     handler.setFormatter(
         _Json() if format == "json" else _Text("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
-    logging.basicConfig(level=level.upper(), handlers=[handler])
+    logging.basicConfig(level=level, handlers=[handler])

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 # Inside a package, top to bottom. A module may import its own line and the lines below it.
 RUNTIME = [
     ["runtime.cli"],
-    ["runtime.bench"],
+    ["runtime.bench", "runtime.environment"],
     ["runtime.server", "runtime.programs"],
     ["runtime.backends"],
     ["runtime.engine", "runtime.parallel.ranks"],

@@ -126,6 +126,9 @@ class Chat(Completions):
 
 
 APIS: dict[str, Api] = {"openai": Completions(), "openai-chat": Chat(), "native": Native()}
+# as SGLang's bench_serving calls them
+APIS |= dict.fromkeys(("sglang", "sglang-native"), APIS["native"])
+APIS |= dict.fromkeys(("sglang-oai", "vllm", "lmdeploy"), APIS["openai"])
 
 
 class Client:

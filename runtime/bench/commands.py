@@ -27,7 +27,10 @@ app = typer.Typer(
 Json = Annotated[
     Path | None,
     typer.Option(
-        "--json", help="File of the results; one that ends in .jsonl gets a line for each, at its end."
+        "--json",
+        "--result-filename",
+        "--output-file",
+        help="File of the results; one that ends in .jsonl gets a line for each, at its end.",
     ),
 ]
 Profile = Annotated[
@@ -54,6 +57,11 @@ def latency(
     output_len: Annotated[str, typer.Option(help="Tokens of each answer.")] = "16",
     repeats: Annotated[int, typer.Option(min=1, help="Of each measurement; the median counts.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the prompts.")] = 1,
+    correctness_test: Annotated[
+        bool,
+        typer.Option(help="Measure nothing; show that a prompt in the cache gives what a computed one does."),
+    ] = False,
+    cut_len: Annotated[int, typer.Option(min=1, help="Tokens in the cache, in the correctness test.")] = 4,
     run_name: RunName = "",
     out: Json = None,
     profile: Profile = None,
@@ -62,6 +70,9 @@ def latency(
     """One batch at a time, without a server: prompts, then each token."""
     from tqdm import tqdm
 
+    if correctness_test:
+        _correctness(fields_of(EngineConfig, options), cut_len)
+        return
     from runtime.bench import latency as bench
     from runtime.bench.report import figure, plain, save
 
@@ -146,11 +157,23 @@ def serving(
         ),
     ] = None,
     backend: Annotated[
-        str, typer.Option(help="openai (completions), openai-chat or native (/generate).")
+        str,
+        typer.Option(
+            help="openai (completions), openai-chat or native (/generate); other benchmarks' names of these are known."
+        ),
     ] = "openai",
     request_rate: Annotated[
         str, typer.Option(help="Requests a second, or inf; several are measured in turn.")
     ] = "inf",
+    request_rate_range: Annotated[
+        str,
+        typer.Option(
+            help="First, end and step of several rates, such as 2,34,2; in place of --request-rate."
+        ),
+    ] = "",
+    multi: Annotated[bool, typer.Option(hidden=True)] = False,
+    host: Annotated[str, typer.Option(help="With --port, in place of --base-url.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Of a running server.")] = None,
     burstiness: Annotated[
         float, typer.Option(min=0.01, help="1: arrivals are a Poisson process; less: bursts; more: regular.")
     ] = 1.0,
@@ -161,7 +184,11 @@ def serving(
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the answers.")] = 0.0,
     ignore_eos: Annotated[
         bool,
-        typer.Option(help="Let answers go on to their full length; servers that do not know it need --no-."),
+        typer.Option(
+            "--ignore-eos/--no-ignore-eos",
+            " /--disable-ignore-eos",
+            help="Let answers go on to their full length; servers that do not know it need --no-.",
+        ),
     ] = True,
     vocabulary: Annotated[
         int | None,
@@ -189,7 +216,7 @@ def serving(
     from runtime.bench.client import APIS, Client
     from runtime.bench.load import Load, run
     from runtime.bench.report import plain, save, writable
-    from runtime.bench.serving import objectives_of, rates_of, trace_of
+    from runtime.bench.serving import objectives_of, rates_in, rates_of, trace_of
 
     if backend not in APIS:
         raise InvalidRequest(f"--backend {backend!r} is not known; use {', '.join(APIS)}")
@@ -201,7 +228,7 @@ def serving(
         raise InvalidRequest(f"--extra-request-body {extra_request_body!r} is not a JSON object")
     load = Load(
         workload=fields_of(Workload, options),
-        rates=rates_of(request_rate),
+        rates=rates_in(request_rate_range) if request_rate_range else rates_of(request_rate),
         objectives=objectives_of(goodput),
         burstiness=burstiness,
         most=max_concurrency,
@@ -212,6 +239,12 @@ def serving(
     load.workload.check()
     writable("--json", out)
     writable("--profile", profile)
+    if port is not None and base_url is not None:
+        raise InvalidRequest("--port and --base-url both name a server; leave one out")
+    if multi and not request_rate_range:
+        raise InvalidRequest("--multi measures several rates; name them with --request-rate-range 2,34,2")
+    if port is not None:
+        base_url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     with _server(base_url, fields_of(EngineConfig, options)) as url:
         client = Client(url, APIS[backend], bench_api_key, extra, timeout)
         client.model = options["served_model_name"] or ""
@@ -279,6 +312,20 @@ def _served(found: Sequence[Serving], facts: dict[str, Any]) -> None:
     for r in found:
         if r.failed:
             print(f"{r.failed} requests failed, for example: {r.errors[0]}", file=sys.stderr)
+
+
+def _correctness(config: EngineConfig, cut: int) -> None:
+    from runtime.bench.correctness import compare
+
+    found = compare(config, cut)
+    for one in found:
+        print(f"{one.prompt!r}\n  -> {one.text!r}")
+        print(
+            f"  {one.cached} of {one.tokens} tokens from the cache; largest difference of a log-probability: {one.difference:.2e}"
+        )
+    if not all(one.same for one in found):
+        print("the answers differ with a part of the prompt in the cache", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def _driver(config: EngineConfig, out: Path | None, profile: Path | None) -> Any:

@@ -72,6 +72,19 @@ def rates_of(text: str) -> list[float]:
     return found
 
 
+def rates_in(text: str) -> list[float]:
+    """`2,34,2`: from the first up to the second, without it, in steps of the third. Raises InvalidRequest."""
+    try:
+        first, end, step = (float(part) for part in text.split(","))
+    except ValueError:
+        first, end, step = 0.0, 0.0, 0.0
+    if not (first > 0 and end > first and step > 0 and (end - first) / step < 1000):
+        raise InvalidRequest(
+            f"--request-rate-range {text!r}: give the first rate, the end and the step, such as 2,34,2"
+        )
+    return [first + i * step for i in range(math.ceil((end - first) / step - 1e-9))]
+
+
 def objectives_of(text: str) -> dict[str, float]:
     """`ttft:200,tpot:50`, in milliseconds, as seconds. Raises InvalidRequest."""
     found = {}

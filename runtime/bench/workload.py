@@ -32,15 +32,24 @@ class Workload:
     dataset: str = field(
         default="random",
         metadata={
-            "help": "random, or a file of JSON lines: each has prompt (text or token ids) and may have max_tokens."
+            "help": "random, or a file of JSON lines: each has prompt (text or token ids) and may have max_tokens; or one in "
+            "ShareGPT's form.",
+            "aliases": ("--dataset-path",),
         },
+    )
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "random or sharegpt, as other benchmarks call them; the file tells."}
     )
     num_prompts: int = field(default=100, metadata={"help": "Requests, at each rate."})
     input_len: int = field(
         default=256, metadata={"help": "Tokens of a random prompt.", "aliases": ("--random-input-len",)}
     )
     output_len: int = field(
-        default=64, metadata={"help": "Tokens of an answer.", "aliases": ("--random-output-len",)}
+        default=64,
+        metadata={
+            "help": "Tokens of an answer.",
+            "aliases": ("--random-output-len", "--sharegpt-output-len"),
+        },
     )
     range_ratio: float = field(
         default=1.0,
@@ -57,6 +66,14 @@ class Workload:
 
     def check(self) -> None:
         """Raises InvalidRequest for what no request can be made of."""
+        if self.dataset_name not in (None, "random", "sharegpt"):
+            raise InvalidRequest(f"--dataset-name {self.dataset_name!r}: give random or sharegpt")
+        if self.dataset_name == "sharegpt" and self.dataset == "random":
+            raise InvalidRequest("--dataset-name sharegpt needs its file; name it with --dataset-path")
+        if self.dataset_name == "random" and self.dataset != "random":
+            raise InvalidRequest(
+                f"--dataset-name is random, but --dataset names {self.dataset!r}; leave one out"
+            )
         for name in ("num_prompts", "input_len", "output_len", "prefixes"):
             if (value := getattr(self, name)) < 1:
                 raise InvalidRequest(f"--{name.replace('_', '-')} {value}: give at least 1")
@@ -101,9 +118,12 @@ def random_tokens(rng: random.Random, count: int, vocabulary: int | None) -> Seq
 def read_rows(file: Path, new: int) -> list[Asked]:
     """Requests of a file of JSON lines; `new` where a row does not say. Raises InvalidRequest with the line."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        text = file.read_text(encoding="utf-8")
     except OSError as error:
         raise InvalidRequest(f"--dataset {str(file)!r}: {error.strerror}; give random or a file") from None
+    if text.lstrip().startswith("["):
+        return _conversations(text, file, new)
+    lines = text.splitlines()
     found = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -122,4 +142,17 @@ def read_rows(file: Path, new: int) -> list[Asked]:
         found.append(Asked(prompt, count))
     if not found:
         raise InvalidRequest(f"--dataset {str(file)!r} holds no requests")
+    return found
+
+
+def _conversations(text: str, file: Path, new: int) -> list[Asked]:
+    """The first message of each conversation of a ShareGPT file that was answered."""
+    try:
+        rows: Any = json.loads(text)
+        talks = [row.get("conversations") or row.get("conversation") or [] for row in rows]
+        found = [Asked(talk[0]["value"], new) for talk in talks if len(talk) >= 2 and talk[0]["value"]]
+    except (ValueError, AttributeError, KeyError, TypeError) as error:
+        raise InvalidRequest(f"--dataset {str(file)!r} is not in ShareGPT's form: {error!r}") from None
+    if not found or not all(isinstance(a.prompt, str) for a in found):
+        raise InvalidRequest(f"--dataset {str(file)!r} holds no conversations of texts")
     return found

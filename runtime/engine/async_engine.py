@@ -128,6 +128,8 @@ class AsyncEngine:
     ) -> None:
         """`strangers`: constraints come from callers that are not trusted, and are tried in processes that can be killed."""
         self.config = config
+        if config.stream_interval < 1:
+            raise InvalidRequest(f"--stream-interval {config.stream_interval}: give at least 1")
         find_folder(config.folder)
         ids_only = config.skip_tokenizer_init
         self.tokenizer = IdsOnly() if ids_only else Tokenizer(config.tokenizer_path or config.folder)
@@ -332,7 +334,7 @@ class AsyncEngine:
         out: list[In] = []
         for index in range(sampling.n):
             id = f"{next(self._names)}"
-            call.answers[id] = Answer(self.tokenizer, request, id, index, tokens)
+            call.answers[id] = Answer(self.tokenizer, request, id, index, tokens, self.config.stream_interval)
             self._calls[id] = call
             self.live.begin(id, tokens, sampling.max_new_tokens)
             out.append(

@@ -7,6 +7,7 @@ in place of the text.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 from runtime.api import Delta, Embed, Generate, Segment, TextSegment, TokenSegment
 from runtime.config import EngineConfig
 from runtime.engine.async_engine import AsyncEngine
-from runtime.engine.native import encoded, logprob_options, meta_info, said, sampling_params
+from runtime.engine.native import encoded, logprob_options, meta_info, said
+from runtime.engine.native import sampling_params as sampling_of
 from runtime.engine.transport import error_of
-from runtime.errors import InvalidRequest
+from runtime.errors import InvalidRequest, Unsupported
+from runtime.log import level_of
 from runtime.tokenizer.tokenizer import Tokenizer
 
 
@@ -31,14 +34,63 @@ def _segments(prompt: Any, input_ids: Any) -> tuple[list[Segment], bool]:
     return [TokenSegment(tuple(p), "") for p in ([input_ids] if one else input_ids)], not one
 
 
+def _requests(
+    prompt: Any,
+    sampling_params: Any,
+    *,
+    return_logprob: Any = False,
+    logprob_start_len: Any = None,
+    top_logprobs_num: Any = None,
+    lora_path: Any = None,
+    stream: bool = False,
+    input_ids: Any = None,
+    return_text_in_logprobs: bool = False,
+) -> tuple[list[Generate], bool]:
+    """The calls that the arguments of `Engine.generate` ask for, and whether the answer is a list."""
+    if lora_path is not None:
+        raise Unsupported("this engine has no LoRA adapters; leave lora_path out", param="lora_path")
+    segments, many = _segments(prompt, input_ids)
+
+    def each(name: str, given: Any, default: Any) -> list[Any]:
+        if not isinstance(given, (list, tuple)):
+            return [default if given is None else given] * len(segments)
+        if len(given) != len(segments):
+            raise InvalidRequest(
+                f"{len(segments)} prompts but {len(given)} values of {name}; give one for all or one for each",
+                param=name,
+            )
+        return [default if value is None else value for value in given]
+
+    params = each("sampling_params", sampling_params, {})
+    wanted = each("return_logprob", return_logprob, False)
+    starts = each("logprob_start_len", logprob_start_len, -1)
+    tops = each("top_logprobs_num", top_logprobs_num, 0)
+    out = [
+        Generate(
+            prompt=(segment,),
+            sampling=sampling_of(params[i]),
+            id=str(i),
+            logprobs=logprob_options(wanted[i], starts[i], tops[i], return_text_in_logprobs),
+            stream=stream,
+        )
+        for i, segment in enumerate(segments)
+    ]
+    return out, many or out[0].sampling.n > 1
+
+
 class Engine:
     """An engine in this process. Without `model_path` it runs the embedded model.
 
-    Options are the fields of `runtime.config.EngineConfig`. Usable as a context manager; `shutdown` frees the
+    Options are the fields of `runtime.config.EngineConfig`; `log_level` is of the runtime's loggers in this process. Usable as
+    a context manager; `shutdown` frees the
     model. Raises EngineError if the model cannot be loaded.
     """
 
-    def __init__(self, model_path: str | None = None, **options: Any) -> None:
+    def __init__(
+        self, model_path: str | None = None, *, log_level: str | None = None, **options: Any
+    ) -> None:
+        if log_level is not None:
+            logging.getLogger("runtime").setLevel(level_of("--log-level", log_level))
         self.async_engine = AsyncEngine(EngineConfig.of({"model_path": model_path, **options}))
         self.async_engine.start()
         self._loop = asyncio.new_event_loop()
@@ -60,28 +112,30 @@ class Engine:
         self,
         prompt: str | Sequence[str] | None = None,
         sampling_params: dict[str, Any] | Sequence[dict[str, Any]] | None = None,
+        return_logprob: bool | Sequence[bool] = False,
+        logprob_start_len: int | Sequence[int] | None = None,
+        top_logprobs_num: int | Sequence[int] | None = None,
+        lora_path: None = None,
+        stream: bool = False,
         *,
         input_ids: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        return_logprob: bool = False,
-        logprob_start_len: int = -1,
-        top_logprobs_num: int = 0,
         return_text_in_logprobs: bool = False,
-        stream: bool = False,
     ) -> Any:
         """Continue one prompt (a dict is returned) or several (a list, prompt by prompt, then sample by sample).
 
-        With `stream` an iterator of dicts, whose `text` is the new part and whose `index` tells the sample.
-        Raises InvalidRequest for bad fields, EngineError if the engine fails.
+        Fields may be lists, with a value for each prompt. With `stream` an iterator of dicts, whose `text` is the new part
+        and whose `index` tells the sample. Raises InvalidRequest for bad fields, EngineError if the engine fails.
         """
-        requests, many = self._requests(
+        requests, many = _requests(
             prompt,
             sampling_params,
-            input_ids,
-            return_logprob,
-            logprob_start_len,
-            top_logprobs_num,
-            return_text_in_logprobs,
-            stream,
+            return_logprob=return_logprob,
+            logprob_start_len=logprob_start_len,
+            top_logprobs_num=top_logprobs_num,
+            lora_path=lora_path,
+            stream=stream,
+            input_ids=input_ids,
+            return_text_in_logprobs=return_text_in_logprobs,
         )
         if stream:
             return self._stream(requests)
@@ -91,53 +145,12 @@ class Engine:
     async def async_generate(
         self, prompt: str | Sequence[str] | None = None, sampling_params: Any = None, **options: Any
     ) -> Any:
-        """`generate` for asyncio; with `stream=True` the result is an async iterator."""
-        stream = options.get("stream", False)
-        requests, many = self._requests(
-            prompt,
-            sampling_params,
-            options.get("input_ids"),
-            options.get("return_logprob", False),
-            options.get("logprob_start_len", -1),
-            options.get("top_logprobs_num", 0),
-            options.get("return_text_in_logprobs", False),
-            stream,
-        )
-        if stream:
+        """`generate` for asyncio, its further arguments by name; with `stream=True` the result is an async iterator."""
+        requests, many = _requests(prompt, sampling_params, **options)
+        if options.get("stream"):
             return self._pieces(requests)
         results = await self._collect(requests)
         return results if many else results[0]
-
-    def _requests(
-        self,
-        prompt: str | Sequence[str] | None,
-        sampling: Any,
-        input_ids: Any,
-        return_logprob: bool,
-        start: int,
-        top: int,
-        text: bool,
-        stream: bool,
-    ) -> tuple[list[Generate], bool]:
-        inputs, many = _segments(prompt, input_ids)
-        fields = list(sampling) if isinstance(sampling, (list, tuple)) else [sampling or {}] * len(inputs)
-        if len(fields) != len(inputs):
-            raise InvalidRequest(
-                f"{len(inputs)} prompts but {len(fields)} sampling_params; give one for all or one for each"
-            )
-        logprobs = logprob_options(return_logprob, start, top, text)
-        out = []
-        for i, (segment, params) in enumerate(zip(inputs, fields, strict=True)):
-            out.append(
-                Generate(
-                    prompt=(segment,),
-                    sampling=sampling_params(params),
-                    id=str(i),
-                    logprobs=logprobs,
-                    stream=stream,
-                )
-            )
-        return out, many or out[0].sampling.n > 1
 
     async def _collect(self, requests: list[Generate]) -> list[dict[str, Any]]:
         found: dict[tuple[int, int], dict[str, Any]] = {}

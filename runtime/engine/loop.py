@@ -32,6 +32,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("runtime.engine")
 
 
+def _chunk(config: EngineConfig, device: str, context: int) -> int:
+    """Prompt tokens of a step at most."""
+    wanted = config.chunked_prefill_size
+    if wanted is None:
+        return 8192 if device.startswith("cuda") else 2048
+    return wanted if wanted > 0 else context
+
+
 class EngineLoop:
     """A loaded model with its scheduler. `handle` takes messages, `step` runs one batch; both answer with messages."""
 
@@ -76,7 +84,7 @@ class EngineLoop:
             pages=pages,
             page_size=config.page_size,
             max_running=self.seats,
-            chunk=config.chunked_prefill_size or (8192 if device.startswith("cuda") else 2048),
+            chunk=_chunk(config, device, self.context),
             depth=2 if overlap else 1,
             context=self.context,
             policy=config.schedule_policy,

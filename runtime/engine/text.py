@@ -17,8 +17,15 @@ class Answer:
     """One sample of one call: detokenises, finds stop strings, adds up what a caller without streaming gets."""
 
     def __init__(
-        self, tokenizer: Tokenizer, request: Generate | Embed, id: str, index: int, prompt: list[int]
+        self,
+        tokenizer: Tokenizer,
+        request: Generate | Embed,
+        id: str,
+        index: int,
+        prompt: list[int],
+        interval: int = 1,
     ) -> None:
+        """`interval`: tokens between two Deltas of a stream, after the first."""
         self.request = request
         self.id = id
         self.index = index
@@ -27,6 +34,8 @@ class Answer:
         self.done = False
         self.eager = request.stream or bool(request.sampling.stop)  # each token can have a consequence
         self._tokenizer = tokenizer
+        self._interval = interval
+        self._next = 0  # tokens that there must be before there is something to say
         self._forced = 0
         self._text: list[str] = []
         self._ids: list[int] = []
@@ -59,8 +68,11 @@ class Answer:
             self.done = True
             return self._final(piece.finish, piece.ids_text, out.cached), stopped
         ids_alone = self._ids and not self._tokenizer.has_text
-        if not self.request.stream or not (piece.text or self._logprobs or ids_alone):
+        if not self.request.stream or not (any(self._text) or self._logprobs or ids_alone):
             return None, False
+        if self.stream.tokens < self._next:
+            return None, False
+        self._next = self.stream.tokens + self._interval
         return self._delta(piece.ids_text), False
 
     def fail(self, code: str, message: str) -> Delta:

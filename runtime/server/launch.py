@@ -12,6 +12,7 @@ from typing import Any
 
 from runtime.config import EngineConfig, ServerConfig
 from runtime.errors import InvalidRequest
+from runtime.foreign_flags import own_options
 
 _READY = "The server is ready at "
 
@@ -23,6 +24,7 @@ class ServerProcess:
     """
 
     def __init__(self, **options: Any) -> None:
+        options = own_options(options, EngineConfig, ServerConfig)
         known = {f.name for c in (EngineConfig, ServerConfig) for f in dataclasses.fields(c)}
         for name in options:
             if name not in known:

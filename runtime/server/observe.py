@@ -1,4 +1,7 @@
-"""What is known of a request from outside: its id, its route, how it ended and how long it took. Never what it said."""
+"""What is known of a request from outside: its id, its route, how it ended and how long it took.
+
+What it said is logged only with --log-requests; keys, which are in headers, never.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from runtime.server.operation import route_of
 
 log = logging.getLogger("runtime.requests")
 _ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+_SHOWN = 2048  # characters of a body, with --log-requests
 _ENDING = ("/abort_request", "/page/abort")
 ID_HEADER = "X-Request-Id"
 
@@ -36,6 +40,7 @@ async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
     token = REQUEST_ID.set(id)
     began = time.perf_counter()
     status = 499  # unless an answer is made, the client has left
+    response: web.StreamResponse | None = None
     counted = not context.closing
     context.serving += counted
     try:
@@ -48,8 +53,27 @@ async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
         context.serving -= counted
         context.metrics.answer(request.method, route, status)
         fields = {"method": request.method, "route": route, "status": status, "seconds": round(seconds, 4)}
+        if context.server.log_requests:
+            fields |= _said(request, response)
+            log.info("asked %r, answered %r", fields["asked"], fields["answered"])
         log.info("%s %s %d %.0f ms", request.method, route, status, seconds * 1e3, extra={"fields": fields})
         REQUEST_ID.reset(token)
+
+
+def _said(request: web.Request, response: web.StreamResponse | None) -> dict[str, str]:
+    """What the request and its answer say, as far as they are JSON; of a stream, nothing."""
+
+    def shown(kind: str, data: Any) -> str:
+        if kind != "application/json" or not isinstance(data, bytes):
+            return ""
+        return data.decode("utf-8", "replace")[:_SHOWN]
+
+    asked = request._read_bytes  # what was read of it; its client may be gone
+    answer = response.body if isinstance(response, web.Response) else None
+    return {
+        "asked": shown(request.content_type, asked),
+        "answered": shown("" if response is None else response.content_type, answer),
+    }
 
 
 @web.middleware

@@ -236,3 +236,27 @@ def test_mistakes_are_told_before_anything_runs(arguments: tuple[str, ...], mess
 
 def test_options_of_a_config_are_picked() -> None:
     assert fields_of(Workload, {"num_prompts": 3, "page_size": 2}) == Workload(num_prompts=3)
+
+
+def test_a_file_in_sharegpt_s_form(tmp_path: Path) -> None:
+    file = tmp_path / "talks.json"
+    talks = [
+        [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}],
+        [{"from": "human", "value": "?"}],
+    ]
+    file.write_text(json.dumps([{"conversations": t} for t in talks]))
+    workload = Workload(dataset=str(file), dataset_name="sharegpt", num_prompts=2, output_len=7)
+    assert workload.requests(100) == [Asked("Hi", 7)] * 2
+    for bad in ("[1]", "[{}]", '[{"conversations": [{}, {}]}]'):
+        file.write_text(bad)
+        with pytest.raises(InvalidRequest, match=r"ShareGPT's form|no conversations"):
+            workload.requests(100)
+    with pytest.raises(InvalidRequest, match="name it with --dataset-path"):
+        Workload(dataset_name="sharegpt").check()
+    with pytest.raises(InvalidRequest, match="leave one out"):
+        Workload(dataset=str(file), dataset_name="random").check()
+
+
+def test_a_cached_prompt_gives_what_a_computed_one_does() -> None:
+    text = run("latency", "--correctness-test", "--cut-len", "3", "--max-total-tokens", "512")
+    assert text.count("-> ") == 3 and text.count("3 of ") == 3 and " Paris" in text

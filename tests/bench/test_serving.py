@@ -23,6 +23,7 @@ from runtime.bench.serving import (
     arrivals,
     most_at_once,
     objectives_of,
+    rates_in,
     rates_of,
     summarise,
     trace_of,
@@ -295,3 +296,11 @@ def test_requests_that_all_fail_are_an_error(server: ServerProcess) -> None:
 def test_mistakes_are_told_before_anything_runs(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(InvalidRequest, match=message):
         CliRunner().invoke(app, ["serving", *arguments], catch_exceptions=False)
+
+
+def test_rates_in_a_range() -> None:
+    assert rates_in("2,10,4") == [2, 6]
+    assert rates_in("0.5,1.6,0.5") == [0.5, 1.0, 1.5]
+    for bad in ("", "1", "1,2", "0,2,1", "2,1,1", "1,2,0", "a,b,c", "1,1e9,1"):
+        with pytest.raises(InvalidRequest, match="--request-rate-range"):
+            rates_in(bad)

@@ -166,3 +166,33 @@ def test_options_and_fields_are_checked() -> None:
         assert "".join(p["text"] for p in pieces) == " 47"
     with pytest.raises(EngineError, match="closed"):
         engine.async_engine._send([])
+
+
+def test_lists_of_fields_and_what_is_refused() -> None:
+    with Engine(stream_interval=4) as engine:
+        two = engine.generate(
+            ["12 + 35 =", "1 + 1 ="], {"temperature": 0, "max_new_tokens": 3}, [True, False], [0, -1], [2, 0]
+        )
+        assert (
+            "input_token_logprobs" in two[0]["meta_info"]
+            and "input_token_logprobs" not in two[1]["meta_info"]
+        )
+        assert len(two[0]["meta_info"]["output_top_logprobs"][0]) == 2
+        with pytest.raises(InvalidRequest, match="2 prompts but 1 values of return_logprob"):
+            engine.generate(["a", "b"], return_logprob=[True])
+        with pytest.raises(InvalidRequest, match="lora_path"):
+            engine.generate("a", lora_path="x")  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="nonsense"):
+            asyncio.run(engine.async_generate("a", nonsense=1))
+        pieces = list(
+            engine.generate(
+                "Tell me", {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True}, stream=True
+            )
+        )
+        whole = engine.generate("Tell me", {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True})
+        assert "".join(p["text"] for p in pieces) == whole["text"]
+        assert 3 <= len(pieces) <= 4  # the first token, then every fourth
+    with pytest.raises(InvalidRequest, match="--stream-interval 0"):
+        Engine(stream_interval=0)
+    with pytest.raises(InvalidRequest, match="--log-level is 'loud'"):
+        Engine(log_level="loud")

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
+import typer
+from typer.testing import CliRunner
 
+from runtime.cli import app
 from runtime.config import EngineConfig, ServerConfig
 from runtime.errors import InvalidRequest
-from runtime.flags import flags_of
+from runtime.flags import flags_of, whole_names
 from runtime.foreign_flags import FOREIGN, own_flags
 
 KNOWN = {f for c in (EngineConfig, ServerConfig) for f in flags_of(c)}
@@ -67,3 +72,39 @@ def test_the_command_line_says_so_in_one_line() -> None:
     assert done.stderr.strip() == (
         "runtime: --trust-remote-code cannot be had here: code from model folders is never run; leave it out"
     )
+
+
+def test_names_cut_short_are_written_out_where_one_is_meant() -> None:
+    command = typer.main.get_command(app)
+
+    def whole(text: str) -> str:
+        return " ".join(whole_names(text.split(), command))
+
+    assert whole("serve --mem 0.5 --tp 2 --max-run=3") == (
+        "serve --mem-fraction-static 0.5 --tp 2 --max-running-requests=3"
+    )
+    assert whole("serve --max 3 --no-such") == "serve --max 3 --no-such"  # several begin so, or none
+    assert whole("bench latency --batch 32 --correct") == "bench latency --batch-size 32 --correctness-test"
+    assert whole("bench serving --num-prompt 5") == "bench serving --num-prompts 5"
+    assert whole("nonsense --mem 1") == "nonsense --mem 1"
+
+
+def test_options_by_the_names_of_flags() -> None:
+    config = EngineConfig.of({"tp_size": 2, "model": "/m", "dp_size": 1, "enable_mixed_chunk": True})
+    assert config.tensor_parallel_size == 2 and config.model_path == "/m"
+    assert EngineConfig.of({"dp_size": None, "trust_remote_code": False}) == EngineConfig()
+    with pytest.raises(InvalidRequest, match="--dp-size 2 cannot be had here"):
+        EngineConfig.of({"dp_size": 2})
+    with pytest.raises(InvalidRequest, match="--trust-remote-code cannot be had here"):
+        EngineConfig.of({"trust_remote_code": True})
+    with pytest.raises(InvalidRequest, match="did you mean 'page_size'"):
+        EngineConfig.of({"page_sise": 1})
+
+
+def test_the_machine_is_checked() -> None:
+    found = CliRunner().invoke(app, ["check", "--json", "--no-run"])
+    facts = json.loads(found.stdout)
+    assert found.exit_code == 0 and facts["problems"] == [] and facts["sglc"] == version("sglc")
+    assert "cores" in facts["cpu"] and "GiB" in facts["memory"]
+    found = CliRunner().invoke(app, ["check"])
+    assert found.exit_code == 0 and found.stdout.endswith("everything works\n")

@@ -138,3 +138,27 @@ def test_a_span_for_each_request() -> None:
     assert values["gen_ai.latency.time_to_first_delta"].double_value > 0
     assert {a.key: a.value for a in bad.attributes}["http.response.status_code"].int_value == 400
     assert b"secret" not in b"".join(collector.bodies)
+
+
+def test_what_requests_say_is_logged_if_asked() -> None:
+    server = ServerProcess(
+        log_requests=True, log_level="warning", log_level_http="info", api_key="sk-never-logged"
+    )
+    try:
+        request = urllib.request.Request(
+            f"{server.url}/generate",
+            json.dumps(
+                {"text": "12 + 35 =", "sampling_params": {"temperature": 0, "max_new_tokens": 3}}
+            ).encode(),
+            {"Content-Type": "application/json", "Authorization": "Bearer sk-never-logged"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            assert json.loads(answer.read())["text"] == " 47"
+        end = time.monotonic() + 10
+        while not any("POST /generate 200" in line for line in server.last_lines):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        logged = "\n".join(server.last_lines)
+        assert "12 + 35 =" in logged and '" 47"' in logged and "sk-never-logged" not in logged
+    finally:
+        server.shutdown()
