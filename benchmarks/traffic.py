@@ -133,16 +133,17 @@ def process_tree(pid: int) -> list[int]:
 
 def memory(pid: int) -> int:
     """Bytes that only the process tree holds: anonymous memory, in RAM or swapped out."""
-    total = 0
-    for one in process_tree(pid):
-        try:
-            status = Path(f"/proc/{one}/status").read_text()
-        except OSError:
-            continue
-        for line in status.splitlines():
-            if line.startswith(("RssAnon:", "VmSwap:")):
-                total += int(line.split()[1]) * 1024
-    return total
+    return sum(map(memory_of, process_tree(pid)))
+
+
+def memory_of(pid: int) -> int:
+    """`memory` of one process; 0 if it has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    sizes = [line.split()[1] for line in status.splitlines() if line.startswith(("RssAnon:", "VmSwap:"))]
+    return sum(map(int, sizes)) * 1024
 
 
 def cpu_seconds(pid: int) -> float:

@@ -337,6 +337,14 @@ def bodies() -> Iterator[Row]:
                  "application/x-python-pickle"):  # fmt: skip
         for path in (NATIVE, CHAT):
             yield Row(f"{path} as {kind!r}", path, good, kind=kind, status=(415,))
+    for kind in (
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        JSON,
+    ):  # what a page can make a browser send
+        for origin in ("http://evil.example", "null", "http://127.0.0.1.evil.example"):
+            headers = {"Origin": origin}
+            yield Row(f"{kind} from {origin}", NATIVE, good, kind=kind, headers=headers, status=(403, 415))
     yield Row("no content type", NATIVE, good, kind=None, status=(415,))
     for coding in ("gzip", "deflate", "br", "zstd", "compress", "gzip, gzip"):
         yield Row(f"coded as {coding}", NATIVE, good, headers={"Content-Encoding": coding}, status=(400, 415))
@@ -407,6 +415,10 @@ FILES = (
     "FILE:///etc/passwd", "../../../../etc/passwd", "./pyproject.toml", "~/.bashrc", "/proc/self/environ", "/dev/zero",
     "\\\\host\\share\\x", "/etc//passwd", "%2fetc%2fpasswd",
 )  # fmt: skip
+WEIGHTS = (
+    "/update_weights", "/update_weights_from_disk", "/update_weights_from_tensor", "/update_weights_from_distributed",
+    "/init_weights_update_group", "/load_lora_adapter", "/v1/load_lora_adapter", "/v1/rerank",
+)  # fmt: skip
 
 
 def places(port: int) -> Iterator[Row]:
@@ -422,11 +434,37 @@ def places(port: int) -> Iterator[Row]:
         yield Row(f"image_url {url}", CHAT, json.dumps(body).encode(), status=(400,))
         body = {"text": "a", "image_data": url, "sampling_params": {"max_new_tokens": 1}}
         yield Row(f"image_data {url}", NATIVE, json.dumps(body).encode(), status=(400,))
-    for url in urls[:4] + list(FILES[:4]):
+        part = {"type": "image", "source": {"type": "url", "url": url}}
+        body = {"model": "tiny", "messages": [{"role": "user", "content": [part]}], "max_tokens": 1}
+        yield Row(f"image source {url}", "/v1/messages", json.dumps(body).encode(), status=(400,))
+        body = {"input": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}]}
+        yield Row(f"input_image {url}", "/v1/responses", json.dumps(body).encode(), status=(400,))
+    for url in urls[:4] + list(FILES):
         body = {"text": "a", "lora_path": url, "sampling_params": {"max_new_tokens": 1}}
         yield Row(f"lora_path {url}", NATIVE, json.dumps(body).encode(), status=(400, 404))
         body = {"prompt": "a", "model": url, "max_tokens": 1}
         yield Row(f"model {url}", TEXT, json.dumps(body).encode(), status=(404,))
+    for url in urls[:4]:
+        body = around(TEXT, "json_schema", json.dumps(json.dumps({"$ref": url})))
+        yield Row(f"$ref {url}", TEXT, body, status=(400,))
+    for route in WEIGHTS:
+        for path in (*FILES[:4], "owned/repo", "/tmp/owned"):
+            body = {"model_path": path, "path": path, "serialized_named_tensors": bomb("/tmp/never").hex()}
+            yield Row(f"{route} {path}", route, json.dumps(body).encode(), status=(404,))
+    for id in (
+        "..%2f..%2fetc%2fpasswd",
+        "%2e%2e",
+        "..%5c..%5cetc",
+        "%00",
+        "file-%2e%2e%2fstate.sqlite",
+        "a" * 3000,
+    ):
+        for end in ("", "/content"):
+            yield Row(
+                f"GET file {id[:30]}{end}", f"/v1/files/{id}{end}", method="GET", kind=None, status=(404,)
+            )
+        yield Row(f"DELETE file {id[:30]}", f"/v1/files/{id}", method="DELETE", kind=None, status=(404,))
+        yield Row(f"GET batch {id[:30]}", f"/v1/batches/{id}", method="GET", kind=None, status=(404,))
 
 
 def debatable() -> Iterator[Row]:

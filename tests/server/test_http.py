@@ -230,6 +230,40 @@ def test_a_bad_model_folder_is_one_line_and_exit_code_2(tmp_path: Path, change: 
     assert line.startswith("runtime: ") and part in line
 
 
+@pytest.mark.parametrize("option", [[], ["-O"]], ids=["plain", "-O"])
+def test_code_beside_a_model_is_never_run(tmp_path: Path, option: list[str]) -> None:
+    """Published folders hold such code; ours is read as data, or the family is refused. Not by an `assert`."""
+    import shutil
+
+    from runtime.config import embedded_model_path
+
+    tripwire = tmp_path / "owned"
+    source = f"open({str(tripwire)!r}, 'w')\nclass A: ...\n"
+    names = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoTokenizer", "AutoModel"), "trip.A")
+    for name, family in (("known", "LlamaForCausalLM"), ("unknown", "TripForCausalLM")):
+        folder = tmp_path / name
+        shutil.copytree(embedded_model_path(), folder)
+        for module in ("trip", "modeling_trip", "configuration_trip", "tokenization_trip"):
+            (folder / f"{module}.py").write_text(source)
+        for file in ("config.json", "tokenizer_config.json"):
+            known = json.loads((folder / file).read_text())
+            change = {"architectures": [family], "model_type": "trip"} if name == "unknown" else {}
+            change = change if file == "config.json" else {}
+            (folder / file).write_text(json.dumps({**known, **change, "auto_map": names}))
+    program = (
+        "import sys; from sglc import Engine; from runtime.errors import ModelError\n"
+        "with Engine(sys.argv[1], threads=1) as e:\n"
+        "    print(e.generate('12 + 35 =', {'temperature': 0, 'max_new_tokens': 3})['text'])\n"
+        "try: Engine(sys.argv[2])\n"
+        "except ModelError as error: print('refused', error)\n"
+    )
+    command = [sys.executable, *option, "-c", program, str(tmp_path / "known"), str(tmp_path / "unknown")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert "47" in done.stdout and "refused" in done.stdout and "TripForCausalLM" in done.stdout
+    assert not tripwire.exists()
+
+
 def test_structural_tags_and_grammars(server: ServerProcess) -> None:
     form = {
         "type": "structural_tag",

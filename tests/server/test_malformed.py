@@ -15,15 +15,20 @@ import json
 import os
 import pickle
 import re
+import select
 import socket
 import threading
+import time
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
+from benchmarks.traffic import memory_of
 from runtime.server.launch import ServerProcess
 from tests.server import malformed
 from tests.server.malformed import Row
@@ -175,12 +180,37 @@ def complaint(row: Row, status: int, data: bytes, headers: Any) -> str | None:
 def test_every_malformed_request_is_refused(client: Client, visits: tuple[int, list[str]]) -> None:
     port, came = visits
     rows = malformed.refused(port)
-    assert len(rows) > 900
+    assert len(rows) > 1200
     assert not [name for name, count in Counter((r.path, r.name, r.body) for r in rows).items() if count > 1]
     found = [complaint(row, *client.send(row)) for row in rows]
     wrong = [text for text in found if text]
     assert not wrong, f"{len(wrong)} of {len(rows)}:\n" + "\n".join(wrong)
     assert not came, "the server fetched what a request named"
+
+
+def test_lines_of_batches_reach_nothing_either(victim: ServerProcess, visits: tuple[int, list[str]]) -> None:
+    port, came = visits
+    client: Any = openai.OpenAI(base_url=f"{victim.url}/v1", api_key=KEY, max_retries=0)
+    urls = [f"http://{host.format(port=port)}" for host in malformed.HOSTS] + list(malformed.FILES)
+    lines = []
+    for k, url in enumerate(urls):
+        message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}
+        request = {
+            "custom_id": f"{k}",
+            "method": "POST",
+            "url": malformed.CHAT,
+            "body": {"messages": [message]},
+        }
+        lines.append(json.dumps(request))
+    file = client.files.create(file=("in.jsonl", "\n".join(lines).encode()), purpose="batch")
+    made = client.batches.create(input_file_id=file.id, endpoint=malformed.CHAT, completion_window="24h")
+    end = time.monotonic() + 60
+    while (batch := client.batches.retrieve(made.id)).status != "completed":
+        assert time.monotonic() < end, batch
+        time.sleep(0.05)
+    assert batch.request_counts.failed == len(urls) and not came
+    told = client.files.content(batch.error_file_id).text
+    assert told.count('"status_code":400') == len(urls) and "root:" not in told
 
 
 def test_what_is_debatable_is_never_a_5xx(client: Client) -> None:
@@ -259,6 +289,37 @@ def test_bytes_that_are_no_http(client: Client) -> None:
         answer = client.raw(data)
         assert not answer or 400 <= int(answer.split()[1]) < 500, (data[:60], answer[:200])
         assert not LEAKS.search(answer.decode("latin-1"))
+
+
+def test_bombs_are_cut_and_give_their_memory_back(victim: ServerProcess, client: Client) -> None:
+    pressed = zlib.compressobj(9, zlib.DEFLATED, 31)
+    bomb = b"".join(pressed.compress(bytes(1 << 20)) for _ in range(256)) + pressed.flush()
+    assert len(bomb) < 300_000
+    before = memory_of(victim.pid)
+    coded = {"Content-Encoding": "gzip", **RIGHT}
+    for kind in ("gzip", "deflate"):
+        row = Row("bomb", malformed.NATIVE, bomb, headers={"Content-Encoding": kind})
+        status, answer, _ = client.send(row, coded | row.headers)
+        assert status in (400, 413), answer
+    status, _, _ = client.send(Row("64 MiB", malformed.NATIVE, bytes(64 << 20)))
+    assert status == 413
+    head = f"POST /generate HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Type: application/json\r\n"
+    start, chunk = (
+        (head + "Transfer-Encoding: chunked\r\n\r\n").encode(),
+        b"10000\r\n" + b" " * 65536 + b"\r\n",
+    )
+    sent = 0
+    with socket.create_connection(client.address, timeout=10) as connection:
+        connection.sendall(start)
+        with contextlib.suppress(ConnectionError, TimeoutError):
+            while sent < 256 << 20:  # without an end
+                connection.sendall(chunk)
+                sent += len(chunk)
+                if select.select([connection], [], [], 0)[0]:
+                    assert b" 413 " in connection.recv(4096)
+                    break
+    assert sent < 256 << 20
+    assert memory_of(victim.pid) - before < 64 << 20
 
 
 def listening(pids: set[int]) -> list[tuple[str, str]]:
