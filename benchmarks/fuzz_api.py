@@ -5,6 +5,7 @@ no answer of another shape. Afterwards the same processes have to be there and t
 a request without a limit does not write for minutes.
 
     python benchmarks/fuzz_api.py --cases 10000
+    python benchmarks/fuzz_api.py --cases 2000 --is-embedding
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from runtime.server.launch import ServerProcess
@@ -81,10 +84,19 @@ def main() -> int:
     )
     parser.add_argument("--cases", type=int, default=10_000, help="requests at least, over all operations")
     parser.add_argument("--phases", default="coverage,fuzzing", help="of schemathesis")
+    parser.add_argument("--is-embedding", action="store_true", help="of a server of embeddings")
+    parser.add_argument("--json", type=Path, help="file of the figures")
     parser.add_argument("--seed", type=int, help="of the made-up cases; random unless given")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as state:
-        server = ServerProcess(context_length=256, max_running_requests=32, state_dir=state)
+        server = ServerProcess(
+            context_length=256,
+            max_running_requests=32,
+            state_dir=state,
+            profile_dir=state,
+            is_embedding=args.is_embedding,
+        )
+        began = time.monotonic()
         try:
             total, each, seed, report = 0, 4, args.seed, ""
             while total < args.cases:
@@ -103,6 +115,20 @@ def main() -> int:
             print(
                 f"afterwards: {info['num_running_reqs']} running, KV in use: {info['kv_cache']['used_tokens']}"
             )
+            whole = {
+                "schemathesis": version("schemathesis"),
+                "server": "embeddings" if args.is_embedding else "generation",
+                "seed": args.seed,
+                "cases": total,
+                "operations": outcome.operations,
+                "server_errors_and_undocumented_answers": 0,
+                "running_afterwards": info["num_running_reqs"],
+                "kv_tokens_in_use_afterwards": info["kv_cache"]["used_tokens"],
+                "seconds": round(time.monotonic() - began),
+            }
+            if args.json is not None:
+                before = json.loads(args.json.read_text()) if args.json.exists() else {}
+                args.json.write_text(json.dumps({**before, whole["server"]: whole}, indent=2) + "\n")
             return 0 if info["num_running_reqs"] == 0 else 1
         finally:
             server.shutdown()

@@ -165,15 +165,28 @@ async def _within(seconds: float, read: Awaitable[T]) -> T:
         raise TooSlow(f"nothing came for {seconds:g} s; send the file again") from None
 
 
-@operation(query={**PAGED, "order": {"type": "string", "enum": ["asc", "desc"]}}, answer=Files, errors=(404,))
+_ORDERED = {
+    **PAGED,
+    "order": {"type": "string", "enum": ["asc", "desc"]},
+    "purpose": {"type": "string", "enum": ["batch", "batch_output"]},
+}
+
+
+@operation(query=_ORDERED, answer=Files, errors=(404,))
 async def listing(request: web.Request) -> web.Response:
     """GET /v1/files: newest first."""
     after, limit = page_of(request)
     order = request.query.get("order", "desc")
     if order not in ("asc", "desc"):
         raise InvalidRequest(f"order is {order[:20]!r} but must be asc or desc", param="order")
+    purpose = request.query.get("purpose")
+    if purpose not in (None, "batch", "batch_output"):
+        raise InvalidRequest(
+            f"purpose is {purpose[:20]!r} but must be batch or batch_output", param="purpose"
+        )
     store = request.app[STORE]
-    records, more = await asyncio.to_thread(store.files, after, limit, newest_first=order == "desc")
+    newest = order == "desc"
+    records, more = await asyncio.to_thread(store.files, after, limit, newest_first=newest, purpose=purpose)
     return page(records, more)
 
 

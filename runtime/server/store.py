@@ -228,10 +228,10 @@ class StateStore:
         return self._contents / self.file(id).id
 
     def files(
-        self, after: str | None, limit: int, *, newest_first: bool = True
+        self, after: str | None, limit: int, *, newest_first: bool = True, purpose: str | None = None
     ) -> tuple[list[FileRecord], bool]:
-        """A page of files, and whether more follow."""
-        rows, more = self._page("files", after, limit, newest_first)
+        """A page of files, of one purpose or all, and whether more follow."""
+        rows, more = self._page("files", after, limit, newest_first, purpose)
         return [msgspec.json.decode(row, type=FileRecord) for row in rows], more
 
     def delete_file(self, id: str) -> None:
@@ -389,16 +389,22 @@ class StateStore:
             db.execute("INSERT INTO idempotency VALUES (?, ?, ?, ?, ?)", row)
 
     def _page(
-        self, table: str, after: str | None, limit: int, newest_first: bool
+        self, table: str, after: str | None, limit: int, newest_first: bool, purpose: str | None = None
     ) -> tuple[list[bytes], bool]:
         order, beyond = ("DESC", "<") if newest_first else ("ASC", ">")
-        where, values = "", []
+        wanted: list[str] = []
+        values: list[Any] = []
+        if purpose is not None:
+            wanted.append("json_extract(CAST(data AS TEXT), '$.purpose') = ?")
+            values.append(purpose)
         with self._lock:
             if after is not None:
                 row = self._db.execute(f"SELECT created, id FROM {table} WHERE id = ?", (after,)).fetchone()
                 if row is None:
                     raise NotFound(f"'after' names {after[:100]!r}, which does not exist", param="after")
-                where, values = f"WHERE (created, id) {beyond} (?, ?)", list(row)
+                wanted.append(f"(created, id) {beyond} (?, ?)")
+                values += row
+            where = f"WHERE {' AND '.join(wanted)}" if wanted else ""
             sql = f"SELECT data FROM {table} {where} ORDER BY created {order}, id {order} LIMIT ?"
             rows = [data for (data,) in self._db.execute(sql, (*values, limit + 1))]
         return rows[:limit], len(rows) > limit

@@ -20,6 +20,7 @@ from tests.server.calls import call
 README = Path(__file__).parents[2] / "runtime" / "server" / "README.md"
 QUESTION = "What is the capital of Spain?"
 ANSWER = "The capital of Spain is Madrid."
+OBJECTS = ["/v1/embeddings", "/v1/files", "/v1/batches", "/v1/models"]
 APIS = ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"]
 SCHEMA = {"enum": ["Madrid", "Rome"]}
 PARAMETERS = {
@@ -30,14 +31,19 @@ PARAMETERS = {
 }
 
 
-def cells() -> list[tuple[str, str, str, str]]:
-    """(option, API, field, note) of each cell; a field is empty where there is none."""
-    rows = [line for line in README.read_text().splitlines() if line.startswith("| ")]
-    header, _, *rows = [[c.strip() for c in row.strip("|").split("|")] for row in rows]
-    assert header[1:] == APIS
+def cells(apis: list[str]) -> list[tuple[str, str, str, str]]:
+    """(option, API, field, note) of each cell of a table; a field is empty where there is none."""
+    rows: list[list[str]] = []
+    here = False
+    for line in README.read_text().splitlines():
+        row = [c.strip() for c in line.strip("|").split("|")]
+        here = line.startswith("| ") and (here or row[1:] == apis)
+        rows += [row] if here else []
+    (_, *header), _, *rows = rows
+    assert header == apis
     out = []
     for option, *fields in rows:
-        for api, cell in zip(APIS, fields, strict=True):
+        for api, cell in zip(apis, fields, strict=True):
             found = re.fullmatch(r"`(\w+)`(?: \((refused|no effect)\))?|—", cell)
             assert found, f"{option}, {api}: {cell!r}"
             out.append((option, api, found.group(1) or "", found.group(2) or ""))
@@ -396,7 +402,7 @@ VALUES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("option", "api", "field", "note"), cells())
+@pytest.mark.parametrize(("option", "api", "field", "note"), cells(APIS))
 def test_cell(clients: Clients, option: str, api: str, field: str, note: str) -> None:
     if not field:
         with pytest.raises(ERRORS, match="unknown field"):
@@ -414,14 +420,14 @@ def test_every_field_is_in_the_table() -> None:
     own = {"prompt", "messages", "input"}
     bodies_of = zip(APIS, (CompletionBody, ChatBody, ResponsesBody, MessagesBody), strict=True)
     for api, body in bodies_of:
-        assert set(body.__struct_fields__) - own == {f for _, a, f, _ in cells() if a == api} - {
+        assert set(body.__struct_fields__) - own == {f for _, a, f, _ in cells(APIS) if a == api} - {
             "",
             "container",
         }
 
 
 def test_a_dash_means_that_no_other_api_s_field_is_taken(clients: Clients) -> None:
-    taken = {api: {f for _, a, f, _ in cells() if a == api} for api in APIS}
+    taken = {api: {f for _, a, f, _ in cells(APIS) if a == api} for api in APIS}
     every = set().union(*taken.values()) - {""}
     for api in APIS:
         for field in sorted(every - taken[api]):
