@@ -128,8 +128,9 @@ class Tokenizer:
         return self._hf.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def shown(self, ids: Sequence[int]) -> str:
-        """For people to read."""
-        return self.decode(ids)
+        """For people to read, with special tokens and blanks at the ends."""
+        text = self.decode(ids, skip_special_tokens=False)
+        return text.replace("\n", "↵\n") if text.strip() else json.dumps(text)
 
     def token_text(self, id: int) -> str:
         """How one token reads alone."""

@@ -166,6 +166,7 @@ def test_encode(embedder: ServerProcess, client: openai.OpenAI) -> None:
 def test_a_server_of_embeddings_says_so_everywhere(embedder: ServerProcess) -> None:
     assert call(f"{embedder.url}/health_generate")[0] == 200
     assert call(f"{embedder.url}/get_model_info")[1]["is_generation"] is False
+    assert call(f"{embedder.url}/page/state")[1]["model"]["generates"] is False  # it hides the playground
     message = [{"role": "user", "content": "Hi"}]
     for route, body in {
         "/generate": {"text": "a"},

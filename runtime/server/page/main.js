@@ -29,6 +29,8 @@ async function beat() {
       $("trouble").hidden = true;
       connected("up", "connected");
       playground.allowImages(state.model.images);
+      $("tab-play").hidden = !state.model.generates;
+      if (!state.model.generates && !$("play").hidden) open("live");
       live.show(state);
     } catch (error) {
       connected("down", "not connected");

@@ -102,6 +102,7 @@ async def state_of(context: Context, history: History) -> dict[str, Any]:
             "dtype": engine.info["dtype"],
             "context_length": engine.info["context_length"],
             "images": engine.capabilities.images,
+            "generates": engine.info["task"] == "generate",
         },
         "now": stats,
         "totals": {
