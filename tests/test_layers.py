@@ -177,7 +177,9 @@ def test_every_module_has_a_layer() -> None:
     assert not lost, f"not in the table of layers: {lost}"
 
 
-@pytest.mark.parametrize("names", ["sglc, runtime.api", *TORCHLESS[1:], "sglc.cli"])
+@pytest.mark.parametrize(
+    "names", ["sglc, runtime.api", *TORCHLESS[1:], "sglc.cli", "runtime.server.app, runtime.cli"]
+)
 def test_a_fresh_import_loads_no_torch(names: str) -> None:
     code = f"import sys, {names}; assert 'torch' not in sys.modules; assert 'transformers' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

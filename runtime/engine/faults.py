@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
 from runtime.batch import Batch
-from runtime.engine.runner import ModelRunner
+
+if TYPE_CHECKING:  # the HTTP process knows faults by name, and needs no torch
+    from runtime.engine.runner import ModelRunner
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

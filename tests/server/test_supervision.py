@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +92,13 @@ def own_temp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture()
 def start(own_temp: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Servers whose model has one thread: the threads of several would wait for each other by spinning."""
     started: list[ServerProcess] = []
 
     def begin(**options: Any) -> ServerProcess:
-        started.append(ServerProcess(**options))
-        return started[-1]
+        server = ServerProcess(threads=1, **options)
+        started.append(server)
+        return server
 
     yield begin
     for server in started:
@@ -169,8 +172,10 @@ def test_running_requests_complete_and_new_ones_are_refused(
 
 
 def test_a_second_signal_and_a_limit_end_what_runs(start: Callable[..., ServerProcess]) -> None:
-    for options, signals in (({}, 2), ({"shutdown_timeout": 0.2}, 1)):
-        server = start(max_total_tokens=200_000, context_length=4000, **options)
+    cases: list[tuple[dict[str, Any], int]] = [({}, 2), ({"shutdown_timeout": 0.2}, 1)]
+    with ThreadPoolExecutor(2) as pool:
+        servers = list(pool.map(lambda case: start(**case[0]), cases))
+    for server, (_, signals) in zip(servers, cases, strict=True):
         callers = [Caller(server, long_request(3500, stream=s)) for s in (False, True)]
         running(server, 2)
         for _ in range(signals):
