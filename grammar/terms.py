@@ -150,6 +150,7 @@ class Terms:
         self._rules: list[int] = []
         self._automata: list[Automaton] = []
         self._orders: list[AnyOrder] = []
+        self._joining = 0  # calls of `_join_heads` that have not returned
 
     # building
 
@@ -291,11 +292,34 @@ class Terms:
             flat.add(self.byte_set(mask))
         if repeats and len(flat) > 1:
             flat = self._join_counts(flat)
+        if len(flat) > 1:
+            flat = self._join_heads(flat)
         if len(flat) <= 1:
             return next(iter(flat), EMPTY)
         parts = tuple(sorted(flat))
         nullable = any(self._nullable[p] for p in parts)
         return self._new((ALT, parts), nullable, any(self._head_call[p] for p in parts))
+
+    def _join_heads(self, parts: set[int]) -> set[int]:
+        """xy | xz is x(y | z): what alternatives begin with alike is followed once."""
+        tails: dict[int, list[int]] = {}
+        count = 0
+        for part in parts:
+            data = self._data[part]
+            if data[0] == CAT:
+                tails.setdefault(data[1], []).append(data[2])
+                count += 1
+        if len(tails) == count or self._joining > _DEEP:
+            return parts
+        self._joining += 1
+        kept = set(parts)
+        for head, found in tails.items():
+            data = self._data[head]
+            if len(found) > 1 and (data[0] != REPEAT or data[3] < 0):  # counts are joined by `_join_counts`
+                kept.difference_update(self._ids[CAT, head, tail] for tail in found)
+                kept.add(self.cat(head, self.alt(found)))
+        self._joining -= 1
+        return kept
 
     def listed(self, terms: Iterable[int]) -> int:
         """`alt` of many that begin with fixed texts, as a tree of these: a byte then looks only at those that go on with it."""
@@ -700,6 +724,9 @@ class Terms:
             return goals[0]
         if all(p == pushes for p, _ in goals):
             return pushes, self.alt(t for _, t in goals)
+        target, below = goals[0][1], pushes[:-1]
+        if pushes and all(t == target and p and p[:-1] == below for p, t in goals):
+            return (*below, self.alt(p[-1] for p, _ in goals)), target
         return (), self.alt(self.sequence(t, *p) for p, t in goals)
 
 
