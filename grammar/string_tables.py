@@ -68,7 +68,8 @@ class StringTables:
         self._rows: dict[tuple[int, int, int], tuple[np.ndarray, WalkTree | None]] = {}
         self._stay: dict[tuple[int, int], np.ndarray] = {}
         self._behind: dict[bytes, WalkTree | None] = {}
-        self._most: dict[int, int] = {}
+        self._most: dict[int, int] = {}  # characters that a token begins
+        self._last: dict[int, int] = {}  # and one more than those that one completes before the closing quote
         self._free: dict[int, tuple[np.ndarray, WalkTree]] = {}
 
     def _walk(self, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -88,6 +89,7 @@ class StringTables:
             )
             found = self._walks[place] = (starts, exits, stays)
             self._most[place] = int(starts.max(initial=0))
+            self._last[place] = int(exits[:, 2].max(initial=0)) + 1
         return found
 
     def row(self, place: int, room: int, missing: int) -> tuple[np.ndarray, WalkTree | None]:
@@ -102,7 +104,7 @@ class StringTables:
         _, exits, _ = self._walk(place)
         if room < 0 or room >= self._most[place]:
             room = -1
-        missing = min(max(missing, 0), int(exits[:, 2].max(initial=0)) + 1)
+        missing = min(max(missing, 0), self._last[place])
         found = self._rows.get((place, room, missing))
         if found is None:
             trie = self.vocabulary.trie

@@ -242,19 +242,19 @@ class TokenPushdown:
             self._grow_stack()
 
     def explore(self, states: int, seconds: float) -> None:
-        """Build up to `states` states ahead of use, and the rows of patterns, for at most `seconds` of this thread."""
+        """Make ahead of use, for at most `seconds` of this thread: up to `states` states, the rows of patterns, the first mask."""
         end = time.thread_time() + seconds
         done = 0
         while done < min(len(self._term), states):
             if self._states[done, loops.COUNT] < 0:
                 self._build(done)
-                if done < _PATTERN_ROWS:
-                    pattern = self._pattern(done)
-                    if pattern is not None:
-                        self._patterns.row(*pattern)
+                pattern = self._pattern(done) if done < _PATTERN_ROWS else None
+                if pattern is not None:
+                    self._patterns.row(*pattern)
                 if time.thread_time() > end:
-                    return
+                    break
             done += 1
+        self.allowed(self.start)
 
     # asking
 
