@@ -48,6 +48,11 @@ class Pending:
     prompt: dict[int, list[Any]] = field(default_factory=dict)
     counts: np.ndarray | None = None
 
+    @property
+    def ready(self) -> bool:
+        """Whether collecting it would not wait."""
+        return self.event is None or bool(self.event.query())
+
 
 class DeviceRunner(ModelRunner):
     """`ModelRunner` for CUDA (or any device, for tests: without graphs it is only slower there).

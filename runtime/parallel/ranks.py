@@ -34,6 +34,7 @@ from runtime.parallel.group import Group
 log = logging.getLogger("runtime.parallel")
 _END_SECONDS = 5.0
 _SEND_SECONDS = 5.0
+_LOOK_MS = 1  # how often a rank that has nothing to queue looks whether its batch has ended
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -182,15 +183,16 @@ def _leave_with_rank_0() -> None:
 
 
 def follow(runner: Any, inbox: Any, outbox: Any, rank: int) -> None:
-    """Run batches for ever, two in flight on a device."""
+    """Run batches for ever, two in flight on a device: the next one is queued when it comes, not when the last has ended."""
     flight: deque[Pending] = deque()
 
     def tell(sampled: Sampled) -> None:
         outbox.send(_ENCODER.encode(Report(rank, sampled.step, checksum(sampled))))
 
     while True:
-        if flight and not inbox.poll(0):
-            tell(runner.collect(flight.popleft()))
+        if flight and not inbox.poll(_LOOK_MS):
+            if flight[0].ready:
+                tell(runner.collect(flight.popleft()))
             continue
         batch = _BATCHES.decode(inbox.recv())
         if not isinstance(runner, DeviceRunner):

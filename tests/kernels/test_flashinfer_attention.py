@@ -137,6 +137,7 @@ def test_a_captured_size_has_wrappers_of_its_own(fake: None) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.skipif(importlib.util.find_spec("flashinfer") is None, reason="flashinfer is not installed")
+@pytest.mark.timeout(600)  # FlashInfer compiles its kernels at first use
 def test_results_equal_own_kernels() -> None:
     store = KVStore(SPEC, 10, 16, torch.bfloat16, "cuda")
     store.k.normal_()

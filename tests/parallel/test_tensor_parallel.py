@@ -6,16 +6,21 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 import torch
 
 from runtime.api import Constraint, SamplingParams
-from runtime.batch import Sampled
+from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
+from runtime.engine.device import DeviceRunner, Pending
 from runtime.engine.loop import EngineLoop
 from runtime.engine.messages import Add, Output, Refused
 from runtime.errors import EngineDead, InvalidRequest, ModelError
+from runtime.parallel.ranks import follow
 from tests.tiny_loop import KINDS, answers, folder, options
 
 CUDA = pytest.param(
@@ -151,3 +156,54 @@ def test_constraints_hold_on_every_rank() -> None:
         assert text.startswith(("yes, ", "no, "))
     finally:
         loop.close()
+
+
+class _Slow(DeviceRunner):
+    """Batches that end when the test says so; `said` is what was done in order."""
+
+    def __init__(self, ended: set[int], said: list[str]) -> None:
+        self.ended, self.said = ended, said
+
+    def launch(self, batch: Batch) -> Any:
+        self.said.append(f"launch {batch.step}")
+        query = SimpleNamespace(query=lambda: batch.step in self.ended)
+        return Pending(batch, event=query)  # type: ignore[arg-type]
+
+    def collect(self, pending: Pending) -> Sampled:
+        self.said.append(f"collect {pending.batch.step}")
+        self.ended.add(pending.batch.step)
+        return Sampled(pending.batch.step, [], [], {}, [])
+
+
+class _Inbox:
+    """Messages that come one look after another; at the end it stops the loop."""
+
+    def __init__(self, looks: list[Batch | None]) -> None:
+        self.looks = looks
+
+    def poll(self, _: int) -> bool:
+        if self.looks and self.looks[0] is None:
+            self.looks.pop(0)
+            return False
+        return True
+
+    def recv(self) -> bytes:
+        if not self.looks:
+            raise EOFError
+        batch = self.looks.pop(0)
+        assert batch is not None
+        return msgspec.msgpack.encode(batch)
+
+
+def test_a_rank_queues_the_next_batch_while_one_runs() -> None:
+    said: list[str] = []
+    batches = [Batch(step, [], []) for step in (1, 2, 3)]
+    inbox = _Inbox([batches[0], None, None, batches[1], batches[2]])
+    with pytest.raises(EOFError):
+        follow(_Slow(set(), said), inbox, SimpleNamespace(send=lambda _: None), 1)
+    assert said == ["launch 1", "launch 2", "collect 1", "launch 3", "collect 2"]
+    said.clear()
+    inbox = _Inbox([batches[0], None, batches[1]])
+    with pytest.raises(EOFError):
+        follow(_Slow({1}, said), inbox, SimpleNamespace(send=lambda _: None), 1)
+    assert said == ["launch 1", "collect 1", "launch 2"]
