@@ -18,10 +18,12 @@ from runtime.errors import EngineDead, ModelError
 from runtime.server import (
     auth,
     batches,
+    calls,
     chat,
     completions,
     embeddings,
     errors,
+    facts,
     faults,
     integrity,
     limits,
@@ -64,7 +66,18 @@ def build(context: Context) -> web.Application:
     app = web.Application(middlewares=middlewares, client_max_size=server.max_request_bytes)
     app[KEY] = context
     app.on_response_prepare.append(observe.answer_headers(origins))
-    for api in (native, openai, completions, chat, messages, embeddings, operate, integrity):
+    for api in (
+        native,
+        calls,
+        facts,
+        openai,
+        completions,
+        chat,
+        messages,
+        embeddings,
+        operate,
+        integrity,
+    ):
         app.add_routes(api.routes())
     page.attach(app, context)
     if context.config.debug_faults:

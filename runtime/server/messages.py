@@ -10,14 +10,15 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from runtime.api import Constraint, Delta, SamplingParams, Usage
+from runtime.api import Constraint, SamplingParams
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import bodies
 from runtime.server.chat import read_function
 from runtime.server.context import Context
 from runtime.server.conversation import Prepared, Tool, Turn, check_tools, prepare, split
+from runtime.server.message_events import BlockEvents, blocks_of, ending, usage_of
 from runtime.server.operation import JSON_OR_EVENTS, operation
-from runtime.server.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart, Whole
+from runtime.server.parts import Whole
 from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
 
@@ -236,30 +237,6 @@ def _sampling(body: MessagesBody) -> SamplingParams:
     return params
 
 
-# -- writing ------------------------------------------------------------------------------------------------
-
-
-def _end(delta: Delta, called: bool, body: MessagesBody) -> dict[str, Any]:
-    assert delta.finish is not None
-    matched = delta.finish.matched if delta.finish.type == "stop" else None
-    if called and delta.finish.type == "stop":
-        return {"stop_reason": "tool_use", "stop_sequence": None}
-    if isinstance(matched, str) and matched in (body.stop_sequences or ()):
-        return {"stop_reason": "stop_sequence", "stop_sequence": matched}
-    reason = {"length": "max_tokens"}.get(delta.finish.type, "end_turn")
-    return {"stop_reason": reason, "stop_sequence": None}
-
-
-def _usage(usage: Usage | None, prompt: int) -> dict[str, int]:
-    u = usage or Usage(prompt_tokens=prompt)
-    return {
-        "input_tokens": prompt - u.cached_tokens,
-        "output_tokens": u.completion_tokens,
-        "cache_read_input_tokens": u.cached_tokens,
-        "cache_creation_input_tokens": 0,
-    }
-
-
 def _head(context: Context, prepared: Prepared) -> dict[str, Any]:
     return {
         "id": f"msg_{uuid.uuid4().hex}",
@@ -269,68 +246,10 @@ def _head(context: Context, prepared: Prepared) -> dict[str, Any]:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": _usage(None, prepared.prompt_tokens),
+        "usage": usage_of(None, prepared.prompt_tokens),
         "system_fingerprint": context.fingerprint,
         "seed": prepared.call.sampling.seed,
     }
-
-
-def _blocks(whole: Whole) -> list[dict[str, Any]]:
-    blocks: list[dict[str, Any]] = []
-    if whole.reasoning:
-        blocks.append({"type": "thinking", "thinking": whole.reasoning, "signature": ""})
-    if whole.text:
-        blocks.append({"type": "text", "text": whole.text})
-    for call in whole.calls:
-        try:
-            given = json.loads(call.arguments)
-        except ValueError:  # cut off by max_tokens
-            given = {}
-        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
-    return blocks
-
-
-class _Blocks:
-    """Parts as events: blocks that begin, grow and end, one after another."""
-
-    def __init__(self, events: EventStream) -> None:
-        self._events = events
-        self._index = -1
-        self._open = ""
-
-    async def add(self, part: Part) -> None:
-        if isinstance(part, CallPart):
-            await self._begin(
-                "tool_use", {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}, new=True
-            )
-            await self._grow({"type": "input_json_delta", "partial_json": part.arguments})
-        elif isinstance(part, ArgumentsPart):
-            await self._grow({"type": "input_json_delta", "partial_json": part.text})
-        elif isinstance(part, ReasoningPart):
-            await self._begin("thinking", {"type": "thinking", "thinking": "", "signature": ""})
-            await self._grow({"type": "thinking_delta", "thinking": part.text})
-        elif isinstance(part, TextPart):
-            await self._begin("text", {"type": "text", "text": ""})
-            await self._grow({"type": "text_delta", "text": part.text})
-
-    async def end(self) -> None:
-        if self._open:
-            await self._send("content_block_stop", {"index": self._index})
-        self._open = ""
-
-    async def _begin(self, kind: str, block: dict[str, Any], *, new: bool = False) -> None:
-        if self._open == kind and not new:
-            return
-        await self.end()
-        self._open = kind
-        self._index += 1
-        await self._send("content_block_start", {"index": self._index, "content_block": block})
-
-    async def _grow(self, delta: dict[str, Any]) -> None:
-        await self._send("content_block_delta", {"index": self._index, "delta": delta})
-
-    async def _send(self, name: str, fields: dict[str, Any]) -> None:
-        await self._events.send({"type": name, **fields}, name)
 
 
 @operation(body=MessagesBody, answer=Message, kinds=JSON_OR_EVENTS)
@@ -351,20 +270,20 @@ async def messages(request: web.Request) -> web.StreamResponse:
             async for delta, parts, called in split(prepared, deltas):
                 whole.add(parts)
                 if delta.finish is not None:
-                    end = _end(delta, called, body)
-                    end["usage"] = _usage(delta.usage, prepared.prompt_tokens)
-        return web.json_response({**head, "content": _blocks(whole), **end})
+                    end = ending(delta, called, body.stop_sequences or ())
+                    end["usage"] = usage_of(delta.usage, prepared.prompt_tokens)
+        return web.json_response({**head, "content": blocks_of(whole), **end})
     async with running as deltas, EventStream(request, named=True) as events:
         await events.send({"type": "message_start", "message": head}, "message_start")
-        blocks = _Blocks(events)
+        blocks = BlockEvents(events)
         async for delta, parts, called in split(prepared, deltas):
             for part in parts:
                 await blocks.add(part)
             if delta.finish is not None:
                 await blocks.end()
                 last = {
-                    "delta": _end(delta, called, body),
-                    "usage": _usage(delta.usage, prepared.prompt_tokens),
+                    "delta": ending(delta, called, body.stop_sequences or ()),
+                    "usage": usage_of(delta.usage, prepared.prompt_tokens),
                 }
                 await events.send({"type": "message_delta", **last}, "message_delta")
         await events.send({"type": "message_stop"}, "message_stop")
