@@ -19,7 +19,9 @@ from runtime.server.launch import ServerProcess
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     folder: Path = tmp_path_factory.mktemp("state")
-    server = ServerProcess(debug_faults=True, hang_timeout=4, state_dir=str(folder), max_running_requests=8, threads=1)
+    server = ServerProcess(
+        debug_faults=True, hang_timeout=4, state_dir=str(folder), max_running_requests=8, threads=1
+    )
     yield server
     server.shutdown()
 
