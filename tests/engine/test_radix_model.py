@@ -1,4 +1,4 @@
-"""The radix tree against the plainest model: a set of token prefixes."""
+"""The radix tree against the plainest model: a set of token prefixes. A million operations: benchmarks/radix_walk.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.kv.pages import PagePool
-from runtime.kv.radix import Node, RadixTree, common_length
+from benchmarks.radix_walk import ACTIONS, BesideModel
+from runtime.kv.radix import RadixTree, common_length
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=24)
 
@@ -25,60 +25,15 @@ def test_common_length(a: list[int], b: list[int], shared: int) -> None:
 @settings(max_examples=200, deadline=None)
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(["insert", "match", "evict", "lock", "unlock", "forget"]), tokens),
+        st.tuples(st.sampled_from(ACTIONS), tokens),
         max_size=40,
     )
 )
 def test_tree_is_a_set_of_prefixes(size: int, steps: list[tuple[str, list[int]]]) -> None:
-    tree, pool = RadixTree(size), PagePool(4000)
-    content: dict[tuple[int, ...], int] = {}  # prefix of whole pages -> its last page
-    locks: list[tuple[Node, list[int]]] = []
+    both = BesideModel(size)
     for action, run in steps:
-        whole = len(run) - len(run) % size
-        if action == "insert":
-            pages = pool.take(whole // size)
-            had, _ = tree.insert(run, pages)
-            pool.give(pages[:had])
-            for i in range(had, whole // size):
-                assert tuple(run[: (i + 1) * size]) not in content
-                content[tuple(run[: (i + 1) * size])] = pages[i]
-        elif action in ("match", "lock"):
-            pages, node = tree.match(run)
-            expected: list[int] = []
-            while (key := tuple(run[: (len(expected) + 1) * size])) in content and len(key) == (
-                len(expected) + 1
-            ) * size:
-                expected.append(content[key])
-            assert pages == expected
-            assert tree.matched_length(run) == len(expected) * size
-            if action == "lock":
-                tree.lock(node)
-                locks.append((node, pages))
-        elif action == "unlock" and locks:
-            tree.unlock(locks.pop()[0])
-        elif action == "forget":
-            keep = len(run) // (2 * size)  # pages
-            start = tuple(run[: (keep + 1) * size])
-            held = {page for _, pages in locks for page in pages}
-            gone = {
-                key: page
-                for key, page in content.items()
-                if start in content and key[: len(start)] == start and page not in held
-            }
-            freed = tree.forget(run, keep * size)
-            assert sorted(freed) == sorted(gone.values())
-            pool.give(freed)
-            content = {key: page for key, page in content.items() if key not in gone}
-        elif action == "evict":
-            freed = tree.evict(len(run))
-            assert len(freed) >= min(len(run), len(freed))
-            for _, held in locks:
-                assert not set(held) & set(freed), "a locked page was evicted"
-            content = {k: p for k, p in content.items() if p not in set(freed)}
-            pool.give(freed)
-        tree.check()
-        assert sorted(tree.pages()) == sorted(content.values())
-        pool.check(tree.pages())
+        both.do(action, run)
+        both.check()
 
 
 def test_least_recently_used_leaf_goes_first() -> None:

@@ -1,0 +1,17 @@
+"""One request in batches of many sizes has one output, bit for bit. 1,000 times: benchmarks/determinism.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import sglc as sgl
+from benchmarks.determinism import outputs
+
+
+@pytest.mark.parametrize("options", [{}, {"disable_radix_cache": True}], ids=["cache", "no cache"])
+def test_an_output_does_not_depend_on_its_batch(options: dict[str, Any]) -> None:
+    with sgl.Engine(threads=1, **options) as engine:
+        alone = outputs(engine, 1, tokens=8)
+        assert len(alone + outputs(engine, 30, tokens=8)) == 1
