@@ -23,12 +23,16 @@ from torch import Tensor
 from runtime.kernels.activation import ACTIVATIONS, gated_mul
 from runtime.kernels.argmax import argmax
 from runtime.kernels.decode import decode_attention, packed_decode_attention
+from runtime.kernels.decode_step import begin_step, end_step
 from runtime.kernels.kv_store import store_kv
+from runtime.kernels.mask import mask_bits
 from runtime.kernels.mla_decode import mla_decode_attention
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning, rope_store
+from runtime.kernels.sample import sample
 from runtime.kernels.skinny import RowNorm, skinny_linear
+from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word, sum_ranks
 from runtime.kernels.tuning import DecodeTiles, LatentTiles, LinearTiles, PrefillTiles
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -157,6 +161,34 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
                 f"linear {tiles.kind} {rows} {gated}",
                 lambda: skinny_linear(x, w, gated=gated, tiles=tiles, **extra),
             )
+    for rows, width in ((1, 70), (9, 900)):
+        fields = torch.tensor([0.7, 5, 0.9, 0.01, 0.5], dtype=torch.float64, device=DEVICE)
+        logits, packed = normal(rows, width), fields[:, None].repeat(1, rows)
+        yield f"sample {rows}", lambda: sample(logits, packed)
+        bits = integers([[-1] * -(-width // 32)] * rows)
+        yield f"mask {rows}", lambda: mask_bits(logits, integers(list(range(rows))), bits)
+        control = integers([list(range(rows)), [3] * rows, [2] * rows], torch.int64)
+        table, newest = integers([[0, 1]] * rows), integers([5] * rows, torch.int64)
+        yield f"begin step {rows}", lambda: begin_step(control, table, newest, 2)
+        yield f"end step {rows}", lambda: end_step(control, newest, logits[:, 0].float(), newest)
+        yield f"sums of ranks {rows}", lambda: exchange(rows, width)
+
+
+def exchange(rows: int, width: int) -> None:
+    """Two ranks on one device, whose boxes hold no row more; four turns."""
+    words = width * DTYPE.itemsize // 4
+    boxes = [
+        torch.full((TURNS, 2, rows, words), empty_word(DTYPE), dtype=torch.int32, device=DEVICE)
+        for _ in range(2)
+    ]
+    places = integers([box.data_ptr() for box in boxes], torch.int64)
+    mail = [Mailboxes(r, places, integers([0] * (4 + TURNS)), rows, words, looks=10) for r in range(2)]
+    weight, residual = normal(width), normal(rows, width)
+    for turn in range(4):
+        x = normal(max(1, rows - turn), width)
+        for send in (True, False):
+            for m in mail:
+                sum_ranks(x, residual[: len(x)].clone(), weight, 1e-5, mail=m, send=send, take=not send)
 
 
 def main() -> None:
