@@ -146,7 +146,7 @@ class AsyncEngine:
         )
         self._workers = (
             workers_for(config.tokenizer_path or config.folder, self.tokenizer.ends, config)
-            if strangers and not ids_only
+            if strangers and not ids_only and not config.is_embedding
             else None
         )
         self.info: dict[str, Any] = {}

@@ -53,15 +53,14 @@ async def middleware(request: web.Request, handler: Any) -> web.StreamResponse:
         context.serving -= counted
         context.metrics.answer(request.method, route, status)
         fields = {"method": request.method, "route": route, "status": status, "seconds": round(seconds, 4)}
-        if context.server.log_requests:
-            fields |= _said(request, response)
-            log.info("asked %r, answered %r", fields["asked"], fields["answered"])
+        if context.server.log_requests and (said := _said(request, response)):
+            log.info("asked %r, answered %r", said.get("asked"), said.get("answered"), extra={"fields": said})
         log.info("%s %s %d %.0f ms", request.method, route, status, seconds * 1e3, extra={"fields": fields})
         REQUEST_ID.reset(token)
 
 
 def _said(request: web.Request, response: web.StreamResponse | None) -> dict[str, str]:
-    """What the request and its answer say, as far as they are JSON; of a stream, nothing."""
+    """What the request and its answer say, as far as they are JSON; nothing of a stream."""
 
     def shown(kind: str, data: Any) -> str:
         if kind != "application/json" or not isinstance(data, bytes):
@@ -70,10 +69,11 @@ def _said(request: web.Request, response: web.StreamResponse | None) -> dict[str
 
     asked = request._read_bytes  # what was read of it; its client may be gone
     answer = response.body if isinstance(response, web.Response) else None
-    return {
+    said = {
         "asked": shown(request.content_type, asked),
         "answered": shown("" if response is None else response.content_type, answer),
     }
+    return {name: text for name, text in said.items() if text}
 
 
 @web.middleware
