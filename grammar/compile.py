@@ -85,6 +85,7 @@ class ConstraintReport(msgspec.Struct, frozen=True, kw_only=True):
     witness    a shortest accepted text
     forced     what every accepted text begins with
     forced_share  part of the witness that has to follow what precedes it
+    unreachable  of a JSON schema: pointers of the properties, alternatives and listed values that no accepted text has
     """
 
     kind: str
@@ -101,6 +102,7 @@ class ConstraintReport(msgspec.Struct, frozen=True, kw_only=True):
     witness: str
     forced: str
     forced_share: float
+    unreachable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +115,7 @@ class CompiledConstraint:
     fsm: Fsm | None
     automaton: TokenAutomaton | None
     _bounds: tuple[int, int | None] = field(default=(0, None), repr=False)
+    _unreachable: tuple[str, ...] = field(default=(), repr=False)
 
     def accepts(self, text: str) -> bool:
         """Is `text` one of the constraint's texts?"""
@@ -166,6 +169,7 @@ class CompiledConstraint:
             witness=self.witness,
             forced=forced.decode("utf-8", "ignore"),
             forced_share=self._forced_share(),
+            unreachable=self._unreachable,
         )
 
     def _forced_share(self) -> float:
@@ -334,7 +338,7 @@ def _compile_schema(
     )
     machine.explore(_AHEAD_STATES, _AHEAD_ANY_ORDER if options.any_order else _AHEAD_SECONDS)
     bounds = (compiled.measure.shortest(compiled.start), compiled.measure.longest(compiled.start))
-    return CompiledConstraint("json_schema", text, digest, None, machine, bounds)
+    return CompiledConstraint("json_schema", text, digest, None, machine, bounds, compiled.unreachable)
 
 
 def _schema_table(

@@ -18,7 +18,7 @@ from grammar.fsm import Fsm, of_texts
 from grammar.measure import INFINITE, Measure
 from grammar.schema import numbers
 from grammar.schema.arrays import array_term
-from grammar.schema.document import Document, Place
+from grammar.schema.document import Document, Place, escape
 from grammar.schema.expand import Conjunction, Expander
 from grammar.schema.keywords import BY_TYPE, TYPES
 from grammar.schema.objects import member_places, needed_names, object_term
@@ -40,6 +40,7 @@ class CompiledSchema:
     start: int
     rules: int
     measure: Measure
+    unreachable: tuple[str, ...] = ()  # pointers of what no accepted text uses
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class _Settled:
             self.impossible |= dead
         if start == EMPTY or measure.shortest(start) >= INFINITE:
             raise self._unsatisfiable(conflicts)
-        return CompiledSchema(terms, start, compiler.rules, measure)
+        return CompiledSchema(terms, start, compiler.rules, measure, compiler.unreachable)
 
     def _unsatisfiable(self, conflicts: list[str]) -> Unsatisfiable:
         """Is it the schema, or only that its objects are strict?"""
@@ -138,6 +139,10 @@ class SchemaCompiler:
         self.any_order = options.any_order
         self.objects = options.objects
         self.conflicts: list[str] = []  # pointers of what strict objects left without a value
+        self.dead: dict[
+            str, None
+        ] = {}  # pointers of alternatives, properties and listed values that are no value
+        self._live: set[str] = set()  # and of those that are one somewhere
         self.validator = Validator(document, strings)
         self.expander = Expander(
             document, lambda places: self.value(places) != EMPTY, self.terms.check_time, made
@@ -159,9 +164,20 @@ class SchemaCompiler:
         found = self._values.get(key)
         if found is None:
             self._keep.append(places)
-            found = self.terms.alt([self._conjunction(c) for c in self.expander.expand(places)])
+            options = []
+            for plains in self.expander.expand(places):
+                options.append(self._conjunction(plains))
+                if plains and options[-1] == EMPTY:
+                    self.dead[plains[-1].pointer] = None
+                elif plains:
+                    self._live.add(plains[-1].pointer)
+            found = self.terms.alt(options)
             self._values[key] = found
         return found
+
+    @property
+    def unreachable(self) -> tuple[str, ...]:
+        return tuple(sorted(p for p in self.dead if p not in self._live))
 
     def whole(self) -> int:
         """The term of the document's values, with all its rules."""
@@ -211,7 +227,14 @@ class SchemaCompiler:
                     values = [place.schema["const"]] if keyword == "const" else place.schema["enum"]
                     if not isinstance(values, list):
                         raise SchemaError("enum is a list of values", f"{place.pointer}/enum")
-                    return [v for v in values if all(self.validator.valid(v, p) for p in plains)]
+                    good = [all(self.validator.valid(v, p) for p in plains) for v in values]
+                    for i, fits in enumerate(good):
+                        where = f"{place.pointer}/{keyword}/{i}"
+                        if fits:
+                            self._live.add(where)
+                        else:
+                            self.dead[where] = None
+                    return [v for v, fits in zip(values, good, strict=True) if fits]
         return None
 
     def _conjunction(self, plains: Conjunction) -> int:
@@ -265,7 +288,7 @@ class SchemaCompiler:
         try:
             for name in needed_names(self, plains):
                 if self.value(member_places(self, plains, name)) == EMPTY:
-                    self.conflicts.append(f"{plains[0].pointer}/properties/{name}")
+                    self.conflicts.append(f"{plains[0].pointer}/properties/{escape(name)}")
                     return True
             return False
         finally:

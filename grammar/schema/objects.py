@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from grammar.constraint_errors import SchemaError
 from grammar.fsm import Fsm, any_text, of_texts
-from grammar.schema.document import Place
+from grammar.schema.document import Place, escape
 from grammar.schema.expand import Conjunction
 from grammar.schema.strings import NOT_VALUES, count_of
 from grammar.terms import EMPTY, AnyOrder
@@ -84,9 +84,11 @@ def object_term(compiler: SchemaCompiler, plains: Conjunction) -> int:
         allowed = all(compiler.validator.valid(name, rule) for rule in name_rules)
         value = compiler.value(member_places(compiler, plains, name)) if allowed else EMPTY
         if value == EMPTY and name in needed:
-            compiler.conflicts.append(f"{plains[0].pointer}/properties/{name}")
+            compiler.conflicts.append(f"{plains[0].pointer}/properties/{escape(name)}")
             return EMPTY
-        if value != EMPTY:
+        if value == EMPTY:
+            compiler.dead[f"{plains[0].pointer}/properties/{escape(name)}"] = None
+        else:
             members.append(Member(name, compiler.terms.cat(compiler.text.name(name), value), name in needed))
     other = _other_member(compiler, plains, names, name_rules)
     low, high = 0, -1

@@ -12,7 +12,7 @@ from typing import Any
 
 from grammar.constraint_errors import SchemaError
 from grammar.fsm import Fsm
-from grammar.schema.document import Document, Place
+from grammar.schema.document import Document, Place, escape
 from grammar.schema.shapes import check_shapes
 from grammar.schema.strings import NOT_VALUES, NOT_WHOLE, StringRules
 
@@ -143,7 +143,7 @@ class Validator:
         found = []
         properties = schema.get("properties", {})
         if name in properties:
-            found.append(Place(properties[name], f"{place.pointer}/properties/{name}"))
+            found.append(Place(properties[name], f"{place.pointer}/properties/{escape(name)}"))
         for pattern, inner in schema.get("patternProperties", {}).items():
             if self.pattern(pattern, f"{place.pointer}/patternProperties").accepts(name):
                 found.append(Place(inner, f"{place.pointer}/patternProperties/{pattern}"))

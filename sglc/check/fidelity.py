@@ -52,6 +52,7 @@ def _told(kind: Any, source: str, tokens: Tokens) -> dict[str, Any]:
         **shown, "exact": report.exact, "form": report.engine, "tokens": [report.min_tokens, report.max_tokens],
         "states": report.states, "classes": report.classes, "bytes": report.bytes,
         "shortest": report.witness, "begins": report.forced, "forced_share": round(report.forced_share, 3),
+        "unreachable": list(report.unreachable),
     }  # fmt: skip
 
 
@@ -62,7 +63,8 @@ def to_line(told: dict[str, Any]) -> str:
         return f"{what}: refused: {told['refused']}"
     least, most = told["tokens"]
     classes = f", {told['classes']} classes" if told["classes"] is not None else ""
+    never = f"; never comes: {', '.join(told['unreachable'])}" if told["unreachable"] else ""
     return (
         f"{what}: exact, a {told['form']} of {told['states']:,} states{classes}, {told['bytes']:,} bytes; "
-        f"{least} to {'any number of' if most is None else most} tokens, {100 * told['forced_share']:.0f} % of the shortest forced"
+        f"{least} to {'any number of' if most is None else most} tokens, {100 * told['forced_share']:.0f} % of the shortest forced{never}"
     )

@@ -630,3 +630,22 @@ def test_strict_objects_are_some_of_the_closed_ones_and_these_of_the_open_ones(
         except ConstraintError:
             return
     assert verdicts == sorted(verdicts)
+
+
+def test_a_report_names_what_no_text_has() -> None:
+    never = {"type": "integer", "minimum": 2, "maximum": 1}
+    schema = {
+        "type": "object",
+        "properties": {
+            "a/b": never,
+            "c": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/never"}]},
+            "d": {"enum": ["x", 3], "type": "string"},
+        },
+        "$defs": {"never": never},
+    }
+    assert compiled(schema).report().unreachable == (
+        "#/$defs/never",
+        "#/properties/a~1b",
+        "#/properties/d/enum/1",
+    )
+    assert compiled({"anyOf": [{"type": "null"}, {"type": "string"}]}).report().unreachable == ()

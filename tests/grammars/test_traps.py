@@ -151,6 +151,7 @@ def test_tokens_may_span_the_end_of_a_field() -> None:
     [
         (r"\d", "7", "٧"), (r"\w", "a", "é"), (r"(?u)\w", "é", "-"), (r"\s", " ", "\u00a0"),
         (".", "é", "\n"), ("(?s).", "\n", ""), ("^abc$", "abc", "abcd"), ("(?i)abc", "aBC", "abd"),
+        ("", "", "a"), ("a+?b", "aab", "b"),
     ],
 )  # fmt: skip
 def test_the_dialect_of_regexes(pattern: str, yes: str, no: str) -> None:
@@ -161,7 +162,7 @@ def test_the_dialect_of_regexes(pattern: str, yes: str, no: str) -> None:
 @pytest.mark.parametrize(
     ("pattern", "why"),
     [
-        ("(?=a)b", "lookahead"), ("(?<=a)b", "lookbehind"), (r"(a)\1", "back-references"), (r"\bword", "word boundaries"),
+        ("(?=a)b", "lookahead"), ("(?!admin)[a-z]{3,8}", "lookahead"), ("(?<=a)b", "lookbehind"), ("(?<!a)b", "lookbehind"), (r"(a)\1", "back-references"), (r"\bword", "word boundaries"),
         ("a$b", "never matches"), ("foo**", "multiple repeat"), ("[", "position"), ("(", "position"), ("a{3,2}", "position"),
     ],
 )  # fmt: skip
@@ -294,6 +295,8 @@ def test_nul_bytes_and_control_characters() -> None:
     found = compile_constraint("json_schema", schema, VOCABULARY)
     assert found.accepts(json.dumps({"a\n\x00": None}, separators=(",", ":")))
     assert not {0, 10} & allowed(automaton("json_schema", {"type": "string"}), b'"')
+    for names in ({}, {"properties": {"ab": {}}}, {"patternProperties": {"^[^a]*$": {}}}):
+        assert not {0, 10, 0x7F + 1} & allowed(automaton("json_schema", {"type": "object", **names}), b'{"a')
 
 
 def test_what_is_kept_is_bounded_and_refusals_cost_nothing_twice(tmp_path: Path) -> None:
