@@ -51,8 +51,11 @@ async def mixed(url: str, seconds: float, at_once: int, seed: int) -> Tally:
 
 
 def plot(series: list[tuple[float, int]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        typer.echo(f"no {path.name}: matplotlib is not installed", err=True)
+        return
     figure = Figure(figsize=(8, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([t / 60 for t, _ in series], [size / 2**20 for _, size in series], linewidth=1)

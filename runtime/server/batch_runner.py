@@ -23,7 +23,9 @@ from runtime.errors import Conflict, Overloaded
 from runtime.server import batch_lines, errors, observe
 from runtime.server.batch_lines import Line
 from runtime.server.context import Context
-from runtime.server.store import BatchRecord, LineRecord, StateStore, StorageFull, Upload
+from runtime.server.records import BatchRecord, LineRecord
+from runtime.server.store import StateStore
+from runtime.server.uploads import StorageFull, Upload
 
 log = logging.getLogger("runtime.server")
 ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")

@@ -20,7 +20,8 @@ from runtime.server.batch_runner import BatchRunner
 from runtime.server.context import Context
 from runtime.server.files import ONCE, PAGED, STORE, as_json, key_of, page, page_of
 from runtime.server.operation import operation
-from runtime.server.store import BatchRecord, StateStore, now
+from runtime.server.records import BatchRecord
+from runtime.server.store import StateStore, now
 
 RUNNER: web.AppKey[BatchRunner] = web.AppKey("batches", BatchRunner)
 MOST_UNFINISHED = 1000

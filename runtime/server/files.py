@@ -15,7 +15,9 @@ from runtime.config import ServerConfig
 from runtime.errors import EngineError, InvalidRequest
 from runtime.server.bodies import NotJson
 from runtime.server.operation import operation
-from runtime.server.store import FileRecord, Idempotent, StateStore, StorageFull, Upload
+from runtime.server.records import FileRecord, Idempotent
+from runtime.server.store import StateStore
+from runtime.server.uploads import Upload
 
 STORE: web.AppKey[StateStore] = web.AppKey("store", StateStore)
 LIMITS: web.AppKey[ServerConfig] = web.AppKey("file limits", ServerConfig)
@@ -115,7 +117,6 @@ async def _read_form(
     """The content on the disk, its name, its purpose and the hash of its bytes."""
     upload: Upload | None = None
     filename, purpose, digest = "", None, hashlib.sha256()
-    room = limits.max_state_bytes - await asyncio.to_thread(lambda: store.used_bytes)
     try:
         form = await request.multipart()
         while (part := await _within(limits.body_timeout, form.next())) is not None:
@@ -130,9 +131,7 @@ async def _read_form(
                         raise TooLarge(
                             f"the file is larger than {limits.max_file_bytes} bytes; split it", param="file"
                         )
-                    if upload.size + len(chunk) > room:
-                        raise StorageFull("the server's room for files is used up; delete some", param="file")
-                    await asyncio.to_thread(upload.write, chunk)
+                    await asyncio.to_thread(store.write, upload, chunk, limits.max_state_bytes)
             elif part.name == "purpose" and purpose is None:
                 text = await _within(limits.body_timeout, part.read_chunk(256))
                 purpose = text.decode("utf-8", "replace")

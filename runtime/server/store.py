@@ -10,17 +10,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgspec
 
-from runtime.errors import Conflict, EngineError, InvalidRequest, ModelError, NotFound
+from runtime.errors import Conflict, InvalidRequest, ModelError, NotFound
+from runtime.server.records import BatchRecord, Counts, FileRecord, Idempotent, LineRecord
+from runtime.server.uploads import StorageFull, Upload, disk_errors
 
 KEY_SECONDS = 24 * 3600  # how long an Idempotency-Key is remembered
 UNFINISHED = ("validating", "in_progress", "finalizing", "cancelling")
@@ -36,96 +37,8 @@ PRAGMA user_version = 1;
 """
 
 
-class StorageFull(EngineError):
-    status = 507
-    code = "storage_full"
-
-
-class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A file, as OpenAI's API shows it."""
-
-    id: str
-    object: str = "file"
-    bytes: int
-    created_at: int
-    filename: str
-    purpose: str
-    status: str = "processed"
-
-
-class Counts(msgspec.Struct, frozen=True):
-    total: int = 0
-    completed: int = 0
-    failed: int = 0
-
-
-class BatchRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """A batch, as OpenAI's API shows it; `request_counts` is filled in from the journal when it is read."""
-
-    id: str
-    object: str = "batch"
-    endpoint: str
-    input_file_id: str
-    completion_window: str
-    status: str
-    created_at: int
-    expires_at: int
-    errors: dict[str, Any] | None = None
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    in_progress_at: int | None = None
-    finalizing_at: int | None = None
-    completed_at: int | None = None
-    failed_at: int | None = None
-    expired_at: int | None = None
-    cancelling_at: int | None = None
-    cancelled_at: int | None = None
-    request_counts: Counts = Counts()
-    metadata: dict[str, str] | None = None
-    resume_from: str | None = None
-
-
-class LineRecord(msgspec.Struct, frozen=True):
-    """What became of a line. `key` is its identity; `text` the line of the output file, or of the error file if not `ok`."""
-
-    batch: str
-    key: bytes
-    number: int
-    ok: bool
-    text: bytes
-
-
-class Idempotent(msgspec.Struct, frozen=True):
-    """A caller's key for a creation, and the digest of what was to be created."""
-
-    route: str
-    key: str
-    digest: str
-
-
 def now() -> int:
     return int(time.time())
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def _no_room() -> Iterator[None]:
-    """Raises StorageFull for errors that say that nothing more can be written."""
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
-            raise
-        raise StorageFull("the server cannot write to its disk; free space there and try again") from error
-    except OSError as error:
-        raise StorageFull("the server cannot write to its disk; free space there and try again") from error
 
 
 class StateStore:
@@ -135,6 +48,7 @@ class StateStore:
         self.folder = folder
         self._contents = folder / "files"
         self._lock = threading.RLock()
+        self._open: set[Upload] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._contents.mkdir(mode=0o700, exist_ok=True)
@@ -171,7 +85,7 @@ class StateStore:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, _no_room():
+        with self._lock, disk_errors():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield self._db
@@ -185,15 +99,22 @@ class StateStore:
 
     @property
     def used_bytes(self) -> int:
-        """Of all contents."""
+        """Of all contents, those that are being written too."""
         with self._lock:
             (total,) = self._db.execute("SELECT COALESCE(SUM(bytes), 0) FROM files").fetchone()
-        return int(total)
+            return int(total) + sum(upload.size for upload in list(self._open))
 
     def begin_file(self) -> Upload:
         """A content to write to; it becomes a file with `add_file`."""
-        with _no_room():
-            return Upload(self._contents)
+        with disk_errors():
+            return Upload(self._contents, self._open)
+
+    def write(self, upload: Upload, data: bytes, most: int) -> None:
+        """Add to a content. Raises StorageFull also if all of them, those that are being written too, exceed `most` bytes."""
+        with self._lock:
+            if self.used_bytes + len(data) > most:
+                raise StorageFull("the server's room for files is used up; delete some", param="file")
+            upload.write(data)
 
     def add_file(
         self, upload: Upload, filename: str, purpose: str, once: Idempotent | None = None
@@ -408,39 +329,3 @@ class StateStore:
             sql = f"SELECT data FROM {table} {where} ORDER BY created {order}, id {order} LIMIT ?"
             rows = [data for (data,) in self._db.execute(sql, (*values, limit + 1))]
         return rows[:limit], len(rows) > limit
-
-
-class Upload:
-    """A content that is being written, under the random id that its file will have."""
-
-    def __init__(self, folder: Path) -> None:
-        self.id = f"file-{secrets.token_hex(16)}"
-        self._folder = folder
-        self._part = folder / f"{self.id}.part"
-        self._handle: BinaryIO = os.fdopen(
-            os.open(self._part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb"
-        )
-        self.size = 0
-
-    def write(self, data: bytes) -> None:
-        """Raises StorageFull."""
-        with _no_room():
-            self._handle.write(data)
-        self.size += len(data)
-
-    def finish(self) -> int:
-        """Bring it to the disk under its own name; its size. Raises StorageFull."""
-        with _no_room():
-            self._handle.flush()
-            os.fsync(self._handle.fileno())
-            self._handle.close()
-            self._part.rename(self._folder / self.id)
-            _sync_folder(self._folder)
-        return self.size
-
-    def discard(self) -> None:
-        """Forget it, also after an error."""
-        with contextlib.suppress(OSError):
-            self._handle.close()
-        self._part.unlink(missing_ok=True)
-        (self._folder / self.id).unlink(missing_ok=True)

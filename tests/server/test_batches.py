@@ -223,7 +223,7 @@ def test_no_line_is_lost_or_done_twice_over_kills(
 ) -> None:
     rng = random.Random(size)
     folder = tmp_path / "state"
-    options: dict[str, Any] = {"state_dir": str(folder), "batch_concurrency": 4}
+    options: dict[str, Any] = {"state_dir": str(folder), "batch_concurrency": 4, "threads": 1}
     lines = [line(f"l{i}", 24) for i in range(size)]
     id, before = "", dict[bytes, bytes]()
     for name in names:
@@ -253,7 +253,7 @@ def test_no_line_is_lost_or_done_twice_over_kills(
 
 
 def test_no_line_fails_when_the_engine_is_killed(tmp_path: Path) -> None:
-    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=6)
+    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=6, threads=1)
     try:
         client: Any = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         id = start(client, [line(f"l{i}", 24) for i in range(40)])
@@ -269,7 +269,7 @@ def test_no_line_fails_when_the_engine_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_loses_no_line(tmp_path: Path) -> None:
-    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=4, debug_faults=True)
+    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=4, debug_faults=True, threads=1)
     try:
         client: Any = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         id = start(client, [line(f"l{i}", 16) for i in range(40)])

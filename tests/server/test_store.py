@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 
 from runtime.errors import Conflict, InvalidRequest, ModelError, NotFound
 from runtime.server.batch_lines import read_lines
-from runtime.server.store import (
-    BatchRecord,
-    Counts,
-    FileRecord,
-    Idempotent,
-    LineRecord,
-    StateStore,
-    StorageFull,
-)
+from runtime.server.records import BatchRecord, Counts, FileRecord, Idempotent, LineRecord
+from runtime.server.store import StateStore
+from runtime.server.uploads import StorageFull
 
 
 @pytest.fixture()
@@ -136,6 +130,18 @@ def test_a_full_disk_is_said_and_changes_nothing(store: StateStore, monkeypatch:
     store._db.execute("PRAGMA max_page_count = 1000000")
     store.record([LineRecord("b", b"k", 1, True, b"x" * 10**6)])
     assert store.done("b") == {b"k"}
+
+
+def test_uploads_that_are_under_way_take_their_room(store: StateStore) -> None:
+    first, second = store.begin_file(), store.begin_file()
+    store.write(first, b"x" * 600, 1000)
+    with pytest.raises(StorageFull, match="room for files is used up"):
+        store.write(second, b"x" * 600, 1000)
+    store.write(second, b"x" * 400, 1000)
+    store.add_file(first, "a", "batch")
+    assert store.used_bytes == 1000
+    second.discard()
+    assert store.used_bytes == 600
 
 
 @settings(max_examples=25, deadline=None)

@@ -214,6 +214,9 @@ def test_a_killed_server_leaves_no_process_and_frees_its_port(
         assert folder.exists(), "the folder of a running server was removed"
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert third.running and call(f"{again.url}/health")[0] == 200
+    assert not [name for name in os.listdir("/dev/shm") if str(engine) in name or str(server.pid) in name]
+    os.kill(third.pid, signal.SIGTERM)  # idle
+    assert third.wait(15) == 0
 
 
 def test_only_http_listens_on_the_network(server: ServerProcess) -> None:
