@@ -200,6 +200,12 @@ class AsyncEngine:
         """The prompt's ids. Raises InvalidRequest for what can be seen to be wrong without running it."""
         self.check_task(isinstance(request, Embed))
         request.sampling.check()
+        if request.logprobs is not None:
+            request.logprobs.check()
+        if not -(2**31) <= request.priority < 2**31:
+            raise InvalidRequest(
+                f"priority is {request.priority}, which 32 bits do not hold", param="priority"
+            )
         if request.sampling.stop and not self.tokenizer.has_text:
             raise Unsupported(
                 "stop strings need a tokenizer, and the engine was started with --skip-tokenizer-init; "

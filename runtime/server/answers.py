@@ -8,6 +8,12 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+from aiohttp import web
+
+
+def as_json(value: Any, status: int = 200) -> web.Response:
+    """An answer of structs, or one that is large: faster than aiohttp's own way."""
+    return web.Response(body=msgspec.json.encode(value), content_type="application/json", status=status)
 
 
 class Generated(msgspec.Struct):

@@ -16,9 +16,10 @@ from aiohttp import web
 from runtime.errors import InvalidRequest, Overloaded
 from runtime.folders import PrivateFolder
 from runtime.server import bodies, files
+from runtime.server.answers import as_json
 from runtime.server.batch_runner import BatchRunner
 from runtime.server.context import Context
-from runtime.server.files import ONCE, PAGED, STORE, as_json, key_of, page, page_of
+from runtime.server.files import ONCE, PAGED, STORE, key_of, page, page_of
 from runtime.server.operation import operation
 from runtime.server.records import BatchRecord
 from runtime.server.store import StateStore, now

@@ -12,7 +12,6 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from aiohttp import web
 
 from runtime.api import Embed, Embedded, Prompt, TextSegment
@@ -32,8 +31,6 @@ async def _vectors(
     context: Context, body: Any, prompts: Sequence[Prompt], names: Sequence[str] = ()
 ) -> list[Embedded]:
     """The vector of each prompt, in order. By its name a prompt can be aborted, which ends the request."""
-    if not -(2**31) <= body.priority < 2**31:
-        raise InvalidRequest(f"priority is {body.priority}, which 32 bits do not hold", param="priority")
     calls = [
         Embed(prompt=p, id=str(i), priority=body.priority, salt=body.cache_salt or "")
         for i, p in enumerate(prompts)
@@ -43,10 +40,6 @@ async def _vectors(
         async for delta in deltas:
             found[int(delta.id)] = embedded(delta)
     return [found[i] for i in range(len(calls))]
-
-
-def _json(value: Any) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json")
 
 
 @operation(body=bodies.EncodeBody, answer=answers.Encoded | list[answers.Encoded], errors=(499,))
@@ -95,7 +88,7 @@ async def _encoded(context: Context, body: Any, prompts: Sequence[Prompt], many:
     names = names_of(body.rid, len(prompts))
     found = await _vectors(context, body, prompts, names)
     rows = [encoded(e, name, i) for i, (e, name) in enumerate(zip(found, names, strict=True))]
-    return _json(rows if many else rows[0])
+    return answers.as_json(rows if many else rows[0])
 
 
 @operation(body=bodies.EmbeddingBody, answer=answers.Embeddings)
@@ -128,7 +121,7 @@ async def embeddings(request: web.Request) -> web.Response:
         "total_tokens": tokens,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
-    return _json({"object": "list", "data": data, "model": context.model_name, "usage": usage})
+    return answers.as_json({"object": "list", "data": data, "model": context.model_name, "usage": usage})
 
 
 def _size(context: Context, wanted: int | None) -> int:

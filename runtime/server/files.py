@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from runtime.config import ServerConfig
 from runtime.errors import EngineError, InvalidRequest
+from runtime.server.answers import as_json
 from runtime.server.bodies import NotJson
 from runtime.server.operation import operation
 from runtime.server.records import FileRecord, Idempotent
@@ -59,10 +60,6 @@ class TooLarge(EngineError):
 class TooSlow(EngineError):
     status = 408
     code = "body_timeout"
-
-
-def as_json(value: Any, status: int = 200) -> web.Response:
-    return web.Response(body=msgspec.json.encode(value), content_type="application/json", status=status)
 
 
 def key_of(request: web.Request, route: str, digest: str) -> Idempotent | None:

@@ -50,8 +50,6 @@ def _check_lists(body: bodies.GenerateBody, count: int) -> None:
     adapters = body.lora_path if isinstance(body.lora_path, list) else [body.lora_path]
     if any(adapters):
         raise Unsupported("this server has no LoRA adapters; leave lora_path out", param="lora_path")
-    if not -(2**31) <= body.priority < 2**31:
-        raise InvalidRequest(f"priority is {body.priority}, which 32 bits do not hold", param="priority")
 
 
 def prompts_of(body: bodies.GenerateBody | bodies.EncodeBody, limits: Limits) -> tuple[list[Segment], bool]:

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from runtime.errors import NotFound
+from runtime.server.answers import as_json
 from runtime.server.context import Context
 from runtime.server.operation import operation
 
@@ -73,7 +74,7 @@ async def replay(request: web.Request) -> web.Response:
     """A request that can be sent again for the same tokens."""
     context = Context.of(request)
     found = request.app[RECORDER].find(request.match_info["id"], context.fingerprint)
-    return web.Response(body=msgspec.json.encode(found), content_type="application/json")
+    return as_json(found)
 
 
 def install(app: web.Application, count: int) -> None:

@@ -168,3 +168,28 @@ def test_a_full_disk_is_told_and_passes(broken: ServerProcess) -> None:
 
 def test_there_is_no_such_route_without_the_option(server: ServerProcess) -> None:
     assert call(f"{server.url}/debug/fault", {"kind": "die"})[0] == 404
+
+
+def test_calls_of_our_frontend_are_told_when_the_engine_dies(broken: ServerProcess) -> None:
+    wait(lambda: ready(broken))
+    long = {"max_new_tokens": 3000, "ignore_eos": True, "n": 2}
+    calls = [
+        {"id": i, "prompt": [{"type": "text", "text": "a"}], "sampling": long, "stream": True} for i in "ab"
+    ]
+    request = urllib.request.Request(
+        f"{broken.url}/v1/calls/generate",
+        json.dumps({"calls": calls}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        first = json.loads(answer.readline())
+        assert first["finish"] is None
+        assert call(f"{broken.url}/debug/fault", {"kind": "die"})[0] in (
+            200,
+            503,
+        )  # it may die before it answers
+        lines = [json.loads(line) for line in answer]
+    ended = {(d["id"], d["index"]): d["finish"] for d in lines if d["finish"] is not None}
+    assert set(ended) == {(i, k) for i in "ab" for k in range(2)}
+    assert all(f["type"] == "error" and f["matched"] == "engine_dead" for f in ended.values())
+    wait(lambda: ready(broken))

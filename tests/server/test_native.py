@@ -135,3 +135,21 @@ def test_error_bodies_are_small_and_say_nothing_of_the_machine() -> None:
         assert body["error"]["message"].startswith(text[:500])
     body = errors.body("cannot open /home/me/model/x.bin at 0x7ffe1234", 500)
     assert body["error"]["message"] == "cannot open ... at ..."
+
+
+@pytest.mark.parametrize("priority", [2**31, 2**63, -(2**70)])
+def test_numbers_that_nothing_holds_are_refused_everywhere(server: ServerProcess, priority: int) -> None:
+    message = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+    bodies: dict[str, dict[str, Any]] = {
+        "/generate": {"text": "a"},
+        "/v1/completions": {"prompt": "a", "max_tokens": 1},
+        "/v1/chat/completions": message,
+    }
+    for route, body in bodies.items():
+        status, answer, _ = call(server.url + route, body | {"priority": priority})
+        assert status == 400 and answer["error"]["param"] == "priority", (route, answer)
+    one = {"prompt": [{"type": "text", "text": "a"}], "id": "x"}
+    for fields in ({"priority": priority}, {"logprobs": {"start": abs(priority)}}):
+        status, answer, _ = call(f"{server.url}/v1/calls/generate", {"calls": [one | fields]})
+        assert status == 200 and answer["finish"]["matched"] == "invalid_request"
+    assert call(f"{server.url}/health_generate")[0] == 200
