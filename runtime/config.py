@@ -36,17 +36,29 @@ def embedded_model_path() -> Path:
 
 def find_folder(model_path: str | Path) -> Path:
     """The folder, or ModelError with a near miss if there is none."""
-    folder = Path(model_path).expanduser()
-    if folder.is_dir():
-        return folder
+    if len(str(model_path)) > 4096 or "\0" in str(model_path):
+        raise ModelError(
+            f"model path {str(model_path)[:64]!r}... is none: it is too long, or holds a zero byte"
+        )
+    try:
+        folder = Path(model_path).expanduser()
+        if folder.is_dir():
+            return folder
+        folder.lstat()
+    except FileNotFoundError:
+        pass
+    except (
+        OSError,
+        RuntimeError,
+    ) as error:  # a name that is too long, a folder that may not be read, no such user
+        raise ModelError(f"model path {str(model_path)[:200]!r} cannot be looked at: {error}") from None
     if folder.exists():
         raise ModelError(f"model path {str(model_path)!r} is a file; name the folder that holds config.json")
-    parent = folder.parent if folder.parent.is_dir() else None
-    near = (
-        difflib.get_close_matches(folder.name, [p.name for p in parent.iterdir() if p.is_dir()], n=1)
-        if parent
-        else []
-    )
+    try:
+        names = [p.name for p in folder.parent.iterdir() if p.is_dir()]
+    except OSError:  # there is no such folder either, or it may not be read
+        names = []
+    near = difflib.get_close_matches(folder.name, names, n=1)
     hint = (
         f"; did you mean {str(folder.parent / near[0])!r}?"
         if near

@@ -166,6 +166,10 @@ class EngineLoop:
                 return [Answer(message.ticket, self._answer(message))]
             except EngineError as error:
                 return [Answer(message.ticket, code=error.code, message=error.message)]
+            except Exception:
+                log.exception("%s failed", message.what)
+                text = "the engine failed on this; its log says more"
+                return [Answer(message.ticket, code="internal_error", message=text)]
         return []
 
     def _compile(self, m: Add) -> None:

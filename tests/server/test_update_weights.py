@@ -84,6 +84,12 @@ def test_what_cannot_be_had_changes_nothing(server: ServerProcess, tmp_path: Pat
     before = answer(server)
     cases = {
         str(tmp_path / "nowhere"): "does not exist",
+        "a" * 5000: "too long",
+        "a" * 1000: "cannot be looked at",
+        "~nobody-of-this-name/x": "cannot be looked at",
+        "\0": "zero byte",
+        "/etc/passwd": "is a file",
+        "/etc/passwd/x": "cannot be looked at",
         changed(tmp_path / "cut", truncated=True): "it may be truncated",
         changed(tmp_path / "wide", max_position_embeddings=8192): "they differ in context",
     }
