@@ -22,7 +22,7 @@ from grammar.trie import TokenTrie
 from grammar.vocabulary import Vocabulary
 from grammar.walk_tree import WalkTree
 
-_TABLES, _ROWS = 256, 1024  # that are kept
+_TABLE_BYTES, _ROWS = 64 << 20, 1024  # that are kept: of all tables, and how many rows
 _NARROW = 1 << 13  # tokens; rows with fewer are set token by token
 _WIDE = 12  # bytes; where fewer can follow a walk is quick
 _LARGEST = 1 << 22  # entries of an automaton's table
@@ -52,6 +52,12 @@ class PatternTable:
     sibling: np.ndarray
     string_of: np.ndarray
     strings: np.ndarray
+
+    @property
+    def nbytes(self) -> int:
+        """With `members`, which are made when they are needed."""
+        arrays = (self.next, self.node_class, self.child, self.sibling, self.string_of, self.strings)
+        return sum(a.nbytes for a in arrays) + 4 * (len(self.string_of) + len(self.strings))
 
     def place(self, state: int, count: int, longest: int) -> tuple[int, int]:
         """Places with the same row have the same name; no token has more than `longest` characters."""
@@ -97,6 +103,7 @@ class PatternRows:
         self.vocabulary = vocabulary
         self._tables: OrderedDict[tuple, PatternTable | None] = OrderedDict()
         self._rows: OrderedDict[tuple[int, int, int], tuple[PatternTable, np.ndarray]] = OrderedDict()
+        self.nbytes = 0
 
     @cached_property
     def plain(self) -> TokenTrie:
@@ -128,8 +135,13 @@ class PatternRows:
             self._tables.move_to_end(key)
             return self._tables[key]
         found = self._tables[key] = self._make(automaton)
-        if len(self._tables) > _TABLES:
-            self._tables.popitem(last=False)
+        self.nbytes += found.nbytes if found is not None else 0
+        while self.nbytes > _TABLE_BYTES and len(self._tables) > 1:
+            _, gone = self._tables.popitem(last=False)
+            if gone is not None:
+                self.nbytes -= gone.nbytes
+                for place in [p for p, (table, _) in self._rows.items() if table is gone]:
+                    del self._rows[place]
         return found
 
     def row(self, table: PatternTable, state: int, count: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grammar import pattern_rows
 from grammar.automaton import TokenAutomaton
 from grammar.compile import compile_constraint
 from grammar.vocabulary import Vocabulary
@@ -122,3 +123,13 @@ def test_every_budget_is_kept(name: str, spare: int, rng: Any) -> None:
         if place.ended:
             break
     assert place.can_end
+
+
+def test_what_is_kept_of_patterns_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pattern_rows, "_TABLE_BYTES", 40_000)
+    vocabulary = Vocabulary.of(TOKENS, eos=[len(TOKENS) - 1])
+    for k in range(12):
+        schema = {"type": "string", "pattern": f"^[a-z]{{2,{k + 3}}}[^b]*$"}
+        found = compile_constraint("json_schema", schema, vocabulary).automaton
+        assert found is not None and found.allowed(found.advance_bytes(0, b'"a')).any()
+    assert 0 < vocabulary.patterns.nbytes <= 40_000
