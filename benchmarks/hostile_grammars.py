@@ -210,7 +210,8 @@ def main(
     try:
         asyncio.run(bombard(server.url, small(10**6, 30), at_once))  # what is made once is made now
         found = asyncio.run(bombard(server.url, bombs(), at_once))
-        asyncio.run(bombard(server.url, small(2 * 10**6, 300), at_once))  # the caches are as full as they get
+        typer.echo(f"bombs: {found}")
+        asyncio.run(bombard(server.url, small(2 * 10**6, 150), at_once))  # the caches are as full as they get
         before = memory(server.pid)
         many = asyncio.run(bombard(server.url, small(0, grammars), at_once))
         grown = memory(server.pid) - before

@@ -32,6 +32,7 @@ from runtime.server.launch import ServerProcess
 
 RESULTS = Path(__file__).parent / "results" / "serving_load.json"
 POOL = 65536
+PATIENCE = aiohttp.ClientTimeout(total=None, sock_read=300)  # a stream may be long, a silence may not
 
 
 def prompts(seed: int) -> Iterator[tuple[str, int]]:
@@ -58,7 +59,7 @@ async def stream(session: aiohttp.ClientSession, url: str, text: str, tokens: in
                 tally.wrong["a stream that was cut"] += 1
             else:
                 tally.tokens += tokens
-    except aiohttp.ClientError as error:
+    except (aiohttp.ClientError, TimeoutError) as error:
         tally.wrong[type(error).__name__] += 1
 
 
@@ -87,14 +88,15 @@ async def over_http(url: str, seconds: float, streams: int, seed: int) -> tuple[
         while time.monotonic() < end:
             await stream(session, url, *next(source), tally)
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=connector, timeout=PATIENCE) as session:
         speed = await while_running([client(session) for _ in range(streams)], counted, seconds)
     return tally, speed
 
 
-async def engine_alone(seconds: float, streams: int, seed: int) -> float:
+async def engine_alone(seconds: float, streams: int, seed: int, threads: int | None) -> float:
     """Tokens a second of the engine process, asked without HTTP."""
-    config = EngineConfig(max_total_tokens=POOL)
+    config = EngineConfig(max_total_tokens=POOL, threads=threads)
     engine = AsyncEngine(config, ProcessTransport(config))
     await engine.open()
     source, end = prompts(seed), time.monotonic() + seconds
@@ -121,11 +123,14 @@ def main(
     alone: Annotated[
         float, typer.Option(help="Seconds of the engine alone, before and after; 0: leave out.")
     ] = 30.0,
+    threads: Annotated[
+        int | None, typer.Option(help="Of the model; fewer than cores where others use them too.")
+    ] = None,
     seed: int = 1,
     out: Path = RESULTS,
 ) -> None:
-    own = [asyncio.run(engine_alone(alone, streams, seed))] if alone else []
-    server = ServerProcess(max_total_tokens=POOL)
+    own = [asyncio.run(engine_alone(alone, streams, seed, threads))] if alone else []
+    server = ServerProcess(max_total_tokens=POOL, threads=threads)
     try:
         asyncio.run(over_http(server.url, min(10.0, minutes * 6), streams, seed + 1))  # first uses
         names = {server.pid: "http", os.getpid(): "client"}
@@ -139,7 +144,7 @@ def main(
             processor[name] = round(processor.get(name, 0.0) + cpu_seconds(pid) - before[pid], 1)
     finally:
         server.shutdown()
-    own += [asyncio.run(engine_alone(alone, streams, seed))] if alone else []
+    own += [asyncio.run(engine_alone(alone, streams, seed, threads))] if alone else []
     result: dict[str, Any] = {
         "streams": streams,
         "minutes": minutes,
@@ -149,6 +154,7 @@ def main(
         "engine_alone": [round(x, 1) for x in own],
         "overhead": round(1 - speed / statistics.mean(own), 4) if own else None,
         "processor_seconds": processor,
+        "http_share_of_engine": round(processor["http"] / processor["engine"], 4),
         "growth": round(watch.growth, 4),
         "most_mib": round(max(size for _, size in watch.memory) / 2**20),
         "health_s": {
