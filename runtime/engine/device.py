@@ -430,9 +430,12 @@ def device_runner(
 
     own = isinstance(attention, TritonAttention)
     reason = why_not(model)
-    log.info("layers: %s", "fused kernels" if reason is None else f"plain torch, since {reason}")
+    layers = FusedDecoder(model, store) if reason is None else model
+    log.info(
+        "layers: %s", layers.form if isinstance(layers, FusedDecoder) else f"plain torch, since {reason}"
+    )
     runner = DeviceRunner(
-        FusedDecoder(model, store) if reason is None else model,
+        layers,
         store,
         attention,
         ends,

@@ -65,6 +65,49 @@ def capped(scores, softcap):
     return tl.where(scores < 0, -size, size)
 
 
+@triton.jit
+def newest_token(
+    queries,
+    packed_k,
+    packed_v,
+    slot,
+    slot_stride,
+    head,
+    pool_k,
+    pool_v,
+    k_weight,
+    cos,
+    sin,
+    position,
+    d,
+    scale,
+    softcap,
+    eps,
+    offset,
+    DIM: tl.constexpr,
+    TURNED: tl.constexpr,
+    INTERLEAVED: tl.constexpr,
+    NORM: tl.constexpr,
+    OFFSET: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    """Store the new token's key and value of a head, at `slot` [width] (-1: nowhere); its scores [group] and value [width]."""
+    inside = d < DIM
+    key = rotated(
+        packed_k, inside, d, k_weight, cos, sin, position, eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET
+    ).to(pool_k.dtype.element_ty)
+    value = tl.load(packed_v + d, mask=inside, other=0.0).to(pool_v.dtype.element_ty)
+    stored = inside & (slot >= 0)
+    own = slot * slot_stride + head * DIM + d
+    tl.store(pool_k + own, key, mask=stored)
+    tl.store(pool_v + own, value, mask=stored)
+    key = key.to(queries.dtype).to(tl.float32)
+    scores = tl.sum(queries.to(tl.float32) * key[None, :], 1) * scale
+    if SOFTCAP:
+        scores = capped(scores, softcap) * LOG2E
+    return scores, value.to(queries.dtype).to(tl.float32)
+
+
 @triton.jit(
     do_not_specialize=["window"]
 )  # a window of 1 leaves an empty loop, which Triton 3.6 does not compile
@@ -160,25 +203,13 @@ def _decode(
                 eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET,
             )  # fmt: skip
             if (split == 0) & (length > 0):  # the new token itself, which no pool has yet
-                inside = d < DIM
-                key = rotated(
-                    packed + (heads + head) * DIM, inside, d, k_weight, cos, sin, place,
-                    eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET,
-                ).to(pool_k.dtype.element_ty)  # fmt: skip
-                value = tl.load(packed + (heads + groups + head) * DIM + d, mask=inside, other=0.0)
-                value = value.to(pool_v.dtype.element_ty)
-                slot = tl.load(slots + request + 0 * d)
-                stored = inside & (slot >= 0)
-                own = slot * slot_stride + head * DIM + d
-                tl.store(pool_k + own, key, mask=stored)
-                tl.store(pool_v + own, value, mask=stored)
-                key = key.to(queries.dtype).to(tl.float32)
-                score = tl.sum(queries.to(tl.float32) * key[None, :], 1) * scale
-                if SOFTCAP:
-                    score = capped(score, softcap) * LOG2E
-                top = score
+                top, value = newest_token(
+                    queries, packed + (heads + head) * DIM, packed + (heads + groups + head) * DIM,
+                    tl.load(slots + request + 0 * d), slot_stride, head, pool_k, pool_v, k_weight, cos, sin, place, d,
+                    scale, softcap, eps, offset, DIM, TURNED, INTERLEAVED, NORM, OFFSET, SOFTCAP,
+                )  # fmt: skip
                 total = tl.full((BLOCK_G,), 1.0, tl.float32)
-                acc += value.to(queries.dtype).to(tl.float32)[None, :]
+                acc += value[None, :]
         else:
             queries = tl.load(q + request * q_stride + at, mask=rows, other=0.0)
         for start in tl.range(begin, end, BLOCK_N, num_stages=STAGES):

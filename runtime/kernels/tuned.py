@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from runtime.kernels.tuning import LinearTiles
+from runtime.kernels.tuning import LinearTiles, StepTiles
 
 LIBRARY = LinearTiles("library")
 HOPPER = ("NVIDIA H200", "NVIDIA H100 80GB HBM3")
@@ -104,5 +104,11 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
             (16, LinearTiles("tiled", 16, 64, 128, 4, 3, 1)),
             (256, LIBRARY),
         ),
+    }
+)
+# (device, hidden, inner, layers): steps of one row that are quicker in one launch; from benchmarks/gpu/whole_step.py
+STEPS: Mapping[tuple[str, int, int, int], StepTiles] = MappingProxyType(
+    {
+        ("NVIDIA H200", 4096, 14336, 32): StepTiles(warps=8, block=32768, splits=16),
     }
 )

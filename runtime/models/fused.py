@@ -7,7 +7,8 @@ norm and residual in one launch between the products. Sums are those of the plai
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,7 +18,11 @@ from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
+from runtime.kernels.step_layers import StepLayer, StepSpec
+from runtime.kernels.step_layers import why_not as why_not_whole
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
+from runtime.kernels.tuning import StepTiles, step_tiles
+from runtime.kernels.whole_step import WholeStep
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import NormSpec
@@ -54,7 +59,13 @@ class FusedDecoder:
 
     prunes = True
 
-    def __init__(self, model: Decoder, store: KVStore) -> None:
+    def __init__(
+        self, model: Decoder, store: KVStore, step: StepTiles | Literal["measured"] | None = "measured"
+    ) -> None:
+        """`step`: how a step of one row runs in one launch; "measured": as the tables say; None: it does not.
+
+        Raises ValueError if one launch is asked for and cannot compute this model.
+        """
         self.model = model
         self.spec = model.spec
         self.dtype = model.dtype
@@ -65,6 +76,9 @@ class FusedDecoder:
         self._scratch = linear_scratch(store.k.device)
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
+        self._step = _whole_step(model, store, step)
+        rows = ", one launch for all of them at one row" if self._step else ""
+        self.form = f"fused kernels{rows}"
 
     def _linear(self, x: Tensor, layer: Any, **more: Any) -> Tensor:
         return skinny_linear(x, layer.weight, bias=layer.bias, scratch=self._scratch, **more)
@@ -88,6 +102,11 @@ class FusedDecoder:
         x = self.model.embedding(ids)
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
+        if len(ids) == 1 and self._step is not None:
+            at: Any = impl.inputs  # type: ignore[attr-defined]
+            if at.decodes == 1:
+                h = self._step(x, at.table, at.seats, at.lengths, at.slots)
+                return h if rows is None else h[rows]
         if len(ids) == 1 and self.model.group is None:
             for layer, (first, second) in zip(self._layers, self._norms, strict=True):
                 qkv = self._linear(x, layer.attention.qkv, norm=first)
@@ -154,6 +173,79 @@ class FusedDecoder:
     def finished(self, raw: Tensor) -> Tensor:
         """Scale and cap of raw logits, in float32."""
         return self.model.finished(raw)
+
+
+def _whole_step(
+    model: Decoder, store: KVStore, step: StepTiles | Literal["measured"] | None
+) -> WholeStep | None:
+    """What runs steps of one row in one launch; None if nothing should, or if nothing can and the tables asked."""
+    tiles = step
+    if step == "measured":
+        layers, inner = len(model.spec.layers), model.spec.layers[0].mlp.size
+        tiles = step_tiles(store.k.device, model.spec.hidden, inner, layers)
+    if not isinstance(tiles, StepTiles):
+        return None
+    parts = _step_parts(model, store)
+    why = parts if isinstance(parts, str) else why_not_whole(*parts, model.dtype)
+    if isinstance(parts, str) or why is not None:
+        if step == "measured":
+            return None
+        raise ValueError(f"one launch cannot run this model's steps: {why}")
+    spec, step_layers = parts
+    return WholeStep(step_layers, model.norm.weight.data, spec, tiles)  # type: ignore[union-attr]
+
+
+def _step_parts(model: Decoder, store: KVStore) -> tuple[StepSpec, list[StepLayer]] | str:
+    """The model's layers for `WholeStep`, or why it is not for them."""
+    modules: list[Any] = list(model.layers)
+    first = modules[0].spec
+    alike = [replace(m.spec, attention=replace(m.spec.attention, window=None, rope=None)) for m in modules]
+    ropes = [m.attention.rope for m in modules]
+    if model.group is not None:
+        return "its layers lie on several ranks"
+    if any(spec != alike[0] for spec in alike) or len({r.spec.interleaved for r in ropes}) > 1:
+        return "its layers differ in more than windows and rotations"
+    if (model.spec.norm.eps, model.spec.norm.offset) != (first.norm.eps, first.norm.offset):
+        return "its last norm differs from those of its layers"
+    a = first.attention
+    normed = a.qk_norm == "head"
+    spec = StepSpec(
+        heads=a.heads,
+        kv_heads=a.kv_heads,
+        dim=a.head_dim,
+        hidden=model.spec.hidden,
+        inner=first.mlp.size,
+        gate=_GATES[first.mlp.activation],
+        scale=a.scale,
+        softcap=a.softcap,
+        interleaved=ropes[0].spec.interleaved,
+        eps=first.norm.eps,
+        offset=first.norm.offset,
+        qk_eps=a.norm.eps if normed and a.norm is not None else 0.0,
+        qk_offset=a.norm.offset if normed and a.norm is not None else 0.0,
+        page_size=store.page_size,
+    )
+    layers = [
+        StepLayer(
+            attn_norm=m.attn_norm.weight,
+            qkv=m.attention.qkv.weight,
+            qkv_bias=m.attention.qkv.bias,
+            q_norm=m.attention.q_norm.weight if normed else None,
+            k_norm=m.attention.k_norm.weight if normed else None,
+            cos=m.attention.rope.cos,
+            sin=m.attention.rope.sin,
+            pool_k=store.k[m.attention.index],
+            pool_v=store.v[m.attention.index],
+            out=m.attention.out.weight,
+            out_bias=m.attention.out.bias,
+            mlp_norm=m.mlp_norm.weight,
+            up=m.mlp.up.weight,
+            down=m.mlp.down.weight,
+            window=m.spec.attention.window,
+        )
+        for m in modules
+    ]
+    return spec, layers
 
 
 def _row_norm(norm: Any) -> RowNorm:

@@ -14,7 +14,7 @@ if importlib.util.find_spec("triton") is None:  # not every platform has it
         for name in (
             "activation", "argmax", "compiles", "constrained_runner", "decode", "device_runner", "flashinfer_attention", "kv_store", "mask",
             "mla_decode", "norm",
-            "prefill", "rope_store", "sample", "select_attention", "skinny", "sum_ranks", "triton_attention",
+            "prefill", "rope_store", "sample", "select_attention", "skinny", "sum_ranks", "triton_attention", "whole_step",
         )
     ]  # fmt: skip
 

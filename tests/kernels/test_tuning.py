@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from runtime.kernels import tuning
-from runtime.kernels.tuning import decode_tiles, fresh_path, linear_tiles, prefill_tiles
+from runtime.kernels.tuning import decode_tiles, fresh_path, linear_tiles, prefill_tiles, step_tiles
 
 HOPPER = torch.device("cuda", 0)
 
@@ -42,6 +42,15 @@ def test_matrices_that_were_measured_take_what_was_quickest() -> None:
     assert linear_tiles(HOPPER, 200, 4096, 4096, torch.bfloat16, False).kind == "library"
     assert linear_tiles(HOPPER, 1, 1000, 640, torch.bfloat16, False).kind == "gemv"
     assert linear_tiles(HOPPER, 8, 1000, 640, torch.float32, False).kind == "library"
+
+
+def test_only_what_was_quicker_in_one_launch_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiles = step_tiles(HOPPER, 4096, 14336, 32)
+    assert tiles is not None and (tiles.warps, tiles.block, tiles.splits) == (8, 32768, 16)
+    assert step_tiles(HOPPER, 896, 4864, 24) is None
+    assert step_tiles(torch.device("cpu"), 4096, 14336, 32) is None
+    monkeypatch.setattr(tuning, "device_name", lambda index: "NVIDIA H100 80GB HBM3")  # not measured there
+    assert step_tiles(HOPPER, 4096, 14336, 32) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
