@@ -91,10 +91,9 @@ class Fsm:
         counted = low > 0 or high >= 0
         fewest, most = self._characters(rows) if counted else ((), ())
         free = () if counted else tuple(self._free().tolist())
-        longest = max(map(len, spelled.values())) if spelled else 1
         return Automaton(
             tuple(rows), tuple(self.accepting.tolist()), spelled or {}, low, high, fewest, most,
-            free if any(free) else (), (int(self.distance.max()) + 1) * longest,
+            free if any(free) else (),
         )  # fmt: skip
 
     def _free(self) -> np.ndarray:

@@ -40,7 +40,7 @@ class Measure:
     def __init__(self, terms: Terms, rules: int) -> None:
         self.terms = terms
         self._known: dict[int, int] = {}
-        self._automata: dict[int, _Distances] = {}
+        self._automata: dict[int, Distances] = {}
         self.rules = [INFINITE] * rules
         changed = True
         while changed:
@@ -68,7 +68,7 @@ class Measure:
             try:  # nearly always all parts are known
                 self._known[top] = min(self._of(top), INFINITE)
             except KeyError:
-                todo.extend(p for p in _parts(self.terms, top) if p not in self._known)
+                todo.extend(p for p in parts(self.terms, top) if p not in self._known)
             else:
                 todo.pop()
         return self._known[term]
@@ -103,7 +103,7 @@ class Measure:
         if kind == MEMBERS:
             return self._members(data[1], data[2], data[3])
         assert kind == STATE
-        return self._automaton(data[1]).shortest(data[2], data[3])
+        return self.distances(data[1]).shortest(data[2], data[3])
 
     def _members(self, index: int, left: int, count: int) -> int:
         """The required members, as many others as the least number asks for, commas, and the end."""
@@ -120,10 +120,11 @@ class Measure:
         commas = max(len(chosen) - (0 if count else 1), 0) * comma
         return sum(chosen) + commas + self._known[order.end]
 
-    def _automaton(self, index: int) -> _Distances:
+    def distances(self, index: int) -> Distances:
+        """Of an embedded automaton."""
         found = self._automata.get(index)
         if found is None:
-            found = self._automata[index] = _Distances(self.terms.automaton_of(index))
+            found = self._automata[index] = Distances(self.terms.automaton_of(index))
         return found
 
     def longest(self, term: int) -> int | None:
@@ -136,7 +137,7 @@ class Measure:
         return [rule for rule, shortest in enumerate(self.rules) if shortest >= INFINITE]
 
 
-class _Distances:
+class Distances:
     """Bytes to acceptance in an embedded automaton, from each state and each count of characters.
 
     Counts far from both bounds are alike, so few rows are computed however large the bounds are.
@@ -163,6 +164,24 @@ class _Distances:
     def shortest(self, state: int, count: int) -> int:
         row = self._rows.get(count)
         return int((self._usual if row is None else row)[state])
+
+    @cached_property
+    def table(self) -> tuple[np.ndarray, np.ndarray]:
+        """int64 [rows, states]: distances; int32 [counts]: the row of each count, that of the last for all beyond."""
+        counts = sorted(self._rows)
+        row_of = np.zeros(counts[-1] + 2 if counts else 1, np.int32)
+        row_of[counts] = np.arange(1, len(counts) + 1)
+        return np.stack([self._usual, *(self._rows[c] for c in counts)]), row_of
+
+    @cached_property
+    def _farthest(self) -> np.ndarray:
+        table, row_of = self.table
+        most = np.where(table < INFINITE, table, 0).max(axis=1)[row_of]
+        return np.maximum.accumulate(most[::-1])[::-1]
+
+    def farthest(self, count: int) -> int:
+        """The largest distance of a text that can be finished, after `count` or more characters."""
+        return int(self._farthest[min(count, len(self._farthest) - 1)])
 
     def _row(self, after: np.ndarray | None, may_end: bool) -> np.ndarray:
         """Distances where the next character leads to the distances `after` (None: to these ones)."""
@@ -267,7 +286,8 @@ class _Longest:
         return length[0] if len(order) == len(degree) else None
 
 
-def _parts(terms: Terms, term: int) -> tuple[int, ...]:
+def parts(terms: Terms, term: int) -> tuple[int, ...]:
+    """The terms that a term is made of, those of rules not."""
     data = terms.data(term)
     kind = data[0]
     if kind in (CAT, ELSE):

@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 from numba import njit
 
+from grammar.measure import Distances
 from grammar.schema.text import SPELLED
 from grammar.terms import CONTINUATION, Automaton, bits
 from grammar.token_classes import class_trie, mask_by_class, mask_by_members, members_by_class
@@ -27,7 +28,7 @@ _NARROW = 1 << 13  # tokens; rows with fewer are set token by token
 _WIDE = 12  # bytes; where fewer can follow a walk is quick
 _LARGEST = 1 << 22  # entries of an automaton's table
 _SPELLED = frozenset(SPELLED)
-_CHARACTER = 6  # bytes of the longest spelling of a character
+_ANY, _ANY_ROW = np.zeros((0, 0), np.int64), np.zeros(1, np.int32)  # no distance is asked for
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +84,6 @@ class PatternTable:
     def farthest(self) -> int:
         return int(self.fewest.max())
 
-    @cached_property
-    def farthest_end(self) -> int:
-        """Bytes that are always enough to end a text that was begun."""
-        a = self.automaton
-        if not a.fewest:
-            return a.free_need
-        return _CHARACTER * (a.high if a.high >= 0 else a.low + len(a.rows))
-
 
 def _special(token: bytes) -> bool:
     return not _SPELLED.isdisjoint(token)
@@ -102,7 +95,8 @@ class PatternRows:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         self._tables: OrderedDict[tuple, PatternTable | None] = OrderedDict()
-        self._rows: OrderedDict[tuple[int, int, int], tuple[PatternTable, np.ndarray]] = OrderedDict()
+        self._near: OrderedDict[tuple[int, ...], tuple[PatternTable, Distances, np.ndarray]] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, ...], tuple[PatternTable, np.ndarray]] = OrderedDict()
         self.nbytes = 0
 
     @cached_property
@@ -142,6 +136,8 @@ class PatternRows:
                 self.nbytes -= gone.nbytes
                 for place in [p for p, (table, _) in self._rows.items() if table is gone]:
                     del self._rows[place]
+                for near in [p for p, (table, _, _) in self._near.items() if table is gone]:
+                    del self._near[near]
         return found
 
     def row(self, table: PatternTable, state: int, count: int) -> np.ndarray:
@@ -151,13 +147,43 @@ class PatternRows:
         if found is not None:
             self._rows.move_to_end(key)
             return found[1]
+        low, high = (table.automaton.low, table.automaton.high) if key[2] >= 0 else (0, -1)
+        row = self._row(table, self._live(table, state, count, low, high, _ANY, _ANY_ROW, 0))
+        self._rows[key] = (table, row)
+        if len(self._rows) > _ROWS:
+            self._rows.popitem(last=False)
+        return row
+
+    def row_within(
+        self, table: PatternTable, state: int, count: int, distances: Distances, left: int
+    ) -> np.ndarray:
+        """Of these the tokens after which the text can be accepted at a distance of at most `left`."""
+        if left >= distances.farthest(count):
+            return self.row(table, state, count)
         a = table.automaton
+        key = (id(table), state, count if a.fewest else -1, left, id(distances))
+        found = self._near.get(key)
+        if found is None:
+            live = self._live(table, state, count, a.low, a.high, *distances.table, left)
+            found = self._near[key] = (table, distances, self._row(table, live))
+            if len(self._near) > _ROWS:
+                self._near.popitem(last=False)
+        self._near.move_to_end(key)
+        return found[2]
+
+    def _live(
+        self, table: PatternTable, state: int, count: int, low: int, high: int,
+        distance: np.ndarray, row_of: np.ndarray, left: int,
+    ) -> np.ndarray:  # fmt: skip
         live = np.zeros(len(table.node_class), np.bool_)
-        low, high = (a.low, a.high) if key[2] >= 0 else (0, -1)
         live_strings(
             table.next, table.begins, table.fewest, table.most, low, high,
-            table.node_class, table.child, table.sibling, self.plain.max_depth, state, count, live,
+            table.node_class, table.child, table.sibling, self.plain.max_depth, state, count,
+            distance, row_of, left, live,
         )  # fmt: skip
+        return live
+
+    def _row(self, table: PatternTable, live: np.ndarray) -> np.ndarray:
         row = np.empty(self.vocabulary.words, np.uint32)
         taken = live[table.strings]
         offsets, members = table.members
@@ -166,9 +192,6 @@ class PatternRows:
         else:
             mask_by_class(taken, table.string_of, row)
         row.setflags(write=False)
-        self._rows[key] = (table, row)
-        if len(self._rows) > _ROWS:
-            self._rows.popitem(last=False)
         return row
 
     def _make(self, automaton: Automaton) -> PatternTable | None:
@@ -215,9 +238,13 @@ class PatternRows:
 
 @njit(cache=True)
 def live_strings(  # type: ignore[no-untyped-def]
-    table, begins, fewest, most, low, high, node_class, child, sibling, max_depth, start, count, live
+    table, begins, fewest, most, low, high, node_class, child, sibling, max_depth, start, count,
+    distance, row_of, left, live
 ):  # fmt: skip
-    """Mark the nodes whose strings of classes can follow in state `start` after `count` characters."""
+    """Mark the nodes whose strings of classes can follow in state `start` after `count` characters.
+
+    distance, row_of   `Distances.table`; where that is not empty only what leads to a distance of at most `left`
+    """
     node = np.empty(max_depth + 2, np.int32)
     state = np.empty(max_depth + 2, np.int32)
     counts = np.empty(max_depth + 2, np.int64)
@@ -240,7 +267,7 @@ def live_strings(  # type: ignore[no-untyped-def]
             continue
         if most[goal] >= 0 and after + most[goal] < low:
             continue
-        live[n] = True
+        live[n] = len(distance) == 0 or distance[row_of[min(after, len(row_of) - 1)], goal] <= left
         if child[n] >= 0:
             d += 1
             node[d] = child[n]

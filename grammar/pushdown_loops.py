@@ -24,12 +24,15 @@ OK, DEAD, UNBUILT, FULL = 1, 0, -1, -2
 # first arc, arcs (-1: not built), ...
 # DENSE: row of the dense table, 0: none
 # of a NAME: OTHER is the arc of what is another name, BY_NAME and BY_OTHER the bytes to the end of the text of either
+# TOKENS are enough to the end of the text; of a RUN and a NAME AFTER those behind the fixed bytes, OTHERWISE those of another name
 FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE, DENSE, OTHER, BY_NAME, BY_OTHER = range(12)
-WIDTH = 12
+TOKENS, AFTER, OTHERWISE = 12, 13, 14
+WIDTH = 15
 # columns of the arc table
 ARC_LOW, ARC_HIGH, ARC_TARGET, ARC_PUSH, ARC_PUSHES = range(5)
 # columns of the stack table
-RETURN, PARENT, NEED, ENDS = range(4)  # need: bytes to close all; ends: may all of it end here
+# need: bytes to close all; ends: may all of it end here; close: tokens that are enough to close all
+RETURN, PARENT, NEED, ENDS, CLOSE = range(5)
 
 # columns of a walk's path: a configuration and these
 NEXT, END = 4, 5
@@ -39,9 +42,8 @@ NEXT, END = 4, 5
 CLOSED, OPEN, STRING, RUN, NAME, NOT_BUILT = range(6)
 
 # what a machine's table of addresses holds, and two sizes
-_STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED, _ROOM, _BUCKETS = range(
-    12
-)
+_STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _SPELLED, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED = range(11)
+_ROOM, _BUCKETS = 11, 12
 _MANY = 1 << 30  # the length of arrays seen through an address is not looked at
 
 
@@ -57,6 +59,7 @@ def machine_tables(
     dense: np.ndarray,
     pushes: np.ndarray,
     runs: np.ndarray,
+    spelled: np.ndarray,
     inside: np.ndarray,
     inside_need: np.ndarray,
     stack: np.ndarray,
@@ -66,10 +69,11 @@ def machine_tables(
     """The table of addresses of a machine; its own address is what the loops take.
 
     states, arcs, dense, pushes  int32 [, WIDTH], [, 5], [, 256], []
-    runs, inside, inside_need    uint8 [], int16 [, 256], int64 []
-    stack, slots, used           int64 [, 4], int32 [a power of two], int64 [1]
+    runs, spelled                uint8 [], int32 []: fixed bytes, and the fewest tokens from each on to the end of its run
+    inside, inside_need          int16 [, 256], int64 []
+    stack, slots, used           int64 [, 5], int32 [a power of two], int64 [1]
     """
-    arrays = (states, arcs, dense, pushes, runs, inside, inside_need, stack, slots, used)
+    arrays = (states, arcs, dense, pushes, runs, spelled, inside, inside_need, stack, slots, used)
     return addresses(arrays, len(stack), len(slots))
 
 
@@ -87,7 +91,7 @@ _memory: Any = intrinsic(_pointer)
 
 @njit(inline="always")
 def _numbers(machine):  # type: ignore[no-untyped-def]
-    return carray(_memory(machine), (12,), np.int64)
+    return carray(_memory(machine), (13,), np.int64)
 
 
 @njit(inline="always")
@@ -97,7 +101,7 @@ def _state_table(machine):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _stack_table(machine):  # type: ignore[no-untyped-def]
-    return carray(_memory(_numbers(machine)[_STACK]), (_MANY, 4), np.int64)
+    return carray(_memory(_numbers(machine)[_STACK]), (_MANY, 5), np.int64)
 
 
 @njit(cache=True)
@@ -122,6 +126,7 @@ def push(machine, state, parent):  # type: ignore[no-untyped-def]
     stack[node, PARENT] = parent
     stack[node, NEED] = stack[parent, NEED] + states[state, DISTANCE]
     stack[node, ENDS] = stack[parent, ENDS] & states[state, FINAL]
+    stack[node, CLOSE] = stack[parent, CLOSE] + states[state, TOKENS]
     slots[slot] = node
     used[0] = node + 1
     return node
@@ -239,12 +244,37 @@ def need(machine, state, place, count, top):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def walk(machine, tree, state, place, count, top, path, budget, row, out, progress):  # type: ignore[no-untyped-def]
+def close(machine, state, place, count, top):  # type: ignore[no-untyped-def]
+    """Tokens that are enough for every shortest way to a complete text (`grammar.token_measure`)."""
+    states, stack = _state_table(machine), _stack_table(machine)
+    here = np.int64(states[state, TOKENS])
+    kind = states[state, KIND]
+    if kind == STRING:
+        if place != states[state, BASE]:
+            inside_need = carray(_memory(_numbers(machine)[_INSIDE_NEED]), (_MANY,), np.int64)
+            here = inside_need[place] + max(states[state, LOW] - count - 1, 0) + 1
+        else:
+            here = max(states[state, LOW] - count, np.int64(0)) + 1
+    elif kind in (RUN, NAME) and place > 0:
+        spelled = carray(_memory(_numbers(machine)[_SPELLED]), (_MANY,), np.int32)
+        here = np.int64(spelled[states[state, LOW] + place]) + states[state, AFTER]
+        if kind == NAME:
+            longer = states[state, BY_NAME] - place - states[state, BY_OTHER]
+            if longer > 0:
+                here = np.int64(states[state, OTHERWISE])
+            elif longer == 0:
+                here = max(here, np.int64(states[state, OTHERWISE]))
+    return here + stack[top, CLOSE]
+
+
+@njit(cache=True)
+def walk(machine, tree, state, place, count, top, path, budget, row, out, needs, progress):  # type: ignore[no-untyped-def]
     """Tokens of a `WalkTree` that can follow a configuration, as bits in `row`; the first of them also as ids in `out`.
 
     tree      the address of the tree's addresses
     path      int64 [depth, 6]: the configuration behind the node of each depth on the way, its next child, their end
-    budget    only tokens after which so many bytes can complete the text
+    budget    only tokens after which so many tokens are enough to complete the text
+    needs     int32 like `out`: how many are enough after each of these, without what is below `top` on the stack
     progress  depth (-1: not begun), ids so far, the largest need met, whether what is below `top` on the stack
               was looked at: where to go on after UNBUILT or FULL
     """
@@ -262,6 +292,7 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, progre
     offsets = carray(_memory(parts[4]), (_MANY,), np.int32)
     ids = carray(_memory(parts[5]), (_MANY,), np.int32)
     bottom = top
+    below_all = stack[top, CLOSE]
     d, found, most, outside = progress[0], progress[1], progress[2], progress[3]
     few = len(out)
     if d < 0:
@@ -345,14 +376,15 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, progre
                     continue
             u = unique[i]
             if u >= 0:
-                close = need(machine, s, p, n, t)
-                if close <= budget:
-                    most = max(most, close)
+                enough = close(machine, s, p, n, t)
+                if enough <= budget:
+                    most = max(most, enough - below_all)
                     for k in range(offsets[u], offsets[u + 1]):
                         token = ids[k]
                         row[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
                         if found < few:
                             out[found] = token
+                            needs[found] = enough - below_all
                         found += 1
             if first[i] < last[i]:
                 if t != top:
@@ -394,12 +426,12 @@ def run(machine, data, config):  # type: ignore[no-untyped-def]
 def string_walk(byte, depth, skip, unique, uniques, inside, start, base, max_depth):  # type: ignore[no-untyped-def]
     """What tokens do to a string from place `start`, wherever the string stands.
 
-    Returns, for each byte string: characters it begins (-1: it leaves the string or is no part of one);
-    the nodes at which the closing quote is taken: (node, characters begun, characters completed); and for
-    each node whether the string goes on there.
+    Returns, for each byte string: characters it begins (-1: it leaves the string or is no part of one), those that
+    it completes and its place; the nodes at which the closing quote is taken: (node, characters begun, characters completed).
     """
-    stays = np.zeros(len(byte), np.bool_)
     starts = np.full(uniques, -1, np.int32)
+    complete = np.zeros(uniques, np.int32)
+    places = np.zeros(uniques, np.int32)
     exits = np.empty((len(byte), 3), np.int32)
     n_exits = 0
     place = np.zeros(max_depth + 1, np.int32)
@@ -424,11 +456,12 @@ def string_walk(byte, depth, skip, unique, uniques, inside, start, base, max_dep
         place[d] = after
         begun[d] = begun[d - 1] + (1 if p == base else 0)
         done[d] = done[d - 1] + (1 if after == base else 0)
-        stays[i] = True
         if unique[i] >= 0:
             starts[unique[i]] = begun[d]
+            complete[unique[i]] = done[d]
+            places[unique[i]] = after
         i += 1
-    return starts, exits[:n_exits].copy(), stays
+    return starts, complete, places, exits[:n_exits].copy()
 
 
 @njit(cache=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,12 +31,26 @@ class Inside:
     need   int64 [places]: bytes until the character is complete
     base   int64 [places]: the place between two characters of the automaton that a place belongs to
     bases  the two places between characters
+    farthest   the largest need
     """
 
     table: np.ndarray
     need: np.ndarray
     base: np.ndarray
     bases: tuple[int, int]
+
+    @property
+    def farthest(self) -> int:
+        return int(self.need.max())
+
+
+class Walk(NamedTuple):
+    """What `pushdown_loops.string_walk` says of each byte string, and the nodes with a closing quote."""
+
+    starts: np.ndarray
+    complete: np.ndarray
+    places: np.ndarray
+    exits: np.ndarray
 
 
 @cache
@@ -64,19 +79,21 @@ class StringTables:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self.vocabulary = vocabulary
         places = len(inside().table)
-        self._walks: list[tuple[np.ndarray, np.ndarray, np.ndarray] | None] = [None] * places
+        self._walks: list[Walk | None] = [None] * places
         self._rows: dict[tuple[int, int, int], tuple[np.ndarray, WalkTree | None]] = {}
         self._stay: dict[tuple[int, int], np.ndarray] = {}
+        self._stay_near: dict[tuple[int, int, int], np.ndarray] = {}
+        self._near: dict[tuple[int, int, int, int], np.ndarray] = {}
         self._behind: dict[bytes, WalkTree | None] = {}
         self._most: dict[int, int] = {}  # characters that a token begins
         self._last: dict[int, int] = {}  # and one more than those that one completes before the closing quote
         self._free: dict[int, tuple[np.ndarray, WalkTree]] = {}
 
-    def _walk(self, place: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _walk(self, place: int) -> Walk:
         found = self._walks[place]
         if found is None:
             trie = self.vocabulary.trie
-            starts, exits, stays = loops.string_walk(
+            arrays = loops.string_walk(
                 trie.byte,
                 trie.depth,
                 trie.skip,
@@ -87,9 +104,9 @@ class StringTables:
                 int(inside().base[place]),
                 trie.max_depth,
             )
-            found = self._walks[place] = (starts, exits, stays)
-            self._most[place] = int(starts.max(initial=0))
-            self._last[place] = int(exits[:, 2].max(initial=0)) + 1
+            found = self._walks[place] = Walk(*arrays)
+            self._most[place] = int(found.starts.max(initial=0))
+            self._last[place] = int(found.exits[:, 2].max(initial=0)) + 1
         return found
 
     def row(self, place: int, room: int, missing: int) -> tuple[np.ndarray, WalkTree | None]:
@@ -101,33 +118,80 @@ class StringTables:
         Returns uint32 [words] of the tokens that stay inside or end with the closing quote, and the tree of
         what the others have behind the quote; None if there are none.
         """
-        _, exits, _ = self._walk(place)
+        exits = self._walk(place).exits
         if room < 0 or room >= self._most[place]:
             room = -1
         missing = min(max(missing, 0), self._last[place])
         found = self._rows.get((place, room, missing))
         if found is None:
-            trie = self.vocabulary.trie
             good = exits[:, 2] >= missing
             if room >= 0:
                 good &= exits[:, 1] <= room
             closing = exits[good, 0]
             row = self._staying(place, room).copy()
-            for unique in trie.unique[closing].tolist():
-                if unique >= 0:
-                    ids = trie.ids[trie.offsets[unique] : trie.offsets[unique + 1]]
-                    loops.set_bits(row, ids, len(ids))
+            self._add_closing(row, closing)
             row.setflags(write=False)
             if len(self._rows) >= _MAX_ROWS:
                 self._rows.clear()
             found = self._rows[place, room, missing] = (row, self._behind_quote(closing))
         return found
 
+    def _add_closing(self, row: np.ndarray, closing: np.ndarray) -> None:
+        """The tokens that end with the closing quote at these nodes."""
+        trie = self.vocabulary.trie
+        for unique in trie.unique[closing].tolist():
+            if unique >= 0:
+                ids = trie.ids[trie.offsets[unique] : trie.offsets[unique + 1]]
+                loops.set_bits(row, ids, len(ids))
+
+    def row_within(self, place: int, room: int, missing: int, left: int) -> np.ndarray:
+        """Of the row of `row` the tokens after which `left` bytes are enough to complete the string but for its closing quote.
+
+        left   -1: only those that end with the closing quote
+        """
+        walk = self._walk(place)
+        most = self._most[place]
+        room = -1 if room < 0 or room >= most else room
+        beyond = max(missing - most - 1, 0)  # no token comes near these
+        missing, left = max(missing, 0) - beyond, left - beyond
+        if left >= missing + inside().farthest:
+            return self.row(place, room, missing)[0]
+        key = (place, room, missing, max(left, -2))
+        found = self._near.get(key)
+        if found is None:
+            found = self.staying_within(place, left, missing) & self._staying(place, room)
+            if left >= -1:
+                good = walk.exits[:, 2] >= missing
+                if room >= 0:
+                    good &= walk.exits[:, 1] <= room
+                self._add_closing(found, walk.exits[good, 0])
+            found.setflags(write=False)
+            if len(self._near) >= _MAX_ROWS:
+                self._near.clear()
+            self._near[key] = found
+        return found
+
+    def staying_within(self, place: int, left: int, missing: int = 0) -> np.ndarray:
+        """The tokens that stay inside of a string, after which `left` bytes are enough to complete what is missing."""
+        left = min(max(left, -1), missing + inside().farthest)
+        found = self._stay_near.get((place, left, missing))
+        if found is None:
+            if len(self._stay_near) >= _MAX_ROWS:
+                self._stay_near.clear()
+            walk, trie = self._walk(place), self.vocabulary.trie
+            need, base = inside().need, inside().base
+            begun = np.arange(len(base)) != base
+            needs = need[walk.places] + np.maximum(missing - walk.complete - begun[walk.places], 0)
+            found = self._stay_near[place, left, missing] = np.zeros(self.vocabulary.words, np.uint32)
+            loops.string_row((walk.starts >= 0) & (needs <= left), trie.offsets, trie.ids, found)
+            found.setflags(write=False)
+        return found
+
     def _staying(self, place: int, room: int) -> np.ndarray:
         """The tokens that stay inside of a string."""
         found = self._stay.get((place, room))
         if found is None:
-            starts, trie = self._walk(place)[0], self.vocabulary.trie
+            starts, trie = self._walk(place).starts, self.vocabulary.trie
             found = self._stay[place, room] = np.zeros(self.vocabulary.words, np.uint32)
             loops.string_row((starts >= 0) & ((starts <= room) | (room < 0)), trie.offsets, trie.ids, found)
         return found
@@ -136,6 +200,8 @@ class StringTables:
         """Make the rows of strings that have no bounds, or are near their longest length."""
         for spelling, base in enumerate(inside().bases):
             self.free(spelling)
+            for left in range(inside().farthest + 1):
+                self.staying_within(base, left)
             for room in range(self._most[base]):
                 self.row(base, room, 0)
         for place in range(len(inside().table)):
@@ -172,7 +238,7 @@ class StringTables:
         if found is None:
             base = inside().bases[spelling]
             row = self._staying(base, -1)
-            _, exits, _ = self._walk(base)
+            exits = self._walk(base).exits
             leaving = [pair for node in exits[:, 0].tolist() for pair in self._below(node)]
             found = self._free[spelling] = (row, WalkTree.ends(leaving))
         return found

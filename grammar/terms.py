@@ -63,8 +63,7 @@ class Automaton:
     """A finite automaton as a term: `rows[state]` are (mask, state); bytes in `spelled` are written otherwise.
 
     Texts have `low` to `high` (-1: any number of) characters, counted beside the state; then `fewest` and
-    `most` (-1: no bound) are characters from each state to acceptance. `free` states take any text; after
-    one, `free_need` bytes are enough to be accepted.
+    `most` (-1: no bound) are characters from each state to acceptance. `free` states take any text.
     """
 
     rows: tuple[tuple[tuple[int, int], ...], ...]
@@ -75,7 +74,6 @@ class Automaton:
     fewest: tuple[int, ...] = ()
     most: tuple[int, ...] = ()
     free: tuple[bool, ...] = ()
-    free_need: int = 0
 
     def live(self, state: int, count: int) -> bool:
         """Can a text with `count` characters so far still be finished from here?"""
@@ -176,8 +174,8 @@ class Terms:
     def mark_free(self, term: int, need: int, spelling: int = 1) -> int:
         """Say that any text inside of a string begins a text of `term`; also of what is built on it.
 
-        `need` bytes always complete a text of `term` that has such a text behind it. `spelling`: 0 if a
-        character may be written in any way, 1 if only in its one way.
+        `need` bytes always complete a text of `term` that has whole characters behind it. `spelling`: 0 if
+        a character may be written in any way, 1 if only in its one way.
         """
         self._free[term] = spelling
         self._free_needs[term] = need
@@ -493,7 +491,7 @@ class Terms:
         automaton = self._automata[index]
         term = self._new((STATE, index, state, count), automaton.accepting[state] and count >= automaton.low)
         if automaton.free and automaton.free[state]:
-            self.mark_free(term, automaton.free_need)
+            self._free[term] = 1
         return term
 
     def _state_arcs(self, index: int, state: int, count: int) -> list[Arc]:

@@ -10,33 +10,53 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
 from grammar import pushdown_loops as loops
 from grammar.constraint_errors import TooLarge, Unsatisfiable, VocabularyError
-from grammar.measure import INFINITE, Measure
+from grammar.measure import INFINITE, Distances, Measure
 from grammar.pattern_rows import PatternTable
 from grammar.pushdown_loops import CLOSED, DEAD, FULL, NAME, OK, OPEN, RUN, STRING, UNBUILT
 from grammar.string_tables import inside
 from grammar.terms import CAT, EMPTY, EPSILON, STATE, Limits, Terms, bits
+from grammar.token_measure import TokenMeasure
 from grammar.vocabulary import Vocabulary
 from grammar.walk_tree import WalkTree
 
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NO_BUDGET = 1 << 60
+_NONE = np.zeros(0, np.int32)
 _BEGIN = np.array([-1, 0, 0, 0])
 _MANY_ARCS = 5
 _LONGEST = 10_000_000  # bytes that the shortest text may have
 _FARTHEST = (1 << 31) - 1
-_FEW = 1024  # tokens of its own for which a row is remembered by what it is made of
+_FEW = 2048  # tokens of its own for which a row is remembered by what it is made of
+_WIDE = 8  # rows with more of their own that are remembered all the same
 _PATTERN_ROWS = 1000  # states of which the rows of patterns are made ahead
 _MAX_STEPS = 1 << 17  # steps and ways to the end that are remembered
+_FREE_ROWS = 64  # of free texts whose end is near
 _STATE_BYTES, _TERM_BYTES, _NOTE_BYTES = 1200, 250, 250  # of Python's objects, as measured
 
 Config = tuple[int, int, int, int]
+
+
+class Recipe(NamedTuple):
+    """What a row is made of.
+
+    shared   uint32 [words] that constraints share; None: nothing
+    ids      int32: tokens beside these
+    needs    int32: tokens that are enough to complete the text after each of `ids`, without what is below on the stack
+    most     at most so many are enough after any token of the row
+    """
+
+    shared: np.ndarray | None
+    ids: np.ndarray
+    needs: np.ndarray
+    most: int
 
 
 class TokenPushdown:
@@ -66,6 +86,7 @@ class TokenPushdown:
         terms.deadline = math.inf  # from here on states are built while texts are generated
         self.terms, self.measure, self.vocabulary, self.limits = terms, measure, vocabulary, limits
         self.row_bytes = row_bytes
+        self._spelled = TokenMeasure(measure, vocabulary.spelling.fewest)
         self.max_tokens = measure.longest(start)
         self._strings = vocabulary.strings
         self._patterns = vocabulary.patterns
@@ -78,23 +99,26 @@ class TokenPushdown:
         self._used_dense = 1
         self._pushes = np.zeros(256, np.int32)
         self._runs = np.zeros(1024, np.uint8)
+        self._run_tokens = np.zeros(1024, np.int32)
         self._used_arcs = self._used_pushes = self._used_runs = 0
-        self._stack = np.zeros((1024, 4), np.int64)
+        self._stack = np.zeros((1024, 5), np.int64)
         self._stack[0, loops.ENDS] = 1
         self._slots = np.full(4096, -1, np.int32)
         self._used = np.ones(1, np.int64)
         trie = vocabulary.trie
         self._path = np.zeros((trie.max_depth + 1, 6), np.int64)
-        self._out = np.empty(_FEW, np.int32)
+        self._out = np.empty((2, _FEW), np.int32)  # ids and needs
         self._progress = np.zeros(4, np.int64)
-        self._own: dict[tuple[int, int, int], tuple[np.ndarray, int]] = {}
+        self._own: dict[tuple[int, int, int], Recipe] = {}
         self._configs: list[Config] = []
         self._numbers: dict[Config, int] = {}
         self._next: dict[tuple[int, int], int] = {}
         self._rows: list[np.ndarray | None] = []
-        self._needs: list[int] = []
         self._kept: deque[int] = deque()
-        self._recipes: dict[int, tuple[np.ndarray | None, np.ndarray]] = {}
+        self._near: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
+        self._free_near: OrderedDict[tuple[int, int, int, int], np.ndarray] = OrderedDict()
+        self._recipes: dict[int, Recipe] = {}
+        self._wide: OrderedDict[int, Recipe] = OrderedDict()
         self._recipe_tokens = 0
         self._closing: dict[int, tuple[int, ...]] = {}
         self._moved()
@@ -107,7 +131,7 @@ class TokenPushdown:
     def _moved(self) -> None:
         """Tell the loops where the tables are now; after each that was made larger."""
         self._tables = loops.machine_tables(
-            self._states, self._arcs, self._dense, self._pushes, self._runs,
+            self._states, self._arcs, self._dense, self._pushes, self._runs, self._run_tokens,
             self._inside.table, self._inside.need, self._stack, self._slots, self._used,
         )  # fmt: skip
         self._machine = int(self._tables.ctypes.data)
@@ -134,6 +158,7 @@ class TokenPushdown:
                 kind = NAME
             nullable, distance = self.terms.nullable(term), min(self.measure.shortest(term), _FARTHEST)
             row[: loops.OTHER] = (0, -1, kind, nullable, low, high, distance, base, 0)
+            row[loops.TOKENS] = min(self._spelled.enough(term), _FARTHEST)
             if kind in (CLOSED, STRING):
                 row[loops.COUNT] = 0
         return found
@@ -198,7 +223,7 @@ class TokenPushdown:
     def _build_name(self, state: int) -> None:
         parts = self.terms.name_or_other(self._term[state])
         assert parts is not None
-        shortest = self.measure.shortest
+        shortest, spelled = self.measure.shortest, self._spelled.enough
         frames = [self._state(parts.tail)] if parts.tail != EPSILON else []
         goal, inner = self._state(parts.after), self._state(parts.inner)
         at = self._push_list(frames)
@@ -207,14 +232,19 @@ class TokenPushdown:
         self._states[state, loops.OTHER] = other
         self._states[state, loops.BY_NAME] = min(shortest(parts.after) + len(parts.text), _FARTHEST)
         self._states[state, loops.BY_OTHER] = min(1 + shortest(parts.tail), _FARTHEST)
+        self._states[state, loops.OTHERWISE] = min(1 + spelled(parts.tail), _FARTHEST)
 
     def _follow(self, state: int, text: bytes, goal: int) -> None:
         """A state's fixed bytes, and the state after them."""
         while self._used_runs + len(text) > len(self._runs):
             self._runs = np.concatenate([self._runs, np.zeros_like(self._runs)])
+            self._run_tokens = np.concatenate([self._run_tokens, np.zeros_like(self._run_tokens)])
             self._moved()
-        self._runs[self._used_runs : self._used_runs + len(text)] = np.frombuffer(text, np.uint8)
+        here = slice(self._used_runs, self._used_runs + len(text))
+        self._runs[here] = np.frombuffer(text, np.uint8)
+        self._run_tokens[here] = self.vocabulary.spelling.suffixes(text)[:-1]
         row = self._states[state]
+        row[loops.AFTER] = min(self._spelled.enough(self._term[goal]), _FARTHEST)
         row[loops.FIRST], row[loops.COUNT] = goal, 0
         row[loops.LOW], row[loops.HIGH] = self._used_runs, len(text)
         self._used_runs += len(text)
@@ -250,7 +280,7 @@ class TokenPushdown:
                 self._build(done)
                 pattern = self._pattern(done) if done < _PATTERN_ROWS else None
                 if pattern is not None:
-                    self._patterns.row(*pattern)
+                    self._patterns.row(*pattern[:3])
                 if time.thread_time() > end:
                     break
             done += 1
@@ -283,8 +313,9 @@ class TokenPushdown:
             + len(self._term) * _STATE_BYTES
             + self.terms.count * _TERM_BYTES
             + notes * _NOTE_BYTES
-            + self._recipe_tokens * 4
-            + len(self._kept) * self.vocabulary.words * 4
+            + self._recipe_tokens * 8
+            + (len(self._kept) + len(self._near) + len(self._free_near)) * self.vocabulary.words * 4
+            + sum(len(r.ids) for r in self._wide.values()) * 8
         )
 
     @property
@@ -297,7 +328,6 @@ class TokenPushdown:
             found = self._numbers[config] = len(self._configs)
             self._configs.append(config)
             self._rows.append(None)
-            self._needs.append(-1)
         return found
 
     def step(self, state: int, token: int) -> int:
@@ -340,29 +370,70 @@ class TokenPushdown:
         """Like `allowed`, but only what still leaves a complete text within `tokens` tokens, this one included.
 
         Sound, and never empty while `tokens` is at least `tokens_to_end`; of longer ways to the end those
-        are offered that single bytes can finish in time.
+        are offered that `pushdown_loops.close` finds to be short enough.
         """
-        row = self.allowed(state)
-        if tokens - 1 >= self._needs[state]:
-            return row
-        row = np.zeros(self.vocabulary.words, np.uint32)
-        self._tokens(self._configs[state], self.vocabulary.tree, row, tokens - 1)
-        closing = self._way_to_end(state)
-        if closing and len(closing) <= tokens:
-            for token in self.vocabulary.ids_of[self.vocabulary.tokens[closing[0]]]:
-                row[token >> 5] |= np.uint32(1 << (token & 31))
-        self._add_ends(row, state)
-        row.setflags(write=False)
+        recipe = self._recipe(state)
+        config = self._configs[state]
+        left = tokens - 1 - int(self._stack[config[3], loops.CLOSE])
+        if left >= recipe.most:
+            return self.allowed(state)
+        row = self._near.get((state, tokens))
+        if row is None:
+            row = self._near[state, tokens] = self._row_within(state, recipe, left)
+            if tokens < self.enough(state) or not row.any():
+                self._add_way(row, state, tokens)
+            self._add_ends(row, state)
+            row.setflags(write=False)
+            if len(self._near) * row.nbytes > self.row_bytes:
+                self._near.popitem(last=False)
         return row
 
+    def _row_within(self, state: int, recipe: Recipe, left: int) -> np.ndarray:
+        """The tokens after which `left` tokens are enough for what stands above the stack."""
+        shared = None if recipe.shared is None else self._shared_within(state, left)
+        row = np.zeros(self.vocabulary.words, np.uint32) if shared is None else shared.copy()
+        ids = recipe.ids[recipe.needs <= left]
+        loops.set_bits(row, ids, len(ids))
+        return row
+
+    def _shared_within(self, state: int, left: int) -> np.ndarray:
+        """Of a row's shared part."""
+        config = at, place, count, _ = self._configs[state]
+        if self._states[at, loops.KIND] == STRING:
+            return self._strings.row_within(place, *self._bounds(config), left - 1)
+        term = self._term[at]
+        spelling = self._free_spelling(config)
+        if spelling is None:
+            pattern = self._pattern(at)
+            assert pattern is not None
+            table, inner, characters, distances, tail = pattern
+            return self._patterns.row_within(table, inner, characters, distances, left - tail)
+        beyond = left - self._free_need(term)
+        if beyond >= 0 or left <= 0:
+            return self._strings.staying_within(self._inside.bases[spelling], beyond)
+        key = (at, place, count, left)
+        row = self._free_near.get(key)
+        if row is None:  # some may be a shorter way to the end than free texts have
+            row = self._free_near[key] = np.zeros(self.vocabulary.words, np.uint32)
+            budget = left + int(self._stack[config[3], loops.CLOSE])
+            self._tokens(config, self.vocabulary.tree, row, budget)
+            row &= self._strings.free(spelling)[0]
+            if len(self._free_near) > _FREE_ROWS:
+                self._free_near.popitem(last=False)
+        return row
+
+    def _add_way(self, row: np.ndarray, state: int, tokens: int) -> None:
+        """The first token of a short way to the end, if that takes at most `tokens`."""
+        way = self._way_to_end(state)
+        if way and len(way) <= tokens:
+            self._closing[self.step(state, way[0])] = way[1:]
+            for token in self.vocabulary.ids_of[self.vocabulary.tokens[way[0]]]:
+                row[token >> 5] |= np.uint32(1 << (token & 31))
+
     def _keep(self, state: int) -> np.ndarray:
-        recipe = self._recipes.get(state)
-        if recipe is None:
-            row, self._needs[state] = self._row(state)
-        else:
-            shared, ids = recipe
-            row = np.zeros(self.vocabulary.words, np.uint32) if shared is None else shared.copy()
-            loops.set_bits(row, ids, len(ids))
+        recipe = self._recipe(state)
+        row = np.zeros(self.vocabulary.words, np.uint32) if recipe.shared is None else recipe.shared.copy()
+        loops.set_bits(row, recipe.ids, len(recipe.ids))
         self._add_ends(row, state)
         row.setflags(write=False)
         self._rows[state] = row
@@ -371,94 +442,128 @@ class TokenPushdown:
             self._rows[self._kept.popleft()] = None
         return row
 
-    def _note(self, state: int, shared: np.ndarray | None, found: int) -> None:
-        """Remember what a row is made of: a row that constraints share, and a few tokens of its own."""
-        if found <= _FEW:
-            if len(self._recipes) >= _MAX_STEPS:
-                self._recipes.clear()
-                self._recipe_tokens = 0
-            self._recipes[state] = (shared, self._out[:found].copy())
-            self._recipe_tokens += found
+    def _recipe(self, state: int) -> Recipe:
+        recipe = self._recipes.get(state) or self._wide.get(state)
+        if recipe is not None:
+            return recipe
+        recipe = self._make(state)
+        if len(recipe.ids) > _FEW:
+            self._wide[state] = recipe
+            if len(self._wide) > _WIDE:
+                self._wide.popitem(last=False)
+            return recipe
+        if len(self._recipes) >= _MAX_STEPS:
+            self._recipes.clear()
+            self._recipe_tokens = 0
+        self._recipes[state] = recipe
+        self._recipe_tokens += len(recipe.ids)
+        return recipe
 
     def _add_ends(self, row: np.ndarray, state: int) -> None:
         if self.can_end(state):
             for end in self.vocabulary.eos:
                 row[end >> 5] |= np.uint32(1 << (end & 31))
 
-    def _row(self, state: int) -> tuple[np.ndarray, int]:
-        config = self._configs[state]
-        at, place, count, top = config
-        if self._states[at, loops.KIND] != STRING:
-            return self._open_row(state, config)
+    def _bounds(self, config: Config) -> tuple[int, int]:
+        """Of a string: characters that may still begin (-1: any number), and those that must still be completed."""
+        at, place, count, _ = config
         low, high = int(self._states[at, loops.LOW]), int(self._states[at, loops.HIGH])
-        room = high - count if high >= 0 else -1
-        if place != self._states[at, loops.BASE]:
-            room = room - 1 if high >= 0 else -1  # the character begun takes its place
-        shared, behind = self._strings.row(place, room, low - count)
-        row = shared.copy()
-        most = 16 + int(self._states[at, loops.DISTANCE]) + int(self._stack[top, loops.NEED])
-        found = 0
-        if behind is not None:
-            found, far = self._tokens(self._after_string(top), behind, row)
-            most = max(most, far)
-        self._note(state, shared, found)
-        return row, most
+        begun = place != self._states[at, loops.BASE]  # that character takes its place
+        return high - count - begun if high >= 0 else -1, low - count
 
-    def _open_row(self, state: int, config: Config) -> tuple[np.ndarray, int]:
-        at, place, count, top = config
+    def _make(self, state: int) -> Recipe:
+        config = self._configs[state]
+        at, place, _, top = config
+        if self._states[at, loops.KIND] != STRING:
+            return self._make_open(state, config)
+        room, missing = self._bounds(config)
+        shared, behind = self._strings.row(place, room, missing)
+        most = self._inside.farthest + max(missing, 0) + 1
+        if behind is None:
+            return Recipe(shared, _NONE, _NONE, most)
+        after = self._after_string(top)
+        ids, needs, far = self._tokens(after, behind)
+        close = int(self._stack[after[3], loops.CLOSE] - self._stack[top, loops.CLOSE])  # of what it has left
+        return Recipe(shared, ids, needs + np.int32(close), max(most, far + close))
+
+    def _make_open(self, state: int, config: Config) -> Recipe:
+        at, place, count, _ = config
         if self.must_end(state):
-            return np.zeros(self.vocabulary.words, np.uint32), 0
-        below = int(self._stack[top, loops.NEED])
+            return Recipe(None, _NONE, _NONE, 0)
         own = self._own.get((at, place, count))
         if own is not None:  # seen on another stack, and no token looks at that
-            row = np.zeros(self.vocabulary.words, np.uint32)
-            loops.set_bits(row, own[0], len(own[0]))
-            self._recipes[state] = (None, own[0])
-            return row, own[1] + below
-        begins = place == 0 or self._states[at, loops.KIND] == NAME
-        free = self.terms.free_spelling(self._term[at]) if begins else None
+            return own
+        free = self._free_spelling(config)
         pattern = self._pattern(at) if free is None and place == 0 else None
         if pattern is not None:
-            table, inner, characters = pattern
+            table, inner, characters, distances, tail = pattern
+            ids, needs, most = self._tokens(config, self._patterns.others)
             shared = self._patterns.row(table, inner, characters)
-            row = shared.copy()
-            found, most = self._tokens(config, self._patterns.others, row)
-            self._note(state, shared, found)
-            return row, max(most, table.farthest_end + self.measure.shortest(self._term[at]) + below)
-        if free is None:
-            row = np.zeros(self.vocabulary.words, np.uint32)
-            found, most = self._tokens(config, self.vocabulary.tree, row)
-            self._note(state, None, found)
-            if found <= _FEW and not self._progress[3] and len(self._own) < _MAX_STEPS:
-                self._own[at, place, count] = (self._out[:found].copy(), most - below)
-            return row, most
-        shared, leaving = self._strings.free(free)
-        row = shared.copy()
-        found, most = self._tokens(config, leaving, row)
-        self._note(state, shared, found)
-        return row, max(most, self._free_need(self._term[at]) + below)
+            return Recipe(shared, ids, needs, max(most, distances.farthest(characters) + tail))
+        if free is not None:
+            shared, leaving = self._strings.free(free)
+            ids, needs, most = self._tokens(config, leaving)
+            return Recipe(
+                shared, ids, needs, max(most, self._free_need(self._term[at]) + self._inside.farthest)
+            )
+        recipe = Recipe(None, *self._tokens(config, self.vocabulary.tree))
+        if len(recipe.ids) <= _FEW and not self._progress[3] and len(self._own) < _MAX_STEPS:
+            self._own[at, place, count] = recipe
+        return recipe
 
-    def _pattern(self, at: int) -> tuple[PatternTable, int, int] | None:
-        """(table, state, characters so far) where a state is inside of a string that has a pattern."""
-        data = self.terms.data(self._term[at])
+    def _free_spelling(self, config: Config) -> int | None:
+        """Of a place where any text of a string may follow (see `Terms.mark_free`)."""
+        at, place, _, _ = config
+        if place == 0 or self._states[at, loops.KIND] == NAME:
+            return self.terms.free_spelling(self._term[at])
+        return None
+
+    def _pattern(self, at: int) -> tuple[PatternTable, int, int, Distances, int] | None:
+        """(table, state, characters so far, distances, tokens behind it) inside of a string that has a pattern."""
+        data, tail = self.terms.data(self._term[at]), 0
         while data[0] == CAT:
+            tail += self._spelled.enough(data[2])
             data = self.terms.data(data[1])
         if data[0] != STATE:
             return None
         automaton = self.terms.automaton_of(data[1])
         table = self._patterns.table(automaton) if self._patterns.is_wide(automaton, data[2]) else None
-        return None if table is None else (table, data[2], data[3])
+        if table is None:
+            return None
+        return table, data[2], data[3], self.measure.distances(data[1]), tail
 
     def _free_need(self, term: int) -> int:
-        """Bytes that complete a free term after any text inside of its string."""
+        """Tokens that are enough to complete a free term after whole characters inside of its string."""
         own = self.terms.free_need(term)
         if own is not None:
             return own
         data = self.terms.data(term)
+        if data[0] == STATE:
+            return self.measure.distances(data[1]).farthest(0)
         if data[0] == CAT:
-            return self._free_need(data[1]) + self.measure.shortest(data[2])
-        spelling = self.terms.free_spelling(term)
-        return min(self._free_need(p) for p in data[1] if self.terms.free_spelling(p) == spelling)
+            return self._free_need(data[1]) + self._spelled.enough(data[2])
+        return max(self._part_need(term, p) for p in data[1])  # the shortest text may be any one's
+
+    def _part_need(self, free: int, part: int) -> int:
+        """Tokens that are enough for the rest of a shortest text that is one of this part of a free term."""
+        if self.terms.free_spelling(part) is not None:
+            return self._free_need(part)
+        leading = self.terms.leading_literal(part)
+        if leading is None:  # it has no more bytes than the free ones
+            return self._free_bytes(free)
+        return int(self.vocabulary.spelling.suffixes(leading[0]).max()) + self._spelled.enough(leading[1])
+
+    def _free_bytes(self, term: int) -> int:
+        """Like `_free_need`, in bytes."""
+        own = self.terms.free_need(term)
+        if own is not None:
+            return own
+        data = self.terms.data(term)
+        if data[0] == STATE:
+            return self.measure.distances(data[1]).farthest(0)
+        if data[0] == CAT:
+            return self._free_bytes(data[1]) + self.measure.shortest(data[2])
+        return min(self._free_bytes(p) for p in data[1] if self.terms.free_spelling(p) is not None)
 
     def _after_string(self, top: int) -> Config:
         """The configuration behind the closing quote of a string on the stack `top`."""
@@ -468,20 +573,24 @@ class TokenPushdown:
         return state, int(self._states[state, loops.BASE]), 0, top
 
     def _tokens(
-        self, config: Config, tree: WalkTree, row: np.ndarray, budget: int = _NO_BUDGET
-    ) -> tuple[int, int]:
-        """Add the tokens of `tree` that can follow `config` to `row`; how many, and the most bytes one leaves to close.
-
-        The first `_FEW` are in `_out` too.
-        """
-        self._progress[:] = _BEGIN
+        self, config: Config, tree: WalkTree, row: np.ndarray | None = None, budget: int = _NO_BUDGET
+    ) -> tuple[np.ndarray, np.ndarray, int]:
+        """The tokens of `tree` that can follow `config`, what each leaves to do above the stack, and the most of that."""
+        row = np.zeros(self.vocabulary.words, np.uint32) if row is None else row
         while True:
-            status, state = loops.walk(
-                self._machine, tree.address, *config, self._path, budget, row, self._out, self._progress
-            )
-            if status == OK:
-                return int(self._progress[1]), int(self._progress[2])
-            self._mend(status, state)
+            ids, needs = self._out
+            self._progress[:] = _BEGIN
+            while True:
+                status, state = loops.walk(
+                    self._machine, tree.address, *config, self._path, budget, row, ids, needs, self._progress
+                )
+                if status == OK:
+                    break
+                self._mend(status, state)
+            found = int(self._progress[1])
+            if found <= len(ids):
+                return ids[:found].copy(), needs[:found].copy(), int(self._progress[2])
+            self._out = np.empty((2, found), np.int32)
 
     # the end
 
@@ -489,12 +598,16 @@ class TokenPushdown:
         """Tokens of a short way to a complete text (the shortest in bytes, in as few tokens as spell it)."""
         return len(self._way_to_end(state))
 
+    def enough(self, state: int) -> int:
+        """No fewer than `tokens_to_end`, and quickly known (`pushdown_loops.close`)."""
+        return int(loops.close(self._machine, *self._configs[state]))
+
     def _way_to_end(self, state: int) -> tuple[int, ...]:
         found = self._closing.get(state)
         if found is None:
             if len(self._closing) >= _MAX_STEPS:
                 self._closing.clear()
-            found = self._closing[state] = spell(self.closing_text(state), self.vocabulary)
+            found = self._closing[state] = self.vocabulary.spelling.tokens(self.closing_text(state))
         return found
 
     def closing_text(self, state: int) -> bytes:
@@ -589,22 +702,3 @@ def byte_ranges(mask: int) -> tuple[tuple[int, int], ...]:
         ranges.append((low, low + length - 1))
         mask &= ~(((1 << length) - 1) << low)
     return tuple(ranges)
-
-
-def spell(text: bytes, vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The fewest tokens that spell `text` (of these the ones that begin longest); the vocabulary has every byte."""
-    longest = vocabulary.trie.max_depth
-    count = len(text)
-    fewest = [0] * (count + 1)
-    choice = [b""] * count
-    for i in range(count - 1, -1, -1):
-        fewest[i] = count + 1
-        for length in range(min(longest, count - i), 0, -1):
-            piece = text[i : i + length]
-            if piece in vocabulary.ids_of and fewest[i + length] + 1 < fewest[i]:
-                fewest[i], choice[i] = fewest[i + length] + 1, piece
-    tokens, i = [], 0
-    while i < count:
-        tokens.append(vocabulary.ids_of[choice[i]][0])
-        i += len(choice[i])
-    return tuple(tokens)

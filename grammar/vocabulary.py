@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grammar.constraint_errors import VocabularyError
+from grammar.spelling import Spelling
 from grammar.trie import TokenTrie
 from grammar.walk_tree import WalkTree
 
@@ -107,6 +108,10 @@ class Vocabulary:
     @cached_property
     def tree(self) -> WalkTree:
         return WalkTree.of(self.trie)
+
+    @cached_property
+    def spelling(self) -> Spelling:
+        return Spelling(self.tree)
 
     @cached_property
     def _sorted(self) -> list[bytes]:

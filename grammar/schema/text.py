@@ -20,13 +20,20 @@ SPELLED: dict[int, bytes] = {
 }
 PLAIN: cp.Ranges = cp.invert(((0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)))
 _BEYOND = cp.subtract(PLAIN, ((0, 0x7F),))
-_CHARACTER = 6  # bytes of the longest spelling of a character
 _LEADS = byte_mask(0xC2, 0xF4)
 _ASCII_PLAIN = byte_mask(0x20, 0x7F) & ~(1 << 0x22 | 1 << 0x5C)
 
 
 def _stands_for_itself(text: str) -> bool:
     return text.isascii() and all(_ASCII_PLAIN >> ord(c) & 1 for c in text)
+
+
+def _to_differ(names: int) -> int:
+    """Bytes after which a text can be none of so many names, whatever it began with, closing quote included."""
+    more, texts = 1, _ASCII_PLAIN.bit_count()
+    while texts <= names:
+        more, texts = more + 1, texts * _ASCII_PLAIN.bit_count()
+    return more + 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +92,7 @@ class JsonText:
         """Any string of `low` to `high` characters (-1: no bound), quotes included."""
         rest = self.terms.cat(self.terms.repeat(self.char, low, high), self.quote)
         if low == 0 and high < 0:
-            self.terms.mark_free(rest, 2 * _CHARACTER + 1, 0)
+            self.terms.mark_free(rest, 1, 0)
         return self.terms.string(low, high, self.terms.cat(self.quote, rest))
 
     def string_of(self, language: Fsm, low: int = 0, high: int = -1) -> int:
@@ -108,7 +115,7 @@ class JsonText:
         terms = self.terms
         if len(names) == 1 and _stands_for_itself(names[0][depth:]):
             rest = terms.unlike(names[0][depth:].encode(), _ASCII_PLAIN | _LEADS | 1 << 0x5C, self._spelled)
-            return terms.mark_free(rest, _CHARACTER + 2)
+            return terms.mark_free(rest, _to_differ(len(names)))
         groups: dict[str, list[str]] = {}
         ends = False
         for name in names:
@@ -121,7 +128,7 @@ class JsonText:
             options.append(terms.cat(self.literal_inside(char), self._except(group, depth + 1)))
         if not ends:
             options.append(self.quote)
-        return terms.mark_free(terms.alt(options), _CHARACTER + 2)
+        return terms.mark_free(terms.alt(options), _to_differ(len(names)))
 
     def _diverge(self, chars: Iterable[str]) -> int:
         """One character that is none of `chars`, and the rest of the string, in one spelling."""

@@ -1,0 +1,101 @@
+"""How many tokens are enough for the shortest text of a term.
+
+Of the texts with the fewest bytes (the ways to the end that machines take are such texts) the one that takes the most tokens,
+where fixed text is spelled with as few tokens as it takes and every other byte is a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from grammar.measure import INFINITE, Measure, parts
+from grammar.terms import (
+    ALT,
+    CALL,
+    CAT,
+    ELSE,
+    EMPTY,
+    EPSILON,
+    LITERAL,
+    MEMBERS,
+    REFERENCE,
+    REPEAT,
+    STRING,
+    bits,
+)
+
+
+class TokenMeasure:
+    """Of the terms that `measure` knows; `spelled` says how many tokens spell a text."""
+
+    def __init__(self, measure: Measure, spelled: Callable[[bytes], int]) -> None:
+        self.measure, self.terms, self.spelled = measure, measure.terms, spelled
+        self._known: dict[int, int] = {}
+        self.rules = [0] * len(measure.rules)
+        changed = True
+        while changed:  # they only grow, and have no more tokens than bytes
+            changed = False
+            self._known.clear()
+            for rule, bytes_ in enumerate(measure.rules):
+                enough = self.enough(self.terms.rule_body(rule)) if bytes_ < INFINITE else 0
+                changed |= enough > self.rules[rule]
+                self.rules[rule] = enough
+        self._known.clear()
+
+    def enough(self, term: int) -> int:
+        """Tokens; INFINITE if there is no text."""
+        found = self._known.get(term)
+        if found is not None:
+            return found
+        todo = [term]
+        while todo:
+            top = todo[-1]
+            if top in self._known:
+                todo.pop()
+                continue
+            try:  # nearly always all parts are known
+                self._known[top] = min(self._of(top), INFINITE)
+            except KeyError:
+                todo.extend(p for p in parts(self.terms, top) if p not in self._known)
+            else:
+                todo.pop()
+        return self._known[term]
+
+    def _of(self, term: int) -> int:
+        known, shortest = self._known, self.measure.shortest
+        if term in (EMPTY, EPSILON):
+            return INFINITE if term == EMPTY else 0
+        data = self.terms.data(term)
+        kind = data[0]
+        if kind == LITERAL:
+            return self.spelled(data[1])
+        if kind == CAT:
+            return known[data[1]] + known[data[2]]
+        if kind in (ALT, ELSE):
+            options = data[1] if kind == ALT else data[1:3]
+            least = shortest(term)
+            counts = [known[p] for p in options]  # all of them, so that what is missing is found
+            return max((n for n, p in zip(counts, options, strict=True) if shortest(p) == least), default=0)
+        if kind == REPEAT:
+            return data[2] * known[data[1]]
+        if kind in (CALL, REFERENCE):
+            return self.rules[data[1]]
+        if kind == STRING:
+            return known[data[1]] + 1
+        if kind == MEMBERS:
+            return self._members(data[1], data[2], data[3])
+        return shortest(term)
+
+    def _members(self, index: int, left: int, count: int) -> int:
+        order, known, shortest = self.terms.order_of(index), self._known, self.measure.shortest
+        required = [order.members[i] for i in bits(left & order.needed)]
+        more = max(order.low - count - len(required), 0)
+        optional: list[int] = []
+        if more:
+            optional = [order.members[i] for i in bits(left & ~order.needed)]
+            if shortest(order.other) < INFINITE:
+                optional += [order.other] * more
+            optional.sort(key=lambda p: (shortest(p), -known[p]))
+        chosen = required + optional[:more]
+        commas = max(len(chosen) - (0 if count else 1), 0)
+        return sum(known[p] for p in chosen) + commas * known[order.comma] + known[order.end]
