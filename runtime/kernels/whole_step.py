@@ -256,12 +256,12 @@ class WholeStep:
         self._qkv, self._attended, self._gated = (torch.empty(n, dtype=dtype, device=device) for n in widths)
         self._parts = split_scratch(1, kv_heads, tiles.splits, heads // kv_heads, dim, device)
         self._counter = torch.zeros(1, dtype=torch.int32, device=device)
+        self._interpreted = not isinstance(_step, triton.JITFunction)
 
     @property
     def programs(self) -> int:
         """One a multiprocessor; a single one in the interpreter, where they run one after another."""
-        device = self.last_norm.device
-        return processors(device) if device.type == "cuda" else 1
+        return 1 if self._interpreted else processors(self.last_norm.device)
 
     def __call__(
         self,
@@ -295,7 +295,6 @@ class WholeStep:
         group = spec.heads // spec.kv_heads
         blocks = [triton.next_power_of_2(k) for k in (spec.hidden, spec.heads * spec.dim, spec.inner)]
         rows = [max(1, t.block // block) for block in blocks]
-        interpreted = x.device.type != "cuda"
         _step[(self.programs,)](
             self._table,
             x,
@@ -349,9 +348,11 @@ class WholeStep:
             COLS=min(512, triton.next_power_of_2(group * spec.dim)),
             AT_ONCE=min(t.splits, 8),
             MORE_UNITS=spec.kv_heads * t.splits > self.programs,
-            LINES=0 if interpreted else t.lines,
-            INTERPRETED=interpreted,
+            LINES=0 if self._interpreted else t.lines,
+            INTERPRETED=self._interpreted,
             num_warps=t.warps,
-            **({} if interpreted else {"launch_cooperative_grid": True}),  # all programs run at once, or none
+            **(
+                {} if self._interpreted else {"launch_cooperative_grid": True}
+            ),  # all programs run at once, or none
         )
         return hidden
