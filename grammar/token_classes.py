@@ -59,7 +59,7 @@ def class_trie(
         larger = np.full((4, capacity), -1, np.int32)
         larger[:, :nodes] = tree[:, :nodes]
         tree, keys, values = larger, np.full(slots, -1, np.int64), np.empty(slots, np.int32)
-        _enter_nodes(tree[0], tree[3], nodes, keys, values)
+        enter_nodes(tree[0], tree[3], nodes, keys, values)
 
 
 @njit(cache=True, nogil=True)
@@ -102,7 +102,7 @@ def _add_strings(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _enter_nodes(node_class, parent, nodes, keys, values):  # type: ignore[no-untyped-def]
+def enter_nodes(node_class, parent, nodes, keys, values):  # type: ignore[no-untyped-def]
     """Fill a hash table anew; it has four slots for each node there is room for."""
     last = np.uint64(len(keys) - 1)
     for n in range(1, nodes):

@@ -256,7 +256,8 @@ class TokenPushdown:
             self._build(at)
         return int(self._runs[self._states[at, loops.LOW] + place])
 
-    def _grow_stack(self) -> None:
+    def grow_stack(self) -> None:
+        """Room for twice as many stacks."""
         self._stack = np.vstack([self._stack, np.zeros_like(self._stack)])
         self._slots = np.full(len(self._slots) * 2, -1, np.int32)
         used, self._used = self._used[0], np.ones(1, np.int64)
@@ -269,7 +270,7 @@ class TokenPushdown:
         if status == UNBUILT:
             self._build(state)
         elif status == FULL:
-            self._grow_stack()
+            self.grow_stack()
 
     def explore(self, states: int, seconds: float) -> None:
         """Make ahead of use, for at most `seconds` of this thread: up to `states` states, the rows of patterns, the first mask."""

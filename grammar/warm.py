@@ -13,6 +13,7 @@ import numpy as np
 
 from grammar import token_classes
 from grammar.compile import compile_constraint
+from grammar.token_pushdown import TokenPushdown
 from grammar.vocabulary import Vocabulary
 
 
@@ -34,6 +35,8 @@ def warm_up(vocabulary: Vocabulary) -> None:
         automaton.allowed(state)
         automaton.allowed_within(state, automaton.tokens_to_end(state))
         state = automaton.advance_bytes(state, data)
+    assert isinstance(automaton, TokenPushdown)
+    automaton.grow_stack()
     vocabulary.strings.warm_up()
     vocabulary.patterns.warm_up()
     for pattern in ("[a-z]{2,5}[0-9]*", "(ab|cd)+"):
@@ -42,6 +45,8 @@ def warm_up(vocabulary: Vocabulary) -> None:
         table.allowed(0)
         table.allowed_within(0, 3)
         table.step(0, 0)
+    nodes = np.zeros((4, 1), np.int32)
+    token_classes.enter_nodes(nodes[0], nodes[3], 0, np.zeros(1, np.int64), np.zeros(1, np.int32))
     live, row = np.zeros(1, np.bool_), np.zeros(1, np.uint32)
     for dtype in (np.uint8, np.uint16, np.int32):
         classes = np.zeros(4, dtype)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -212,3 +214,23 @@ def test_spelling_is_the_fewest_tokens(tokens: list[bytes], text: bytes) -> None
     assert spelling.fewest(text) == fewest[-1]
     ids = spelling.tokens(text)
     assert len(ids) == fewest[-1] and b"".join(names[i] for i in ids) == text
+
+
+def test_nothing_is_compiled_after_the_warm_up() -> None:
+    """Not even where a stack outgrows its table, which takes a loop that nothing else calls."""
+    script = """
+from grammar import pushdown_loops as loops
+from grammar.compile import compile_constraint
+from grammar.vocabulary import Vocabulary
+from grammar.warm import warm_up
+vocabulary = Vocabulary.of([*(bytes([b]) for b in range(256)), b""], eos=[256])
+warm_up(vocabulary)
+called = loops.push, loops.run, loops.walk, loops.close, loops.need, loops.step
+before = [list(f.signatures) for f in called]
+assert all(before), before
+machine = compile_constraint("ebnf", 'root ::= "(" root ")" | "x"', vocabulary).automaton
+state = machine.advance_bytes(0, b"(" * 3000)
+machine.allowed_within(state, machine.tokens_to_end(state))
+assert before == [list(f.signatures) for f in called]
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=120)
