@@ -7,7 +7,7 @@ tokens are outside of the table: they are allowed exactly in accepting states.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -40,10 +40,12 @@ class TokenFsm:
     row_bytes: int = 8 << 20  # masks kept for reuse
     _rows: list[np.ndarray | None] = field(init=False, repr=False)
     _kept: deque[int] = field(init=False, repr=False)
+    _near: OrderedDict[tuple[int, int], np.ndarray] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_rows", [None] * len(self.next))
         object.__setattr__(self, "_kept", deque())
+        object.__setattr__(self, "_near", OrderedDict())
         for array in (self.next, self.class_of, self.distance):
             array.setflags(write=False)
 
@@ -112,7 +114,11 @@ class TokenFsm:
     @property
     def held_bytes(self) -> int:
         """About all that it keeps alive: the tables and the masks kept for reuse."""
-        return self.nbytes + len(self._rows) * 8 + len(self._kept) * self.vocabulary.words * 4
+        return (
+            self.nbytes
+            + len(self._rows) * 8
+            + (len(self._kept) + len(self._near)) * self.vocabulary.words * 4
+        )
 
     @property
     def min_tokens(self) -> int:
@@ -152,10 +158,18 @@ class TokenFsm:
 
     def allowed_within(self, state: int, tokens: int) -> np.ndarray:
         """Like `allowed`, but only what still leaves a complete text within `tokens` tokens, this one included."""
-        goals = self.next[state]
-        if self.farthest < tokens or self.distance[goals[goals >= 0]].max(initial=0) < tokens:
+        if self.farthest < tokens:
             return self.allowed(state)
-        return self._mask(state, (goals >= 0) & (self.distance[goals] <= tokens - 1))
+        row = self._near.get((state, tokens))
+        if row is None:
+            goals = self.next[state]
+            if self.distance[goals[goals >= 0]].max(initial=0) < tokens:
+                return self.allowed(state)
+            row = self._mask(state, (goals >= 0) & (self.distance[goals] <= tokens - 1))
+            self._near[state, tokens] = row
+            if len(self._near) * row.nbytes > self.row_bytes:
+                self._near.popitem(last=False)
+        return row
 
     def _mask(self, state: int, live: np.ndarray) -> np.ndarray:
         offsets, members = self._members
