@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import typer
@@ -41,7 +43,7 @@ def run_batch(
     interpret: bool,
     sampling: dict[str, Any],
 ) -> None:
-    """Rows by the chunk, results to the journal as each chunk is done."""
+    """Rows by the chunk, results to the journal as each row is done."""
     from tqdm import tqdm
 
     from runtime.backends.metered import Metered
@@ -64,12 +66,12 @@ def run_batch(
         for chunk in _chunks(rows_of(file), CHUNK):
             todo = [row for row in chunk if not journal.has(row, retry_failed)]
             bar.update(len(chunk) - len(todo))
-            if todo:
-                results = _run_rows(runnable, program, todo, given, metered, sampling)
-                journal.write(results)
-                bar.update(len(todo))
-                wrong = (f"row {row.number}: {r['error']}" for row, r in results if "error" in r)
-                first = first or next(wrong, "")
+            for row, found in _results(runnable, program, todo, given, metered, sampling):
+                journal.write(row, found)
+                bar.update(1)
+                if not first and "error" in found:
+                    first = f"row {row.number}: {found['error']}"
+        journal.sort()
         failed = len(journal.failed - journal.done)
     except KeyboardInterrupt:
         raise Mistake(f"interrupted; the same command goes on where it was, from {out}") from None
@@ -89,29 +91,41 @@ def run_batch(
         raise typer.Exit(1)
 
 
-def _run_rows(
+def _results(
     runnable: Any,
     program: Any,
     rows: list[Any],
     given: dict[str, Any],
     backend: Any,
     sampling: dict[str, Any],
-) -> list[tuple[Any, dict[str, Any]]]:
-    """The result of each row, or its error."""
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """The result of each row, or its error, as rows end; they run in a thread beside the caller's."""
     bound: list[dict[str, Any]] = []
     good: list[Any] = []
-    found: dict[int, dict[str, Any]] = {}
     for row in rows:
         try:
             bound.append(program.bind_arguments((), {**given, **row.values}))
             good.append(row)
         except (TypeError, AssertionError) as error:
-            found[row.number] = {"error": str(error)}
-    states = runnable.run_batch(bound, backend=backend, return_exceptions=True, **sampling)
-    for row, state in zip(good, states, strict=True):
+            yield row, {"error": str(error)}
+    if not good:
+        return
+    ended: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+
+    def run() -> None:
+        options = {"backend": backend, "return_exceptions": True, **sampling}
+        try:
+            runnable.run_batch(bound, on_done=lambda number, state: ended.put((number, state)), **options)
+        except BaseException as error:
+            ended.put((-1, error))
+
+    threading.Thread(target=run, daemon=True, name="sglc-batch").start()
+    for _ in good:
+        number, state = ended.get()
+        if number < 0:
+            raise state
         failure = state if isinstance(state, BaseException) else state.error()
-        found[row.number] = {"error": str(failure)} if failure is not None else shown(state)
-    return [(row, found[row.number]) for row in rows]
+        yield good[number], {"error": str(failure)} if failure is not None else shown(state)
 
 
 def _identity(program: Any, given: dict[str, Any], sampling: dict[str, Any]) -> str:

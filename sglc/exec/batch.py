@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,6 +39,7 @@ def interpret_batch(
     num_threads: int | str,
     progress_bar: bool,
     return_exceptions: bool,
+    on_done: Callable[[int, Any], None] | None = None,
 ) -> list[Any]:
     """Finished states in the rows' order; see `Program.run_batch`."""
     threads = max(96, (os.cpu_count() or 1) * 16) if num_threads == "auto" else int(num_threads)
@@ -71,11 +72,11 @@ def interpret_batch(
     try:
         if threads == 1:
             for position, number in enumerate(order):
-                results[number] = _caught(one, position, number)
+                results[number] = _caught(one, on_done, position, number)
         else:
             with ThreadPoolExecutor(threads, thread_name_prefix="sglc-row") as pool:
                 jobs = [
-                    pool.submit(contextvars.copy_context().run, _caught, one, position, number)
+                    pool.submit(contextvars.copy_context().run, _caught, one, on_done, position, number)
                     for position, number in enumerate(order)
                 ]
                 for number, job in zip(order, jobs, strict=True):
@@ -90,8 +91,11 @@ def interpret_batch(
     return results
 
 
-def _caught(one: Any, position: int, number: int) -> Any:
+def _caught(one: Any, done: Callable[[int, Any], None] | None, position: int, number: int) -> Any:
     try:
-        return one(position, number)
+        found = one(position, number)
     except Exception as error:
-        return error
+        found = error
+    if done is not None:
+        done(number, found)
+    return found

@@ -1,8 +1,9 @@
 """A batch between files: rows come from JSON lines or CSV, results go to a journal that a later run goes on from.
 
-A result line says which row it is of, by number and digest, and by which program. Lines are flushed to disk as they are
-written; a line that was cut off is dropped when the journal is opened again. Rows are read as they are needed, so a file of
-any length takes the memory of one chunk.
+A result line says which row it is of, by number and digest, and by which program. Lines are written as rows end, so a kill
+costs the rows under way and no others, and put in the order of rows when all have ended: a run that was killed and went on
+leaves the file of one that was not. A line that was cut off is dropped when the journal is opened again. Rows are read as they are
+needed, so a file of any length takes the memory of one chunk.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ import csv
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 CHUNK = 256  # rows that run together
+_SYNC_SECONDS = 1.0
 
 
 class RowError(Exception):
@@ -80,6 +83,7 @@ class Journal:
         else:
             self._load()
         self._file = path.open("ab")
+        self._synced = 0.0
 
     def _load(self) -> None:
         """Raises RowError if the file holds something else than results."""
@@ -111,13 +115,41 @@ class Journal:
         key = (row.number, row.digest)
         return key in self.done or (key in self.failed and not retry_failed)
 
-    def write(self, results: list[tuple[Row, dict[str, Any]]]) -> None:
-        for row, found in results:
-            line = {"row": row.number, "digest": row.digest, "program": self.program, **found}
-            self._file.write(json.dumps(line, ensure_ascii=False, default=repr).encode() + b"\n")
-            (self.failed if found.get("error") else self.done).add((row.number, row.digest))
+    def write(self, row: Row, found: dict[str, Any]) -> None:
+        """A row's result. The process may die after this; for the machine, a second may be lost."""
+        line = {"row": row.number, "digest": row.digest, "program": self.program, **found}
+        self._file.write(json.dumps(line, ensure_ascii=False, default=repr).encode() + b"\n")
         self._file.flush()
-        os.fsync(self._file.fileno())
+        (self.failed if found.get("error") else self.done).add((row.number, row.digest))
+        if time.monotonic() > self._synced + _SYNC_SECONDS:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
+
+    def sort(self) -> None:
+        """Put this program's results in the order of rows, behind those of others; the file is whole at any moment."""
+        keys: list[tuple[int, int, int, int]] = []
+        at = 0
+        with self.path.open("rb") as file:
+            for number, text in enumerate(file):
+                line = json.loads(text)
+                ours = line["program"] == self.program
+                keys.append((int(ours), int(line["row"]) if ours else 0, number, at))
+                at += len(text)
+        order = sorted(keys)
+        if order == keys:
+            return
+        beside = self.path.with_name(self.path.name + ".sorted")
+        with self.path.open("rb") as file, beside.open("wb") as out:
+            for _, _, _, start in order:
+                file.seek(start)
+                out.write(file.readline())
+            out.flush()
+            os.fsync(out.fileno())
+        self._file.close()
+        beside.replace(self.path)
+        self._file = self.path.open("ab")
 
     def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
         self._file.close()

@@ -11,8 +11,9 @@ from __future__ import annotations
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -262,6 +263,7 @@ class CompiledProgram:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         return_exceptions: bool = False,
+        on_done: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
         """Like `Program.run_batch`. Rows need no thread of their own; if one of them has to run interpreted, all do."""
         rows = self.program.bind_rows(batch_kwargs)
@@ -281,13 +283,22 @@ class CompiledProgram:
                 num_threads=num_threads,
                 progress_bar=progress_bar,
                 return_exceptions=return_exceptions,
+                on_done=on_done,
             )
         groups = groups_of(self.program, rows if global_config.enable_precache_with_tracing else (), chosen)
         limit = num_threads if isinstance(num_threads, int) else ROWS_IN_FLIGHT
         known = [s for s in schedules if s is not None]
         session = Session(chosen, template, sampling)
         return run_schedules(
-            known, session, rows, max(limit, 1), progress_bar, return_exceptions, groups, self.program.types
+            known,
+            session,
+            rows,
+            max(limit, 1),
+            progress_bar,
+            return_exceptions,
+            groups,
+            self.program.types,
+            on_done,
         )
 
     async def arun(self, *args: Any, **kwargs: Any) -> ProgramState:
@@ -344,14 +355,26 @@ def run_schedules(
     return_exceptions: bool = False,
     groups: RowGroups | None = None,
     types: Types | None = None,
+    on_done: Callable[[int, Any], None] | None = None,
 ) -> list[Any]:
     """A run for each row, at most `limit` at a time; finished states in the rows' order."""
     runs = [_execution(s, session, row) for s, row in zip(schedules, rows, strict=True)]
+    for number, run in enumerate(runs):
+        if on_done is not None:
+            run.when_over(partial(_tell, on_done, number, run, types))
     if groups is not None and groups.groups:
         _run_all([runs[k] for k in groups.order], limit, progress_bar, Warmup(groups, session.backend))
     else:
         _run_all(runs, limit, progress_bar)
     return _outcomes(runs, return_exceptions, types)
+
+
+def _tell(on_done: Callable[[int, Any], None], number: int, run: Execution, types: Types | None) -> None:
+    try:
+        found = _outcomes([run], True, types)[0]
+    except Exception as error:  # the loop, which calls this, has to go on
+        found = error
+    on_done(number, found)
 
 
 def _execution(schedule: Schedule, session: Session, arguments: Mapping[str, Any]) -> Execution:

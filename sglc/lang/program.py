@@ -162,11 +162,13 @@ class Program:
         num_threads: int | str = "auto",
         progress_bar: bool = False,
         return_exceptions: bool = False,
+        on_done: Callable[[int, Any], None] | None = None,
     ) -> list[Any]:
         """Run once for each row (a dict, or a list or tuple of positional values); finished states in the rows' order.
 
         An exception of a body is raised when all others are done, or with `return_exceptions` returned in its
-        place. What the backend could not do stays in the `error()` of its state.
+        place. What the backend could not do stays in the `error()` of its state. `on_done` is called with the number
+        and the state (or exception) of each row as it ends, in any order and any thread: it must not wait.
         """
         from sglc.exec.batch import interpret_batch
 
@@ -181,6 +183,7 @@ class Program:
             num_threads=num_threads,
             progress_bar=progress_bar,
             return_exceptions=return_exceptions,
+            on_done=on_done,
         )
 
     def bind_rows(self, batch: Sequence[Any]) -> list[dict[str, Any]]:

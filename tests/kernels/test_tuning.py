@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runtime.kernels import tuning
+from runtime.kernels import tuned, tuning
 from runtime.kernels.tuning import decode_tiles, fresh_path, linear_tiles, prefill_tiles, step_tiles
 
 HOPPER = torch.device("cuda", 0)
@@ -45,8 +45,10 @@ def test_matrices_that_were_measured_take_what_was_quickest() -> None:
 
 
 def test_only_what_was_quicker_in_one_launch_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    tiles = step_tiles(HOPPER, 4096, 14336, 32)
-    assert tiles is not None and (tiles.warps, tiles.block, tiles.splits) == (8, 32768, 16)
+    assert step_tiles(HOPPER, 4096, 14336, 32) is None  # not as the kernel stands
+    measured = {("NVIDIA H200", 4096, 14336, 32): tuned.STEP_8B}
+    monkeypatch.setattr(tuned, "STEPS", measured)
+    assert step_tiles(HOPPER, 4096, 14336, 32) == tuned.STEP_8B
     assert step_tiles(HOPPER, 896, 4864, 24) is None
     assert step_tiles(torch.device("cpu"), 4096, 14336, 32) is None
     monkeypatch.setattr(tuning, "device_name", lambda index: "NVIDIA H100 80GB HBM3")  # not measured there
