@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import cast, get_args
 
@@ -17,6 +16,7 @@ from grammar.compile import CompiledConstraint, Objects, Options
 from grammar.constraint_errors import ConstraintError
 from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
+from grammar.warm import warm_up
 from runtime.api import Constraint
 from runtime.constrain.cache import ConstraintCache
 from runtime.constrain.jump import JumpForward
@@ -71,13 +71,33 @@ class ConstraintCompiler:
         self.capacity = capacity
         self._compiling = threading.Lock()
         self._lock = threading.Lock()
+        self._reading = threading.Lock()
+        self._read: ConstraintCache | None = None
 
-    @cached_property
+    @property
     def _cache(self) -> ConstraintCache:
-        vocabulary = Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", self.ends)
-        return ConstraintCache(
-            vocabulary, encode=self.encode, options=self.options, store=self.store, capacity=self.capacity
-        )
+        with self._reading:
+            if self._read is None:
+                vocabulary = Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", self.ends)
+                self._read = ConstraintCache(
+                    vocabulary,
+                    encode=self.encode,
+                    options=self.options,
+                    store=self.store,
+                    capacity=self.capacity,
+                )
+            return self._read
+
+    def warm_up(self) -> threading.Thread:
+        """Begin, beside the caller, what all constraints share and the first one would wait for: about a second."""
+
+        def make() -> None:
+            with self._compiling:
+                warm_up(self._cache.vocabulary)
+
+        thread = threading.Thread(target=make, daemon=True, name="constraints-ahead")
+        thread.start()
+        return thread
 
     def _get(self, constraint: Constraint) -> CompiledConstraint:
         cache = self._cache

@@ -100,6 +100,8 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
             tables=config.disable_regex_jump_forward and device.startswith("cuda"),  # they can live there
             encode=None if config.disable_regex_jump_forward else partial(tokenizer.encode, first=False),
         )
+        if device.startswith("cuda"):  # elsewhere it would take the core of a run that may need no constraint
+            constraints.warm_up()
     seats = config.seats(device)
     runner = _runner(config, model, store, ends, constraints, seats, context)
     return Assembled(device, model, pages, context, seats, ends, constraints, runner)

@@ -124,3 +124,11 @@ def test_nothing_is_told_of_a_program_without_constraints() -> None:
     backend = Told()
     plain.compile(backend=backend).run(q="a").sync()
     assert backend.told == []
+
+
+def test_what_constraints_share_is_made_ahead() -> None:
+    compiler = ConstraintCompiler(embedded_model_path(), [0])
+    thread = compiler.warm_up()
+    automaton = compiler.get(Constraint("json_schema", '{"type": "string"}'))  # waits for it, or comes first
+    thread.join(timeout=60)
+    assert not thread.is_alive() and automaton.min_tokens >= 1

@@ -343,7 +343,7 @@ def test_what_clients_that_left_had_is_freed(guarded: ServerProcess, body: dict[
         _begin(connection, body)
         count = body["sampling_params"].get("n", 1)
         wait(lambda: held(guarded)[0] == count)
-    wait(lambda: held(guarded) == (0, 0), 5)
+    wait(lambda: held(guarded) == (0, 0), 2)  # seconds, as promised
 
 
 def test_a_full_server_says_when_to_come_back(guarded: ServerProcess) -> None:
