@@ -449,8 +449,11 @@ def places(port: int) -> Iterator[Row]:
         yield Row(f"$ref {url}", TEXT, body, status=(400,))
     for route in WEIGHTS:
         for path in (*FILES[:4], "owned/repo", "/tmp/owned"):
-            body = {"model_path": path, "path": path, "serialized_named_tensors": bomb("/tmp/never").hex()}
-            yield Row(f"{route} {path}", route, json.dumps(body).encode(), status=(404,))
+            body = {"model_path": path}
+            if route not in WEIGHTS[:2]:  # which exist
+                body |= {"path": path, "serialized_named_tensors": bomb("/tmp/never").hex()}
+            status = (400, 403) if route in WEIGHTS[:2] else (404,)
+            yield Row(f"{route} {path}", route, json.dumps(body).encode(), status=status)
     for id in (
         "..%2f..%2fetc%2fpasswd",
         "%2e%2e",

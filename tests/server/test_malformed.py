@@ -295,7 +295,16 @@ def test_bombs_are_cut_and_give_their_memory_back(victim: ServerProcess, client:
     pressed = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = b"".join(pressed.compress(bytes(1 << 20)) for _ in range(256)) + pressed.flush()
     assert len(bomb) < 300_000
-    before = memory_of(victim.pid)
+    sizes = [memory_of(victim.pid)]
+    for _ in range(3):
+        throw(client, bomb)
+        sizes.append(memory_of(victim.pid))
+    # An allocator may keep what the first ones took, about twice the largest body; the others find it there.
+    assert sizes[1] - sizes[0] < 128 << 20 and sizes[3] - sizes[1] < 32 << 20, sizes
+
+
+def throw(client: Client, bomb: bytes) -> None:
+    """Bodies that grow when they are unpacked, that are too large, and that never end."""
     coded = {"Content-Encoding": "gzip", **RIGHT}
     for kind in ("gzip", "deflate"):
         row = Row("bomb", malformed.NATIVE, bomb, headers={"Content-Encoding": kind})
@@ -319,7 +328,6 @@ def test_bombs_are_cut_and_give_their_memory_back(victim: ServerProcess, client:
                     assert b" 413 " in connection.recv(4096)
                     break
     assert sent < 256 << 20
-    assert memory_of(victim.pid) - before < 64 << 20
 
 
 def listening(pids: set[int]) -> list[tuple[str, str]]:
