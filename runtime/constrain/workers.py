@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import resource
 import select
 import signal
 import subprocess
@@ -33,6 +34,8 @@ from runtime.errors import EngineError, InvalidRequest, Overloaded
 from runtime.parent import die_with_parent
 
 _START_SECONDS = 60.0  # for imports and the vocabulary; not part of a compile's time
+_LOOK_SECONDS = 0.1  # between two looks at the memory of a worker that compiles
+_BEYOND = 64 << 20  # bytes between the limit that the parent watches and the one that the system holds
 _KNOWN = 4096  # verdicts that are kept
 
 
@@ -132,6 +135,7 @@ class _Worker:
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
         self._child: subprocess.Popen[bytes] | None = None
+        self._most = 0  # bytes of address space
 
     def ask(self, constraint: Constraint) -> Verdict:
         line = msgspec.json.encode(constraint) + b"\n"
@@ -174,20 +178,26 @@ class _Worker:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        self._most = sys.maxsize
         if not self._read(_START_SECONDS):
             self.kill()
             raise EngineError("the constraint compiler does not start")
+        self._most = _address_space(self._child.pid) + (self.setup.memory_mb << 20)
 
     def _read(self, seconds: float) -> bytes | None:
-        """A line; b"" if the process is gone, None if it takes longer."""
+        """A line; b"" if the process is gone or takes too much memory, None if it takes longer."""
         assert self._child is not None and self._child.stdout is not None
         source = self._child.stdout.fileno()
         end = time.monotonic() + seconds
         found = b""
         while not found.endswith(b"\n"):
             left = end - time.monotonic()
-            if left <= 0 or not select.select([source], [], [], left)[0]:
+            if left <= 0:
                 return None
+            if not select.select([source], [], [], min(left, _LOOK_SECONDS))[0]:
+                if _address_space(self._child.pid) > self._most:
+                    return b""
+                continue
             more = os.read(source, 1 << 16)
             if not more:
                 return b""
@@ -228,7 +238,7 @@ def main(setup: Setup, parent: int) -> None:
     )
     with contextlib.suppress(EngineError):  # reads the vocabulary and compiles the loops
         compiler.get(Constraint("regex", "a"))
-    _limit_memory(setup.memory_mb << 20)
+    _limit_memory((setup.memory_mb << 20) + _BEYOND)
     out = sys.stdout.buffer
     out.write(b"ready\n")
     out.flush()
@@ -248,13 +258,20 @@ def _verdict(compiler: ConstraintCompiler, constraint: Constraint) -> Verdict:
         os._exit(1)  # what is left of it is not to be trusted; the parent tells why
 
 
-def _limit_memory(more: int) -> None:
-    """Let this process have `more` bytes of address space beyond what it has now."""
-    import resource
+def _address_space(pid: int) -> int:
+    """Bytes; 0 if the process is gone."""
+    try:
+        with open(f"/proc/{pid}/statm", encoding="ascii") as file:
+            return int(file.read().split()[0]) * resource.getpagesize()
+    except (OSError, IndexError):
+        return 0
 
-    with open("/proc/self/statm", encoding="ascii") as file:
-        now = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (now + more, now + more))
+
+def _limit_memory(more: int) -> None:
+    """Let this process have `more` bytes of address space beyond what it has now. This stops what is large at once; what
+    grows is stopped by the parent, since CPython can unwind for ever when not even a small integer can be had."""
+    most = _address_space(os.getpid()) + more
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 if __name__ == "__main__":
