@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from functools import cache
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -11,6 +12,10 @@ from runtime.engine.native import sampling_schema
 from runtime.errors import EngineError, InvalidRequest
 
 T = TypeVar("T")
+if TYPE_CHECKING:
+    OrNull = Annotated[T, "null stands for the default"]
+else:
+    OrNull = Optional
 
 
 class NotJson(EngineError):
@@ -33,10 +38,27 @@ async def read(request: web.Request, type_: type[T]) -> T:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
 
 
+@cache
+def _defaults(type_: type[msgspec.Struct]) -> tuple[tuple[str, Any], ...]:
+    """The fields that have a value when they are left out, and that value."""
+    fields = msgspec.structs.fields(type_)
+    return tuple((f.name, f.default) for f in fields if f.default not in (None, msgspec.NODEFAULT))
+
+
+class Body(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """A body in which null is as if the field were left out: clients write out what their callers did not set. A field that
+    has a default says so with `OrNull`; for handlers it is never null."""
+
+    def __post_init__(self) -> None:
+        for name, default in _defaults(type(self)):
+            if getattr(self, name) is None:
+                setattr(self, name, default)
+
+
 NativeSampling = Annotated[dict[str, Any], msgspec.Meta(extra_json_schema=sampling_schema())]
 
 
-class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class GenerateBody(Body, kw_only=True, forbid_unknown_fields=True):
     """POST /generate. `sampling_params` and what follows it: one value for all prompts, or a list with one for each."""
 
     text: str | list[str] | None = None
@@ -46,45 +68,48 @@ class GenerateBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     return_logprob: bool | list[bool] | None = None
     logprob_start_len: int | list[int] | None = None
     top_logprobs_num: int | list[int] | None = None
-    return_text_in_logprobs: bool = False
-    stream: bool = False
+    return_text_in_logprobs: OrNull[bool] = False
+    stream: OrNull[bool] = False
     image_data: Any = None
     modalities: str | list[str] | None = None
     lora_path: str | list[str | None] | None = None
     cache_salt: str | None = None
-    priority: int = 0
+    priority: OrNull[int] = 0
 
 
-class StreamOptions(msgspec.Struct, kw_only=True):
-    include_usage: bool = False
+class StreamOptions(Body, kw_only=True):
+    """`include_obfuscation` asks for padding, of which there is none here."""
+
+    include_usage: OrNull[bool] = False
+    include_obfuscation: OrNull[bool] = False
 
 
-class SamplingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class SamplingBody(Body, kw_only=True, forbid_unknown_fields=True):
     """What both OpenAI endpoints take. Fields that a client may send and that change nothing are accepted and named here;
     a field that would change the answer and is not supported is refused by name."""
 
     model: str | None = None
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
-    repetition_penalty: float = 1.0
+    frequency_penalty: OrNull[float] = 0.0
+    presence_penalty: OrNull[float] = 0.0
+    repetition_penalty: OrNull[float] = 1.0
     logit_bias: dict[str, float] | None = None
-    n: int = 1
+    n: OrNull[int] = 1
     seed: int | None = None
     stop: str | list[str] | None = None
-    stream: bool = False
+    stream: OrNull[bool] = False
     stream_options: StreamOptions | None = None
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int = -1
-    min_p: float = 0.0
-    min_tokens: int = 0
+    temperature: OrNull[float] = 1.0
+    top_p: OrNull[float] = 1.0
+    top_k: OrNull[int] = -1
+    min_p: OrNull[float] = 0.0
+    min_tokens: OrNull[int] = 0
     stop_token_ids: list[int] | None = None
-    ignore_eos: bool = False
-    no_stop_trim: bool = False
-    skip_special_tokens: bool = True
-    spaces_between_special_tokens: bool = True
+    ignore_eos: OrNull[bool] = False
+    no_stop_trim: OrNull[bool] = False
+    skip_special_tokens: OrNull[bool] = True
+    spaces_between_special_tokens: OrNull[bool] = True
     cache_salt: str | None = None
-    priority: int = 0
+    priority: OrNull[int] = 0
     regex: str | None = None
     ebnf: str | None = None
     json_schema: str | None = None
@@ -99,11 +124,11 @@ class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/completions."""
 
     prompt: str | list[str | int | list[int]]
-    no_stop_trim: bool | list[bool] = False  # type: ignore[assignment]  # or one for each prompt
+    no_stop_trim: OrNull[bool | list[bool]] = False  # type: ignore[assignment]  # or one for each prompt
     best_of: int | None = None
-    echo: bool = False
+    echo: OrNull[bool] = False
     logprobs: int | None = None
-    max_tokens: int | None = 16
+    max_tokens: OrNull[int] = 16
     suffix: str | None = None
 
 
@@ -125,12 +150,12 @@ class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     response_format: ResponseFormat | None = None
-    continue_final_message: bool = False
+    continue_final_message: OrNull[bool] = False
     tools: list[dict[str, Any]] | None = None
     store: bool | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
-    separate_reasoning: bool = True
+    separate_reasoning: OrNull[bool] = True
     reasoning_effort: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[str] | None = None
@@ -140,56 +165,56 @@ class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     function_call: str | dict[str, Any] | None = None
 
 
-class EncodeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class EncodeBody(Body, kw_only=True, forbid_unknown_fields=True):
     """POST /encode."""
 
     text: str | list[str] | None = None
     input_ids: list[int | list[int]] | None = None
     rid: str | list[str] | None = None
     cache_salt: str | None = None
-    priority: int = 0
+    priority: OrNull[int] = 0
 
 
-class JudgeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class JudgeBody(Body, kw_only=True, forbid_unknown_fields=True):
     """POST /judge. `conv`: the messages of one conversation, or a list of conversations."""
 
     conv: list[dict[str, Any] | list[dict[str, Any]]]
     rid: str | list[str] | None = None
     cache_salt: str | None = None
-    priority: int = 0
+    priority: OrNull[int] = 0
 
 
-class EmbeddingBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class EmbeddingBody(Body, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/embeddings."""
 
     input: str | list[str | int | list[int]]
     model: str | None = None
-    encoding_format: Literal["float", "base64"] = "float"
+    encoding_format: OrNull[Literal["float", "base64"]] = "float"
     dimensions: int | None = None
     cache_salt: str | None = None
-    priority: int = 0
+    priority: OrNull[int] = 0
     user: str | None = None
 
 
-class TokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class TokenizeBody(Body, kw_only=True, forbid_unknown_fields=True):
     text: str | None = None
     prompt: str | None = None
-    add_special_tokens: bool = True
+    add_special_tokens: OrNull[bool] = True
     model: str | None = None
 
 
-class DetokenizeBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class DetokenizeBody(Body, kw_only=True, forbid_unknown_fields=True):
     tokens: list[int]
-    skip_special_tokens: bool = True
+    skip_special_tokens: OrNull[bool] = True
     model: str | None = None
 
 
-class WeightsBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class WeightsBody(Body, kw_only=True, forbid_unknown_fields=True):
     """POST /update_weights."""
 
     model_path: str
-    load_format: str = "auto"
+    load_format: OrNull[str] = "auto"
 
 
-class AbortBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class AbortBody(Body, kw_only=True, forbid_unknown_fields=True):
     rid: str

@@ -52,7 +52,7 @@ class OutputConfig(msgspec.Struct, kw_only=True):
     effort: str | None = None
 
 
-class CountBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class CountBody(bodies.Body, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/messages/count_tokens."""
 
     model: str
@@ -70,10 +70,10 @@ class MessagesBody(CountBody, kw_only=True, forbid_unknown_fields=True):
 
     max_tokens: int
     stop_sequences: list[str] | None = None
-    temperature: float = 1.0
+    temperature: bodies.OrNull[float] = 1.0
     top_p: float | None = None
     top_k: int | None = None
-    stream: bool = False
+    stream: bodies.OrNull[bool] = False
     metadata: dict[str, Any] | None = None
     service_tier: str | None = None
     seed: int | None = None
