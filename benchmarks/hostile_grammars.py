@@ -190,7 +190,7 @@ def small(first: int, count: int) -> Iterator[tuple[str, str]]:
     for i in range(first, first + count):
         match i % 3:
             case 0:
-                yield "regex", f"(red|green) {i} [a-z]{{1,{i % 30 + 1}}}"
+                yield "regex", f"(r|g){i} [a-z]{{1,{i % 30 + 1}}}"
             case 1:
                 fields = {f"k{i}": {"type": "string", "maxLength": 10}, "n": {"type": "integer"}}
                 yield (
