@@ -269,6 +269,7 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True):
     ids_text  characters of the whole text so far that the whole ids so far stand for; what follows is
               to be tokenised again
     finish    set in the last Delta of a sample, which also has `usage`
+    usage     of the sample so far; earlier Deltas may have it too
     """
 
     id: str

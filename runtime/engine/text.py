@@ -66,14 +66,14 @@ class Answer:
         self._ids += piece.ids
         if piece.finish is not None:
             self.done = True
-            return self._final(piece.finish, piece.ids_text, out.cached), stopped
+            return self._delta(piece.ids_text, out.cached, piece.finish), stopped
         ids_alone = self._ids and not self._tokenizer.has_text
         if not self.request.stream or not (any(self._text) or self._logprobs or ids_alone):
             return None, False
         if self.stream.tokens < self._next:
             return None, False
         self._next = self.stream.tokens + self._interval
-        return self._delta(piece.ids_text), False
+        return self._delta(piece.ids_text, out.cached), False
 
     def fail(self, code: str, message: str) -> Delta:
         self.done = True
@@ -104,7 +104,7 @@ class Answer:
         self._input = tuple(own)
         self._input_tops = tuple(tops) if self.request.logprobs.top else None
 
-    def _delta(self, ids_text: int, finish: Finish | None = None, usage: Usage | None = None) -> Delta:
+    def _delta(self, ids_text: int, cached: int, finish: Finish | None = None) -> Delta:
         delta = Delta(
             id=self.request.id,
             index=self.index,
@@ -118,14 +118,11 @@ class Answer:
             input_logprobs=self._input,
             input_top_logprobs=self._input_tops,
             finish=finish,
-            usage=usage,
+            usage=self._usage(cached),
         )
         self._text, self._ids, self._logprobs, self._tops = [], [], [], []
         self._input = self._input_tops = None
         return delta
-
-    def _final(self, finish: Finish, ids_text: int, cached: int) -> Delta:
-        return self._delta(ids_text, finish, self._usage(cached))
 
     def _usage(self, cached: int) -> Usage:
         return Usage(

@@ -78,9 +78,11 @@ class GenerateBody(Body, kw_only=True, forbid_unknown_fields=True):
 
 
 class StreamOptions(Body, kw_only=True):
-    """`include_obfuscation` asks for padding, of which there is none here."""
+    """`continuous_usage_stats` asks for the usage so far in every chunk, `include_obfuscation` for padding, of which there is
+    none here."""
 
     include_usage: OrNull[bool] = False
+    continuous_usage_stats: OrNull[bool] = False
     include_obfuscation: OrNull[bool] = False
 
 

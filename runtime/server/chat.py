@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from runtime.api import Constraint, Delta, LogprobOptions, TokenLogprob, Usage
+from runtime.api import Constraint, Delta, LogprobOptions, TokenLogprob
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import answers, bodies, openai
 from runtime.server.context import Context
@@ -178,7 +178,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     await request.app[RECORDER].note(request, head["id"], head["seed"])
     wholes = [Whole() for _ in range(body.n)]
     choices: list[dict[str, Any]] = []
-    usages: list[Usage] = []
+    ends: list[Delta] = []
     async with context.run([call], {head["id"]: [call]}) as deltas:
         async for delta, parts, called in split(prepared, deltas):
             wholes[delta.index].add(parts)
@@ -190,11 +190,11 @@ async def chat(request: web.Request) -> web.StreamResponse:
                 "matched_stop": openai.matched(delta),
             }
             choices.append(choice)
-            usages.append(delta.usage or Usage())
+            ends.append(delta)
     choices.sort(key=lambda c: c["index"])
     reasoned = "".join(w.reasoning for w in wholes)
     reasoning = len(context.engine.tokenizer.encode(reasoned, first=False)) if reasoned else 0
-    usage = openai.usage_of(usages, prepared.prompt_tokens, reasoning)
+    usage = openai.usage_of(ends, prepared.prompt_tokens, reasoning)
     return web.json_response({**head, "choices": choices, "usage": usage}, headers=_notes(body))
 
 
@@ -220,14 +220,13 @@ async def _stream(
     call = prepared.call
     head = openai.head(context, "chatcmpl", "chat.completion.chunk", call)
     await request.app[RECORDER].note(request, head["id"], head["seed"])
-    counted = body.stream_options is not None and body.stream_options.include_usage
-    none: dict[str, Any] = {"usage": None} if counted else {}
-    usages, reasoned = [], []
+    usages = openai.StreamUsage(body.stream_options, prepared.prompt_tokens)
+    reasoned: list[str] = []
 
     def chunk(index: int, content: dict[str, Any], delta: Delta | None = None, **end: Any) -> dict[str, Any]:
         logprobs = _logprobs(delta) if call.logprobs and delta is not None and delta.output_logprobs else None
         choice = {"index": index, "delta": content, "logprobs": logprobs, "finish_reason": None, **end}
-        return {**head, "choices": [choice], **none}
+        return {**head, "choices": [choice], **usages.field()}
 
     async with (
         context.run([call], {head["id"]: [call]}) as deltas,
@@ -236,6 +235,7 @@ async def _stream(
         for index in range(body.n):
             await events.send(chunk(index, {"role": "assistant", "content": ""}))
         async for delta, parts, called in split(prepared, deltas):
+            usages.add(delta)
             reasoned += [p.text for p in parts if isinstance(p, ReasoningPart)]
             contents = [_delta(p, body.separate_reasoning) for p in parts]
             if not contents and delta.finish is None and delta.output_logprobs and call.logprobs:
@@ -247,12 +247,10 @@ async def _stream(
             if delta.finish is not None:
                 end = {"finish_reason": _reason(delta, called), "matched_stop": openai.matched(delta)}
                 await events.send(chunk(delta.index, {}, None if contents else delta, **end))
-            usages += [delta.usage] if delta.usage else []
-        if counted:
+        if usages.at_end:
             text = "".join(reasoned)
             reasoning = len(context.engine.tokenizer.encode(text, first=False)) if text else 0
-            usage = openai.usage_of(usages, prepared.prompt_tokens, reasoning)
-            await events.send({**head, "choices": [], "usage": usage})
+            await events.send({**head, "choices": [], "usage": usages.whole(reasoning)})
         return await events.done()
 
 

@@ -13,7 +13,6 @@ from runtime.api import (
     Generate,
     LogprobOptions,
     TokenLogprob,
-    Usage,
 )
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import answers, bodies, openai
@@ -146,21 +145,19 @@ async def completions(request: web.Request) -> web.StreamResponse:
             async for delta in deltas:
                 openai.raise_error(delta)
                 found.append(delta)
-            usage = openai.usage_of([d.usage or Usage() for d in found], prompt)
+            usage = openai.usage_of(found, prompt)
             if calls[0].sampling.n > body.n:
                 found = _best(found, body.n)
             ordered = sorted(found, key=lambda d: (int(d.id), d.index))
             return web.json_response({**head, "choices": [choices.of(d) for d in ordered], "usage": usage})
-        usages = []
-        counted = body.stream_options is not None and body.stream_options.include_usage
-        none: dict[str, Any] = {"usage": None} if counted else {}
+        usages = openai.StreamUsage(body.stream_options, prompt)
         async with EventStream(request) as events:
             async for delta in deltas:
                 openai.raise_error(delta)
-                await events.send({**head, "choices": [choices.of(delta)], **none})
-                usages += [delta.usage] if delta.usage else []
-            if counted:
-                await events.send({**head, "choices": [], "usage": openai.usage_of(usages, prompt)})
+                usages.add(delta)
+                await events.send({**head, "choices": [choices.of(delta)], **usages.field()})
+            if usages.at_end:
+                await events.send({**head, "choices": [], "usage": usages.whole()})
             return await events.done()
 
 

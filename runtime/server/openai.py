@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -103,18 +103,45 @@ def head(context: Context, prefix: str, kind: str, call: Generate) -> dict[str, 
     }
 
 
-def usage_of(usages: Sequence[Usage], prompt: int, reasoning: int | None = None) -> dict[str, Any]:
-    """`prompt` counts each prompt once, however many samples it has; `reasoning` are tokens of the reasoning."""
-    completion = sum(u.completion_tokens for u in usages)
+def usage_of(deltas: Iterable[Delta], prompt: int, reasoning: int | None = None) -> dict[str, Any]:
+    """Usage as far as the newest deltas of the samples know it. `prompt` counts each prompt once, however many samples it
+    has, and so are cached tokens counted: those that its first sample found. `reasoning` are tokens of the reasoning."""
+    completion, cached = 0, dict[str, int]()
+    for delta in deltas:
+        u = delta.usage or Usage()
+        completion += u.completion_tokens
+        cached[delta.id] = min(u.cached_tokens, cached.get(delta.id, u.cached_tokens))
     out: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": sum(u.cached_tokens for u in usages)},
+        "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
     }
     if reasoning is not None:
         out["completion_tokens_details"] = {"reasoning_tokens": reasoning}
     return out
+
+
+class StreamUsage:
+    """What a stream tells of its usage: at its end, in every chunk, or not at all."""
+
+    def __init__(self, options: bodies.StreamOptions | None, prompt: int) -> None:
+        self.at_end = options is not None and options.include_usage
+        self._always = options is not None and options.continuous_usage_stats
+        self._prompt = prompt
+        self._newest: dict[tuple[str, int], Delta] = {}
+
+    def add(self, delta: Delta) -> None:
+        self._newest[delta.id, delta.index] = delta
+
+    def field(self) -> dict[str, Any]:
+        """What a chunk says of it."""
+        if self._always:
+            return {"usage": self.whole()}
+        return {"usage": None} if self.at_end else {}
+
+    def whole(self, reasoning: int | None = None) -> dict[str, Any]:
+        return usage_of(self._newest.values(), self._prompt, reasoning)
 
 
 def reason(delta: Delta) -> str | None:
