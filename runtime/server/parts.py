@@ -46,6 +46,7 @@ class ReasoningStream:
         self._opened = tags.opened
         self._state = "before"
         self._pending = ""
+        self._leading: list[str] = []  # blanks before all else; part of the text if no reasoning follows
         self._blanks: list[str] = []
         self._said = False
 
@@ -57,6 +58,8 @@ class ReasoningStream:
         reasoning = ""
         if self._state == "before":
             head = self._pending.lstrip()
+            self._leading.append(self._pending[: len(self._pending) - len(head)])
+            self._pending = head
             if self._begin.startswith(head) and head != self._begin:
                 return "", ""
             if head.startswith(self._begin):
@@ -64,7 +67,7 @@ class ReasoningStream:
             elif self._opened:
                 self._state = "inside"
             else:
-                return "", self._answer(self._pending)
+                return "", self._answer("".join(self._leading) + head)
         if self._state == "inside":
             at = self._pending.find(self._end)
             if at < 0:
@@ -88,7 +91,7 @@ class ReasoningStream:
         rest, self._pending = self._pending, ""
         if self._state == "inside" or (self._state == "before" and self._opened):
             return self._trimmed(rest), ""
-        return "", rest
+        return "", "".join(self._leading) + rest if self._state == "before" else rest
 
     def _trimmed(self, text: str) -> str:
         """Hold back blanks at the end, drop those at the beginning."""

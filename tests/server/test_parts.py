@@ -57,6 +57,12 @@ def test_pieces_say_what_the_whole_says(family: str, words: list[str], size: int
     assert read(family, text, size) == read(family, text, max(len(text), 1))
 
 
+@pytest.mark.parametrize("text", ["  \n hi", " <thi", " \n", " \n<b"])
+def test_blanks_before_an_answer_without_reasoning_are_its_own(text: str) -> None:
+    for size in (len(text), 1, 2):
+        assert read("qwen3", text, size) == ("", text)
+
+
 def test_reasoning_then_text_then_calls() -> None:
     splitter = Splitter(
         ToolParser(tool_format("hermes"), {"f": {}}), reasoning_tags("qwen3"), iter(["call_1"]).__next__

@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 MAX_PREFIX = 256  # characters between an opening mark and the value, where a family has some
+_AT_ONCE = 256  # characters that a look at a text may copy: an answer can come whole, and each mark in it is one look
 
 
 class ToolCall(msgspec.Struct, frozen=True):
@@ -184,8 +185,11 @@ class ToolParser:
     def feed(self, text: str) -> list[Piece]:
         """What the next part of the answer says."""
         out: list[Piece] = []
-        while text:
-            text = self._outside(text, out) if self._region is None else self._inside(self._region, text, out)
+        for at in range(0, len(text), _AT_ONCE):
+            part = text[at : at + _AT_ONCE]
+            while part:
+                region = self._region
+                part = self._outside(part, out) if region is None else self._inside(region, part, out)
         return out
 
     def close(self) -> list[Piece]:
