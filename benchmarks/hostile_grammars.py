@@ -157,7 +157,7 @@ async def bombard(url: str, which: Iterable[tuple[str, str]], at_once: int = 4) 
 
     async def attacker(session: aiohttp.ClientSession) -> None:
         for kind, source in left:
-            params = {"max_new_tokens": 8, kind: source}
+            params = {"max_new_tokens": 12, kind: source}
             body = {"text": "x", "sampling_params": params}
             status, data, seconds = await _timed(session.post(f"{url}/generate", json=body))
             found.statuses[status] += 1
