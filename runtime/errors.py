@@ -5,6 +5,7 @@
         TooLong                 400   prompt and budget exceed the context or the pool
         Unsupported             400   this backend or model lacks the feature
       NotFound                  404
+        ModelNotFound           404   a model that is not served
       Conflict                  409   the object's state does not allow it now
       Overloaded                503   try again later
         Crowded                 429   too many requests wait already
@@ -47,6 +48,10 @@ class Unsupported(InvalidRequest):
 class NotFound(EngineError):
     status = 404
     code = "not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
 
 
 class Conflict(EngineError):

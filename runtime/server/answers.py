@@ -188,6 +188,8 @@ class Model(msgspec.Struct):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    max_model_len: int
 
 
 class Models(msgspec.Struct):

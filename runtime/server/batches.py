@@ -13,7 +13,7 @@ from typing import Literal
 import msgspec
 from aiohttp import web
 
-from runtime.errors import InvalidRequest, Overloaded
+from runtime.errors import InvalidRequest, NotFound, Overloaded
 from runtime.folders import PrivateFolder
 from runtime.server import bodies, files
 from runtime.server.answers import as_json
@@ -77,7 +77,10 @@ async def create(request: web.Request) -> web.Response:
         raise InvalidRequest(
             "metadata takes at most 16 pairs, keys of 64 characters and values of 512", param="metadata"
         )
-    source = await asyncio.to_thread(store.file, body.input_file_id)
+    try:
+        source = await asyncio.to_thread(store.file, body.input_file_id)
+    except NotFound as error:
+        raise NotFound(error.message, param="input_file_id") from None
     if source.purpose != "batch":
         raise InvalidRequest(
             f"file {source.id} was made for {source.purpose!r}; upload it with purpose 'batch'",

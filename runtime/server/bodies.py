@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Optional, TypeVar
 
@@ -32,10 +33,17 @@ async def read(request: web.Request, type_: type[T]) -> T:
         return msgspec.json.decode(data, type=type_)
     except msgspec.ValidationError as error:
         text = str(error)
-        param = text.partition("`$.")[2].partition("`")[0] or None
-        raise InvalidRequest(f"request body: {text}", param=param) from None
+        raise InvalidRequest(f"request body: {text}", param=_field_of(text)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+
+
+def _field_of(text: str) -> str | None:
+    """The field that a ValidationError is about: where it is, and what is missing or unknown there."""
+    places = [text.partition("`$.")[2].partition("`")[0]]
+    if found := re.search(r"(?:missing required|contains unknown) field `([^`]*)`", text):
+        places.append(found[1])
+    return ".".join(p for p in places if p) or None
 
 
 @cache
@@ -152,7 +160,7 @@ class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
     response_format: ResponseFormat | None = None
-    continue_final_message: OrNull[bool] = False
+    continue_final_message: bool | None = None
     tools: list[dict[str, Any]] | None = None
     store: bool | None = None
     tool_choice: str | dict[str, Any] | None = None

@@ -16,6 +16,7 @@ from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.parts import CallPart, Part, ReasoningPart, TextPart, Whole
 from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
+from runtime.server.token_text import TokenTexts
 
 
 def constraint_of(form: bodies.ResponseFormat | None) -> Constraint | None:
@@ -92,7 +93,7 @@ def turn_of(body: bodies.ChatBody) -> Turn:
         choice=choice,  # type: ignore[arg-type]
         named=named,
         parallel=body.parallel_tool_calls is not False,
-        proceed=body.continue_final_message or None,
+        proceed=body.continue_final_message,
         options=options,
     )
 
@@ -121,10 +122,10 @@ def _logprob_options(body: bodies.ChatBody) -> LogprobOptions | None:
     return LogprobOptions(top=top, text=True)
 
 
-def _logprobs(delta: Delta) -> dict[str, Any]:
+def _logprobs(delta: Delta, texts: TokenTexts) -> dict[str, Any]:
     def entry(t: TokenLogprob) -> dict[str, Any]:
-        text = t.text or ""
-        return {"token": text, "logprob": t.logprob, "bytes": list(text.encode())}
+        raw = texts.raw(t)
+        return {"token": t.text or "", "logprob": t.logprob, "bytes": None if raw is None else list(raw)}
 
     tops = delta.output_top_logprobs or [() for _ in delta.output_logprobs]
     pairs = zip(delta.output_logprobs, tops, strict=True)
@@ -176,6 +177,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     call = prepared.call
     head = openai.head(context, "chatcmpl", "chat.completion", call)
     await request.app[RECORDER].note(request, head["id"], head["seed"])
+    texts = TokenTexts(context.engine.tokenizer.token_bytes)
     wholes = [Whole() for _ in range(body.n)]
     choices: list[dict[str, Any]] = []
     ends: list[Delta] = []
@@ -185,7 +187,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
             choice = {
                 "index": delta.index,
                 "message": _message(wholes[delta.index], body.separate_reasoning),
-                "logprobs": _logprobs(delta) if call.logprobs else None,
+                "logprobs": _logprobs(delta, texts) if call.logprobs else None,
                 "finish_reason": _reason(delta, called),
                 "matched_stop": openai.matched(delta),
             }
@@ -221,10 +223,12 @@ async def _stream(
     head = openai.head(context, "chatcmpl", "chat.completion.chunk", call)
     await request.app[RECORDER].note(request, head["id"], head["seed"])
     usages = openai.StreamUsage(body.stream_options, prepared.prompt_tokens)
+    texts = TokenTexts(context.engine.tokenizer.token_bytes)
     reasoned: list[str] = []
 
     def chunk(index: int, content: dict[str, Any], delta: Delta | None = None, **end: Any) -> dict[str, Any]:
-        logprobs = _logprobs(delta) if call.logprobs and delta is not None and delta.output_logprobs else None
+        told = call.logprobs and delta is not None and delta.output_logprobs
+        logprobs = _logprobs(delta, texts) if told and delta is not None else None
         choice = {"index": index, "delta": content, "logprobs": logprobs, "finish_reason": None, **end}
         return {**head, "choices": [choice], **usages.field()}
 

@@ -12,7 +12,7 @@ from runtime.api import (
     Delta,
     Generate,
     LogprobOptions,
-    TokenLogprob,
+    TextSegment,
 )
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import answers, bodies, openai
@@ -20,49 +20,51 @@ from runtime.server.context import Context
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
-
-
-def _table(own: Sequence[TokenLogprob], tops: Sequence[Any], offset: int) -> dict[str, Any]:
-    texts = [t.text or "" for t in own]
-    offsets = []
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
-    return {
-        "tokens": texts,
-        "token_logprobs": [t.logprob for t in own],
-        "top_logprobs": [None if top is None else {t.text or "": t.logprob for t in top} for top in tops],
-        "text_offset": offsets,
-    }
+from runtime.server.token_text import Offsets, TokenTexts
+from runtime.tokenizer.tokenizer import Tokenizer
 
 
 class _Choices:
     """Deltas as choices. Knows, for each sample, where its text stands: an echoed prompt comes first."""
 
-    def __init__(self, body: bodies.CompletionBody, prompts: Sequence[str]) -> None:
+    def __init__(self, body: bodies.CompletionBody, prompts: Sequence[str], texts: TokenTexts) -> None:
         self._body = body
         self._prompts = prompts
-        self._offsets: dict[int, int] = {}
+        self._texts = texts
+        self._offsets: dict[int, Offsets] = {}
 
     def of(self, delta: Delta) -> dict[str, Any]:
         prompt = int(delta.id)
         index = prompt * self._body.n + delta.index
         first = index not in self._offsets
-        echo = self._prompts[prompt] if self._body.echo else ""
-        offset = self._offsets.setdefault(index, 0 if self._body.echo else len(self._prompts[prompt]))
-        table = None
-        if self._body.logprobs is not None:
-            own = [*(delta.input_logprobs or ()), *delta.output_logprobs]
-            inner: list[Any] = list(delta.input_top_logprobs or [() for _ in delta.input_logprobs or ()])
-            tops = [*inner, *(delta.output_top_logprobs or [() for _ in delta.output_logprobs])]
-            table = _table(own, tops, offset)
-            self._offsets[index] += sum(map(len, table["tokens"]))
+        given = self._prompts[prompt]
+        if first:
+            echoed, start = (given, 0) if self._body.echo else ("", len(given))
+            specials = not self._body.skip_special_tokens
+            self._offsets[index] = Offsets(self._texts, start, prompt=echoed, specials=specials)
         return {
             "index": index,
-            "text": (echo if first else "") + delta.text,
-            "logprobs": table,
+            "text": (given if first and self._body.echo else "") + delta.text,
+            "logprobs": None if self._body.logprobs is None else self._table(delta, self._offsets[index]),
             "finish_reason": openai.reason(delta),
             "matched_stop": openai.matched(delta),
+        }
+
+    def _table(self, delta: Delta, offsets: Offsets) -> dict[str, Any]:
+        """The tokens of the prompt, if it is echoed, and of the answer: none if no token was asked for."""
+        new = () if self._body.max_tokens == 0 else delta.output_logprobs
+        own = [*(delta.input_logprobs or ()), *new]
+        inner: list[Any] = list(delta.input_top_logprobs or [() for _ in delta.input_logprobs or ()])
+        tops = [*inner, *(delta.output_top_logprobs or [() for _ in new])]
+        shown = self._texts.shown
+        return {
+            "tokens": [shown(t) for t in own],
+            "token_logprobs": [t.logprob for t in own],
+            "top_logprobs": [
+                None if t.logprob is None else {shown(o): o.logprob for o in (*(top or ()), t)}
+                for t, top in zip(own, tops, strict=False)
+            ],
+            "text_offset": [offsets.add(t) for t in own],
         }
 
 
@@ -110,6 +112,12 @@ def _calls(context: Context, body: bodies.CompletionBody) -> list[Generate]:
     ]
 
 
+def _said(call: Generate, ids: Sequence[int], tokenizer: Tokenizer) -> str:
+    """A prompt as its caller would write it."""
+    (segment,) = call.prompt
+    return segment.text if isinstance(segment, TextSegment) else tokenizer.decode(ids)
+
+
 def _best(deltas: list[Delta], n: int) -> list[Delta]:
     """Of each prompt the `n` samples of the greatest mean log-probability, in that order."""
 
@@ -135,7 +143,9 @@ async def completions(request: web.Request) -> web.StreamResponse:
     context.check(calls)
     tokens = [await context.engine.ids_of(c) for c in calls]
     await context.engine.check_constraint(calls[0])
-    choices = _Choices(body, [context.engine.tokenizer.decode(t) for t in tokens])
+    tokenizer = context.engine.tokenizer
+    prompts = [_said(c, t, tokenizer) for c, t in zip(calls, tokens, strict=True)]
+    choices = _Choices(body, prompts, TokenTexts(tokenizer.token_bytes))
     head = openai.head(context, "cmpl", "text_completion", calls[0])
     await request.app[RECORDER].note(request, head["id"], head["seed"])
     prompt = sum(map(len, tokens))

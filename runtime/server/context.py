@@ -21,7 +21,7 @@ from runtime.api import Delta, Embed, Generate, SamplingParams
 from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.transport import error_of
-from runtime.errors import Crowded, EngineError, InvalidRequest, ModelError, NotFound, Overloaded
+from runtime.errors import Crowded, EngineError, InvalidRequest, ModelError, ModelNotFound, Overloaded
 from runtime.reasoning import reasoning_tags
 from runtime.server.limits import check_calls
 from runtime.server.templates import read_template
@@ -86,9 +86,9 @@ class Context:
         return self.config.name
 
     def check_model(self, name: str | None) -> None:
-        """Raises NotFound for a model that is not served here; none named is the one that is."""
+        """Raises ModelNotFound for a model that is not served here; none named is the one that is."""
         if name not in (None, "", "default", self.model_name, self.config.folder):
-            raise NotFound(
+            raise ModelNotFound(
                 f"the model {name!r} does not exist; this server has {self.model_name!r}", param="model"
             )
 

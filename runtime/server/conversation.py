@@ -5,16 +5,17 @@ The APIs differ in names and events only, so each of them reads its body to a `T
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
 
 from runtime.api import Constraint, Delta, Generate, LogprobOptions, SamplingParams, TextSegment
-from runtime.errors import InvalidRequest, Unsupported
+from runtime.errors import InvalidRequest, TooLong, Unsupported
 from runtime.reasoning import ReasoningTags
 from runtime.server.context import Context
 from runtime.server.parts import NamedParser, Parser, Part, PlainParser, Splitter
@@ -59,6 +60,7 @@ class Turn:
     parallel  several calls in one message
     proceed   continue the last message; None: if it is the assistant's
     options   what else the chat template is told
+    field     what the API calls the messages
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -67,7 +69,8 @@ class Turn:
     named: str | None = None
     parallel: bool = True
     proceed: bool | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    field: str = "messages"
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Prepared:
     _parser: ToolFormat | str | None
     _schemas: Mapping[str, Any]
     _tags: ReasoningTags | None
+    _several: bool
 
     def splitter(self) -> Splitter:
         form = self._parser
@@ -89,7 +93,8 @@ class Prepared:
             parser = NamedParser(form)
         else:
             parser = ToolParser(form, self._schemas)
-        return Splitter(parser, self._tags, form.new_id if isinstance(form, ToolFormat) else Forced().new_id)
+        new_id = form.new_id if isinstance(form, ToolFormat) else Forced().new_id
+        return Splitter(parser, self._tags, new_id, several=self._several)
 
 
 async def split(
@@ -149,9 +154,12 @@ async def prepare(
         priority=priority,
     )
     context.check([call])
-    tokens = len(await context.engine.ids_of(call))
+    try:
+        tokens = len(await context.engine.ids_of(call))
+    except TooLong as error:
+        raise TooLong(error.message, param=turn.field) from None
     await context.engine.check_constraint(call)
-    return Prepared(call, tokens, form, {t.name: t.schema for t in tools}, tags)
+    return Prepared(call, tokens, form, {t.name: t.schema for t in tools}, tags, turn.parallel)
 
 
 def _rendered(template: ChatTemplate, turn: Turn, tools: tuple[Tool, ...]) -> str:

@@ -17,7 +17,7 @@ from runtime.api import (
 )
 from runtime.config import Limits
 from runtime.engine.native import logprob_options, meta_info, said, sampling_params
-from runtime.errors import InvalidRequest, Unsupported
+from runtime.errors import InvalidRequest, TooLong, Unsupported
 from runtime.server import answers, bodies, errors
 from runtime.server.context import Context
 from runtime.server.limits import check_prompts
@@ -107,7 +107,10 @@ async def generate(request: web.Request) -> web.StreamResponse:
     calls = [msgspec.structs.replace(c, sampling=context.seeded(c.sampling)) for c in calls]
     context.check(calls)
     for call in calls:
-        await context.engine.ids_of(call)
+        try:
+            await context.engine.ids_of(call)
+        except TooLong as error:
+            raise TooLong(error.message, param="input_ids" if body.text is None else "text") from None
         await context.engine.check_constraint(call)
     names = names_of(body.rid, len(calls))
     if body.rid is None and len({c.sampling.seed for c in calls}) == 1:

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 
 from runtime.api import Constraint, Delta, Generate, SamplingParams, Segment, TextSegment, TokenSegment, Usage
-from runtime.errors import InvalidRequest, NotFound
+from runtime.errors import InvalidRequest, ModelNotFound
 from runtime.server import answers, bodies
 from runtime.server.context import Context
 from runtime.server.operation import operation
@@ -172,6 +172,7 @@ def _card(context: Context) -> dict[str, Any]:
         "created": context.started,
         "owned_by": "sglc",
         "root": context.config.folder,
+        "max_model_len": context.engine.info["context_length"],
     }
 
 
@@ -187,7 +188,7 @@ async def model(request: web.Request) -> web.Response:
     context = Context.of(request)
     name = request.match_info["name"]
     if name != context.model_name:
-        raise NotFound(
+        raise ModelNotFound(
             f"the model {name!r} does not exist; this server has {context.model_name!r}", param="model"
         )
     return web.json_response(_card(context))

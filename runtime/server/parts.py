@@ -143,17 +143,22 @@ class NamedParser:
 
 
 class Splitter:
-    """One sample. `parser` reads tool calls, `new_id` names them."""
+    """One sample. `parser` reads tool calls, `new_id` names them. Unless there may be `several`, those after the first are
+    left out."""
 
     def __init__(
         self,
         parser: Parser,
         tags: ReasoningTags | None,
         new_id: Callable[[], str],
+        *,
+        several: bool = True,
     ) -> None:
         self._parser = parser
         self._reasoning = ReasoningStream(tags) if tags is not None else None
         self._new_id = new_id
+        self._several = several
+        self._leaves_out = False  # what comes now belongs to a call that is left out
         self.calls = 0
 
     def feed(self, text: str) -> list[Part]:
@@ -177,10 +182,12 @@ class Splitter:
         for piece in pieces:
             if isinstance(piece, str):
                 out.append(TextPart(piece))
+            elif isinstance(piece, ToolCall) and self.calls and not self._several:
+                self._leaves_out = True
             elif isinstance(piece, ToolCall):
                 out.append(CallPart(self.calls, self._new_id(), piece.name, piece.arguments))
                 self.calls += 1
-            else:
+            elif not self._leaves_out:
                 out.append(ArgumentsPart(self.calls - 1, piece.text))
         return out
 

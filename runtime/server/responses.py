@@ -202,6 +202,7 @@ def _turn(body: ResponsesBody, earlier: list[dict[str, Any]]) -> tuple[Turn, lis
         named=named,
         parallel=body.parallel_tool_calls is not False,
         options={} if effort is None else {"reasoning_effort": effort},
+        field="input",
     )
     return turn, kept
 

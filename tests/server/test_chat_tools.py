@@ -89,6 +89,12 @@ def test_a_call_in_the_models_own_format(client: openai.OpenAI) -> None:
     (answer,) = ask(client, extra_body={"regex": two}).choices
     assert len(answer.message.tool_calls) == 2
     assert len({c.id for c in answer.message.tool_calls}) == 2
+    (answer,) = ask(client, parallel_tool_calls=False, extra_body={"regex": two}).choices
+    assert len(answer.message.tool_calls) == 1 and answer.finish_reason == "tool_calls"
+    chunks = ask(client, parallel_tool_calls=False, stream=True, extra_body={"regex": two})
+    calls = [c for chunk in chunks for c in chunk.choices[0].delta.tool_calls or ()]
+    assert [c.function.name for c in calls if c.id] == ["get_weather"]
+    assert "".join(c.function.arguments for c in calls) == answer.message.tool_calls[0].function.arguments
     (answer,) = ask(client, tool_choice="none", extra_body={"regex": CALL}).choices
     assert answer.message.tool_calls is None and "<tool_call>" in answer.message.content
 

@@ -121,7 +121,7 @@ def test_prefixes_are_shared_but_not_between_salts(embedder: ServerProcess) -> N
             "dimensions",
         ),
         ({"input": "a", "dimensions": 65}, "was trained for 64, 128 alone", "dimensions"),
-        ({"input": "a", "nonsense": 1}, "unknown field", None),
+        ({"input": "a", "nonsense": 1}, "unknown field", "nonsense"),
     ],
 )
 def test_what_is_refused(

@@ -77,6 +77,10 @@ def test_the_last_assistant_message_is_continued(client: openai.OpenAI) -> None:
     messages = [*QUESTION, {"role": "assistant", "content": "The capital of"}]
     answer = client.chat.completions.create(model="tiny", messages=messages, temperature=0)
     assert answer.choices[0].message.content == " Spain is Madrid."
+    answer = client.chat.completions.create(
+        model="tiny", messages=messages, temperature=0, extra_body={"continue_final_message": False}
+    )
+    assert answer.usage.prompt_tokens > 18 and answer.choices[0].message.content != " Spain is Madrid."
 
 
 def test_json_schema(client: openai.OpenAI) -> None:
@@ -179,7 +183,7 @@ async def test_async_and_concurrent(server: ServerProcess) -> None:
         ({"logit_bias": {"999999": 1}}, openai.BadRequestError, None, "outside the vocabulary"),
         ({"messages": []}, openai.BadRequestError, "messages", "empty"),
         ({"messages": [{"content": "x"}]}, openai.BadRequestError, "messages[0].role", "no role"),
-        ({"messages": [{"role": "user", "content": "a " * 9000}]}, openai.BadRequestError, "prompt", "9"),
+        ({"messages": [{"role": "user", "content": "a " * 9000}]}, openai.BadRequestError, "messages", "9"),
         (
             {"tools": [{"type": "function"}]},
             openai.BadRequestError,
@@ -223,7 +227,13 @@ async def test_async_and_concurrent(server: ServerProcess) -> None:
             "messages",
         ),
         ({"extra_body": {"regex": "("}}, openai.BadRequestError, "regex", "regex"),
-        ({"extra_body": {"temprature": 1}}, openai.BadRequestError, None, "temprature"),
+        ({"extra_body": {"temprature": 1}}, openai.BadRequestError, "temprature", "temprature"),
+        (
+            {"stream": True, "extra_body": {"stream_options": {"usage": True}}},
+            openai.BadRequestError,
+            "stream_options.usage",
+            "unknown field",
+        ),
         ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs", "needs logprobs"),
     ],
 )
