@@ -44,7 +44,6 @@ SCHEMA_TABLE_LIMITS, _SCHEMA_STATES = Limits(states=4_000, seconds=1.0), 1_000
 _SHOWN = 4096  # bytes of a witness that are looked at for its forced share
 _AHEAD_STATES = 4_000  # of a machine, built before it is first asked; recursion has no end of them
 _AHEAD_SECONDS = 0.2
-_AHEAD_ANY_ORDER = 0.02  # seconds; there are more orders than can be built, and few of them come
 MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
 
 
@@ -336,7 +335,7 @@ def _compile_schema(
     machine = TokenPushdown(
         compiled.terms, compiled.start, compiled.measure, vocabulary or _byte_vocabulary(), MACHINE_LIMITS
     )
-    machine.explore(_AHEAD_STATES, _AHEAD_ANY_ORDER if options.any_order else _AHEAD_SECONDS)
+    machine.explore(_AHEAD_STATES, _AHEAD_SECONDS)
     bounds = (compiled.measure.shortest(compiled.start), compiled.measure.longest(compiled.start))
     return CompiledConstraint("json_schema", text, digest, None, machine, bounds, compiled.unreachable)
 

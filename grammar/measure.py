@@ -25,6 +25,7 @@ from grammar.terms import (
     SET,
     STATE,
     STRING,
+    TAKEN,
     UNLIKE,
     Automaton,
     Terms,
@@ -102,6 +103,8 @@ class Measure:
             return 1 if data[1] else 2
         if kind == MEMBERS:
             return self._members(data[1], data[2], data[3])
+        if kind == TAKEN:  # what is left is counted where it is known
+            return 0
         assert kind == STATE
         return self.distances(data[1]).shortest(data[2], data[3])
 

@@ -4,6 +4,10 @@ A configuration is four numbers: state, place inside a string (its base: between
 the string so far, and stack (a node of a tree of return states; 0 is the empty stack). States are built when
 they are first needed: a loop that meets one that is not built stops and says which.
 
+What an object may still hold, where members come in any order, is a set beside the state: states of members' names are
+the same for all sets, carry the set's number as their count, and say which members they can lead to (their endings).
+So does each entry of the stack. `enter` makes of a state that says "this member was taken" what follows in the new set.
+
 A machine is the address of its tables' addresses (`machine_tables`), since handing arrays from one compiled
 function to another counts their references, which takes longer than a step does. Whoever calls keeps the arrays alive.
 """
@@ -18,7 +22,7 @@ from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
-OK, DEAD, UNBUILT, FULL = 1, 0, -1, -2
+OK, DEAD, UNBUILT, FULL, CROWDED = 1, 0, -1, -2, -3  # CROWDED: no room for another set
 
 # columns of the state table
 # first arc, arcs (-1: not built), ...
@@ -27,23 +31,43 @@ OK, DEAD, UNBUILT, FULL = 1, 0, -1, -2
 # TOKENS are enough to the end of the text; of a RUN and a NAME AFTER those behind the fixed bytes, OTHERWISE those of another name
 FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE, DENSE, OTHER, BY_NAME, BY_OTHER = range(12)
 TOKENS, AFTER, OTHERWISE = 12, 13, 14
-WIDTH = 15
+# where what it can lead to stands in the table of endings, and how many that are (0: no set beside it);
+# of a LEFT and a TAKE, the order is FIRST and the set or the member LOW
+ENDINGS, LEADS_TO = 15, 16
+WIDTH = 17
 # columns of the arc table
 ARC_LOW, ARC_HIGH, ARC_TARGET, ARC_PUSH, ARC_PUSHES = range(5)
 # columns of the stack table
 # need: bytes to close all; ends: may all of it end here; close: tokens that are enough to close all
-RETURN, PARENT, NEED, ENDS, CLOSE = range(5)
+# held: the set beside the state
+RETURN, PARENT, NEED, ENDS, CLOSE, HELD = range(6)
+# columns of the table of endings: a member's number, bytes and tokens to there
+MEMBER, TO_BYTES, TO_TOKENS = range(3)
+# columns of the table of orders: the states before the first and before any other member, members (the number after them
+# is that of other members, the next that of the end), words of a mask of all these, least and largest number, counts that
+# are told apart, the first row in the table of members, and bytes and tokens of the end
+BEGIN, MORE, MEMBERS, WORDS, LEAST, MOST, CAP, ROWS, END_BYTES, END_TOKENS = range(10)
+# columns of the table of members: may it come at all, must it, and bytes and tokens that it takes from what is left
+THERE, NEEDED, GIVES_BYTES, GIVES_TOKENS = range(4)
+# columns of the table of sets: its order, members that came, bytes and tokens of what must come and the end, and
+# where its masks begin: the members that are left, then what may come next
+OF_ORDER, CAME, MUST_BYTES, MUST_TOKENS, MASKS = range(5)
 
 # columns of a walk's path: a configuration and these
 NEXT, END = 4, 5
 
 # kinds: nothing can follow; ordinary; inside of a counted string; fixed bytes (place: how many are done); the bytes of a
 # name, or any other text of a string (place: how many are those of the name); and (in a walk only) one that is not built
-CLOSED, OPEN, STRING, RUN, NAME, NOT_BUILT = range(6)
+# members in any order with a certain set, and with one less than the set held (both are at once replaced by what follows)
+CLOSED, OPEN, STRING, RUN, NAME, NOT_BUILT, LEFT, TAKE = range(8)
 
 # what a machine's table of addresses holds, and two sizes
 _STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _SPELLED, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED = range(11)
-_ROOM, _BUCKETS = 11, 12
+_ENDINGS, _ORDERS, _MEMBERS, _SETS, _MASKS, _SET_SLOTS = range(11, 17)
+_ROOM, _BUCKETS, _SET_ROOM, _MASK_ROOM, _SET_BUCKETS = range(17, 22)
+# of `used`
+STACKS, SETS, MASK_WORDS = range(3)
+FAR = (1 << 31) - 1  # bytes or tokens, of what cannot come
 _MANY = 1 << 30  # the length of arrays seen through an address is not looked at
 
 
@@ -65,16 +89,26 @@ def machine_tables(
     stack: np.ndarray,
     slots: np.ndarray,
     used: np.ndarray,
+    endings: np.ndarray,
+    orders: np.ndarray,
+    members: np.ndarray,
+    sets: np.ndarray,
+    masks: np.ndarray,
+    set_slots: np.ndarray,
 ) -> np.ndarray:
     """The table of addresses of a machine; its own address is what the loops take.
 
     states, arcs, dense, pushes  int32 [, WIDTH], [, 5], [, 256], []
     runs, spelled                uint8 [], int32 []: fixed bytes, and the fewest tokens from each on to the end of its run
     inside, inside_need          int16 [, 256], int64 []
-    stack, slots, used           int64 [, 5], int32 [a power of two], int64 [1]
+    stack, slots, used           int64 [, 6], int32 [a power of two], int64 [3]
+    endings, orders, members     int32 [, 3], int64 [, 10], int64 [, 4]
+    sets, masks, set_slots       int64 [, 5], int64 [], int32 [a power of two]
     """
     arrays = (states, arcs, dense, pushes, runs, spelled, inside, inside_need, stack, slots, used)
-    return addresses(arrays, len(stack), len(slots))
+    of_sets = (endings, orders, members, sets, masks, set_slots)
+    sizes = (len(stack), len(slots), len(sets), len(masks), len(set_slots))
+    return addresses((*arrays, *of_sets), *sizes)
 
 
 def _pointer(typing_context: Any, address: Any) -> Any:
@@ -91,7 +125,7 @@ _memory: Any = intrinsic(_pointer)
 
 @njit(inline="always")
 def _numbers(machine):  # type: ignore[no-untyped-def]
-    return carray(_memory(machine), (13,), np.int64)
+    return carray(_memory(machine), (22,), np.int64)
 
 
 @njit(inline="always")
@@ -101,35 +135,229 @@ def _state_table(machine):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _stack_table(machine):  # type: ignore[no-untyped-def]
-    return carray(_memory(_numbers(machine)[_STACK]), (_MANY, 5), np.int64)
+    return carray(_memory(_numbers(machine)[_STACK]), (_MANY, 6), np.int64)
 
 
 @njit(cache=True)
-def push(machine, state, parent):  # type: ignore[no-untyped-def]
-    """The stack `parent` with `state` on top; -1 if the table is full."""
+def _hash(masks, at, words, order, came):  # type: ignore[no-untyped-def]
+    key = order * np.int64(0x9E3779B1) + came
+    for w in range(words):
+        key = (key ^ masks[at + w]) * np.int64(0x85EBCA77)
+        key ^= key >> np.int64(29)
+    return key
+
+
+@njit(cache=True)
+def place_set(slots, masks, at, words, order, came, number):  # type: ignore[no-untyped-def]
+    """Enter a set, which is in none, in a table of slots."""
+    slot = _hash(masks, at, words, order, came) & (len(slots) - 1)
+    while slots[slot] >= 0:
+        slot = (slot + 1) & (len(slots) - 1)
+    slots[slot] = number
+
+
+@njit(cache=True)
+def set_of(machine, order, came):  # type: ignore[no-untyped-def]
+    """The number of a set of `order`: the members of the mask that was written behind the masks of all sets, after `came` ones.
+
+    CROWDED if there is no room for it; the caller has looked that there is for the mask.
+    """
+    table = _numbers(machine)
+    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
+    members = carray(_memory(table[_MEMBERS]), (_MANY, 4), np.int64)
+    sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
+    masks = carray(_memory(table[_MASKS]), (_MANY,), np.int64)
+    slots = carray(_memory(table[_SET_SLOTS]), (_MANY,), np.int32)
+    used = carray(_memory(table[_USED]), (3,), np.int64)
+    words, size, left = orders[order, WORDS], table[_SET_BUCKETS], used[MASK_WORDS]
+    slot = _hash(masks, left, words, order, came) & (size - 1)
+    while slots[slot] >= 0:
+        found = np.int64(slots[slot])
+        if sets[found, OF_ORDER] == order and sets[found, CAME] == came:
+            same = True
+            for w in range(words):
+                if masks[sets[found, MASKS] + w] != masks[left + w]:
+                    same = False
+                    break
+            if same:
+                return found
+        slot = (slot + 1) & (size - 1)
+    made = used[SETS]
+    if made >= table[_SET_ROOM] or made * 2 > size:
+        return np.int64(CROWDED)
+    count, first = orders[order, MEMBERS], orders[order, ROWS]
+    must, must_bytes, must_tokens = 0, orders[order, END_BYTES], orders[order, END_TOKENS]
+    for m in range(count):
+        if (masks[left + (m >> 6)] >> (m & 63)) & 1 and members[first + m, NEEDED]:
+            must += 1
+            must_bytes += members[first + m, GIVES_BYTES]
+            must_tokens += members[first + m, GIVES_TOKENS]
+    most, may = orders[order, MOST], left + words
+    for w in range(words):
+        masks[may + w] = 0
+    for m in range(count + 2):
+        if m < count:
+            fits = (masks[left + (m >> 6)] >> (m & 63)) & 1 == 1
+        else:
+            fits = members[first + m, THERE] == 1
+        if m == count + 1:
+            fits = must == 0 and came >= orders[order, LEAST]
+        elif fits and most >= 0:
+            fits = came + 1 + must - members[first + m, NEEDED] <= most
+        if fits:
+            masks[may + (m >> 6)] |= np.int64(1) << np.int64(m & 63)
+    sets[made, OF_ORDER], sets[made, CAME], sets[made, MASKS] = order, came, left
+    sets[made, MUST_BYTES], sets[made, MUST_TOKENS] = must_bytes, must_tokens
+    slots[slot] = made
+    used[SETS], used[MASK_WORDS] = made + 1, left + 2 * words
+    return made
+
+
+@njit(cache=True)
+def _may(machine, held, member):  # type: ignore[no-untyped-def]
+    """May this member come next, with the set `held`?"""
+    table = _numbers(machine)
+    sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
+    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
+    masks = carray(_memory(table[_MASKS]), (_MANY,), np.int64)
+    at = sets[held, MASKS] + orders[sets[held, OF_ORDER], WORDS] + (member >> 6)
+    return (masks[at] >> np.int64(member & 63)) & 1 == 1
+
+
+@njit(cache=True)
+def _alive(machine, state, held):  # type: ignore[no-untyped-def]
+    """Does a state that has endings lead to a member that may come, with the set `held`?"""
+    states = _state_table(machine)
+    endings = carray(_memory(_numbers(machine)[_ENDINGS]), (_MANY, 3), np.int32)
+    for k in range(states[state, ENDINGS], states[state, ENDINGS] + states[state, LEADS_TO]):
+        if _may(machine, held, endings[k, MEMBER]):
+            return True
+    return False
+
+
+@njit(cache=True)
+def _without(machine, held, member):  # type: ignore[no-untyped-def]
+    """The set after a member of the set `held` came; CROWDED if there is no room for it."""
+    table = _numbers(machine)
+    sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
+    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
+    masks = carray(_memory(table[_MASKS]), (_MANY,), np.int64)
+    order = sets[held, OF_ORDER]
+    words, to = orders[order, WORDS], carray(_memory(table[_USED]), (3,), np.int64)[MASK_WORDS]
+    if to + 2 * words > table[_MASK_ROOM]:
+        return np.int64(CROWDED)
+    for w in range(words):
+        masks[to + w] = masks[sets[held, MASKS] + w]
+    if member < orders[order, MEMBERS]:
+        masks[to + (member >> 6)] &= ~(np.int64(1) << np.int64(member & 63))
+    return set_of(machine, order, min(sets[held, CAME] + 1, orders[order, CAP]))
+
+
+@njit(cache=True)
+def enter(machine, state, held):  # type: ignore[no-untyped-def]
+    """(status, state, set) where a text comes to a state with the set `held`."""
+    states = _state_table(machine)
+    leads_to = states[state, LEADS_TO]
+    kind = states[state, KIND]
+    if leads_to == 0 and kind != LEFT:
+        return OK, np.int64(state), np.int64(0)
+    table = _numbers(machine)
+    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
+    order = np.int64(states[state, FIRST])
+    if kind == LEFT:
+        sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
+        held = np.int64(states[state, LOW])
+        return OK, orders[order, BEGIN if sets[held, CAME] == 0 else MORE], held
+    if not _alive(machine, state, held):
+        return DEAD, np.int64(state), held
+    if kind != TAKE:
+        return OK, np.int64(state), held
+    member = np.int64(states[state, LOW])
+    if member > orders[order, MEMBERS]:
+        return OK, np.int64(0), np.int64(0)
+    after = _without(machine, held, member)
+    if after < 0:
+        return CROWDED, np.int64(state), held
+    return OK, orders[order, MORE], after
+
+
+@njit(cache=True)
+def rest(machine, state, held):  # type: ignore[no-untyped-def]
+    """Bytes of the shortest text of a state, and tokens that are enough for all such texts."""
+    states = _state_table(machine)
+    if states[state, LEADS_TO] == 0:
+        return np.int64(states[state, DISTANCE]), np.int64(states[state, TOKENS])
+    table = _numbers(machine)
+    endings = carray(_memory(table[_ENDINGS]), (_MANY, 3), np.int32)
+    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
+    members = carray(_memory(table[_MEMBERS]), (_MANY, 4), np.int64)
+    sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
+    order = sets[held, OF_ORDER]
+    first, end = orders[order, ROWS], orders[order, MEMBERS] + 1
+    least, most = np.int64(FAR), np.int64(0)
+    for k in range(states[state, ENDINGS], states[state, ENDINGS] + states[state, LEADS_TO]):
+        member = endings[k, MEMBER]
+        if not _may(machine, held, member):
+            continue
+        n_bytes, n_tokens = np.int64(endings[k, TO_BYTES]), np.int64(endings[k, TO_TOKENS])
+        if member < end:
+            n_bytes += sets[held, MUST_BYTES]
+            n_tokens += sets[held, MUST_TOKENS]
+            if members[first + member, NEEDED]:
+                n_bytes -= members[first + member, GIVES_BYTES]
+                n_tokens -= members[first + member, GIVES_TOKENS]
+        if n_bytes < least:
+            least, most = n_bytes, n_tokens
+        elif n_bytes == least:
+            most = max(most, n_tokens)
+    return least, most
+
+
+@njit(cache=True)
+def push(machine, state, held, parent):  # type: ignore[no-untyped-def]
+    """The stack `parent` with `state` and the set `held` on top; FULL if the table is."""
     table = _numbers(machine)
     states, stack = _state_table(machine), _stack_table(machine)
     slots = carray(_memory(table[_SLOTS]), (_MANY,), np.int32)
-    used = carray(_memory(table[_USED]), (1,), np.int64)
+    used = carray(_memory(table[_USED]), (3,), np.int64)
     size = table[_BUCKETS]
     key = np.int64(state) * np.int64(0x9E3779B1) + np.int64(parent) * np.int64(0x85EBCA77)
+    key += held * np.int64(0xC2B2AE3D)
     slot = (key ^ (key >> 15)) & (size - 1)
     while slots[slot] >= 0:
         node = np.int64(slots[slot])
-        if stack[node, RETURN] == state and stack[node, PARENT] == parent:
+        if stack[node, RETURN] == state and stack[node, PARENT] == parent and stack[node, HELD] == held:
             return node
         slot = (slot + 1) & (size - 1)
-    node = used[0]
+    node = used[STACKS]
     if node >= table[_ROOM] or node * 2 > size:
-        return np.int64(-1)
+        return np.int64(FULL)
+    n_bytes, n_tokens = rest(machine, state, held)
     stack[node, RETURN] = state
     stack[node, PARENT] = parent
-    stack[node, NEED] = stack[parent, NEED] + states[state, DISTANCE]
+    stack[node, HELD] = held
+    stack[node, NEED] = stack[parent, NEED] + n_bytes
     stack[node, ENDS] = stack[parent, ENDS] & states[state, FINAL]
-    stack[node, CLOSE] = stack[parent, CLOSE] + states[state, TOKENS]
+    stack[node, CLOSE] = stack[parent, CLOSE] + n_tokens
     slots[slot] = node
-    used[0] = node + 1
+    used[STACKS] = node + 1
     return node
+
+
+@njit(cache=True)
+def _push_all(machine, arc, held, top):  # type: ignore[no-untyped-def]
+    """The stack with what an arc pushes, from the set `held`; DEAD if that cannot come with the set, FULL or CROWDED."""
+    table = _numbers(machine)
+    arcs = carray(_memory(table[_ARCS]), (_MANY, 5), np.int32)
+    pushes = carray(_memory(table[_PUSHES]), (_MANY,), np.int32)
+    for k in range(arcs[arc, ARC_PUSH] + arcs[arc, ARC_PUSHES] - 1, arcs[arc, ARC_PUSH] - 1, -1):
+        status, state, beside = enter(machine, np.int64(pushes[k]), held)
+        if status != OK:
+            return np.int64(status)
+        top = push(machine, state, beside, top)
+        if top < 0:
+            return top
+    return top
 
 
 @njit(cache=True)
@@ -146,11 +374,11 @@ def step(machine, state, place, count, top, byte):  # type: ignore[no-untyped-de
                 if byte == 0x22:
                     if count < states[state, LOW]:
                         return DEAD, state, place, count, top
-                    state = np.int64(0)
+                    state, count = np.int64(0), np.int64(0)
                     while state == 0 and top != 0:
-                        state = stack[top, RETURN]
+                        state, count = stack[top, RETURN], stack[top, HELD]
                         top = stack[top, PARENT]
-                    return OK, state, np.int64(0), np.int64(0), top
+                    return OK, state, np.int64(0), count, top
                 if states[state, HIGH] >= 0 and count >= states[state, HIGH]:
                     return DEAD, state, place, count, top
             after = np.int64(inside[place, byte])
@@ -170,31 +398,31 @@ def step(machine, state, place, count, top, byte):  # type: ignore[no-untyped-de
             if runs[states[state, LOW] + place] != byte:
                 if kind == RUN:
                     return DEAD, state, place, count, top
-                arc = states[state, OTHER]
+                arc = np.int64(states[state, OTHER])
                 arcs = carray(_memory(table[_ARCS]), (_MANY, 5), np.int32)
                 goal = np.int64(arcs[arc, ARC_TARGET])
                 after = states[goal, BASE] if byte == 0x22 else inside[states[goal, BASE], byte]
                 if after < 0:
                     return DEAD, state, place, count, top
-                pushes = carray(_memory(table[_PUSHES]), (_MANY,), np.int32)
-                for k in range(arcs[arc, ARC_PUSH] + arcs[arc, ARC_PUSHES] - 1, arcs[arc, ARC_PUSH] - 1, -1):
-                    top = push(machine, np.int64(pushes[k]), top)
-                    if top < 0:
-                        return FULL, state, place, count, top
+                if arcs[arc, ARC_PUSHES] > 0:
+                    below = _push_all(machine, arc, count, top)
+                    if below <= 0:
+                        return below, state, place, count, top
+                    top = below
                 if byte != 0x22:
                     return OK, goal, np.int64(after), np.int64(0), top
-                state = np.int64(0)
+                state, count = np.int64(0), np.int64(0)
                 while state == 0 and top != 0:
-                    state = stack[top, RETURN]
+                    state, count = stack[top, RETURN], stack[top, HELD]
                     top = stack[top, PARENT]
-                return OK, state, np.int64(states[state, BASE]), np.int64(0), top
+                return OK, state, np.int64(states[state, BASE]), count, top
             if place + 1 < states[state, HIGH]:
-                return OK, state, place + 1, np.int64(0), top
-            state = np.int64(states[state, FIRST])
+                return OK, state, place + 1, count, top
+            status, state, count = enter(machine, np.int64(states[state, FIRST]), count)
             while state == 0 and top != 0:
-                state = stack[top, RETURN]
+                state, count = stack[top, RETURN], stack[top, HELD]
                 top = stack[top, PARENT]
-            return OK, state, np.int64(states[state, BASE]), np.int64(0), top
+            return status, state, np.int64(states[state, BASE]), count, top
         arcs = carray(_memory(table[_ARCS]), (_MANY, 5), np.int32)
         hit = np.int64(-1)
         row = states[state, DENSE]
@@ -206,40 +434,58 @@ def step(machine, state, place, count, top, byte):  # type: ignore[no-untyped-de
                     hit = np.int64(a)
                     break
         if hit >= 0:
-            pushes = carray(_memory(table[_PUSHES]), (_MANY,), np.int32)
-            for k in range(arcs[hit, ARC_PUSH] + arcs[hit, ARC_PUSHES] - 1, arcs[hit, ARC_PUSH] - 1, -1):
-                top = push(machine, np.int64(pushes[k]), top)
-                if top < 0:
-                    return FULL, state, place, count, top
-            state = np.int64(arcs[hit, ARC_TARGET])
+            if arcs[hit, ARC_PUSHES] > 0:
+                below = _push_all(machine, hit, count, top)
+                if below <= 0:
+                    return below, state, place, count, top
+                top = below
+            status, state, count = enter(machine, np.int64(arcs[hit, ARC_TARGET]), count)
             if states[state, KIND] == STRING and byte != 0x22:
-                return OK, state, np.int64(inside[states[state, BASE], byte]), np.int64(0), top
+                return status, state, np.int64(inside[states[state, BASE], byte]), count, top
             while state == 0 and top != 0:
-                state = stack[top, RETURN]
+                state, count = stack[top, RETURN], stack[top, HELD]
                 top = stack[top, PARENT]
-            return OK, state, np.int64(states[state, BASE]), np.int64(0), top
+            return status, state, np.int64(states[state, BASE]), count, top
         if states[state, FINAL] and top != 0:
-            state = stack[top, RETURN]
+            state, count = stack[top, RETURN], stack[top, HELD]
             top = stack[top, PARENT]
             continue
         return DEAD, state, place, count, top
 
 
 @njit(cache=True)
+def _other(machine, state, held):  # type: ignore[no-untyped-def]
+    """`rest` of another name than that of a NAME, from behind its first byte that differs."""
+    table = _numbers(machine)
+    states = _state_table(machine)
+    arcs = carray(_memory(table[_ARCS]), (_MANY, 5), np.int32)
+    pushes = carray(_memory(table[_PUSHES]), (_MANY,), np.int32)
+    if states[state, LEADS_TO] == 0:
+        return np.int64(states[state, BY_OTHER]), np.int64(states[state, OTHERWISE])
+    n_bytes, n_tokens = rest(machine, np.int64(pushes[arcs[states[state, OTHER], ARC_PUSH]]), held)
+    return n_bytes + 1, n_tokens + 1
+
+
+@njit(cache=True)
 def need(machine, state, place, count, top):  # type: ignore[no-untyped-def]
     """Bytes of the shortest way to a complete text."""
     states, stack = _state_table(machine), _stack_table(machine)
-    here = np.int64(states[state, DISTANCE])
+    here = np.int64(0)
     if states[state, KIND] == STRING:
         if place != states[state, BASE]:
             inside_need = carray(_memory(_numbers(machine)[_INSIDE_NEED]), (_MANY,), np.int64)
             here = inside_need[place] + max(states[state, LOW] - count - 1, 0) + 1
         else:
             here = max(states[state, LOW] - count, np.int64(0)) + 1
-    elif states[state, KIND] == RUN:
-        here -= place
     elif states[state, KIND] == NAME and place > 0:
-        here = min(states[state, BY_NAME] - place, np.int64(states[state, BY_OTHER]))
+        here = states[state, BY_NAME]
+        if states[state, LEADS_TO] > 0:
+            here = rest(machine, np.int64(states[state, FIRST]), count)[0] + states[state, HIGH]
+        here = min(here - place, _other(machine, state, count)[0])
+    else:
+        here = rest(machine, state, count)[0]
+        if states[state, KIND] == RUN:
+            here -= place
     return here + stack[top, NEED]
 
 
@@ -247,7 +493,7 @@ def need(machine, state, place, count, top):  # type: ignore[no-untyped-def]
 def close(machine, state, place, count, top):  # type: ignore[no-untyped-def]
     """Tokens that are enough for every shortest way to a complete text (`grammar.token_measure`)."""
     states, stack = _state_table(machine), _stack_table(machine)
-    here = np.int64(states[state, TOKENS])
+    here = np.int64(0)
     kind = states[state, KIND]
     if kind == STRING:
         if place != states[state, BASE]:
@@ -257,13 +503,23 @@ def close(machine, state, place, count, top):  # type: ignore[no-untyped-def]
             here = max(states[state, LOW] - count, np.int64(0)) + 1
     elif kind in (RUN, NAME) and place > 0:
         spelled = carray(_memory(_numbers(machine)[_SPELLED]), (_MANY,), np.int32)
-        here = np.int64(spelled[states[state, LOW] + place]) + states[state, AFTER]
+        here = np.int64(spelled[states[state, LOW] + place])
+        by_name = np.int64(states[state, BY_NAME])
+        if states[state, LEADS_TO] > 0:
+            n_bytes, n_tokens = rest(machine, np.int64(states[state, FIRST]), count)
+            here += n_tokens
+            by_name = n_bytes + states[state, HIGH]
+        else:
+            here += states[state, AFTER]
         if kind == NAME:
-            longer = states[state, BY_NAME] - place - states[state, BY_OTHER]
+            n_bytes, n_tokens = _other(machine, state, count)
+            longer = by_name - place - n_bytes
             if longer > 0:
-                here = np.int64(states[state, OTHERWISE])
+                here = n_tokens
             elif longer == 0:
-                here = max(here, np.int64(states[state, OTHERWISE]))
+                here = max(here, n_tokens)
+    else:
+        here = rest(machine, state, count)[1]
     return here + stack[top, CLOSE]
 
 
@@ -329,7 +585,6 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
                         continue
                 elif inner:
                     p = place + 1
-                    n = 0
                     known = True
             elif kind == OPEN:
                 hit = -1
@@ -345,9 +600,12 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
                         goal = arcs[hit, ARC_TARGET]
                         goal_kind = states[goal, KIND]
                         if goal_kind in (OPEN, RUN, NAME):
+                            if states[goal, LEADS_TO] == 0:
+                                n = 0
+                            elif not _alive(machine, goal, count):
+                                continue
                             s = np.int64(goal)
                             p = np.int64(states[goal, BASE])
-                            n = 0
                             known = True
                         elif goal_kind == STRING and b != 0x22:
                             s = np.int64(goal)

@@ -25,8 +25,8 @@ Arc = tuple[int, tuple[int, ...], int]  # bytes as a 256-bit mask, terms pushed,
 EMPTY = 0  # matches nothing
 EPSILON = 1  # matches the empty string
 
-SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS, REFERENCE, ELSE, UNLIKE = range(
-    2, 15
+SET, LITERAL, CAT, ALT, REPEAT, CALL, STRING, BODY, STATE, MEMBERS, REFERENCE, ELSE, UNLIKE, TAKEN = range(
+    2, 16
 )  # kinds of terms
 
 
@@ -100,6 +100,16 @@ class AnyOrder:
     high: int = -1
 
     @property
+    def beside(self) -> bool:
+        """Can what is left be kept beside the state? So it can where the least number is one of required members, or one."""
+        return self.low <= 1
+
+    @property
+    def end_index(self) -> int:
+        """What `Terms.taken` calls the end; the number before it is that of other members."""
+        return len(self.members) + 1
+
+    @property
     def cap(self) -> int:
         """Counts from here on are alike."""
         return self.high if self.high >= 0 else max(self.low, 1)
@@ -146,8 +156,10 @@ class Terms:
         self._arcs: dict[int, tuple[Arc, ...]] = {EMPTY: (), EPSILON: ()}
         self._charsets: dict[cp.Ranges, int] = {}
         self._rules: list[int] = []
+        self._own_rules: dict[int, int] = {}
         self._automata: list[Automaton] = []
         self._orders: list[AnyOrder] = []
+        self._taking: set[int] = set()  # terms that end in a `taken`
         self._joining = 0  # calls of `_join_heads` that have not returned
 
     # building
@@ -163,6 +175,8 @@ class Terms:
             self._data.append(key)
             self._nullable.append(nullable)
             self._head_call.append(head_call)
+            if key[0] == TAKEN or (key[0] in (CAT, ELSE, ALT) and self._ends_in_taken(key)):
+                self._taking.add(found)
             if key[0] == CAT and key[1] in self._free:
                 self._free[found] = self._free[key[1]]
             elif key[0] == ALT:
@@ -170,6 +184,11 @@ class Terms:
                 if spellings:
                     self._free[found] = min(spellings)
         return found
+
+    def _ends_in_taken(self, key: tuple) -> bool:
+        if key[0] == CAT:
+            return key[2] in self._taking
+        return any(p in self._taking for p in (key[1] if key[0] == ALT else key[1:]))
 
     def mark_free(self, term: int, need: int, spelling: int = 1) -> int:
         """Say that any text inside of a string begins a text of `term`; also of what is built on it.
@@ -433,6 +452,17 @@ class Terms:
     def call(self, rule: int) -> int:
         return self._new((CALL, rule), False, True)
 
+    def on_its_own(self, term: int) -> int:
+        """`term` as a rule: its states are then the same wherever it stands, since what follows is on the stack."""
+        if term == EMPTY or self._data[term][0] in (CALL, STRING):
+            return term
+        found = self._own_rules.get(term)
+        if found is None:
+            rule = self.rule()
+            self.define(rule, term)
+            found = self._own_rules[term] = self.call(rule)
+        return found
+
     def define_reference(self, rule: int, body: int) -> None:
         """Give a rule that only `reference` uses its body; it may match the empty string, and end before it has to."""
         self._rules[rule] = body
@@ -537,11 +567,40 @@ class Terms:
                 options.append(self.cat(member, self._members(index, rest, after)))
         if order.other != EMPTY and order.may_come(left, after):
             options.append(self.cat(order.other, self._members(index, left, after)))
-        if count:
+        end = order.end if not order.required(left) and count >= order.low else EMPTY
+        return self._one_of(order, options, end, count == 0)
+
+    def _one_of(self, order: AnyOrder, options: list[int], end: int, first: bool) -> int:
+        if not first:
             options = [self.cat(order.comma, self.listed(options))]
-        if not order.required(left) and count >= order.low:
-            options.append(order.end)
-        return self.listed(options)
+        return self.listed([*options, end])
+
+    def any_left(self, index: int, first: bool) -> int:
+        """What can follow, whatever is left: all members, each with a `taken` behind it, which depends on what is left.
+
+        first  no member has come
+        """
+        order = self._orders[index]
+        options = [self.cat(member, self.taken(index, i)) for i, member in enumerate(order.members)]
+        if order.other != EMPTY:
+            options.append(self.cat(order.other, self.taken(index, len(order.members))))
+        return self._one_of(order, options, self.cat(order.end, self.taken(index, order.end_index)), first)
+
+    def taken(self, index: int, member: int) -> int:
+        """What follows after a member of an order: the members that were left, without this one.
+
+        member  its number; one more than the last for another one, and one more for the end
+        """
+        return self._new((TAKEN, index, member), False, True)
+
+    def takes(self, term: int) -> bool:
+        """Does it end in a `taken`?"""
+        return term in self._taking
+
+    def members_left(self, term: int) -> tuple[int, int, int] | None:
+        """(number of the order, mask of the members that are left, how many came) if that is all of `term`."""
+        data = self._data[term]
+        return (data[1], data[2], data[3]) if data[0] == MEMBERS else None
 
     # exploring
 

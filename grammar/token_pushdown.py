@@ -19,10 +19,24 @@ import numpy as np
 from grammar import pushdown_loops as loops
 from grammar.constraint_errors import TooLarge, Unsatisfiable, VocabularyError
 from grammar.measure import INFINITE, Distances, Measure
+from grammar.order_tables import OrderTables
 from grammar.pattern_rows import PatternTable
-from grammar.pushdown_loops import CLOSED, DEAD, FULL, NAME, OK, OPEN, RUN, STRING, UNBUILT
+from grammar.pushdown_loops import (
+    CLOSED,
+    CROWDED,
+    DEAD,
+    FULL,
+    LEFT,
+    NAME,
+    OK,
+    OPEN,
+    RUN,
+    STRING,
+    TAKE,
+    UNBUILT,
+)  # fmt: skip
 from grammar.string_tables import inside
-from grammar.terms import CAT, EMPTY, EPSILON, STATE, Limits, Terms, bits
+from grammar.terms import CAT, EMPTY, EPSILON, STATE, TAKEN, Limits, Terms, bits
 from grammar.token_measure import TokenMeasure
 from grammar.vocabulary import Vocabulary
 from grammar.walk_tree import WalkTree
@@ -101,10 +115,11 @@ class TokenPushdown:
         self._runs = np.zeros(1024, np.uint8)
         self._run_tokens = np.zeros(1024, np.int32)
         self._used_arcs = self._used_pushes = self._used_runs = 0
-        self._stack = np.zeros((1024, 5), np.int64)
+        self._stack = np.zeros((1024, 6), np.int64)
         self._stack[0, loops.ENDS] = 1
         self._slots = np.full(4096, -1, np.int32)
-        self._used = np.ones(1, np.int64)
+        self._used = np.array([1, 1, 0])  # of the stack, of sets and of their masks
+        self._orders = OrderTables(measure, self._spelled, limits, self._moved)
         trie = vocabulary.trie
         self._path = np.zeros((trie.max_depth + 1, 6), np.int64)
         self._out = np.empty((2, _FEW), np.int32)  # ids and needs
@@ -130,9 +145,11 @@ class TokenPushdown:
 
     def _moved(self) -> None:
         """Tell the loops where the tables are now; after each that was made larger."""
+        sets = self._orders
         self._tables = loops.machine_tables(
             self._states, self._arcs, self._dense, self._pushes, self._runs, self._run_tokens,
             self._inside.table, self._inside.need, self._stack, self._slots, self._used,
+            sets.endings, sets.orders, sets.members, sets.sets, sets.masks, sets.slots,
         )  # fmt: skip
         self._machine = int(self._tables.ctypes.data)
 
@@ -161,6 +178,31 @@ class TokenPushdown:
             row[loops.TOKENS] = min(self._spelled.enough(term), _FARTHEST)
             if kind in (CLOSED, STRING):
                 row[loops.COUNT] = 0
+            if self.terms.takes(term):
+                row[loops.ENDINGS], row[loops.LEADS_TO] = self._orders.endings_at(term)
+            self._put_sets_beside(found, term)
+        return found
+
+    def _put_sets_beside(self, state: int, term: int) -> None:
+        """Where a state is only members that are left, or says that one was taken: it is replaced where it is met."""
+        data, left = self.terms.data(term), self.terms.members_left(term)
+        kind, value = TAKE, 0
+        if left is not None and self.terms.order_of(left[0]).beside:
+            kind, order = LEFT, self._order(left[0])
+            value = self._orders.set_of(lambda: self._machine, self._used, order, left[1], left[2])
+        elif data[0] == TAKEN:
+            order, value = self._order(data[1]), data[2]
+        else:
+            return
+        row = self._states[state]
+        row[loops.KIND], row[loops.COUNT], row[loops.FIRST], row[loops.LOW] = kind, 0, order, value
+
+    def _order(self, index: int) -> int:
+        """The number of an order in the tables."""
+        found = self._orders.number_of(index)
+        if found is None:
+            begin, more = (self._state(self.terms.any_left(index, first)) for first in (True, False))
+            found = self._orders.add(index, begin, more)
         return found
 
     def _build(self, state: int) -> None:
@@ -260,17 +302,19 @@ class TokenPushdown:
         """Room for twice as many stacks."""
         self._stack = np.vstack([self._stack, np.zeros_like(self._stack)])
         self._slots = np.full(len(self._slots) * 2, -1, np.int32)
-        used, self._used = self._used[0], np.ones(1, np.int64)
+        used, self._used[loops.STACKS] = int(self._used[loops.STACKS]), 1
         self._moved()
-        for node in range(1, int(used)):
-            state, parent = int(self._stack[node, loops.RETURN]), int(self._stack[node, loops.PARENT])
-            loops.push(self._machine, state, parent)
+        for node in range(1, used):
+            state, held, parent = self._stack[node, [loops.RETURN, loops.HELD, loops.PARENT]].tolist()
+            loops.push(self._machine, state, held, parent)
 
     def _mend(self, status: int, state: int) -> None:
         if status == UNBUILT:
             self._build(state)
         elif status == FULL:
             self.grow_stack()
+        elif status == CROWDED:
+            self._orders.grow(self._used)
 
     def explore(self, states: int, seconds: float) -> None:
         """Make ahead of use, for at most `seconds` of this thread: up to `states` states, the rows of patterns, the first mask."""
@@ -279,7 +323,7 @@ class TokenPushdown:
         while done < min(len(self._term), states):
             if self._states[done, loops.COUNT] < 0:
                 self._build(done)
-                pattern = self._pattern(done) if done < _PATTERN_ROWS else None
+                pattern = self._pattern((done, 0, 0, 0)) if done < _PATTERN_ROWS else None
                 if pattern is not None:
                     self._patterns.row(*pattern[:3])
                 if time.thread_time() > end:
@@ -302,7 +346,10 @@ class TokenPushdown:
             + self._used_arcs * self._arcs.itemsize * 5
             + self._used_dense * 1024
             + self._used_pushes * 4
-            + int(self._used[0]) * (4 * 8 + 8)
+            + int(self._used[loops.STACKS]) * (6 * 8 + 8)
+            + self._orders.used_endings * 12
+            + int(self._used[loops.SETS]) * 7 * 8
+            + int(self._used[loops.MASK_WORDS]) * 8
         )
 
     @property
@@ -402,14 +449,13 @@ class TokenPushdown:
         config = at, place, count, _ = self._configs[state]
         if self._states[at, loops.KIND] == STRING:
             return self._strings.row_within(place, *self._bounds(config), left - 1)
-        term = self._term[at]
         spelling = self._free_spelling(config)
         if spelling is None:
-            pattern = self._pattern(at)
+            pattern = self._pattern(config)
             assert pattern is not None
             table, inner, characters, distances, tail = pattern
             return self._patterns.row_within(table, inner, characters, distances, left - tail)
-        beyond = left - self._free_need(term)
+        beyond = left - self._free_need(at, count)
         if beyond >= 0 or left <= 0:
             return self._strings.staying_within(self._inside.bases[spelling], beyond)
         key = (at, place, count, left)
@@ -495,7 +541,7 @@ class TokenPushdown:
         if own is not None:  # seen on another stack, and no token looks at that
             return own
         free = self._free_spelling(config)
-        pattern = self._pattern(at) if free is None and place == 0 else None
+        pattern = self._pattern(config) if free is None and place == 0 else None
         if pattern is not None:
             table, inner, characters, distances, tail = pattern
             ids, needs, most = self._tokens(config, self._patterns.others)
@@ -504,9 +550,7 @@ class TokenPushdown:
         if free is not None:
             shared, leaving = self._strings.free(free)
             ids, needs, most = self._tokens(config, leaving)
-            return Recipe(
-                shared, ids, needs, max(most, self._free_need(self._term[at]) + self._inside.farthest)
-            )
+            return Recipe(shared, ids, needs, max(most, self._free_need(at, count) + self._inside.farthest))
         recipe = Recipe(None, *self._tokens(config, self.vocabulary.tree))
         if len(recipe.ids) <= _FEW and not self._progress[3] and len(self._own) < _MAX_STEPS:
             self._own[at, place, count] = recipe
@@ -514,14 +558,19 @@ class TokenPushdown:
 
     def _free_spelling(self, config: Config) -> int | None:
         """Of a place where any text of a string may follow (see `Terms.mark_free`)."""
-        at, place, _, _ = config
+        at, place, held, _ = config
         if place == 0 or self._states[at, loops.KIND] == NAME:
+            if self._states[at, loops.LEADS_TO] and not self._orders.others_may_come(held):
+                return None  # it is other names that are free
             return self.terms.free_spelling(self._term[at])
         return None
 
-    def _pattern(self, at: int) -> tuple[PatternTable, int, int, Distances, int] | None:
+    def _pattern(self, config: Config) -> tuple[PatternTable, int, int, Distances, int] | None:
         """(table, state, characters so far, distances, tokens behind it) inside of a string that has a pattern."""
+        at, _, held, _ = config
         data, tail = self.terms.data(self._term[at]), 0
+        if self._states[at, loops.LEADS_TO]:
+            tail = self._orders.must_come(held)[1]
         while data[0] == CAT:
             tail += self._spelled.enough(data[2])
             data = self.terms.data(data[1])
@@ -533,26 +582,34 @@ class TokenPushdown:
             return None
         return table, data[2], data[3], self.measure.distances(data[1]), tail
 
-    def _free_need(self, term: int) -> int:
-        """Tokens that are enough to complete a free term after whole characters inside of its string."""
+    def _free_need(self, at: int, held: int) -> int:
+        """Tokens that are enough to complete a free state after whole characters inside of its string."""
+        term, beside = self._term[at], (0, 0)
+        if self._states[at, loops.LEADS_TO]:
+            beside = self._orders.must_come(held)
+        return self._need_of(term, beside)
+
+    def _need_of(self, term: int, beside: tuple[int, int]) -> int:
+        """Of a free term; `beside`: bytes and tokens, at most, of what follows it by the set beside it."""
         own = self.terms.free_need(term)
         if own is not None:
-            return own
+            return own + beside[1]
         data = self.terms.data(term)
         if data[0] == STATE:
-            return self.measure.distances(data[1]).farthest(0)
+            return self.measure.distances(data[1]).farthest(0) + beside[1]
         if data[0] == CAT:
-            return self._free_need(data[1]) + self._spelled.enough(data[2])
-        return max(self._part_need(term, p) for p in data[1])  # the shortest text may be any one's
+            return self._need_of(data[1], beside) + self._spelled.enough(data[2])
+        return max(self._part_need(term, p, beside) for p in data[1])  # the shortest text may be any one's
 
-    def _part_need(self, free: int, part: int) -> int:
+    def _part_need(self, free: int, part: int, beside: tuple[int, int]) -> int:
         """Tokens that are enough for the rest of a shortest text that is one of this part of a free term."""
         if self.terms.free_spelling(part) is not None:
-            return self._free_need(part)
+            return self._need_of(part, beside)
         leading = self.terms.leading_literal(part)
         if leading is None:  # it has no more bytes than the free ones
-            return self._free_bytes(free)
-        return int(self.vocabulary.spelling.suffixes(leading[0]).max()) + self._spelled.enough(leading[1])
+            return self._free_bytes(free) + beside[0]
+        spelled = int(self.vocabulary.spelling.suffixes(leading[0]).max())
+        return spelled + self._spelled.enough(leading[1]) + beside[1]
 
     def _free_bytes(self, term: int) -> int:
         """Like `_free_need`, in bytes."""
@@ -568,10 +625,10 @@ class TokenPushdown:
 
     def _after_string(self, top: int) -> Config:
         """The configuration behind the closing quote of a string on the stack `top`."""
-        state = 0
+        state = held = 0
         while state == 0 and top != 0:
-            state, top = int(self._stack[top, loops.RETURN]), int(self._stack[top, loops.PARENT])
-        return state, int(self._states[state, loops.BASE]), 0, top
+            state, held, top = self._stack[top, [loops.RETURN, loops.HELD, loops.PARENT]].tolist()
+        return state, int(self._states[state, loops.BASE]), held, top
 
     def _tokens(
         self, config: Config, tree: WalkTree, row: np.ndarray | None = None, budget: int = _NO_BUDGET
@@ -684,11 +741,16 @@ class TokenPushdown:
             return 0x22 if count == self._states[at, loops.HIGH] else None
         if self._states[at, loops.KIND] == RUN:
             return self._run_byte(config)
-        if self._states[at, loops.FINAL] or self._states[at, loops.KIND] == NAME:
+        beside = self._states[at, loops.LEADS_TO] > 0
+        if self._states[at, loops.KIND] == NAME:
+            return None if not beside or self._orders.others_may_come(count) else self._run_byte(config)
+        if self._states[at, loops.FINAL]:
             return None
-        arcs = self.terms.arcs(self._term[at])
-        if len(arcs) == 1 and arcs[0][0] & (arcs[0][0] - 1) == 0:
-            return arcs[0][0].bit_length() - 1
+        masks = [mask for mask, _, _ in self.terms.arcs(self._term[at])]
+        if beside:
+            masks = [mask for mask in masks if self._after(config, bits(mask)[0]) is not None]
+        if len(masks) == 1 and masks[0] & (masks[0] - 1) == 0:
+            return masks[0].bit_length() - 1
         return None
 
 

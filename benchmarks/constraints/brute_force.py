@@ -1,6 +1,6 @@
 """Are the masks right? Every token of a real vocabulary is tried byte by byte at the states of many walks.
 
-    python -m benchmarks.constraints.brute_force --corpus FOLDER [--vocab tekken|spm32k] [-n 100] [--states 6]
+    python -m benchmarks.constraints.brute_force --corpus FOLDER [--vocab tekken|spm32k] [-n 100] [--states 6] [--order any]
 
 Needs the harness `cdbench` on the path for its vocabularies, patterns and schema corpus. Prints a line for
 each difference and a summary; ends with status 1 if there was one.
@@ -19,7 +19,7 @@ from cdbench import corpus, patterns
 from cdbench import vocab as vocabularies
 
 from grammar.automaton import TokenAutomaton
-from grammar.compile import compile_constraint
+from grammar.compile import Options, compile_constraint
 from grammar.constraint_errors import ConstraintError
 from grammar.vocabulary import Vocabulary
 
@@ -53,9 +53,11 @@ def main() -> int:
     parser.add_argument("--vocab", default="tekken")
     parser.add_argument("-n", type=int, default=100)
     parser.add_argument("--states", type=int, default=6)
+    parser.add_argument("--order", choices=("declared", "any"), default="declared")
     options = parser.parse_args()
     vocab = vocabularies.load(options.vocab)
     vocabulary = Vocabulary.of(vocab.tokens, [vocab.eos], vocab.specials)
+    asked = Options(any_order=options.order == "any")
     rng = random.Random(7)
     jobs: list[tuple[str, str, Any, list[str]]] = [("regex", i, r, ok) for i, r, ok, _ in patterns.PATTERNS]
     for schema in corpus.sample(options.corpus, options.n):
@@ -64,7 +66,7 @@ def main() -> int:
     checked = wrong = constraints = 0
     for kind, name, source, texts in jobs:
         try:
-            automaton = compile_constraint(kind, source, vocabulary).automaton  # type: ignore[arg-type]
+            automaton = compile_constraint(kind, source, vocabulary, options=asked).automaton  # type: ignore[arg-type]
         except ConstraintError:
             continue
         assert automaton is not None

@@ -70,6 +70,12 @@ def member_places(compiler: SchemaCompiler, plains: Conjunction, name: str) -> l
     return [inner for place in plains for inner in compiler.validator.member_places(place, name)]
 
 
+def _member_value(compiler: SchemaCompiler, places: list[Place]) -> int:
+    """The value of a member; in any order on its own, so that which members are left is no part of its states."""
+    value = compiler.value(places)
+    return compiler.terms.on_its_own(value) if compiler.any_order else value
+
+
 def object_term(compiler: SchemaCompiler, plains: Conjunction) -> int:
     """The objects that all `plains` accept."""
     needed = set(needed_names(compiler, plains))
@@ -82,7 +88,7 @@ def object_term(compiler: SchemaCompiler, plains: Conjunction) -> int:
     names = declared_names(plains)
     for name in names:
         allowed = all(compiler.validator.valid(name, rule) for rule in name_rules)
-        value = compiler.value(member_places(compiler, plains, name)) if allowed else EMPTY
+        value = _member_value(compiler, member_places(compiler, plains, name)) if allowed else EMPTY
         if value == EMPTY and name in needed:
             compiler.conflicts.append(f"{plains[0].pointer}/properties/{escape(name)}")
             return EMPTY
@@ -182,7 +188,7 @@ def _other_member(
     if compiler.objects != "open" and "properties" in said and not said & _OF_OTHERS:
         return EMPTY
     if not patterns and not name_rules:
-        value = compiler.value(_additional(plains, ()))
+        value = _member_value(compiler, _additional(plains, ()))
         if value == EMPTY:
             return EMPTY
         return terms.sequence(text.name_except(names), text.colon, value)
@@ -201,7 +207,7 @@ def _other_member(
                 keys = keys.intersection(automaton) if source in chosen else keys.difference(automaton)
             if keys.is_empty:
                 continue
-            value = compiler.value(_additional(plains, chosen))
+            value = _member_value(compiler, _additional(plains, chosen))
             if value != EMPTY:
                 options.append(terms.sequence(text.string_of(keys), text.colon, value))
     return terms.alt(options)

@@ -1,0 +1,169 @@
+"""What is left of an object's members beside the state accepts, masks, forces and ends exactly what a state for each set of them does."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from grammar import terms
+from grammar.compile import Options, compile_constraint
+from grammar.constraint_errors import ConstraintError
+from grammar.token_pushdown import TokenPushdown
+from grammar.vocabulary import Vocabulary
+
+PIECES = [
+    *(b'"', b'":', b'":"', b'","', b'"}', b'"]', b"{}", b'{"', b'{"a', b'{"a":1,"', b'a":1', b'":1,"b', b'":1,"a":1}'),
+    *(b"ab", b"abc", b'a"', b'b":true', b"true", b'true,"', b"null", b"10", b"1,", b"1}", b'1,"b":1', b'1,"zz":1', b"\\u"),
+    *("é".encode(), b"\xa9b", b'"b":1,"abc":1', b'b","', b"}}", b'}},"', b'},"a', b'":{"', b'":{"a":1},"b"', b'_x"', b'x_"'),
+]  # fmt: skip
+COUNT = 256 + len(PIECES)
+VOCABULARY = Vocabulary.of([*(bytes([b]) for b in range(256)), *PIECES, b"</s>"], eos=[COUNT])
+NAMES = ["a", "ab", "abc", "b", "é", 'q"', "b" * 9, "x_"]
+SCALARS = st.sampled_from([
+    {"type": "integer"}, {"type": "string"}, {"type": "boolean"}, {"const": 1}, {"enum": [1, 10, True]}, {}, False,
+    {"type": ["number", "null"]}, {"type": "string", "pattern": "^[ab]+$"}, {"type": "string", "minLength": 2},
+])  # fmt: skip
+
+
+def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    others = st.sampled_from([
+        {}, {}, {"additionalProperties": False}, {"additionalProperties": {"type": "integer"}}, {"patternProperties": {"_": {"const": 1}}},
+        {"patternProperties": {"^x": {"type": "integer"}, "_$": {"type": "boolean"}}, "additionalProperties": False},
+        {"propertyNames": {"maxLength": 3}}, {"propertyNames": {"pattern": "^[abz]*$"}},
+    ])  # fmt: skip
+    return st.builds(
+        lambda properties, required, other, least, most: {
+            "type": "object", "properties": properties, "required": required, **other,
+            **({"minProperties": least} if least else {}), **({"maxProperties": most} if most else {}),
+        },
+        st.dictionaries(st.sampled_from(NAMES), inner, max_size=5),
+        st.lists(st.sampled_from(NAMES), max_size=3, unique=True),
+        others,
+        st.sampled_from([0, 0, 1, 2]),
+        st.sampled_from([0, 0, 1, 2, 4]),
+    )  # fmt: skip
+
+
+SCHEMAS = st.one_of(
+    objects(SCALARS),
+    objects(st.one_of(SCALARS, objects(SCALARS))),
+    st.lists(objects(SCALARS), min_size=2, max_size=3).map(lambda o: {"anyOf": o}),
+    st.lists(objects(SCALARS), min_size=2, max_size=2).map(lambda o: {"allOf": o}),
+    objects(SCALARS).map(lambda o: {"type": "array", "items": o, "minItems": 1}),
+)
+
+
+def machine(schema: Any, **options: Any) -> TokenPushdown:
+    found = compile_constraint(
+        "json_schema", schema, VOCABULARY, options=Options(any_order=True, **options)
+    ).automaton
+    assert isinstance(found, TokenPushdown)
+    return found
+
+
+def each_set_a_state(schema: Any) -> TokenPushdown:
+    """The same constraint with a term, and so a state, for each set of members."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(terms.AnyOrder, "beside", property(lambda self: False))
+        found = machine(schema)
+    found._put_sets_beside = lambda state, term: None  # type: ignore[method-assign]  # also of states built later
+    return found
+
+
+def tokens_of(row: np.ndarray) -> list[int]:
+    return np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little")).tolist()
+
+
+def weight(token: int) -> int:
+    data = VOCABULARY.tokens[token]
+    return 1 if len(data) == 1 and not data.isalnum() and data not in b'{}",:' else 12 * len(data)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SCHEMAS, st.randoms(use_true_random=False))
+def test_as_with_a_state_for_each_set(schema: Any, rng: random.Random) -> None:
+    try:
+        one = machine(schema)
+    except ConstraintError:
+        return
+    other = each_set_a_state(schema)
+    for _ in range(4):
+        here, there = one.start, other.start
+        for _ in range(25):
+            assert (one.allowed(here) == other.allowed(there)).all(), schema
+            assert one.can_end(here) == other.can_end(there)
+            assert one.forced(here) == other.forced(there), schema
+            assert one.closing_text(here) == other.closing_text(there)
+            least = one.tokens_to_end(here)
+            for budget in (least, least + 1, least + 4):
+                near = one.allowed_within(here, budget)
+                assert near.any() and not (near & ~one.allowed(here)).any()
+                for token in tokens_of(near):
+                    if token != COUNT:
+                        assert one.tokens_to_end(one.step(here, token)) < budget
+            tokens = [t for t in tokens_of(one.allowed(here)) if t != COUNT]
+            if not tokens:
+                break
+            token = rng.choices(tokens, [weight(t) for t in tokens])[0]
+            here, there = one.step(here, token), other.step(there, token)
+
+
+@settings(max_examples=25, deadline=None)
+@given(SCHEMAS, st.randoms(use_true_random=False))
+def test_masks_are_brute_force(schema: Any, rng: random.Random) -> None:
+    try:
+        one = machine(schema)
+    except ConstraintError:
+        return
+    for _ in range(2):
+        state = one.start
+        for _ in range(12):
+            allowed = set(tokens_of(one.allowed(state)))
+            for token, data in enumerate(VOCABULARY.tokens):
+                expected = one.can_end(state) if token == COUNT else one.advance_bytes(state, data) >= 0
+                assert (token in allowed) == expected, (schema, data)
+            tokens = sorted(allowed - {COUNT})
+            if not tokens:
+                break
+            state = one.step(state, rng.choices(tokens, [weight(t) for t in tokens])[0])
+
+
+def test_orders_share_their_states() -> None:
+    names = [f"name{i}" for i in range(12)]
+    schema = {"type": "object", "properties": {n: {"type": "integer"} for n in names}, "required": names[:6]}
+    one, rng = machine(schema), random.Random(3)
+    before = one.states
+    for _ in range(200):
+        value = {n: rng.randint(-99, 99) for n in rng.sample(names, 12)}
+        text = json.dumps(value, separators=(",", ":")).encode()
+        state = one.advance_bytes(one.start, text)
+        assert state >= 0 and one.must_end(state)
+        twice = text[:-1] + b"," + text[1:]
+        assert one.advance_bytes(one.start, twice) < 0
+    assert one.states == before
+
+
+def test_more_members_than_a_word_has_bits() -> None:
+    names = [f"{i:03d}" for i in range(200)]
+    schema = {
+        "type": "object",
+        "properties": {n: {"type": "null"} for n in names},
+        "required": names[::3],
+        "additionalProperties": False,
+    }
+    one, rng = machine(schema), random.Random(5)
+    order = rng.sample(names, len(names))
+    text = json.dumps(dict.fromkeys(order), separators=(",", ":")).encode()
+    state = one.advance_bytes(one.start, text[:-1])
+    assert one.forced(state) == b"}"
+    for missing in (names[0], names[63], names[129], names[198]):
+        short = json.dumps({n: None for n in order if n != missing}, separators=(",", ":")).encode()
+        state = one.advance_bytes(one.start, short[:-1])
+        assert one.forced(state) == f',"{missing}":null}}'.encode()
+        assert one.closing_text(state) == f',"{missing}":null}}'.encode()
