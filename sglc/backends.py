@@ -182,7 +182,8 @@ class Runtime:
 class OpenAI:
     """An OpenAI model, or one behind the same protocol (`base_url=...`), as a backend.
 
-    `is_chat_model` is told by the name if it is not given; further options go to the vendor's client. `token_usage` counts
+    `is_chat_model` is told by the name if it is not given; `max_retries` (3) is how often a call is sent again that was
+    answered with 408, 409, 429 or at least 500, or not at all; further options go to the vendor's client. `token_usage` counts
     what the provider has counted. Raises InvalidRequest if the package `openai` is not there.
     """
 
@@ -201,7 +202,8 @@ class OpenAI:
 
 
 class Anthropic:
-    """An Anthropic model as a backend; options go to the vendor's client. Raises InvalidRequest without the package."""
+    """An Anthropic model as a backend; `max_retries` and other options as for `OpenAI`. Raises InvalidRequest
+    without the package."""
 
     def __init__(self, model_name: str, chat_template: str | None = None, **options: Any) -> None:
         from runtime.backends.anthropic import AnthropicBackend
@@ -212,7 +214,8 @@ class Anthropic:
 
 class VertexAI:
     """A Gemini model on Vertex AI as a backend. The project comes from GCP_PROJECT_ID, the location from GCP_LOCATION
-    (default us-central1); options go to Google's client. Raises InvalidRequest without the package or the project."""
+    (default us-central1); `max_retries` as for `OpenAI`; other options go to Google's client. Raises InvalidRequest without the
+    package or the project."""
 
     def __init__(
         self,
@@ -228,8 +231,8 @@ class VertexAI:
 
 
 class LiteLLM:
-    """A model of any provider that LiteLLM knows, as a backend; options go with every call (api_key, base_url, timeout,
-    max_retries, default_headers). Raises InvalidRequest without the package."""
+    """A model of any provider that LiteLLM knows, as a backend; `max_retries` as for `OpenAI`; other options go with every call
+    (api_key, base_url, timeout, default_headers). Raises InvalidRequest without the package."""
 
     def __init__(self, model_name: str, chat_template: str | None = None, **options: Any) -> None:
         from runtime.backends.litellm import LiteLLMBackend

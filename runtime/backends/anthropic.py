@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 from runtime.api import Delta, Finish, Generate, Usage
-from runtime.backends.provider import RETRIES, Provider, conversation, inline_image, missing
+from runtime.backends.provider import Provider, conversation, inline_image, missing
+from runtime.backends.retries import MAX_RETRIES, Retries
 from runtime.errors import InvalidRequest
 
 MAX_TOKENS = 1024  # of a gen without a limit: the protocol demands one
 
 
 class AnthropicBackend(Provider):
-    """`options` go to the client: api_key, base_url, timeout, ... Raises InvalidRequest if it cannot be made."""
+    """`max_retries`: how often a call is sent again (`Retries`). `options` go to the client: api_key, base_url, timeout, ...
 
-    def __init__(self, model_name: str, chat_template: str | None = None, **options: Any) -> None:
+    Raises InvalidRequest if it cannot be made.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        chat_template: str | None = None,
+        max_retries: int = MAX_RETRIES,
+        **options: Any,
+    ) -> None:
         try:
             import anthropic
         except ImportError:
             raise missing("anthropic", "anthropic") from None
-        options.setdefault("max_retries", RETRIES)
+        retries = Retries(max_retries, (anthropic.APIConnectionError,))
         try:
-            self._client: Any = anthropic.AsyncAnthropic(**options)
+            self._client: Any = anthropic.AsyncAnthropic(max_retries=0, **options)
         except (anthropic.AnthropicError, TypeError, ValueError) as error:
             raise InvalidRequest(
                 f"the client of Anthropic cannot be made: {error}", param="backend"
             ) from None
-        super().__init__("anthropic", model_name, chat_template or "claude")
+        super().__init__("anthropic", model_name, chat_template or "claude", retries)
 
     async def ask(self, request: Generate) -> AsyncIterator[Delta]:
         messages = conversation(request)
@@ -50,7 +61,7 @@ class AnthropicBackend(Provider):
         if s.top_k > 0:
             fields["extra_body"]["top_k"] = s.top_k
         if not request.stream:
-            answer = await self._client.messages.create(**fields)
+            answer = await self.retries.sent(lambda: self._client.messages.create(**fields))
             text = "".join(block.text for block in answer.content if block.type == "text")
             yield Delta(
                 id=request.id,
@@ -59,7 +70,10 @@ class AnthropicBackend(Provider):
                 usage=self._count(answer.usage),
             )
             return
-        async with self._client.messages.stream(**fields) as stream:
+        async with AsyncExitStack() as opened:
+            stream = await self.retries.sent(
+                lambda: opened.enter_async_context(self._client.messages.stream(**fields))
+            )
             async for piece in stream.text_stream:
                 yield Delta(id=request.id, text=piece)
             answer = await stream.get_final_message()

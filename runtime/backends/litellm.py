@@ -5,29 +5,41 @@ from __future__ import annotations
 from typing import Any
 
 from runtime.backends.openai_protocol import OpenAIProtocol
-from runtime.backends.provider import RETRIES, missing
+from runtime.backends.provider import missing
+from runtime.backends.retries import MAX_RETRIES, Retries
 
 TIMEOUT = 600.0  # seconds
 
 
 class LiteLLMBackend(OpenAIProtocol):
-    """`model_name` as LiteLLM writes it, "provider/model". `options` go with every call: api_key, base_url, organization,
-    timeout, max_retries, default_headers, ... Raises InvalidRequest without the package."""
+    """`model_name` as LiteLLM writes it, "provider/model". `max_retries`: how often a call is sent again (`Retries`).
+    `options` go with every call: api_key, base_url, organization, timeout, default_headers, ...
 
-    def __init__(self, model_name: str, chat_template: str | None = None, **options: Any) -> None:
+    Raises InvalidRequest without the package.
+    """
+
+    def __init__(
+        self,
+        model_name: str,
+        chat_template: str | None = None,
+        max_retries: int = MAX_RETRIES,
+        **options: Any,
+    ) -> None:
         try:
             import litellm
+            import openai  # LiteLLM needs it, and its errors are kinds of OpenAI's
         except ImportError:
             raise missing("litellm", "litellm") from None
+        retries = Retries(max_retries, (openai.APIConnectionError,))
         headers = options.pop("default_headers", None)
-        self._options = {"timeout": TIMEOUT, "max_retries": RETRIES, **options}
+        self._options = {"timeout": TIMEOUT, "max_retries": 0, **options}
         if headers is not None:
             self._options["extra_headers"] = headers
         self._client: Any = litellm
-        super().__init__("litellm", model_name, chat_template or "default")
+        super().__init__("litellm", model_name, chat_template or "default", retries)
 
     async def create(self, **fields: Any) -> Any:
-        return await self._client.acompletion(**fields, **self._options)
+        return await self.retries.sent(lambda: self._client.acompletion(**fields, **self._options))
 
     async def close(self) -> None:
         """LiteLLM keeps its connections for all who use it."""

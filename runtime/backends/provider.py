@@ -15,10 +15,9 @@ import msgspec
 
 from runtime.api import Delta, Finish, Generate, Message, Prompt, Score, ScoreResult, Usage
 from runtime.backends.base import Capabilities, ModelInfo
+from runtime.backends.retries import Retries
 from runtime.backends.targets import TARGETS
 from runtime.errors import InvalidRequest
-
-RETRIES = 3
 
 
 @dataclass
@@ -68,10 +67,14 @@ async def together(requests: Sequence[Generate], ask: Ask) -> AsyncIterator[Delt
 class Provider(ABC):
     """A backend of one model of a provider; a subclass asks for one answer in `ask`.
 
-    target  its name in TARGETS; `changes` are what this model can or cannot do beyond it
+    target   its name in TARGETS; `changes` are what this model can or cannot do beyond it
+    retries  when a call is sent again; the vendor's client must not do so itself
     """
 
-    def __init__(self, target: str, model_name: str, chat_template: str, **changes: Any) -> None:
+    def __init__(
+        self, target: str, model_name: str, chat_template: str, retries: Retries, **changes: Any
+    ) -> None:
+        self.retries = retries
         self.model_name = model_name
         self.token_usage = TokenUsage()
         self.model = ModelInfo(model_path=model_name, chat_template=chat_template)

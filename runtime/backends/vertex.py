@@ -7,15 +7,19 @@ import os
 from collections.abc import AsyncIterator
 from typing import Any
 
+import aiohttp
+
 from runtime.api import Delta, Finish, Generate, Message, Usage
-from runtime.backends.provider import RETRIES, Provider, conversation, inline_image, missing
+from runtime.backends.provider import Provider, conversation, inline_image, missing
+from runtime.backends.retries import MAX_RETRIES, Retries
 from runtime.errors import InvalidRequest
 
 
 class VertexBackend(Provider):
     """`project` and `location` default to GCP_PROJECT_ID and GCP_LOCATION; `safety_settings` go with every call.
 
-    `options` go to the client (credentials, http_options, ...). Raises InvalidRequest without the package or the project.
+    `max_retries`: how often a call is sent again (`Retries`). `options` go to the client (credentials, http_options, ...);
+    retry_options of http_options are refused. Raises InvalidRequest without the package or the project.
     """
 
     def __init__(
@@ -25,10 +29,12 @@ class VertexBackend(Provider):
         chat_template: str | None = None,
         project: str | None = None,
         location: str | None = None,
+        max_retries: int = MAX_RETRIES,
         **options: Any,
     ) -> None:
         try:
             from google import genai
+            from google.genai import types
         except ImportError:
             raise missing("google-cloud-aiplatform", "vertex") from None
         project = project or os.environ.get("GCP_PROJECT_ID")
@@ -37,12 +43,18 @@ class VertexBackend(Provider):
                 "VertexAI needs a project: set the environment variable GCP_PROJECT_ID or give project=...",
                 param="backend",
             )
-        options.setdefault("http_options", {"retry_options": {"attempts": RETRIES + 1}})
+        # Its client raises what aiohttp, which sends, raises.
+        retries = Retries(max_retries, (aiohttp.ClientConnectionError, TimeoutError, OSError))
         try:
+            http = types.HttpOptions.model_validate(options.pop("http_options", None) or {})
+            if http.retry_options is not None:
+                raise InvalidRequest("give max_retries instead of retry_options", param="http_options")
+            http = http.model_copy(update={"retry_options": types.HttpRetryOptions(attempts=1)})
             self._client: Any = genai.Client(
                 vertexai=True,
                 project=project,
                 location=location or os.environ.get("GCP_LOCATION", "us-central1"),
+                http_options=http,
                 **options,
             )
         except (TypeError, ValueError) as error:
@@ -50,7 +62,7 @@ class VertexBackend(Provider):
                 f"the client of Vertex AI cannot be made: {error}", param="backend"
             ) from None
         self._safety = safety_settings
-        super().__init__("vertex", model_name, chat_template or "default")
+        super().__init__("vertex", model_name, chat_template or "default", retries)
 
     async def ask(self, request: Generate) -> AsyncIterator[Delta]:
         s = request.sampling
@@ -76,7 +88,7 @@ class VertexBackend(Provider):
         }
         models = self._client.aio.models
         if not request.stream:
-            answer = await models.generate_content(**fields)
+            answer = await self.retries.sent(lambda: models.generate_content(**fields))
             usage = self._count(answer.usage_metadata)
             for index in range(s.n):
                 text, reason = _candidate(answer, index)
@@ -84,13 +96,22 @@ class VertexBackend(Provider):
             return
         reasons: list[Any] = [None] * s.n
         last: Any = None
-        async for chunk in await models.generate_content_stream(**fields):
+
+        async def begin() -> tuple[AsyncIterator[Any], Any]:
+            chunks = await models.generate_content_stream(
+                **fields
+            )  # asks only when the first chunk is wanted
+            return chunks, await anext(chunks, None)
+
+        chunks, chunk = await self.retries.sent(begin)
+        while chunk is not None:
             last = chunk.usage_metadata or last
             for index in range(s.n):
                 text, reason = _candidate(chunk, index)
                 reasons[index] = reason or reasons[index]
                 if text:
                     yield Delta(id=request.id, index=index, text=text)
+            chunk = await anext(chunks, None)
         usage = self._count(last)
         for index, reason in enumerate(reasons):
             yield Delta(id=request.id, index=index, finish=_finish(reason), usage=usage)
