@@ -55,6 +55,7 @@ def build(context: Context) -> web.Application:
     origins = Origins(server.host, server.cors_allow_origin or ())
     middlewares = [
         observe.middleware,
+        messages.error_shape,
         errors.middleware,
         auth.same_origin(origins),
         auth.guard(auth.Keys.of(server)),

@@ -128,6 +128,7 @@ class SamplingBody(Body, kw_only=True, forbid_unknown_fields=True):
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
 
 
 class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):

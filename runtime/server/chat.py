@@ -66,10 +66,33 @@ def read_function(function: dict[str, Any], where: str) -> Tool:
     return Tool(name, schema, about, strict=function.get("strict") is True)
 
 
+def allowed(choice: Any, tools: tuple[Tool, ...]) -> tuple[str, tuple[Tool, ...]]:
+    """The mode of a choice among some of the tools, and these. Raises InvalidRequest."""
+    given = choice.get("tools") if isinstance(choice, dict) else None
+    mode = choice.get("mode") if isinstance(choice, dict) else None
+    if mode not in ("auto", "required") or not isinstance(given, list) or not given:
+        raise InvalidRequest(
+            "tool_choice of type allowed_tools needs a mode, auto or required, and tools", param="tool_choice"
+        )
+    names = []
+    for tool in given:
+        function = tool.get("function", tool) if isinstance(tool, dict) else None
+        names.append(function.get("name") if isinstance(function, dict) else None)
+    known = {t.name for t in tools}
+    for name in names:
+        if name not in known:
+            raise InvalidRequest(
+                f"tool_choice allows {name!r}, which is none of the tools", param="tool_choice"
+            )
+    return mode, tuple(t for t in tools if t.name in names)
+
+
 def turn_of(body: bodies.ChatBody) -> Turn:
     """Raises InvalidRequest, naming the place."""
     tools = read_tools(body.tools)
     choice, named = body.tool_choice, None
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        choice, tools = allowed(choice.get("allowed_tools"), tools)
     if isinstance(choice, dict):
         function = choice.get("function")
         named = function.get("name") if isinstance(function, dict) else None

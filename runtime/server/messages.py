@@ -300,6 +300,22 @@ async def count_tokens(request: web.Request) -> web.Response:
     return web.json_response({"input_tokens": prepared.prompt_tokens})
 
 
+PATHS = ("/v1/messages", "/v1/messages/count_tokens")
+_KINDS = {413: "request_too_large", 500: "api_error", 503: "overloaded_error"}
+
+
+@web.middleware
+async def error_shape(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Errors of these routes as Anthropic's clients read them; whoever reads OpenAI's finds those fields too."""
+    response: web.StreamResponse = await handler(request)
+    if request.path in PATHS and response.status >= 400 and isinstance(response, web.Response):
+        if response.content_type == "application/json" and isinstance(response.body, bytes):
+            told = msgspec.json.decode(response.body)
+            told["error"]["type"] = _KINDS.get(response.status, told["error"]["type"])
+            response.body = msgspec.json.encode({"type": "error", **told, "request_id": request["id"]})
+    return response
+
+
 def routes() -> list[web.RouteDef]:
     return [
         web.post("/v1/messages", messages),

@@ -91,6 +91,8 @@ def answer_headers(origins: Origins) -> Any:
     async def add(request: web.Request, response: web.StreamResponse) -> None:
         if (id := request.get("id")) is not None:
             response.headers[ID_HEADER] = id
+            if request.path.startswith("/v1/messages"):
+                response.headers["request-id"] = id  # where Anthropic's clients look for it
         if (origin := request.headers.get("Origin")) is not None:
             response.headers.update(origins.headers(origin))
 

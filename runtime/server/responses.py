@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -12,9 +11,9 @@ import msgspec
 from aiohttp import web
 
 from runtime.api import Constraint, Delta, SamplingParams, Usage
-from runtime.errors import InvalidRequest, NotFound, Unsupported
-from runtime.server import bodies
-from runtime.server.chat import constraint_of, read_function
+from runtime.errors import InvalidRequest, Unsupported
+from runtime.server import bodies, kept_responses
+from runtime.server.chat import allowed, constraint_of, read_function
 from runtime.server.context import Context
 from runtime.server.conversation import (
     Prepared,
@@ -26,13 +25,12 @@ from runtime.server.conversation import (
     read_text,
     split,
 )
+from runtime.server.kept_responses import STORE, Kept, Response, Responses, items_of
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.parts import Whole
 from runtime.server.replay import RECORDER
 from runtime.server.response_events import Items, output_of
 from runtime.server.sse import EventStream
-
-MAX_KEPT_BYTES = 64 << 20
 
 
 class TextOptions(msgspec.Struct, kw_only=True):
@@ -44,6 +42,27 @@ class ReasoningOptions(msgspec.Struct, kw_only=True):
     effort: str | None = None
     summary: str | None = None
     generate_summary: str | None = None
+
+
+class StreamedPadding(bodies.Body, kw_only=True):
+    """There is no padding here, whatever is said of it."""
+
+    include_obfuscation: bodies.OrNull[bool] = False
+
+
+class InputTokensBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """POST /v1/responses/input_tokens."""
+
+    input: str | list[dict[str, Any]]
+    model: str | None = None
+    instructions: str | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    text: TextOptions | None = None
+    reasoning: ReasoningOptions | None = None
+    previous_response_id: str | None = None
+    truncation: Literal["auto", "disabled"] | None = None
 
 
 class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -63,6 +82,8 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     previous_response_id: str | None = None
     store: bool | None = None
     stream: bool | None = False
+    stream_options: StreamedPadding | None = None
+    max_tool_calls: int | None = None
     truncation: Literal["auto", "disabled"] | None = None
     background: bool | None = None
     include: list[str] | None = None
@@ -70,69 +91,15 @@ class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     user: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
     service_tier: str | None = None
     seed: int | None = None
     cache_salt: str | None = None
 
 
-class Response(msgspec.Struct):
-    """What was asked for is there as well, each field under its own name."""
-
-    id: str
-    object: Literal["response"]
-    created_at: int
-    status: Literal["completed", "incomplete", "in_progress", "failed"]
-    model: str
-    output: list[dict[str, Any]]
-    usage: dict[str, Any] | None
-    seed: int
-    system_fingerprint: str
-
-
-class Deleted(msgspec.Struct):
-    id: str
-    object: Literal["response"]
-    deleted: bool
-
-
-class Kept(msgspec.Struct, frozen=True):
-    """A response, and the conversation up to its end."""
-
-    response: dict[str, Any]
-    messages: list[dict[str, Any]]
-
-
-class Responses:
-    """The newest responses, at most `count` of them and `MAX_KEPT_BYTES`; older ones are forgotten."""
-
-    def __init__(self, count: int) -> None:
-        self._count = count
-        self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._bytes = 0
-
-    def put(self, id: str, kept: Kept) -> None:
-        data = msgspec.msgpack.encode(kept)
-        self._kept[id] = data
-        self._bytes += len(data)
-        while self._kept and (len(self._kept) > self._count or self._bytes > MAX_KEPT_BYTES):
-            self._bytes -= len(self._kept.popitem(last=False)[1])
-
-    def get(self, id: str) -> Kept:
-        """Raises NotFound."""
-        if id not in self._kept:
-            raise NotFound(
-                f"there is no response {id!r}; it was not stored, or is no longer kept",
-                param="previous_response_id",
-            )
-        return msgspec.msgpack.decode(self._kept[id], type=Kept)
-
-    def delete(self, id: str) -> None:
-        """Raises NotFound."""
-        self.get(id)
-        self._bytes -= len(self._kept.pop(id))
-
-
-STORE: web.AppKey[Responses] = web.AppKey("responses", Responses)
+class InputTokens(msgspec.Struct):
+    object: Literal["response.input_tokens"]
+    input_tokens: int
 
 
 # -- reading ------------------------------------------------------------------------------------------------
@@ -172,7 +139,9 @@ def read_items(items: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
     return out
 
 
-def _turn(body: ResponsesBody, earlier: list[dict[str, Any]]) -> tuple[Turn, list[dict[str, Any]]]:
+def _turn(
+    body: ResponsesBody | InputTokensBody, earlier: list[dict[str, Any]]
+) -> tuple[Turn, list[dict[str, Any]]]:
     """The turn, and the conversation to keep; instructions belong to one request alone."""
     tools: list[Tool] = []
     for i, tool in enumerate(body.tools or ()):
@@ -183,6 +152,9 @@ def _turn(body: ResponsesBody, earlier: list[dict[str, Any]]) -> tuple[Turn, lis
             )
         tools.append(read_function(tool, f"tools[{i}]"))
     choice, named = body.tool_choice or "auto", None
+    if isinstance(choice, dict) and choice.get("type") == "allowed_tools":
+        choice, some = allowed(choice, tuple(tools))
+        tools = list(some)
     if isinstance(choice, dict):
         named, choice = choice.get("name"), "named" if choice.get("type") == "function" else "?"
     if choice not in ("auto", "none", "required", "named") or (choice == "named" and not named):
@@ -295,14 +267,16 @@ def _finished(
     }
 
 
-def _keep(app: web.Application, response: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+def _keep(
+    app: web.Application, response: dict[str, Any], body: ResponsesBody, messages: list[dict[str, Any]]
+) -> None:
     if response["store"]:
         items = [i for i in response["output"] if i["type"] != "reasoning"]
         try:
             later = [*messages, *read_items(items)]
         except InvalidRequest:  # a call that was cut off cannot be gone on from
             later = messages
-        app[STORE].put(response["id"], Kept(response, later))
+        app[STORE].put(response["id"], Kept(response, items_of(body.input), later))
 
 
 @operation(body=ResponsesBody, answer=Response, kinds=JSON_OR_EVENTS)
@@ -324,7 +298,7 @@ async def create(request: web.Request) -> web.StreamResponse:
                 whole.add(parts)
                 last = delta
         response = _finished(context, head, last, output_of(whole, last), whole)
-        _keep(request.app, response, kept)
+        _keep(request.app, response, body, kept)
         return web.json_response(response)
     async with running as deltas, EventStream(request, named=True) as events:
         items = Items(events)
@@ -337,23 +311,21 @@ async def create(request: web.Request) -> web.StreamResponse:
                 await items.add(part)
         await items.end(last)
         response = _finished(context, head, last, items.output, whole)
-        _keep(request.app, response, kept)
+        _keep(request.app, response, body, kept)
         await items.send(f"response.{response['status']}", {"response": response})
         return await events.end()
 
 
-@operation(answer=Response)
-async def retrieve(request: web.Request) -> web.Response:
-    """A response that is kept."""
-    return web.json_response(request.app[STORE].get(request.match_info["id"]).response)
-
-
-@operation(answer=Deleted)
-async def delete(request: web.Request) -> web.Response:
-    """Forget a response."""
-    id = request.match_info["id"]
-    request.app[STORE].delete(id)
-    return web.json_response({"id": id, "object": "response", "deleted": True})
+@operation(body=InputTokensBody, answer=InputTokens, errors=(404,))
+async def input_tokens(request: web.Request) -> web.Response:
+    """How many tokens a request would have as a prompt."""
+    context = Context.of(request)
+    body = await bodies.read(request, InputTokensBody)
+    context.check_model(body.model)
+    earlier = request.app[STORE].get(body.previous_response_id).messages if body.previous_response_id else []
+    turn, _ = _turn(body, earlier)
+    prepared = await prepare(context, turn, SamplingParams(max_new_tokens=None))
+    return web.json_response({"object": "response.input_tokens", "input_tokens": prepared.prompt_tokens})
 
 
 def install(app: web.Application, context: Context) -> None:
@@ -362,7 +334,7 @@ def install(app: web.Application, context: Context) -> None:
     app.add_routes(
         [
             web.post("/v1/responses", create),
-            web.get("/v1/responses/{id}", retrieve),
-            web.delete("/v1/responses/{id}", delete),
+            web.post("/v1/responses/input_tokens", input_tokens),
+            *kept_responses.routes(),
         ]
     )

@@ -60,6 +60,22 @@ def test_a_call_can_be_demanded_and_results_come_back(client: openai.OpenAI) -> 
     assert last.message.content and last.message.tool_calls is None
 
 
+def test_the_choice_can_be_among_some_tools(client: openai.OpenAI) -> None:
+    def some(mode: str, *names: str) -> Any:
+        tools = [{"type": "function", "function": {"name": n}} for n in names]
+        return {"type": "allowed_tools", "allowed_tools": {"mode": mode, "tools": tools}}
+
+    for tool in (WEATHER, CLOCK):
+        name = tool["function"]["name"]
+        fields = {"tool_choice": some("required", name), "parallel_tool_calls": False, "max_tokens": 80}
+        (answer,) = ask(client, **fields).choices
+        assert [c.function.name for c in answer.message.tool_calls] == [name]
+    for choice in (some("required", "nothing"), some("always", "get_weather"), some("auto")):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(client, tool_choice=choice)
+        assert caught.value.param == "tool_choice"
+
+
 def test_calls_stream_and_are_those_of_the_whole_answer(client: openai.OpenAI) -> None:
     for fields in (
         {"tool_choice": "required", "tools": [WEATHER], "parallel_tool_calls": False},

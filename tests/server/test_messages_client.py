@@ -169,8 +169,24 @@ def test_refusals(
     with pytest.raises(error) as caught:
         ask(client, **fields)
     assert caught.value.body["error"]["param"] == param
+    body = caught.value.body
+    assert body["type"] == "error" and body["request_id"] == caught.value.request_id
+    assert body["error"]["type"] == ("not_found_error" if param == "model" else "invalid_request_error")
+    assert set(body["error"]) == {"message", "type", "param", "code"}
 
 
 def test_a_body_without_max_tokens(server: ServerProcess) -> None:
     status, answer, _ = call(f"{server.url}/v1/messages", {"model": "tiny", "messages": QUESTION})
-    assert status == 400 and "max_tokens" in answer["error"]["message"]
+    assert status == 400 and answer["error"]["param"] == "max_tokens" and answer["type"] == "error"
+
+
+def test_answers_have_an_id_where_the_client_looks(
+    client: anthropic.Anthropic, server: ServerProcess
+) -> None:
+    assert ask(client)._request_id
+    _, _, headers = call(f"{server.url}/v1/messages", {}, **{"X-Request-Id": "mine"})
+    assert headers["request-id"] == headers["X-Request-Id"] == "mine"
+    status, answer, _ = call(f"{server.url}/v1/messages", method="GET")
+    assert status == 405 and answer["type"] == "error"
+    status, answer, headers = call(f"{server.url}/v1/models/nope")
+    assert "type" not in answer and "request-id" not in headers

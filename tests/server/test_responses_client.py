@@ -9,8 +9,8 @@ import openai
 import pytest
 
 from runtime.errors import NotFound
+from runtime.server.kept_responses import Kept, Responses
 from runtime.server.launch import ServerProcess
-from runtime.server.responses import Kept, Responses
 
 ANSWER = "The capital of Spain is Madrid."
 QUESTION = "What is the capital of Spain?"
@@ -140,13 +140,43 @@ def test_refusals(
     assert caught.value.param == param
 
 
+def test_what_it_was_made_from_can_be_read_again(client: openai.OpenAI) -> None:
+    talk = [
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hi."},
+        {"role": "user", "content": "What is the capital of Spain?"},
+    ]
+    kept = ask(client, input=talk)
+    found = list(client.responses.input_items.list(kept.id, limit=2, order="asc"))  # two pages
+    assert [i.role for i in found] == ["user", "assistant", "user"] and len({i.id for i in found}) == 3
+    newest = client.responses.input_items.list(kept.id, limit=1)
+    assert newest.data[0].id == found[-1].id and newest.has_more
+    (only,) = client.responses.input_items.list(ask(client, input="Hello").id).data
+    assert only.role == "user" and only.content[0].text == "Hello"
+    with pytest.raises(openai.NotFoundError, match="no item"):
+        client.responses.input_items.list(kept.id, after="msg_x")
+    with pytest.raises(openai.NotFoundError):
+        client.responses.input_items.list("resp_x")
+
+
+def test_tokens_are_counted_before_they_are_sent(client: openai.OpenAI) -> None:
+    first = ask(client, input="Hello", instructions="Be brief.")
+    counted = client.responses.input_tokens.count(model="tiny", input="Hello", instructions="Be brief.")
+    assert counted.object == "response.input_tokens" and counted.input_tokens == first.usage.input_tokens
+    then = ask(client, input="And?", previous_response_id=first.id, tools=[WEATHER])
+    counted = client.responses.input_tokens.count(
+        model="tiny", input="And?", previous_response_id=first.id, tools=[WEATHER]
+    )
+    assert counted.input_tokens == then.usage.input_tokens
+
+
 def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     store = Responses(3)
     for i in range(5):
-        store.put(f"r{i}", Kept({"n": i}, []))
+        store.put(f"r{i}", Kept({"n": i}, [], []))
     assert [store.get(f"r{i}").response["n"] for i in (2, 3, 4)] == [2, 3, 4]
-    monkeypatch.setattr("runtime.server.responses.MAX_KEPT_BYTES", 1000)
-    store.put("large", Kept({"text": "x" * 900}, []))
+    monkeypatch.setattr("runtime.server.kept_responses.MAX_KEPT_BYTES", 1000)
+    store.put("large", Kept({"text": "x" * 900}, [], []))
     assert store.get("large")
     with pytest.raises(NotFound, match="no longer kept"):
         store.get("r2")
