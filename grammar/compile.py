@@ -51,7 +51,7 @@ MACHINE_LIMITS = Limits(states=1_000_000, seconds=10.0)
 class Options:
     """
     whitespace              "compact": none; "spaced": one blank after commas and colons, as json.dumps
-    any_order               properties in any order, not only as declared; makes larger machines and forces less
+    any_order               properties in any order, not only as declared; forces less
     objects                 what is written of an object that declares properties and says nothing of others.
                             "open": what JSON Schema allows; "closed": no others, as if it said `additionalProperties: false`;
                             "strict": no others, and every declared one (which is refused where no value is left).

@@ -87,8 +87,8 @@ class OrderTables:
         """Room for more sets. Raises TooLarge at the limits."""
         if used[loops.SETS] >= self._limits.states or used[loops.MASK_WORDS] > _MAX_WORDS:
             raise TooLarge(
-                f"the members of objects came in more than {int(used[loops.SETS]):,} different orders; "
-                "without any_order this has no limit"
+                f"objects in any order were left with more than {int(used[loops.SETS]):,} different sets of members; "
+                "in declared order there are none"
             )
         if used[loops.SETS] * 2 >= len(self.sets):
             self.sets = _doubled(self.sets)

@@ -733,7 +733,7 @@ class TokenPushdown:
         return bytes(out)
 
     def _only_byte(self, config: Config) -> int | None:
-        at, place, count, _ = config
+        at, place, count, top = config
         if self._states[at, loops.KIND] == STRING:
             if place != self._states[at, loops.BASE]:
                 row = np.flatnonzero(self._inside.table[place] >= 0)
@@ -744,9 +744,9 @@ class TokenPushdown:
         beside = self._states[at, loops.LEADS_TO] > 0
         if self._states[at, loops.KIND] == NAME:
             return None if not beside or self._orders.others_may_come(count) else self._run_byte(config)
-        if self._states[at, loops.FINAL]:
-            return None
         masks = [mask for mask, _, _ in self.terms.arcs(self._term[at])]
+        if self._states[at, loops.FINAL]:
+            return None if masks or not top else self._only_byte(self._after_string(top))
         if beside:
             masks = [mask for mask in masks if self._after(config, bits(mask)[0]) is not None]
         if len(masks) == 1 and masks[0] & (masks[0] - 1) == 0:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grammar import compile as door
 from grammar import terms
 from grammar.compile import Options, compile_constraint
-from grammar.constraint_errors import ConstraintError
+from grammar.constraint_errors import ConstraintError, TooLarge
 from grammar.token_pushdown import TokenPushdown
 from grammar.vocabulary import Vocabulary
 
@@ -167,3 +168,27 @@ def test_more_members_than_a_word_has_bits() -> None:
         state = one.advance_bytes(one.start, short[:-1])
         assert one.forced(state) == f',"{missing}":null}}'.encode()
         assert one.closing_text(state) == f',"{missing}":null}}'.encode()
+
+
+def test_what_is_left_after_a_value_that_must_end_is_forced() -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer", "minimum": 10, "maximum": 99}, "b": {"type": "null"}},
+        "required": ["a", "b"],
+        "additionalProperties": False,
+    }
+    one = machine(schema)
+    assert one.forced(one.advance_bytes(one.start, b'{"a":1')) == b""
+    assert one.forced(one.advance_bytes(one.start, b'{"a":17')) == b',"b":null}'
+    assert one.forced(one.advance_bytes(one.start, b'{"b":null,"a":17')) == b"}"
+
+
+def test_more_sets_than_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"{c}{i}" for c in "abc" for i in range(4)]
+    schema = {"type": "object", "properties": {n: {"type": "null"} for n in names}}
+    monkeypatch.setattr(door, "MACHINE_LIMITS", terms.Limits(states=500, seconds=10.0))
+    one, rng = machine(schema), random.Random(7)
+    with pytest.raises(TooLarge, match="objects in any order were left with more than 512 different sets"):
+        for _ in range(2000):
+            text = json.dumps(dict.fromkeys(rng.sample(names, 12)), separators=(",", ":")).encode()
+            assert one.must_end(one.advance_bytes(one.start, text))
