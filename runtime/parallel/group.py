@@ -19,12 +19,16 @@ if TYPE_CHECKING:
     from runtime.parallel.peers import Peers
 
 log = logging.getLogger("runtime.parallel")
+_START_SECONDS = (
+    60.0  # at least, for what all do once: imports and weights take one of them longer than another
+)
 
 
 class Group:
     """`rank` of `size` processes that hold a part of each layer.
 
-    timeout  seconds after which a collective fails because a member does not answer
+    timeout  seconds after which a collective fails because a member does not answer; at the start they have a minute
+             at least to find each other and to load
     """
 
     def __init__(self, rank: int, size: int, folder: Path, device: str, timeout: float) -> None:
@@ -34,10 +38,12 @@ class Group:
         self._timeout = timeout
         self._peers: Peers | None = None
         limit = timedelta(seconds=timeout)
+        self._start = timedelta(seconds=max(timeout, _START_SECONDS))
         self._sum: Any = distributed.AllreduceOptions()
-        self._sum.timeout = limit
+        self._gather: Any = distributed.distributed_c10d.AllgatherOptions()
+        self._sum.timeout = self._gather.timeout = limit
         store: Any = distributed.FileStore(str(folder / "members"), size)
-        store.set_timeout(limit)
+        store.set_timeout(self._start)
         self._store = store
         if device.startswith("cuda"):
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # ranks are on one host
@@ -50,7 +56,7 @@ class Group:
             gloo: Any = distributed.ProcessGroupGloo
             made = gloo._Options()
             made._devices = [gloo.create_device(hostname="127.0.0.1")]
-            made._timeout = limit
+            made._timeout = self._start
             self._group = gloo(store, rank, size, made)
 
     def close(self) -> None:
@@ -66,14 +72,14 @@ class Group:
     def gather_columns(self, x: Tensor) -> Tensor:
         """x [rows, columns] of each rank -> [rows, size * columns], in the order of ranks."""
         parts = [torch.empty_like(x) for _ in range(self.size)]
-        self._group.allgather([parts], [x.contiguous()]).wait()
+        self._group.allgather([parts], [x.contiguous()], self._gather).wait()
         return torch.cat(parts, dim=1)
 
     def smallest(self, value: int) -> int:
-        """The smallest of the ranks' values."""
+        """The smallest of the ranks' values; for the start, when some still load."""
         there = torch.tensor([-value], dtype=torch.int64, device=self.device)
         options: Any = distributed.AllreduceOptions()
-        options.timeout = self._sum.timeout
+        options.timeout = self._start
         options.reduceOp = distributed.ReduceOp.MAX
         self._group.allreduce([there], options).wait()
         return -int(there.item())

@@ -108,11 +108,13 @@ def test_callers_of_one_constraint_share_its_compile_and_more_are_refused() -> N
 def test_nobody_waits_longer_than_patience() -> None:
     async def behind(workers: CompileWorkers) -> None:
         first = asyncio.ensure_future(workers.check(SLOW, None))
-        await asyncio.sleep(0)
+        while not workers._all:  # until the only worker has it
+            await asyncio.sleep(0.01)
+        workers.patience = 0.01
         with pytest.raises(Overloaded, match=r"waited 0\.01 s"):
             await workers.check(FINE, None)
         with pytest.raises(InvalidRequest):
             await first
 
-    with closing(CompileWorkers(setup(seconds=1), count=1, patience=0.01)) as workers:
+    with closing(CompileWorkers(setup(seconds=1), count=1)) as workers:
         asyncio.run(behind(workers))

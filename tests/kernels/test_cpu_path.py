@@ -102,7 +102,7 @@ def batch_of(cases: list[tuple[int, int, float]], page_size: int, seed: int) -> 
     return ids, torch.from_numpy(np.concatenate(positions)), inputs
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     cases=spans, page_size=st.sampled_from([1, 16]), threads=st.sampled_from([1, 2]), seed=st.integers(0, 99)
 )

@@ -42,7 +42,7 @@ fields = st.tuples(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.sampled_from([1, 7, 300, 8193]),
@@ -59,30 +59,30 @@ def test_the_tokens_of_the_plain_sampler(
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    rows = 2 * len(given_fields)
+    rows = 1 + len(given_fields)
     logits = (torch.randn(rows, columns, generator=generator) * spread).to(dtype)
     agrees(logits.to(device), packed_of(rows, given_fields, generator).to(device))
 
 
 def test_equal_logits_stay_or_go_together(device: torch.device) -> None:
-    logits = torch.full((40, 50), -4.0, device=device)
+    logits = torch.full((16, 50), -4.0, device=device)
     logits[:, [3, 9, 40]] = 2.0
     logits[:, 7] = 3.0
-    packed = torch.zeros(5, 40, dtype=torch.float64, device=device)
+    packed = torch.zeros(5, 16, dtype=torch.float64, device=device)
     packed[0], packed[1], packed[2] = 1.0, 2, 1.0
-    packed[4] = torch.linspace(0, 0.9999, 40, dtype=torch.float64)
+    packed[4] = torch.linspace(0, 0.9999, 16, dtype=torch.float64)
     tokens, _ = sample(logits, packed)
     assert set(tokens.tolist()) == {3, 7, 9, 40}
     assert torch.equal(tokens.cpu(), draw(logits.cpu(), Draws.from_packed(packed.cpu())))
 
 
 def test_masked_ones_are_never_drawn(device: torch.device) -> None:
-    logits = torch.zeros(12, 9000, device=device)
+    logits = torch.zeros(4, 9000, device=device)
     logits[:] = float("-inf")
     logits[:, [5, 8999]] = torch.tensor([0.0, -1.0], device=device)
-    packed = torch.zeros(5, 12, dtype=torch.float64, device=device)
-    packed[0], packed[2] = 1.0, torch.where(torch.arange(12) % 2 == 0, 1.0, 0.9999).to(device)
-    packed[4] = torch.linspace(0, 1 - 1e-9, 12, dtype=torch.float64)
+    packed = torch.zeros(5, 4, dtype=torch.float64, device=device)
+    packed[0], packed[2] = 1.0, torch.where(torch.arange(4) % 2 == 0, 1.0, 0.9999).to(device)
+    packed[4] = torch.linspace(0, 1 - 1e-9, 4, dtype=torch.float64)
     assert set(sample(logits, packed)[0].tolist()) == {5, 8999}
 
 

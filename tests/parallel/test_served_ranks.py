@@ -29,9 +29,9 @@ def ranks(server: ServerProcess) -> list[int]:
 
 
 @pytest.mark.tp
-@pytest.mark.timeout(170)
+@pytest.mark.timeout(300)
 def test_two_ranks_listen_to_themselves_and_a_stopped_one_is_replaced(tmp_path: Path) -> None:
-    server = ServerProcess(tensor_parallel_size=2, threads=1, dist_timeout=5, hang_timeout=20)
+    server = ServerProcess(tensor_parallel_size=2, threads=1, dist_timeout=8, hang_timeout=60)
     try:
         assert call(f"{server.url}/generate", GREEDY)[1]["text"] == " 47"
         port = int(server.url.rsplit(":", 1)[1])
@@ -52,11 +52,10 @@ def test_two_ranks_listen_to_themselves_and_a_stopped_one_is_replaced(tmp_path: 
         assert not (tmp_path / "owned").exists()
         (rank,) = ranks(server)
         os.kill(rank, signal.SIGSTOP)
-        began = time.monotonic()
         status, answer, _ = call(f"{server.url}/generate", {**GREEDY, "text": "1 + 1 ="})
-        assert status in (500, 503) and time.monotonic() - began < 60, answer
+        assert status in (500, 503), answer  # `call` waits a minute at most
         while call(f"{server.url}/ready")[0] != 200:
-            assert time.monotonic() - began < 120
+            assert server.running, server.last_lines
             time.sleep(0.2)
         assert call(f"{server.url}/generate", GREEDY)[1]["text"] == " 47"
         assert rank not in process_tree(server.pid)

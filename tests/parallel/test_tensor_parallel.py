@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from runtime.engine.device import DeviceRunner, Pending
 from runtime.engine.loop import EngineLoop
 from runtime.engine.messages import Add, Output, Refused
 from runtime.errors import EngineDead, InvalidRequest, ModelError
+from runtime.parallel.group import Group
 from runtime.parallel.ranks import follow
 from tests.tiny_loop import KINDS, answers, folder, options
 
@@ -207,3 +209,21 @@ def test_a_rank_queues_the_next_batch_while_one_runs() -> None:
     with pytest.raises(EOFError):
         follow(_Slow({1}, said), inbox, SimpleNamespace(send=lambda _: None), 1)
     assert said == ["launch 1", "collect 1", "launch 2"]
+
+
+def test_a_rank_may_start_later_than_the_limit_of_an_answer(tmp_path: Path) -> None:
+    """Imports and weights take one longer than another, on a busy machine above all; after that, silence is an end."""
+    limit = 0.5
+    with ThreadPoolExecutor(2) as pool:
+
+        def member(rank: int) -> Group:
+            return Group(rank, 2, tmp_path, "cpu", limit)
+
+        first = pool.submit(member, 0)
+        time.sleep(2 * limit)
+        groups = [pool.submit(member, 1).result(), first.result()]
+        one = pool.submit(groups[0].smallest, 4)
+        time.sleep(2 * limit)
+        assert groups[1].smallest(3) == one.result() == 3
+        with pytest.raises(RuntimeError, match="Timed out"):
+            groups[1].gather_columns(torch.ones(2, 2))

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 
 from runtime.server.launch import ServerProcess
 
+_SECONDS = 90  # for what a browser does in a moment, unless other work has the cores
 LONG = {"text": "Tell me a story", "sampling_params": {"max_new_tokens": 3000, "ignore_eos": True}}
 
 
@@ -39,7 +41,7 @@ def server() -> Iterator[ServerProcess]:
 
 def start_long(server: ServerProcess, found: list[Any]) -> threading.Thread:
     """A request that takes seconds on any machine."""
-    assert call(f"{server.url}/debug/fault", {"kind": "slow", "seconds": 0.01, "steps": 600})[0] == 200
+    assert call(f"{server.url}/debug/fault", {"kind": "slow", "seconds": 0.01, "steps": 2000})[0] == 200
     thread = threading.Thread(target=lambda: found.append(call(f"{server.url}/generate", LONG)))
     thread.start()
     return thread
@@ -114,6 +116,7 @@ def shots(tmp_path: Path) -> Path:
 def watched(context: Any) -> tuple[Any, list[str]]:
     """A tab, and what its console complained about or fetched from elsewhere."""
     page = context.new_page()
+    page.set_default_timeout(_SECONDS * 1000)
     wrong: list[str] = []
     page.on("console", lambda m: wrong.append(m.text) if m.type == "error" else None)
     page.on("pageerror", lambda e: wrong.append(str(e)))
@@ -126,11 +129,10 @@ def watched(context: Any) -> tuple[Any, list[str]]:
 
 def until(page: Any, condition: str) -> None:
     """Wait for a condition; the page's policy forbids playwright's own way, which evaluates strings inside it."""
-    for _ in range(300):
-        if page.evaluate(condition):
-            return
+    end = time.monotonic() + _SECONDS
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, f"never came true: {condition}"
         page.wait_for_timeout(50)
-    raise AssertionError(f"never came true: {condition}")
 
 
 def test_a_browser_watches_and_aborts(server: ServerProcess, chromium: Any, shots: Path) -> None:
@@ -139,14 +141,14 @@ def test_a_browser_watches_and_aborts(server: ServerProcess, chromium: Any, shot
     page.wait_for_selector("#dot.up")
     found: list[Any] = []
     thread = start_long(server, found)
-    button = page.wait_for_selector("#running button[data-abort]")
+    page.wait_for_selector("#running button[data-abort]")
     until(page, "document.querySelectorAll('#charts .path[d*=L]').length >= 4")
     page.screenshot(path=shots / "live.png", full_page=True)
-    button.click()
+    page.click("#running button[data-abort]")  # the list is drawn anew all the time
     thread.join()
     assert found[0][1]["meta_info"]["finish_reason"]["type"] == "abort"
     page.wait_for_selector("#running .empty")
-    assert page.inner_text("#latency tr:first-child td:nth-child(2)") != "–"
+    until(page, "document.querySelector('#latency tr:first-child td:nth-child(2)').textContent != '–'")
     assert not wrong
 
 
@@ -158,7 +160,8 @@ def test_a_browser_chats(server: ServerProcess, chromium: Any, shots: Path) -> N
     page.fill("#text", "What is the capital of Peru?")
     page.press("#text", "Enter")
     until(page, "document.querySelector('#usage').textContent.includes('tokens/s')")
-    assert page.inner_text(".message.assistant").strip() and page.is_hidden("#stop")
+    page.wait_for_selector("#stop", state="hidden")
+    assert page.inner_text(".message.assistant").strip()
     page.check("#logprobs")
     page.fill(
         "#schema",
@@ -175,7 +178,7 @@ def test_a_browser_chats(server: ServerProcess, chromium: Any, shots: Path) -> N
     page.fill("#schema", "{")
     page.fill("#text", "A number")
     page.click("#send")
-    assert "cannot be read" in page.inner_text("#usage")
+    until(page, "document.querySelector('#usage').textContent.includes('cannot be read')")
     page.fill(
         "#schema", '{"type": "string", "minLength": 2000}'
     )  # so that it is still running when it is stopped

@@ -31,7 +31,7 @@ def call(url: str, body: Any = None) -> tuple[int, Any, Any]:
         return error.code, json.loads(error.read()), error.headers
 
 
-def wait(condition: Callable[[], Any], seconds: float = 30) -> None:
+def wait(condition: Callable[[], Any], seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"
@@ -104,7 +104,7 @@ def start(own_temp: Path) -> Iterator[Callable[..., ServerProcess]]:
     for server in started:
         if server.running:
             os.kill(server.pid, signal.SIGKILL)
-            server.wait(10)
+            server.wait(60)
 
 
 def assert_lost(answer: tuple[int, Any, Any], streamed: bool) -> None:
@@ -119,7 +119,7 @@ def assert_lost(answer: tuple[int, Any, Any], streamed: bool) -> None:
 
 
 def test_a_dead_and_a_hung_engine_are_replaced(start: Callable[..., ServerProcess]) -> None:
-    server = start(hang_timeout=3)
+    server = start(hang_timeout=5)
     for name in (signal.SIGKILL, signal.SIGSTOP):
         callers = [Caller(server, long_request(stream=s)) for s in (False, True)]
         running(server, 2)
@@ -147,7 +147,7 @@ def test_without_restart_a_dead_engine_ends_the_server(
     running(server, 1)
     os.kill(engines(server.pid)[0], signal.SIGKILL)
     assert_lost(caller.join(), streamed=False)
-    assert server.wait(20) == 1
+    assert server.wait(60) == 1
     assert any("engine process has died" in line for line in server.last_lines)
     assert not list(own_temp.glob("runtime-*"))
 
@@ -159,15 +159,18 @@ def test_running_requests_complete_and_new_ones_are_refused(
     server = start()
     callers = [Caller(server, long_request(1000, stream=s)) for s in (False, True)]
     running(server, 2)
+    (engine,) = engines(server.pid)
+    os.kill(engine, signal.SIGSTOP)  # so that they still run while the server is looked at
     os.kill(server.pid, name)
     wait(lambda: call(f"{server.url}/ready")[0] == 503)
     status, body, headers = call(f"{server.url}/generate", long_request(1, stream=False))
     assert status == 503 and body["error"]["code"] == "overloaded" and headers["Retry-After"]
     assert call(f"{server.url}/health")[0] == 200
+    os.kill(engine, signal.SIGCONT)
     whole, streamed = (c.join()[1] for c in callers)
     assert whole["meta_info"]["completion_tokens"] == 1000
     assert streamed.rstrip().endswith("data: [DONE]") and '"completion_tokens":1000' in streamed
-    assert server.wait(15) == 0
+    assert server.wait(60) == 0
     assert not list(own_temp.glob("runtime-*"))
 
 
@@ -178,12 +181,13 @@ def test_a_second_signal_and_a_limit_end_what_runs(start: Callable[..., ServerPr
     for server, (_, signals) in zip(servers, cases, strict=True):
         callers = [Caller(server, long_request(3500, stream=s)) for s in (False, True)]
         running(server, 2)
-        for _ in range(signals):
+        os.kill(server.pid, signal.SIGTERM)
+        if signals == 2:
+            wait(lambda server=server: call(f"{server.url}/ready")[0] == 503)  # type: ignore[misc]
             os.kill(server.pid, signal.SIGTERM)
-            time.sleep(0.2)
         for caller, streamed in zip(callers, (False, True), strict=True):
             assert_lost(caller.join(), streamed)
-        assert server.wait(10) == 1
+        assert server.wait(60) == 1
 
 
 def test_a_killed_server_leaves_no_process_and_frees_its_port(
@@ -199,8 +203,8 @@ def test_a_killed_server_leaves_no_process_and_frees_its_port(
     for pid in (engine, compiler):
         os.kill(pid, signal.SIGSTOP)  # they cannot look after themselves
     os.kill(server.pid, signal.SIGKILL)
-    server.wait(10)
-    wait(lambda: not alive(engine) and not alive(compiler), 15)
+    server.wait(60)
+    wait(lambda: not alive(engine) and not alive(compiler))
     left = set(own_temp.glob("runtime-*"))
     for folder in left:
         os.utime(folder, (0, 0))  # older than any that is just being made
@@ -216,7 +220,7 @@ def test_a_killed_server_leaves_no_process_and_frees_its_port(
     assert third.running and call(f"{again.url}/health")[0] == 200
     assert not [name for name in os.listdir("/dev/shm") if str(engine) in name or str(server.pid) in name]
     os.kill(third.pid, signal.SIGTERM)  # idle
-    assert third.wait(15) == 0
+    assert third.wait(60) == 0
 
 
 def test_only_http_listens_on_the_network(server: ServerProcess) -> None:
