@@ -16,3 +16,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="rewrite tests/golden with what the code does now; read the diff",
     )
+    parser.addoption("--at-length", action="store_true", help="also the runs that take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--at-length"):
+        skip = pytest.mark.skip(reason="takes minutes: --at-length")
+        for item in items:
+            if item.get_closest_marker("at_length"):
+                item.add_marker(skip)

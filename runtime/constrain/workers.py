@@ -58,8 +58,19 @@ class Verdict(msgspec.Struct, frozen=True):
     param: str | None = None
 
 
+class _Asked:
+    """A compile that is under way, and how many wait for its verdict."""
+
+    def __init__(self, verdict: Future[Verdict]) -> None:
+        self.verdict = verdict
+        self.waiters = 0
+
+
 class CompileWorkers:
     """
+    A constraint that nobody waits for any more is not begun; one that was begun ends, since its limits are near and its
+    verdict serves whoever asks again.
+
     count      processes; each is started when it is first needed
     waiting    constraints that may wait for one; more are refused as overload
     patience   seconds that one may wait before it is refused as overload
@@ -74,7 +85,7 @@ class CompileWorkers:
         self._all: list[_Worker] = []
         self._lock = threading.Lock()
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
-        self._asked: dict[bytes, Future[Verdict]] = {}
+        self._asked: dict[bytes, _Asked] = {}
 
     async def check(self, constraint: Constraint, max_tokens: int | None) -> None:
         """Raises InvalidRequest if the constraint cannot be enforced, within the limits or the budget (0 asks for
@@ -90,14 +101,22 @@ class CompileWorkers:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-            future = self._asked.get(key)
-            if future is None:
+            asked = self._asked.get(key)
+            if asked is None:
                 if len(self._asked) >= self.waiting:
                     raise Overloaded(
                         f"{self.waiting} constraints wait to be compiled; try again in a few seconds"
                     )
-                future = self._asked[key] = self._pool.submit(self._try, key, constraint, time.monotonic())
-        return await asyncio.shield(asyncio.wrap_future(future))
+                job = self._pool.submit(self._try, key, constraint, time.monotonic())
+                asked = self._asked[key] = _Asked(job)
+            asked.waiters += 1
+        try:
+            return await asyncio.shield(asyncio.wrap_future(asked.verdict))
+        finally:
+            with self._lock:
+                asked.waiters -= 1
+                if asked.waiters == 0 and asked.verdict.cancel():
+                    del self._asked[key]
 
     def _try(self, key: bytes, constraint: Constraint, asked: float) -> Verdict:
         try:

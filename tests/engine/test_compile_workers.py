@@ -118,3 +118,26 @@ def test_nobody_waits_longer_than_patience() -> None:
 
     with closing(CompileWorkers(setup(seconds=1), count=1)) as workers:
         asyncio.run(behind(workers))
+
+
+async def test_nobody_waits_for_what_nobody_asks() -> None:
+    """A queue of two: what was left by its callers takes no place in it, and what one of two left stays."""
+    with closing(CompileWorkers(setup(seconds=60), count=1, waiting=2)) as workers:
+        begun = asyncio.create_task(workers.check(SLOW, None))
+        await asyncio.sleep(0.1)
+        for number in range(3):
+            left = asyncio.create_task(workers.check(Constraint("regex", f"[0-9]{{{number + 4}}}"), None))
+            await asyncio.sleep(0.05)
+            assert not left.done()
+            left.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await left
+        one, two = (asyncio.create_task(workers.check(FINE, None)) for _ in range(2))
+        await asyncio.sleep(0.05)
+        one.cancel()
+        await asyncio.sleep(0.05)
+        with pytest.raises(Overloaded):
+            await workers.check(Constraint("regex", "x"), None)
+        assert not two.done()
+        begun.cancel()
+        two.cancel()

@@ -215,7 +215,10 @@ def killed(server: ServerProcess, name: signal.Signals) -> None:
     ("size", "names"),
     [
         (60, [signal.SIGKILL, signal.SIGTERM]),
-        pytest.param(150, [signal.SIGKILL, signal.SIGTERM] * 2 + [signal.SIGKILL], marks=pytest.mark.slow),
+        pytest.param(
+            150, [signal.SIGKILL, signal.SIGTERM] * 2 + [signal.SIGKILL], marks=pytest.mark.at_length
+        ),
+        pytest.param(120, [signal.SIGKILL] * 5, marks=pytest.mark.at_length),
     ],
 )
 def test_no_line_is_lost_or_done_twice_over_kills(
