@@ -61,13 +61,14 @@ NEXT, END = 4, 5
 # members in any order with a certain set, and with one less than the set held (both are at once replaced by what follows)
 CLOSED, OPEN, STRING, RUN, NAME, NOT_BUILT, LEFT, TAKE = range(8)
 
-# what a machine's table of addresses holds, and two sizes
+# what a machine's table of addresses holds, and sizes
 _STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _SPELLED, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED = range(11)
-_ENDINGS, _ORDERS, _MEMBERS, _SETS, _MASKS, _SET_SLOTS = range(11, 17)
-_ROOM, _BUCKETS, _SET_ROOM, _MASK_ROOM, _SET_BUCKETS = range(17, 22)
+_ENDINGS, _ORDERS, _MEMBERS, _SETS, _MASKS, _SET_SLOTS, _PATH, _PROGRESS = range(11, 19)
+_ROOM, _BUCKETS, _SET_ROOM, _MASK_ROOM, _SET_BUCKETS, _DEPTH = range(19, 25)
 # of `used`
 STACKS, SETS, MASK_WORDS = range(3)
 FAR = (1 << 31) - 1  # bytes or tokens, of what cannot come
+NO_BUDGET = 1 << 60
 _MANY = 1 << 30  # the length of arrays seen through an address is not looked at
 
 
@@ -95,6 +96,8 @@ def machine_tables(
     sets: np.ndarray,
     masks: np.ndarray,
     set_slots: np.ndarray,
+    path: np.ndarray,
+    progress: np.ndarray,
 ) -> np.ndarray:
     """The table of addresses of a machine; its own address is what the loops take.
 
@@ -104,10 +107,11 @@ def machine_tables(
     stack, slots, used           int64 [, 6], int32 [a power of two], int64 [3]
     endings, orders, members     int32 [, 3], int64 [, 10], int64 [, 4]
     sets, masks, set_slots       int64 [, 5], int64 [], int32 [a power of two]
+    path, progress               int64 [depth, 6], int64 [6]: see `walk` and `fill`
     """
     arrays = (states, arcs, dense, pushes, runs, spelled, inside, inside_need, stack, slots, used)
-    of_sets = (endings, orders, members, sets, masks, set_slots)
-    sizes = (len(stack), len(slots), len(sets), len(masks), len(set_slots))
+    of_sets = (endings, orders, members, sets, masks, set_slots, path, progress)
+    sizes = (len(stack), len(slots), len(sets), len(masks), len(set_slots), len(path))
     return addresses((*arrays, *of_sets), *sizes)
 
 
@@ -125,7 +129,7 @@ _memory: Any = intrinsic(_pointer)
 
 @njit(inline="always")
 def _numbers(machine):  # type: ignore[no-untyped-def]
-    return carray(_memory(machine), (22,), np.int64)
+    return carray(_memory(machine), (25,), np.int64)
 
 
 @njit(inline="always")
@@ -662,6 +666,41 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
             d -= 1
     progress[0], progress[1], progress[2], progress[3] = d, found, most, outside
     return OK, 0
+
+
+@njit(cache=True)
+def fill(machine, tree, state, place, count, top, shared, row, begin, closing):  # type: ignore[no-untyped-def]
+    """A whole row: `shared`, and the tokens of a `WalkTree` that can follow a configuration.
+
+    shared    uint32 [words], or [0] where `row` is empty and stays so
+    row       uint32 [words]
+    begin     0 to go on after UNBUILT or FULL
+    closing   1: the tree has what tokens have behind the closing quote of the string that the configuration is in
+
+    The machine's `progress` is that of `walk`, and then: tokens that are enough for what closing takes from the
+    stack; whether the text may end.
+    """
+    table = _numbers(machine)
+    states, stack = _state_table(machine), _stack_table(machine)
+    path = carray(_memory(table[_PATH]), (table[_DEPTH], 6), np.int64)
+    progress = carray(_memory(table[_PROGRESS]), (6,), np.int64)
+    none = carray(_memory(table[_PUSHES]), (0,), np.int32)
+    if begin:
+        for w in range(len(shared)):
+            row[w] = shared[w]
+        progress[0], progress[1], progress[2], progress[3], progress[4] = -1, 0, 0, 0, 0
+        progress[5] = states[state, FINAL] & stack[top, ENDS]
+    if state == 0 and top == 0:
+        return np.int64(OK), np.int64(0)
+    if closing:
+        above = stack[top, CLOSE]
+        state, count = np.int64(0), np.int64(0)
+        while state == 0 and top != 0:
+            state, count = stack[top, RETURN], stack[top, HELD]
+            top = stack[top, PARENT]
+        place = np.int64(states[state, BASE])
+        progress[4] = stack[top, CLOSE] - above
+    return walk(machine, tree, state, place, count, top, path, NO_BUDGET, row, none, none, progress)
 
 
 @njit(cache=True)

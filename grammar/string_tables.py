@@ -194,6 +194,7 @@ class StringTables:
             starts, trie = self._walk(place).starts, self.vocabulary.trie
             found = self._stay[place, room] = np.zeros(self.vocabulary.words, np.uint32)
             loops.string_row((starts >= 0) & ((starts <= room) | (room < 0)), trie.offsets, trie.ids, found)
+            found.setflags(write=False)
         return found
 
     def warm_up(self) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections import OrderedDict, deque
 from functools import lru_cache
 from typing import NamedTuple
@@ -35,6 +36,7 @@ from grammar.pushdown_loops import (
     TAKE,
     UNBUILT,
 )  # fmt: skip
+from grammar.row_pool import KeptRow, give_all
 from grammar.string_tables import inside
 from grammar.terms import CAT, EMPTY, EPSILON, STATE, TAKEN, Limits, Terms, bits
 from grammar.token_measure import TokenMeasure
@@ -42,8 +44,9 @@ from grammar.vocabulary import Vocabulary
 from grammar.walk_tree import WalkTree
 
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
-_NO_BUDGET = 1 << 60
 _NONE = np.zeros(0, np.int32)
+_NOTHING = np.zeros(0, np.uint32)
+_NOTHING.setflags(write=False)  # as shared rows are: compiled loops tell these apart
 _BEGIN = np.array([-1, 0, 0, 0])
 _MANY_ARCS = 5
 _LONGEST = 10_000_000  # bytes that the shortest text may have
@@ -64,13 +67,24 @@ class Recipe(NamedTuple):
     shared   uint32 [words] that constraints share; None: nothing
     ids      int32: tokens beside these
     needs    int32: tokens that are enough to complete the text after each of `ids`, without what is below on the stack
-    most     at most so many are enough after any token of the row
     """
 
     shared: np.ndarray | None
     ids: np.ndarray
     needs: np.ndarray
-    most: int
+
+
+class Source(NamedTuple):
+    """Where a state's row comes from: what other constraints share, and the tokens that are walked.
+
+    least    tokens that are enough after any of `shared`
+    closing  1: the tree has what tokens have behind the closing quote
+    """
+
+    shared: np.ndarray
+    tree: WalkTree | None
+    least: int
+    closing: int
 
 
 class TokenPushdown:
@@ -105,8 +119,13 @@ class TokenPushdown:
         self._strings = vocabulary.strings
         self._patterns = vocabulary.patterns
         self._inside = inside()
+        self._farthest_inside = self._inside.farthest
         self._index: dict[int, int] = {}
         self._term: list[int] = []
+        self._kinds: list[int] = []
+        self._lengths: dict[
+            int, tuple[int, int, int]
+        ] = {}  # of a string: shortest, longest, where characters begin
         self._states = np.zeros((256, loops.WIDTH), np.int32)
         self._arcs = np.zeros((1024, 5), np.int32)
         self._dense = np.full((16, 256), -1, np.int32)
@@ -119,17 +138,22 @@ class TokenPushdown:
         self._stack[0, loops.ENDS] = 1
         self._slots = np.full(4096, -1, np.int32)
         self._used = np.array([1, 1, 0])  # of the stack, of sets and of their masks
+        self._path = np.zeros((vocabulary.trie.max_depth + 1, 6), np.int64)
+        self._progress = np.zeros(6, np.int64)
         self._orders = OrderTables(measure, self._spelled, limits, self._moved)
-        trie = vocabulary.trie
-        self._path = np.zeros((trie.max_depth + 1, 6), np.int64)
         self._out = np.empty((2, _FEW), np.int32)  # ids and needs
-        self._progress = np.zeros(4, np.int64)
-        self._own: dict[tuple[int, int, int], Recipe] = {}
         self._configs: list[Config] = []
         self._numbers: dict[Config, int] = {}
         self._next: dict[tuple[int, int], int] = {}
         self._rows: list[np.ndarray | None] = []
-        self._kept: deque[int] = deque()
+        self._most: list[int] = []  # tokens that are enough after any of a state's row; -1: not known
+        self._kept: deque[KeptRow] = deque()
+        self._made: dict[tuple[int, ...], KeptRow] = {}
+        self._pool = vocabulary.rows
+        self._most_rows = max(row_bytes // (vocabulary.words * 4), 1)
+        self._whole = Source(_NOTHING, vocabulary.tree, 0, 0)
+        self._sources: dict[int, Source] = {}
+        weakref.finalize(self, give_all, self._pool, self._kept, self._rows).atexit = False
         self._near: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._free_near: OrderedDict[tuple[int, int, int, int], np.ndarray] = OrderedDict()
         self._recipes: dict[int, Recipe] = {}
@@ -150,6 +174,7 @@ class TokenPushdown:
             self._states, self._arcs, self._dense, self._pushes, self._runs, self._run_tokens,
             self._inside.table, self._inside.need, self._stack, self._slots, self._used,
             sets.endings, sets.orders, sets.members, sets.sets, sets.masks, sets.slots,
+            self._path, self._progress,
         )  # fmt: skip
         self._machine = int(self._tables.ctypes.data)
 
@@ -175,6 +200,9 @@ class TokenPushdown:
                 kind = NAME
             nullable, distance = self.terms.nullable(term), min(self.measure.shortest(term), _FARTHEST)
             row[: loops.OTHER] = (0, -1, kind, nullable, low, high, distance, base, 0)
+            self._kinds.append(kind)
+            if kind == STRING:
+                self._lengths[found] = low, high, base
             row[loops.TOKENS] = min(self._spelled.enough(term), _FARTHEST)
             if kind in (CLOSED, STRING):
                 row[loops.COUNT] = 0
@@ -196,6 +224,7 @@ class TokenPushdown:
             return
         row = self._states[state]
         row[loops.KIND], row[loops.COUNT], row[loops.FIRST], row[loops.LOW] = kind, 0, order, value
+        self._kinds[state] = kind
 
     def _order(self, index: int) -> int:
         """The number of an order in the tables."""
@@ -376,6 +405,7 @@ class TokenPushdown:
             found = self._numbers[config] = len(self._configs)
             self._configs.append(config)
             self._rows.append(None)
+            self._most.append(-1)
         return found
 
     def step(self, state: int, token: int) -> int:
@@ -420,14 +450,14 @@ class TokenPushdown:
         Sound, and never empty while `tokens` is at least `tokens_to_end`; of longer ways to the end those
         are offered that `pushdown_loops.close` finds to be short enough.
         """
-        recipe = self._recipe(state)
-        config = self._configs[state]
-        left = tokens - 1 - int(self._stack[config[3], loops.CLOSE])
-        if left >= recipe.most:
+        if self._most[state] < 0:
+            self._keep(state)
+        left = tokens - 1 - int(self._stack[self._configs[state][3], loops.CLOSE])
+        if left >= self._most[state]:
             return self.allowed(state)
         row = self._near.get((state, tokens))
         if row is None:
-            row = self._near[state, tokens] = self._row_within(state, recipe, left)
+            row = self._near[state, tokens] = self._row_within(state, self._recipe(state), left)
             if tokens < self.enough(state) or not row.any():
                 self._add_way(row, state, tokens)
             self._add_ends(row, state)
@@ -478,16 +508,94 @@ class TokenPushdown:
                 row[token >> 5] |= np.uint32(1 << (token & 31))
 
     def _keep(self, state: int) -> np.ndarray:
-        recipe = self._recipe(state)
-        row = np.zeros(self.vocabulary.words, np.uint32) if recipe.shared is None else recipe.shared.copy()
-        loops.set_bits(row, recipe.ids, len(recipe.ids))
-        self._add_ends(row, state)
+        """The state's row, made now."""
+        config = at, place, count, top = self._configs[state]
+        source = None
+        if self._kinds[at] == STRING:
+            source = self._source(config)
+            key: tuple[int, ...] = (id(source.shared), top)
+            if source.tree is None:
+                self._rows[state], self._most[state] = source.shared, source.least
+                return source.shared
+        else:
+            key = (at, place, count)
+        kept = self._made.get(key)
+        if kept is None:
+            if source is None:
+                source = self._source(config)
+            kept = self._fill(config, source, key)
+        kept.states.append(state)
+        self._rows[state] = kept.row
+        self._most[state] = max(kept.most, source.least) if source is not None else kept.most
+        return kept.row
+
+    def _fill(self, config: Config, source: Source, key: tuple[int, ...]) -> KeptRow:
+        if len(self._kept) >= self._most_rows:
+            self._drop()
+        at, place, count, top = config
+        shared, tree, least, closing = source
+        assert tree is not None
+        row, begin = self._pool.take(), 1
+        while True:
+            status, state = loops.fill(
+                self._machine, tree.address, at, place, count, top, shared, row, begin, closing
+            )
+            if status == OK:
+                break
+            self._mend(status, state)
+            begin = 0
+        _, _, most, outside, close, may_end = self._progress.tolist()
+        if may_end:
+            for end in self.vocabulary.eos:
+                row[end >> 5] |= np.uint32(1 << (end & 31))
         row.setflags(write=False)
-        self._rows[state] = row
-        self._kept.append(state)
-        if len(self._kept) * row.nbytes > self.row_bytes:
-            self._rows[self._kept.popleft()] = None
-        return row
+        if closing:
+            kept = KeptRow(row, most + close, shared, key, [])
+        else:  # of all states with this key if no token looked at the stack
+            kept = KeptRow(row, max(most, least), _NOTHING, None if outside or may_end else key, [])
+        if kept.key is not None:
+            self._made[key] = kept
+        self._kept.append(kept)
+        return kept
+
+    def _drop(self) -> None:
+        """Make room for a row."""
+        kept = self._kept.popleft()
+        for state in kept.states:
+            self._rows[state] = None
+        if kept.key is not None:
+            del self._made[kept.key]
+        self._pool.give(kept)
+
+    def _source(self, config: Config) -> Source:
+        at, place, _, _ = config
+        kind = self._kinds[at]
+        if kind == STRING:
+            room, missing = self._bounds(config)
+            shared, behind = self._strings.row(place, room, missing)
+            return Source(shared, behind, self._farthest_inside + max(missing, 0) + 1, 1)
+        if place and kind != NAME:
+            return self._whole
+        found = self._sources.get(at)
+        if found is None:
+            found = self._source_of(config)
+            if found.tree is not self._patterns.others and not self._states[at, loops.LEADS_TO]:
+                self._sources[at] = found  # rows of patterns are many, and sets beside a state matter
+        return found
+
+    def _source_of(self, config: Config) -> Source:
+        at, place, held, _ = config
+        free = self._free_spelling(config)
+        if free is not None:
+            shared, leaving = self._strings.free(free)
+            return Source(shared, leaving, self._free_need(at, held) + self._farthest_inside, 0)
+        pattern = self._pattern(config) if place == 0 else None
+        if pattern is not None:
+            table, inner, characters, distances, tail = pattern
+            shared = self._patterns.row(table, inner, characters)
+            least = distances.farthest(characters) + tail
+            return Source(shared, self._patterns.others, least, 0)
+        return self._whole
 
     def _recipe(self, state: int) -> Recipe:
         recipe = self._recipes.get(state) or self._wide.get(state)
@@ -514,47 +622,26 @@ class TokenPushdown:
     def _bounds(self, config: Config) -> tuple[int, int]:
         """Of a string: characters that may still begin (-1: any number), and those that must still be completed."""
         at, place, count, _ = config
-        low, high = int(self._states[at, loops.LOW]), int(self._states[at, loops.HIGH])
-        begun = place != self._states[at, loops.BASE]  # that character takes its place
+        low, high, base = self._lengths[at]
+        begun = place != base  # that character takes its place
         return high - count - begun if high >= 0 else -1, low - count
 
     def _make(self, state: int) -> Recipe:
         config = self._configs[state]
-        at, place, _, top = config
-        if self._states[at, loops.KIND] != STRING:
-            return self._make_open(state, config)
-        room, missing = self._bounds(config)
-        shared, behind = self._strings.row(place, room, missing)
-        most = self._inside.farthest + max(missing, 0) + 1
-        if behind is None:
-            return Recipe(shared, _NONE, _NONE, most)
-        after = self._after_string(top)
-        ids, needs, far = self._tokens(after, behind)
-        close = int(self._stack[after[3], loops.CLOSE] - self._stack[top, loops.CLOSE])  # of what it has left
-        return Recipe(shared, ids, needs + np.int32(close), max(most, far + close))
-
-    def _make_open(self, state: int, config: Config) -> Recipe:
-        at, place, count, _ = config
         if self.must_end(state):
-            return Recipe(None, _NONE, _NONE, 0)
-        own = self._own.get((at, place, count))
-        if own is not None:  # seen on another stack, and no token looks at that
-            return own
-        free = self._free_spelling(config)
-        pattern = self._pattern(config) if free is None and place == 0 else None
-        if pattern is not None:
-            table, inner, characters, distances, tail = pattern
-            ids, needs, most = self._tokens(config, self._patterns.others)
-            shared = self._patterns.row(table, inner, characters)
-            return Recipe(shared, ids, needs, max(most, distances.farthest(characters) + tail))
-        if free is not None:
-            shared, leaving = self._strings.free(free)
-            ids, needs, most = self._tokens(config, leaving)
-            return Recipe(shared, ids, needs, max(most, self._free_need(at, count) + self._inside.farthest))
-        recipe = Recipe(None, *self._tokens(config, self.vocabulary.tree))
-        if len(recipe.ids) <= _FEW and not self._progress[3] and len(self._own) < _MAX_STEPS:
-            self._own[at, place, count] = recipe
-        return recipe
+            return Recipe(None, _NONE, _NONE)
+        source = self._source(config)
+        shared = source.shared if source.shared is not _NOTHING else None
+        if source.tree is None:
+            return Recipe(shared, _NONE, _NONE)
+        if not source.closing:
+            return Recipe(shared, *self._tokens(config, source.tree))
+        after = self._after_string(config[3])
+        ids, needs = self._tokens(after, source.tree)
+        close = int(
+            self._stack[after[3], loops.CLOSE] - self._stack[config[3], loops.CLOSE]
+        )  # of what it has left
+        return Recipe(shared, ids, needs + np.int32(close))
 
     def _free_spelling(self, config: Config) -> int | None:
         """Of a place where any text of a string may follow (see `Terms.mark_free`)."""
@@ -631,13 +718,13 @@ class TokenPushdown:
         return state, int(self._states[state, loops.BASE]), held, top
 
     def _tokens(
-        self, config: Config, tree: WalkTree, row: np.ndarray | None = None, budget: int = _NO_BUDGET
-    ) -> tuple[np.ndarray, np.ndarray, int]:
-        """The tokens of `tree` that can follow `config`, what each leaves to do above the stack, and the most of that."""
+        self, config: Config, tree: WalkTree, row: np.ndarray | None = None, budget: int = loops.NO_BUDGET
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of `tree` that can follow `config`, and what each leaves to do above the stack."""
         row = np.zeros(self.vocabulary.words, np.uint32) if row is None else row
         while True:
             ids, needs = self._out
-            self._progress[:] = _BEGIN
+            self._progress[:4] = _BEGIN
             while True:
                 status, state = loops.walk(
                     self._machine, tree.address, *config, self._path, budget, row, ids, needs, self._progress
@@ -647,7 +734,7 @@ class TokenPushdown:
                 self._mend(status, state)
             found = int(self._progress[1])
             if found <= len(ids):
-                return ids[:found].copy(), needs[:found].copy(), int(self._progress[2])
+                return ids[:found].copy(), needs[:found].copy()
             self._out = np.empty((2, found), np.int32)
 
     # the end

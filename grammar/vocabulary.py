@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from grammar.constraint_errors import VocabularyError
+from grammar.row_pool import RowPool
 from grammar.spelling import Spelling
 from grammar.trie import TokenTrie
 from grammar.walk_tree import WalkTree
@@ -126,6 +127,10 @@ class Vocabulary:
                 break
             found.append(data)
         return found
+
+    @cached_property
+    def rows(self) -> RowPool:
+        return RowPool(self.words)
 
     @cached_property
     def strings(self) -> StringTables:

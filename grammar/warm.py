@@ -35,10 +35,12 @@ def warm_up(vocabulary: Vocabulary) -> None:
         automaton.allowed(state)
         automaton.allowed_within(state, automaton.tokens_to_end(state))
         state = automaton.advance_bytes(state, data)
+    automaton.allowed_within(0, 1)  # which no text keeps to, so tokens are walked one by one
     assert isinstance(automaton, TokenPushdown)
     automaton.grow_stack()
     vocabulary.strings.warm_up()
     vocabulary.patterns.warm_up()
+    vocabulary.rows.warm_up()
     for pattern in ("[a-z]{2,5}[0-9]*", "(ab|cd)+"):
         table = compile_constraint("regex", pattern, vocabulary).automaton
         assert table is not None

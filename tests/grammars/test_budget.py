@@ -225,7 +225,7 @@ from grammar.vocabulary import Vocabulary
 from grammar.warm import warm_up
 vocabulary = Vocabulary.of([*(bytes([b]) for b in range(256)), b""], eos=[256])
 warm_up(vocabulary)
-called = loops.push, loops.run, loops.walk, loops.close, loops.need, loops.step
+called = loops.push, loops.run, loops.walk, loops.fill, loops.close, loops.need, loops.step
 before = [list(f.signatures) for f in called]
 assert all(before), before
 machine = compile_constraint("ebnf", 'root ::= "(" root ")" | "x"', vocabulary).automaton
