@@ -121,7 +121,7 @@ class Chat(Completions):
 
     def _brings(self, event: dict[str, Any]) -> bool:
         """The first chunk has only a role."""
-        deltas = [choice["delta"] for choice in event["choices"]]
+        deltas = [choice.get("delta") or choice.get("message") or {} for choice in event["choices"]]
         return any(d.get(k) for d in deltas for k in ("content", "reasoning_content", "tool_calls"))
 
 
@@ -146,6 +146,7 @@ class Client:
         self.api = api
         self.model = ""
         self.full = True
+        self.stream = True
         self.temperature = 0.0
         self._extra = extra or {}
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -203,6 +204,9 @@ class Client:
     def body(self, asked: Asked) -> dict[str, Any]:
         """What is sent for it. Raises InvalidRequest where the API has no way to say it."""
         body = self.api.body(asked, self.model, full=self.full, temperature=self.temperature)
+        if not self.stream:
+            body["stream"] = False
+            body.pop("stream_options", None)
         return {**body, **self._extra}
 
     async def ask(self, body: dict[str, Any], served: Served, now: Callable[[], float]) -> None:
@@ -214,20 +218,26 @@ class Client:
                 if answer.status != 200:
                     served.error = f"{answer.status}: {(await answer.text())[:200]}"
                 else:
-                    async for event in _events(answer):
+                    async for event in _events(answer) if self.stream else _whole(answer):
                         if "error" in event:
                             served.error = str(event["error"])[:200]
                             break
                         piece = self.api.read(event)
                         if piece.text:
-                            served.arrivals.append(now())
                             events += 1
+                            if self.stream:  # a whole answer shows no token before its end
+                                served.arrivals.append(now())
                         served.prompt_tokens = piece.prompt_tokens or served.prompt_tokens
                         served.tokens = piece.tokens or served.tokens
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError, KeyError, TypeError) as error:
             served.error = f"{type(error).__name__}: {error}"[:200]
         served.ended = now()
         served.tokens = served.tokens or events  # a server that does not count is taken at one token an event
+
+
+async def _whole(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:
+    """The one answer that is not streamed."""
+    yield msgspec.json.decode(await answer.read())
 
 
 async def _events(answer: aiohttp.ClientResponse) -> AsyncIterator[dict[str, Any]]:

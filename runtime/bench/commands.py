@@ -190,6 +190,9 @@ def serving(
             help="Let answers go on to their full length; servers that do not know it need --no-.",
         ),
     ] = True,
+    disable_stream: Annotated[
+        bool, typer.Option(help="Ask for whole answers; the first token then comes with the last.")
+    ] = False,
     vocabulary: Annotated[
         int | None,
         typer.Option(help="Prompts are ids below this. Default: our server's; words where it is not known."),
@@ -248,7 +251,7 @@ def serving(
     with _server(base_url, fields_of(EngineConfig, options)) as url:
         client = Client(url, APIS[backend], bench_api_key, extra, timeout)
         client.model = options["served_model_name"] or ""
-        client.full, client.temperature = ignore_eos, temperature
+        client.full, client.temperature, client.stream = ignore_eos, temperature, not disable_stream
         facts, found = uvloop.run(run(client, load))
     _served([result for result, _ in found], facts)
     save(out, "serving", {"run_name": run_name, "backend": backend, **facts}, [plain(r) for r, _ in found])
@@ -256,6 +259,73 @@ def serving(
         trace_of([served for _, served in found]).save(profile)
     if not any(result.completed for result, _ in found):
         raise typer.Exit(1)
+
+
+@app.command("server-latency")
+@with_options(EngineConfig)
+def server_latency(
+    base_url: Annotated[
+        str | None,
+        typer.Option(
+            help="A running server, ours or any with OpenAI's API. Default: one of our own is started."
+        ),
+    ] = None,
+    backend: Annotated[str, typer.Option(help="As of serving.")] = "openai",
+    batch_size: Annotated[
+        str, typer.Option(help="Requests sent together; several numbers are measured in turn.")
+    ] = "1",
+    input_len: Annotated[str, typer.Option(help="Tokens of each prompt.")] = "1024",
+    output_len: Annotated[str, typer.Option(help="Tokens of each answer.")] = "16",
+    seed: Annotated[int, typer.Option(help="Of the prompts.")] = 1,
+    skip_warmup: Annotated[bool, typer.Option(help="Measure the first batch too.")] = False,
+    bench_api_key: Annotated[
+        str | None, typer.Option("--api-key", help="Sent as a bearer token.", envvar="OPENAI_API_KEY")
+    ] = None,
+    run_name: RunName = "",
+    out: Json = None,
+    **options: Any,
+) -> None:
+    """One batch at a time, against a server: the time to the first tokens, then the tokens after them."""
+    import uvloop
+
+    from runtime.bench.client import APIS, Client
+    from runtime.bench.latency import cases
+    from runtime.bench.report import figure, plain, save, writable
+    from runtime.bench.server_latency import run
+
+    if backend not in APIS:
+        raise InvalidRequest(f"--backend {backend!r} is not known; use {', '.join(APIS)}")
+    wanted = cases(
+        numbers("--batch-size", batch_size),
+        numbers("--input-len", input_len),
+        numbers("--output-len", output_len),
+    )
+    writable("--json", out)
+    with _server(base_url, fields_of(EngineConfig, options)) as url:
+        client = Client(url, APIS[backend], bench_api_key)
+        client.model = options["served_model_name"] or ""
+        facts, found = uvloop.run(run(client, wanted, seed, warmup=not skip_warmup))
+    _table(
+        f"Latency of {facts['model'] or facts['url']}",
+        ("batch", "input", "output", "prefill ms", "tok/s", "decode tok/s", "total ms", "tok/s"),
+        [
+            (
+                *(str(v) for v in (r.batch_size, r.input_len, r.output_len)),
+                figure(r.prefill_latency * 1e3),
+                figure(r.prefill_throughput),
+                figure(r.decode_throughput),
+                figure(r.total_latency * 1e3),
+                figure(r.total_throughput),
+            )
+            for r in found
+        ],
+    )
+    save(
+        out,
+        "server-latency",
+        {"run_name": run_name, "backend": backend, **facts},
+        [plain(r) for r in found],
+    )
 
 
 @contextmanager

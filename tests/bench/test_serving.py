@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from runtime.bench.client import APIS, Client, Served, send
 from runtime.bench.commands import app
+from runtime.bench.server_latency import measured
 from runtime.bench.serving import (
     arrivals,
     most_at_once,
@@ -253,6 +254,57 @@ def test_serving(server: ServerProcess, tmp_path: Path, backend: str) -> None:
         assert result["ttft_ms"]["max"] <= result["e2e_ms"]["max"]
     names = [e["name"] for e in json.loads(profile.read_text())["traceEvents"]]
     assert names.count("first token") == 12
+
+
+@pytest.mark.parametrize("backend", ["openai", "openai-chat", "native"])
+def test_whole_answers(server: ServerProcess, tmp_path: Path, backend: str) -> None:
+    out = tmp_path / "found.json"
+    arguments = ["serving", "--base-url", server.url, "--backend", backend, "--num-prompts", "4", "--input-len", "12",
+                 "--output-len", "5", "--disable-stream", "--json", str(out)]  # fmt: skip
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    (result,) = json.loads(out.read_text())["results"]
+    assert (result["completed"], result["failed"], result["output_tokens"]) == (4, 0, 20)
+    assert result["ttft_ms"] == result["e2e_ms"] and "tpot_ms" not in result and "itl_ms" not in result
+
+
+@pytest.mark.parametrize("backend", ["openai", "openai-chat", "native"])
+def test_server_latency(server: ServerProcess, tmp_path: Path, backend: str) -> None:
+    out = tmp_path / "found.jsonl"
+    arguments = ["server-latency", "--base-url", server.url, "--backend", backend, "--batch-size", "1,3", "--input-len", "12",
+                 "--output-len", "1,5", "--run-name", "mine", "--result-filename", str(out)]  # fmt: skip
+    done = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert done.exit_code == 0 and "Latency of tiny" in done.stdout, done.output
+    found = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [(r["batch_size"], r["input_len"], r["output_len"]) for r in found] == [
+        (1, 12, 1), (1, 12, 5), (3, 12, 1), (3, 12, 5)
+    ]  # fmt: skip
+    for r in found:
+        assert r["run_name"] == "mine" and 0 < r["prefill_latency"] <= r["total_latency"]
+        assert ("decode_throughput" in r) == (r["output_len"] > 1)
+        tokens = r["batch_size"] * (r["input_len"] + r["output_len"])
+        assert r["total_throughput"] == pytest.approx(tokens / r["total_latency"])
+
+
+def test_a_batch_with_a_hole_is_an_error(server: ServerProcess) -> None:
+    arguments = [
+        "server-latency",
+        "--base-url",
+        server.url,
+        "--input-len",
+        "12",
+        "--served-model-name",
+        "none",
+    ]
+    with pytest.raises(BackendError, match="a request of the batch failed: 404"):
+        CliRunner().invoke(app, [*arguments, "--skip-warmup"], catch_exceptions=False)
+
+
+def test_latency_of_a_batch_is_that_of_its_last() -> None:
+    batch = [served(0.0, [0.5, 1.0], 3), served(0.1, [1.0, 2.0], 3)]
+    found = measured(batch, 10, 3)
+    assert (found.prefill_latency, found.total_latency, found.prefill_throughput) == (1.0, 2.0, 20.0)
+    assert (found.decode_throughput, found.total_throughput) == (4.0, 13.0)
 
 
 def test_a_server_is_started_where_none_is_named(tmp_path: Path) -> None:
