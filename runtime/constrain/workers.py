@@ -33,10 +33,20 @@ from runtime.constrain.matcher import check_budget
 from runtime.errors import EngineError, InvalidRequest, Overloaded
 from runtime.parent import die_with_parent
 
-_START_SECONDS = 60.0  # for imports and the vocabulary; not part of a compile's time
+_START_SECONDS = (
+    600.0  # for imports, the vocabulary, and the loops on a machine that has not compiled them yet
+)
+_ANSWER_SECONDS = 30.0  # until a caller is told to come again, or patience and limit if they are more
+_REFUSED_SECONDS = 60.0  # that a refusal for a limit is kept: the machine may have been busy
 _LOOK_SECONDS = 0.1  # between two looks at the memory of a worker that compiles
 _BEYOND = 64 << 20  # bytes between the limit that the parent watches and the one that the system holds
 _KNOWN = 4096  # verdicts that are kept
+
+
+_ONE_OF_EACH = (
+    Constraint("json_schema", '{"type": "object"}'),
+    Constraint("ebnf", 'root ::= "a" root "b" | "c"'),
+)
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -51,11 +61,12 @@ class Setup(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """`least` tokens of the shortest text, or why the constraint is refused."""
+    """`least` tokens of the shortest text, or why the constraint is refused. Holds `until` then, on the monotonic clock."""
 
     least: int = 0
     refused: str | None = None
     param: str | None = None
+    until: float | None = None
 
 
 class _Asked:
@@ -98,9 +109,10 @@ class CompileWorkers:
     async def _verdict(self, constraint: Constraint) -> Verdict:
         key = hashlib.sha256(f"{constraint.kind}\0{constraint.source}".encode()).digest()
         with self._lock:
-            if key in self._known:
+            known = self._known.get(key)
+            if known is not None and (known.until is None or time.monotonic() < known.until):
                 self._known.move_to_end(key)
-                return self._known[key]
+                return known
             asked = self._asked.get(key)
             if asked is None:
                 if len(self._asked) >= self.waiting:
@@ -110,8 +122,14 @@ class CompileWorkers:
                 job = self._pool.submit(self._try, key, constraint, time.monotonic())
                 asked = self._asked[key] = _Asked(job)
             asked.waiters += 1
+        patience = max(_ANSWER_SECONDS, self.patience + self.setup.seconds + 5)
         try:
-            return await asyncio.shield(asyncio.wrap_future(asked.verdict))
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(asked.verdict)), patience)
+        except TimeoutError:  # its verdict is kept for who comes again
+            raise Overloaded(
+                "the constraint compiler is still starting, which takes about a minute the first time on a machine; "
+                "try again in a few seconds"
+            ) from None
         finally:
             with self._lock:
                 asked.waiters -= 1
@@ -178,9 +196,8 @@ class _Worker:
             reason = f"takes longer than {self.setup.seconds:g} s to compile (--constraint-compile-seconds)"
         else:
             reason = f"needs more than {self.setup.memory_mb} MiB to compile (--constraint-compile-memory-mb)"
-        return Verdict(
-            refused=f"{constraint.kind} is refused: it {reason}; make it simpler", param=constraint.kind
-        )
+        refused = f"{constraint.kind} is refused: it {reason}; make it simpler"
+        return Verdict(refused=refused, param=constraint.kind, until=time.monotonic() + _REFUSED_SECONDS)
 
     def _start(self) -> None:
         command = [
@@ -255,8 +272,7 @@ def main(setup: Setup, parent: int) -> None:
     compiler = ConstraintCompiler(
         setup.folder, setup.ends, whitespace=setup.whitespace, objects=setup.objects, capacity=1
     )
-    with contextlib.suppress(EngineError):  # reads the vocabulary and compiles the loops
-        compiler.get(Constraint("regex", "a"))
+    get_ready(compiler)
     _limit_memory((setup.memory_mb << 20) + _BEYOND)
     out = sys.stdout.buffer
     out.write(b"ready\n")
@@ -266,6 +282,15 @@ def main(setup: Setup, parent: int) -> None:
         out.write(msgspec.json.encode(_verdict(compiler, msgspec.json.decode(line, type=Constraint))) + b"\n")
         out.flush()
         signal.alarm(0)
+
+
+def get_ready(compiler: ConstraintCompiler) -> None:
+    """Read the vocabulary and compile all loops, so that a compile's time is its own."""
+    with contextlib.suppress(EngineError):
+        compiler.get(Constraint("regex", "a"))
+        compiler.warm_up().join()
+        for constraint in _ONE_OF_EACH:
+            compiler.get(constraint)
 
 
 def _verdict(compiler: ConstraintCompiler, constraint: Constraint) -> Verdict:
