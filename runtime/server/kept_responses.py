@@ -9,7 +9,7 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from runtime.errors import InvalidRequest, NotFound
+from runtime.errors import InvalidRequest, NotFound, Unsupported
 from runtime.server.files import PAGED, page_of
 from runtime.server.operation import operation
 
@@ -96,7 +96,9 @@ def items_of(given: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 @operation(answer=Response)
 async def retrieve(request: web.Request) -> web.Response:
-    """A response that is kept."""
+    """A response that is kept, whole: its stream is over."""
+    if request.query.get("stream") == "true":
+        raise Unsupported("a response is streamed while it is made; leave stream out", param="stream")
     return web.json_response(request.app[STORE].get(request.match_info["id"]).response)
 
 

@@ -153,6 +153,8 @@ def test_what_it_was_made_from_can_be_read_again(client: openai.OpenAI) -> None:
     assert newest.data[0].id == found[-1].id and newest.has_more
     (only,) = client.responses.input_items.list(ask(client, input="Hello").id).data
     assert only.role == "user" and only.content[0].text == "Hello"
+    with pytest.raises(openai.BadRequestError, match="leave stream out"):
+        client.responses.retrieve(kept.id, stream=True)
     with pytest.raises(openai.NotFoundError, match="no item"):
         client.responses.input_items.list(kept.id, after="msg_x")
     with pytest.raises(openai.NotFoundError):
