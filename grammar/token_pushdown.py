@@ -153,6 +153,7 @@ class TokenPushdown:
         self._most_rows = max(row_bytes // (vocabulary.words * 4), 1)
         self._whole = Source(_NOTHING, vocabulary.tree, 0, 0)
         self._sources: dict[int, Source] = {}
+        self._pattern_tables: dict[tuple[int, int], weakref.ref[PatternTable]] = {}
         weakref.finalize(self, give_all, self._pool, self._kept, self._rows).atexit = False
         self._near: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
         self._free_near: OrderedDict[tuple[int, int, int, int], np.ndarray] = OrderedDict()
@@ -588,7 +589,9 @@ class TokenPushdown:
         free = self._free_spelling(config)
         if free is not None:
             shared, leaving = self._strings.free(free)
-            return Source(shared, leaving, self._free_need(at, held) + self._farthest_inside, 0)
+            return Source(
+                shared, leaving, self._free_need(at, held, by_bytes=True) + self._farthest_inside, 0
+            )
         pattern = self._pattern(config) if place == 0 else None
         if pattern is not None:
             table, inner, characters, distances, tail = pattern
@@ -663,20 +666,34 @@ class TokenPushdown:
             data = self.terms.data(data[1])
         if data[0] != STATE:
             return None
-        automaton = self.terms.automaton_of(data[1])
-        table = self._patterns.table(automaton) if self._patterns.is_wide(automaton, data[2]) else None
+        table = self._table(data[1], data[2])
         if table is None:
             return None
         return table, data[2], data[3], self.measure.distances(data[1]), tail
 
-    def _free_need(self, at: int, held: int) -> int:
-        """Tokens that are enough to complete a free state after whole characters inside of its string."""
+    def _table(self, index: int, state: int) -> PatternTable | None:
+        """Of an automaton, for a state of it; None if rows there are not worth one, or it would be too large."""
+        found = self._pattern_tables.get((index, state))
+        table = found() if found is not None else None
+        if table is None:  # or it was dropped since
+            automaton = self.terms.automaton_of(index)
+            if self._patterns.is_wide(automaton, state):
+                table = self._patterns.table(automaton)
+            if table is not None:
+                self._pattern_tables[index, state] = weakref.ref(table)
+        return table
+
+    def _free_need(self, at: int, held: int, by_bytes: bool = False) -> int:
+        """Tokens that are enough to complete a free state after whole characters inside of its string.
+
+        by_bytes  fixed text is not spelled but counts a token a byte: more than enough, and known sooner
+        """
         term, beside = self._term[at], (0, 0)
         if self._states[at, loops.LEADS_TO]:
             beside = self._orders.must_come(held)
-        return self._need_of(term, beside)
+        return self._need_of(term, beside, by_bytes)
 
-    def _need_of(self, term: int, beside: tuple[int, int]) -> int:
+    def _need_of(self, term: int, beside: tuple[int, int], by_bytes: bool) -> int:
         """Of a free term; `beside`: bytes and tokens, at most, of what follows it by the set beside it."""
         own = self.terms.free_need(term)
         if own is not None:
@@ -685,17 +702,20 @@ class TokenPushdown:
         if data[0] == STATE:
             return self.measure.distances(data[1]).farthest(0) + beside[1]
         if data[0] == CAT:
-            return self._need_of(data[1], beside) + self._spelled.enough(data[2])
-        return max(self._part_need(term, p, beside) for p in data[1])  # the shortest text may be any one's
+            return self._need_of(data[1], beside, by_bytes) + self._spelled.enough(data[2])
+        return max(
+            self._part_need(term, p, beside, by_bytes) for p in data[1]
+        )  # the shortest text may be any one's
 
-    def _part_need(self, free: int, part: int, beside: tuple[int, int]) -> int:
+    def _part_need(self, free: int, part: int, beside: tuple[int, int], by_bytes: bool) -> int:
         """Tokens that are enough for the rest of a shortest text that is one of this part of a free term."""
         if self.terms.free_spelling(part) is not None:
-            return self._need_of(part, beside)
+            return self._need_of(part, beside, by_bytes)
         leading = self.terms.leading_literal(part)
         if leading is None:  # it has no more bytes than the free ones
             return self._free_bytes(free) + beside[0]
-        spelled = int(self.vocabulary.spelling.suffixes(leading[0]).max())
+        text = leading[0]
+        spelled = len(text) if by_bytes else int(self.vocabulary.spelling.suffixes(text).max())
         return spelled + self._spelled.enough(leading[1]) + beside[1]
 
     def _free_bytes(self, term: int) -> int:
