@@ -45,7 +45,7 @@ def start(client: Any, lines: Iterable[Any], window: Any = "24h", **options: Any
     return made.id
 
 
-def finished(client: Any, id: str, seconds: float = 60) -> Any:
+def finished(client: Any, id: str, seconds: float = 120) -> Any:
     end = time.monotonic() + seconds
     while (batch := client.batches.retrieve(id)).status not in ENDED:
         assert time.monotonic() < end, f"the batch is still {batch.status}: {batch.request_counts}"
@@ -192,7 +192,7 @@ def test_cancel_keeps_what_is_done_and_another_batch_can_take_it_over(client: An
 
 def test_a_batch_whose_time_is_over_keeps_what_is_done(client: Any) -> None:
     lines = [line(f"s{i}") for i in range(5)] + [line(f"l{i}", 3900) for i in range(100)]
-    batch = finished(client, start(client, lines, window="1s"), 30)
+    batch = finished(client, start(client, lines, window="1s"))
     done, left = results(client, batch.output_file_id), results(client, batch.error_file_id)
     assert batch.status == "expired" and len(done) + len(left) == 105 and left
     assert {r["error"]["code"] for r in left} == {"batch_expired"}
@@ -208,7 +208,7 @@ def journal(folder: Path) -> dict[bytes, bytes]:
 
 def killed(server: ServerProcess, name: signal.Signals) -> None:
     os.kill(server.pid, name)
-    server._child.wait(timeout=30)
+    server._child.wait(timeout=90)
 
 
 @pytest.mark.parametrize(
@@ -255,8 +255,8 @@ def test_no_line_is_lost_or_done_twice_over_kills(
         server.shutdown()
 
 
-def test_no_line_fails_when_the_engine_is_killed(tmp_path: Path) -> None:
-    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=6, threads=1)
+def test_neither_a_killed_engine_nor_a_full_disk_loses_a_line(tmp_path: Path) -> None:
+    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=4, debug_faults=True, threads=1)
     try:
         client: Any = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         id = start(client, [line(f"l{i}", 24) for i in range(40)])
@@ -267,14 +267,6 @@ def test_no_line_fails_when_the_engine_is_killed(tmp_path: Path) -> None:
         batch = finished(client, id)
         assert (batch.request_counts.completed, batch.request_counts.failed) == (40, 0)
         assert engines(server.pid) != [engine]
-    finally:
-        server.shutdown()
-
-
-def test_a_full_disk_loses_no_line(tmp_path: Path) -> None:
-    server = ServerProcess(state_dir=str(tmp_path), batch_concurrency=4, debug_faults=True, threads=1)
-    try:
-        client: Any = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
         id = start(client, [line(f"l{i}", 16) for i in range(40)])
         while client.batches.retrieve(id).request_counts.completed < 5:
             time.sleep(0.02)
