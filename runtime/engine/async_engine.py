@@ -13,7 +13,6 @@ import itertools
 import logging
 import secrets
 import threading
-from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import Future
 from time import perf_counter
@@ -22,29 +21,26 @@ from typing import Any
 import msgspec
 
 from runtime.api import (
-    ChoiceScore,
     Constraint,
     Delta,
     Embed,
     Embedded,
     Finish,
     Generate,
-    LogprobOptions,
     Prompt,
     SamplingParams,
     Score,
     ScoreResult,
     Segment,
     TextSegment,
-    TokenLogprob,
     TokenSegment,
     Usage,
-    render,
 )
 from runtime.backends.base import Capabilities, ModelInfo
 from runtime.config import EngineConfig, find_folder
 from runtime.constrain.compiler import KINDS, ConstraintCompiler
 from runtime.constrain.workers import workers_for
+from runtime.engine.call import REFUSED, Call
 from runtime.engine.live import Live
 from runtime.engine.messages import (
     Add,
@@ -61,6 +57,7 @@ from runtime.engine.messages import (
     Weights,
 )
 from runtime.engine.messages import Answer as Reply
+from runtime.engine.score import score
 from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
 from runtime.errors import Aborted, EngineDead, EngineError, InvalidRequest, Unsupported
@@ -69,50 +66,6 @@ from runtime.tokenizer.ids_only import IdsOnly
 from runtime.tokenizer.tokenizer import LONG_TEXT, Tokenizer
 
 log = logging.getLogger("runtime.engine")
-
-
-class _Call:
-    """The running samples of one `generate`, and what waits for its caller to read it."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, backlog: int | None = None) -> None:
-        self.loop = loop
-        self._reader = asyncio.current_task()
-        self._backlog = backlog
-        self._waiting: deque[Delta | EngineError] = deque()
-        self._wake: asyncio.Future[None] | None = (
-            None  # what the reader waits for; a queue of asyncio costs more
-        )
-        self.answers: dict[str, Answer] = {}
-        self.held: list[
-            tuple[_Call, Output | Refused]
-        ] = []  # not delivered yet; the transport's thread alone uses it
-
-    def put(self, delta: Delta) -> bool:
-        """Leave it to the reader. False if that one has left too many waiting: it is cancelled, and everything ends with
-        it."""
-        self.tell(delta)
-        if self._backlog is None or self._reader is None or len(self._waiting) <= self._backlog:
-            return True
-        log.warning("a caller left %d deltas unread and is dropped", self._backlog)
-        self._reader.cancel()
-        self._backlog = None
-        return False
-
-    def tell(self, news: Delta | EngineError) -> None:
-        """Leave it to the reader, however much waits."""
-        self._waiting.append(news)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
-    async def get(self) -> Delta | EngineError:
-        """The oldest that waits, or the next that comes."""
-        while not self._waiting:
-            self._wake = self.loop.create_future()
-            try:
-                await self._wake
-            finally:
-                self._wake = None
-        return self._waiting.popleft()
 
 
 class AsyncEngine:
@@ -155,7 +108,7 @@ class AsyncEngine:
         self.latest: dict[str, Any] = {}  # the stats of the last heartbeat; an engine in a thread sends none
         self.restarts = 0
         self.live = Live()
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, Call] = {}
         self._asked: dict[int, Future[dict[str, Any]]] = {}
         self._tickets = itertools.count(1)
         self._names = itertools.count(1)
@@ -306,7 +259,7 @@ class AsyncEngine:
         """See `Backend.generate`; calls for a vector are answered with one `Embedded`. A reader that leaves more than
         `backlog` deltas waiting is cancelled."""
         await self.open()
-        call = _Call(asyncio.get_running_loop(), backlog)
+        call = Call(asyncio.get_running_loop(), backlog)
         messages: list[In] = []
         for request in requests:
             try:
@@ -314,7 +267,7 @@ class AsyncEngine:
                 await self.check_constraint(request)
             except EngineError as error:
                 call.tell(self._refusal(request, error))
-                call.answers[f"refused {len(call.answers)}"] = _DONE
+                call.answers[f"refused {len(call.answers)}"] = REFUSED
                 continue
             messages += self._adds(call, request, tokens)
         left = len(call.answers)
@@ -329,7 +282,7 @@ class AsyncEngine:
         finally:
             self._abandon(call)
 
-    def _adds(self, call: _Call, request: Generate | Embed, tokens: list[int]) -> list[In]:
+    def _adds(self, call: Call, request: Generate | Embed, tokens: list[int]) -> list[In]:
         """Register the samples of a request, and what starts them."""
         sampling = request.sampling
         seed = sampling.seed
@@ -377,7 +330,7 @@ class AsyncEngine:
             if ended := [End(id) for id, call in calls if call.answers[id].request is request]:
                 self.transport.send([*ended])
 
-    def _abandon(self, call: _Call) -> None:
+    def _abandon(self, call: Call) -> None:
         """End what still runs of a call whose reader has left."""
         ended: list[In] = []
         for id, answer in call.answers.items():
@@ -391,54 +344,7 @@ class AsyncEngine:
         """Log-probabilities of the choices. The tokens of prompt and choice are those of the whole text, so the prompt's
         last token counts with the choice if it is tokenised differently there (token healing)."""
         await self.open()
-        prompt_ids = self.tokenizer.encode_prompt(request.prompt)
-        text = render(request.prompt)
-        start = max(len(prompt_ids) - 2, 0)
-        quiet = SamplingParams(max_new_tokens=0, temperature=0)
-        calls = [
-            Generate(
-                prompt=(*request.prompt, TextSegment(choice)),
-                sampling=quiet,
-                id=str(i),
-                logprobs=LogprobOptions(start=start),
-            )
-            for i, choice in enumerate(request.choices)
-        ]
-        kept: list[tuple[TokenLogprob, ...]] = [()] * len(calls)
-        cached = 0
-        async for delta in self.generate(calls):
-            if delta.finish is not None and delta.finish.type == "error":
-                raise error_of(str(delta.finish.matched), delta.finish.message or "")
-            scores = list(delta.input_logprobs or ())
-            if start == 0 and len(prompt_ids) == 2 and len(scores) > 1:
-                scores = scores[1:]
-            if scores and text.endswith(self.tokenizer.token_text(scores[0].id)) and len(scores) > 1:
-                scores = scores[1:]
-            kept[int(delta.id)] = tuple(scores)
-            cached = max(cached, delta.usage.cached_tokens if delta.usage else 0)
-        without = await self._unconditional(kept) if request.unconditional else [None] * len(kept)
-        choices = tuple(ChoiceScore(k, u) for k, u in zip(kept, without, strict=True))
-        return ScoreResult(choices, prompt_tokens=len(prompt_ids), cached_tokens=cached)
-
-    async def _unconditional(
-        self, kept: list[tuple[TokenLogprob, ...]]
-    ) -> list[tuple[TokenLogprob, ...] | None]:
-        quiet = SamplingParams(max_new_tokens=0, temperature=0)
-        calls = [
-            Generate(
-                prompt=(TokenSegment(tuple(t.id for t in tokens), ""),),
-                sampling=quiet,
-                id=str(i),
-                logprobs=LogprobOptions(start=0),
-            )
-            for i, tokens in enumerate(kept)
-        ]
-        out: list[tuple[TokenLogprob, ...] | None] = [None] * len(kept)
-        async for delta in self.generate(calls):
-            if delta.finish is not None and delta.finish.type == "error":
-                raise error_of(str(delta.finish.matched), delta.finish.message or "")
-            out[int(delta.id)] = delta.input_logprobs or ()
-        return out
+        return await score(self.generate, self.tokenizer, request)
 
     async def prefill(self, prompt: Prompt) -> None:
         """Compute a prefix and leave it in the cache."""
@@ -520,7 +426,7 @@ class AsyncEngine:
 
     def _receive(self, messages: list[Out]) -> None:
         """Called from the transport's thread."""
-        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Call, Output | Refused]]] = {}
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Call, Output | Refused]]] = {}
         arrived: list[tuple[str, int]] = []
         for m in messages:
             if isinstance(m, (Output, Refused)):
@@ -560,7 +466,7 @@ class AsyncEngine:
                 for call, _ in items:
                     self._abandon(call)
 
-    def _deliver(self, items: list[tuple[_Call, Output | Refused]]) -> None:
+    def _deliver(self, items: list[tuple[Call, Output | Refused]]) -> None:
         ended: list[In] = []
         for call, m in items:
             answer = call.answers[m.id]
@@ -622,12 +528,3 @@ def embedded(delta: Delta) -> Embedded:
     if finish is not None and finish.type == "error":
         raise error_of(str(finish.matched), finish.message or "the engine failed")
     raise Aborted("the request was aborted before its vector was computed")
-
-
-class _Done(msgspec.Struct):
-    """Stands for a sample that was refused before it began."""
-
-    done: bool = True
-
-
-_DONE: Any = _Done()

@@ -297,7 +297,6 @@ class EngineLoop:
         """A moment of a change of weights; when it is done, whoever waited for it starts."""
         done = update.poll()
         if done is None:
-            time.sleep(0.005)
             return []
         ticket, error = done
         self.runner.reload(self.model)

@@ -7,7 +7,7 @@ the engine's thread, which still tells that it is alive. If they cannot be read,
 from __future__ import annotations
 
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from runtime.config import EngineConfig, find_folder
 from runtime.engine.messages import Weights
@@ -17,6 +17,8 @@ from runtime.models.family import Family
 from runtime.models.load import family_of_same, fill
 
 log = logging.getLogger("runtime.engine")
+
+_WAIT_SECONDS = 0.05  # for the reading, before the engine's thread looks after its messages again
 
 
 class WeightUpdate:
@@ -47,7 +49,7 @@ class WeightUpdate:
         self._next, self._ticket = self._found(weights), ticket
 
     def poll(self) -> tuple[int, EngineError | None] | None:
-        """Begin, and once it is done, the ticket and what went wrong. To be called while nothing runs.
+        """Begin, or wait a moment for the end; once it is done, the ticket and what went wrong. To be called while nothing runs.
 
         Raises EngineError if neither the new nor the earlier weights can be read: there is no model any more.
         """
@@ -57,7 +59,7 @@ class WeightUpdate:
             pool = ThreadPoolExecutor(1, thread_name_prefix="weights")
             self._job = pool.submit(self._read, *self._next)
             pool.shutdown(wait=False)
-        if not self._job.done():
+        if not wait([self._job], _WAIT_SECONDS).done:
             return None
         error = self._job.exception()
         wanted, self._next, self._job = self._next, None, None
