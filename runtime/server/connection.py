@@ -15,6 +15,7 @@ from aiohttp.http_exceptions import LineTooLong
 
 from runtime.config import Limits
 from runtime.server import errors
+from runtime.server.observe import SERVER
 
 _FIELD_BYTES = 16 << 10  # of one header field; all of them together are counted when they have been read
 _LINGER_SECONDS = 5.0  # a refused body is read and thrown away for so long, so that the refusal is read
@@ -59,6 +60,7 @@ class Connection(web.RequestHandler):
             )
         else:
             answer = errors.response("this is not a valid HTTP request", 400, code="bad_request")
+        answer.headers["Server"] = SERVER
         answer.force_close()
         return answer
 

@@ -23,6 +23,7 @@ log = logging.getLogger("runtime.requests")
 _ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _SHOWN = 2048  # characters of a body, with --log-requests
 _ENDING = ("/abort_request", "/page/abort")
+SERVER = "runtime"  # and not the versions of Python and aiohttp
 ID_HEADER = "X-Request-Id"
 
 
@@ -86,9 +87,10 @@ async def until_closing(request: web.Request, handler: Any) -> web.StreamRespons
 
 
 def answer_headers(origins: Origins) -> Any:
-    """Put the id, and what lets pages of listed origins read the answer, into every response."""
+    """Put the name, the id, and what lets pages of listed origins read the answer, into every response."""
 
     async def add(request: web.Request, response: web.StreamResponse) -> None:
+        response.headers["Server"] = SERVER
         if (id := request.get("id")) is not None:
             response.headers[ID_HEADER] = id
             if request.path.startswith("/v1/messages"):

@@ -153,6 +153,7 @@ def test_bad_heads_have_the_one_error_shape(
     if code:
         assert set(answer["error"]) == {"message", "type", "param", "code"}
         assert headers.get("connection") != "keep-alive" and len(json.dumps(answer)) < 1000
+        assert headers["server"] == "runtime"
     assert get(guarded, "/health", key=None)[0] == 200
 
 
@@ -384,6 +385,7 @@ def test_requests_have_ids_and_logs_no_prompts(guarded: ServerProcess) -> None:
     post(guarded, f"/nowhere/{secret}", {"text": secret})
     _, headers, _ = get(guarded, "/v1/models", X_Request_Id='bad id\tof"mine')
     made = headers["x-request-id"]
+    assert headers["server"] == "runtime"  # and no versions
     assert len(made) == 32 and made != get(guarded, "/v1/models")[1]["x-request-id"]
     wait(lambda: any("my-id.1" in line for line in guarded.last_lines))
     lines = [json.loads(line) for line in guarded.last_lines if line.startswith("{")]

@@ -19,7 +19,12 @@ def ask(server: ServerProcess, **fields: Any) -> dict[str, Any]:
 
 
 def test_the_bytes_of_chat_tokens_are_the_text(server: ServerProcess) -> None:
-    user = {"messages": [{"role": "user", "content": "Hello"}], "regex": TEXT, "logprobs": True, "temperature": 0}
+    user = {
+        "messages": [{"role": "user", "content": "Hello"}],
+        "regex": TEXT,
+        "logprobs": True,
+        "temperature": 0,
+    }
     _, answer, _ = call(f"{server.url}/v1/chat/completions", user)
     choice = answer["choices"][0]
     *tokens, end = choice["logprobs"]["content"]
