@@ -14,6 +14,7 @@ from runtime.server.files import PAGED, page_of
 from runtime.server.operation import operation
 
 MAX_KEPT_BYTES = 64 << 20
+_ID = "{id:(?!input_tokens$)[^/]+}"  # /v1/responses/input_tokens is a route of its own
 
 
 class Response(msgspec.Struct):
@@ -134,7 +135,7 @@ async def delete(request: web.Request) -> web.Response:
 
 def routes() -> list[web.RouteDef]:
     return [
-        web.get("/v1/responses/{id}", retrieve),
-        web.get("/v1/responses/{id}/input_items", input_items),
-        web.delete("/v1/responses/{id}", delete),
+        web.get(f"/v1/responses/{_ID}", retrieve),
+        web.get(f"/v1/responses/{_ID}/input_items", input_items),
+        web.delete(f"/v1/responses/{_ID}", delete),
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import urllib.error
 import urllib.request
 from typing import Any
 
@@ -30,13 +32,16 @@ def registered(app: web.Application) -> dict[tuple[str, str], Any]:
     routes = [
         r for r in app.router.routes() if r.resource is not None and r.method not in ("HEAD", "OPTIONS")
     ]
-    return {(r.resource.canonical.split(":")[0].rstrip("}"), r.method.lower()): r.handler for r in routes}
+    return {(plain(r.resource.canonical), r.method.lower()): r.handler for r in routes}
+
+
+def plain(path: str) -> str:
+    """Without what a part of the path must look like."""
+    return re.sub(r"\{(\w+)[^}]*\}", r"{\1}", path)
 
 
 def test_every_route_is_in_the_document_and_nothing_else(app: web.Application) -> None:
-    said = {
-        (p.split(":")[0].rstrip("}"), m) for p, methods in document(app)["paths"].items() for m in methods
-    }
+    said = {(plain(p), m) for p, methods in document(app)["paths"].items() for m in methods}
     assert said == set(registered(app))
 
 
@@ -83,3 +88,14 @@ def test_the_server_serves_its_document(server: ServerProcess) -> None:
 def schema_error(served: dict[str, Any]) -> dict[str, Any]:
     schema: dict[str, Any] = served["components"]["schemas"]["Error"]
     return schema
+
+
+def test_allow_names_the_methods_that_are_documented(server: ServerProcess) -> None:
+    with urllib.request.urlopen(f"{server.url}/openapi.json") as answer:
+        paths = json.load(answer)["paths"]
+    for path, methods in paths.items():
+        asked = urllib.request.Request(server.url + re.sub(r"\{\w+\}", "x", path), method="PROPFIND")
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(asked)
+        allowed = {m.strip().lower() for m in refused.value.headers["Allow"].split(",")}
+        assert refused.value.code == 405 and allowed - {"head", "options"} == set(methods), path
