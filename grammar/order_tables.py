@@ -8,6 +8,7 @@ and a row of numbers, made by the machine's loops (`pushdown_loops.set_of`).
 from __future__ import annotations
 
 from collections.abc import Callable
+from weakref import WeakMethod
 
 import numpy as np
 
@@ -29,7 +30,8 @@ class OrderTables:
         self, measure: Measure, spelled: TokenMeasure, limits: Limits, moved: Callable[[], None]
     ) -> None:
         self.terms = measure.terms
-        self._measure, self._spelled, self._limits, self._moved = measure, spelled, limits, moved
+        self._measure, self._spelled, self._limits = measure, spelled, limits
+        self._told = WeakMethod(moved)  # no cycle: a machine's memory is free once nobody has it
         self.endings = np.zeros((256, 3), np.int32)
         self.orders = np.zeros((4, 10), np.int64)
         self.members = np.zeros((64, 4), np.int64)
@@ -40,6 +42,10 @@ class OrderTables:
         self._numbers: dict[int, int] = {}  # of the orders, from 1: set 0 and order 0 are none
         self._indices: list[int] = [-1]
         self._endings: dict[int, Endings] = {}
+
+    def _moved(self) -> None:
+        if (told := self._told()) is not None:
+            told()
 
     def number_of(self, index: int) -> int | None:
         """The row of an order in the tables; None if it has none yet."""

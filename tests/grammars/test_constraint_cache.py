@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+import weakref
 from typing import Any
 
 import pytest
 
+from grammar.compile import Options
 from grammar.vocabulary import Vocabulary
 from runtime.api import Constraint
 from runtime.constrain import cache as cache_module
@@ -56,6 +58,36 @@ def test_machines_are_kept_by_what_they_hold() -> None:
     tracemalloc.stop()
     assert 1 < len(cache) < 20 and cache.held_bytes <= 16 << 20
     assert held < 2 * (16 << 20)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "options"),
+    [
+        (Constraint("regex", "[a-z]{1,9}"), Options()),
+        (Constraint("ebnf", 'root ::= "v" item*\nitem ::= " " [a-z]+ | "(" item ")"'), Options()),
+        (Constraint("json_schema", '{"properties": {"a": {"pattern": "^[a-z]{1,3}$"}}}'), Options()),
+        (Constraint("json_schema", '{"properties": {"a": {}, "b": {}}}'), Options(any_order=True)),
+    ],
+    ids=["regex", "ebnf", "schema", "any order"],
+)
+def test_what_goes_is_free_at_once(constraint: Constraint, options: Options) -> None:
+    """And not when cycles are next looked for: that is seldom, and machines have megabytes in few objects."""
+    cache = ConstraintCache(VOCABULARY, capacity=1, options=options, encode=lambda text: list(text.encode()))
+    automaton = cache.get(constraint).automaton
+    assert automaton is not None
+    automaton.allowed(automaton.start)
+    automaton.allowed_within(automaton.start, 20)
+    cache.jump(constraint)
+    gone = weakref.ref(automaton)
+    gc.collect()
+    gc.disable()
+    try:
+        del automaton
+        assert gone() is not None
+        cache.get(Constraint("regex", "x"))
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_refusals_are_the_callers_and_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
