@@ -296,11 +296,11 @@ def test_bombs_are_cut_and_give_their_memory_back(victim: ServerProcess, client:
     bomb = b"".join(pressed.compress(bytes(1 << 20)) for _ in range(256)) + pressed.flush()
     assert len(bomb) < 300_000
     sizes = [memory_of(victim.pid)]
-    for _ in range(3):
+    for _ in range(6):
         throw(client, bomb)
         sizes.append(memory_of(victim.pid))
-    # An allocator may keep what the first ones took, about twice the largest body; the others find it there.
-    assert sizes[1] - sizes[0] < 128 << 20 and sizes[3] - sizes[1] < 32 << 20, sizes
+    # An allocator keeps some of it, now or later, about twice the largest body; what each round left would come to more.
+    assert max(sizes) - sizes[0] < 160 << 20, sizes
 
 
 def throw(client: Client, bomb: bytes) -> None:
