@@ -5,6 +5,7 @@ Rules are measured until nothing changes: a rule without a shortest text can nev
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +36,24 @@ from grammar.terms import (
 INFINITE = 1 << 40
 
 
+def settle(terms: Terms, term: int, known: dict[int, int], of: Callable[[int], int]) -> int:
+    """`of(term)`, at most INFINITE, which reads what is `known` of the term's parts; what is missing is found first, and
+    without recursion."""
+    todo = [term]
+    while todo:
+        top = todo[-1]
+        if top in known:
+            todo.pop()
+            continue
+        try:  # nearly always all parts are known
+            known[top] = min(of(top), INFINITE)
+        except KeyError:
+            todo.extend(p for p in parts(terms, top) if p not in known)
+        else:
+            todo.pop()
+    return known[term]
+
+
 class Measure:
     """Lengths of the terms of one arena whose rules are all defined."""
 
@@ -58,21 +77,7 @@ class Measure:
     def shortest(self, term: int) -> int:
         """Bytes of the shortest text; INFINITE if there is none."""
         found = self._known.get(term)
-        if found is not None:
-            return found
-        todo = [term]
-        while todo:
-            top = todo[-1]
-            if top in self._known:
-                todo.pop()
-                continue
-            try:  # nearly always all parts are known
-                self._known[top] = min(self._of(top), INFINITE)
-            except KeyError:
-                todo.extend(p for p in parts(self.terms, top) if p not in self._known)
-            else:
-                todo.pop()
-        return self._known[term]
+        return settle(self.terms, term, self._known, self._of) if found is None else found
 
     def _of(self, term: int) -> int:
         if term == EMPTY:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from grammar.measure import INFINITE, Measure, parts
+from grammar.measure import INFINITE, Measure, settle
 from grammar.terms import (
     ALT,
     CALL,
@@ -45,21 +45,7 @@ class TokenMeasure:
     def enough(self, term: int) -> int:
         """Tokens; INFINITE if there is no text."""
         found = self._known.get(term)
-        if found is not None:
-            return found
-        todo = [term]
-        while todo:
-            top = todo[-1]
-            if top in self._known:
-                todo.pop()
-                continue
-            try:  # nearly always all parts are known
-                self._known[top] = min(self._of(top), INFINITE)
-            except KeyError:
-                todo.extend(p for p in parts(self.terms, top) if p not in self._known)
-            else:
-                todo.pop()
-        return self._known[term]
+        return settle(self.terms, term, self._known, self._of) if found is None else found
 
     def _of(self, term: int) -> int:
         known, shortest = self._known, self.measure.shortest

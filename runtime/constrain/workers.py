@@ -33,17 +33,13 @@ from runtime.constrain.matcher import check_budget
 from runtime.errors import EngineError, InvalidRequest, Overloaded
 from runtime.parent import die_with_parent
 
-_START_SECONDS = (
-    600.0  # for imports, the vocabulary, and the loops on a machine that has not compiled them yet
-)
+_START_SECONDS = 600.0  # imports, the vocabulary, and the loops if this machine has not compiled them yet
 _ANSWER_SECONDS = 30.0  # until a caller is told to come again, or patience and limit if they are more
 _REFUSED_SECONDS = 60.0  # that a refusal for a limit is kept: the machine may have been busy
 _LOOK_SECONDS = 0.1  # between two looks at the memory of a worker that compiles
 _BEYOND = 64 << 20  # bytes between the limit that the parent watches and the one that the system holds
 _KNOWN = 4096  # verdicts that are kept
-
-
-_ONE_OF_EACH = (
+_ONE_OF_EACH = (  # kinds of machines
     Constraint("json_schema", '{"type": "object"}'),
     Constraint("ebnf", 'root ::= "a" root "b" | "c"'),
 )

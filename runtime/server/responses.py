@@ -65,26 +65,16 @@ class InputTokensBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     truncation: Literal["auto", "disabled"] | None = None
 
 
-class ResponsesBody(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+class ResponsesBody(InputTokensBody, kw_only=True, forbid_unknown_fields=True):
     """POST /v1/responses."""
 
-    input: str | list[dict[str, Any]]
-    model: str | None = None
-    instructions: str | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = None
-    text: TextOptions | None = None
-    reasoning: ReasoningOptions | None = None
-    previous_response_id: str | None = None
     store: bool | None = None
     stream: bool | None = False
     stream_options: StreamedPadding | None = None
     max_tool_calls: int | None = None
-    truncation: Literal["auto", "disabled"] | None = None
     background: bool | None = None
     include: list[str] | None = None
     metadata: dict[str, str] | None = None

@@ -1,10 +1,12 @@
-"""One HTTP call, as a client without any library makes it."""
+"""One HTTP call, as a client without any library makes it, and waiting for what it causes."""
 
 from __future__ import annotations
 
 import json
+import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 
@@ -35,3 +37,11 @@ def events(url: str, body: Any, **headers: str) -> list[tuple[str, Any]]:
         data = fields["data"]
         out.append((fields.get("event", ""), data if data == "[DONE]" else json.loads(data)))
     return out
+
+
+def wait(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Until `condition` holds; AssertionError if it does not in time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)

@@ -6,14 +6,13 @@ import contextlib
 import itertools
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from runtime.server.launch import ServerProcess
-from tests.server.calls import call
+from tests.server.calls import call, wait
 
 SEATS, QUEUE = 2, 4
 SLOW = "(a{1000}){1000}"  # no compile of it ends
@@ -53,13 +52,6 @@ def full(server: ServerProcess) -> bool:
         with contextlib.suppress(TimeoutError):
             return b" 429 " in connection.recv(1 << 12)
     return False
-
-
-def wait(condition: Callable[[], object], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize(

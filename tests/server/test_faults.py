@@ -8,12 +8,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runtime.server.launch import ServerProcess
+from tests.server.calls import wait as wait_for
+
+wait = partial(wait_for, seconds=40)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +48,6 @@ def generate(server: ServerProcess, text: str = "12 + 35 =", **fields: Any) -> t
 
 def fault(server: ServerProcess, **fields: Any) -> None:
     assert call(f"{server.url}/debug/fault", fields) == (200, {})
-
-
-def wait(condition: Any, seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def ready(server: ServerProcess) -> bool:

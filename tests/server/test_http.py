@@ -7,7 +7,6 @@ import json
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,7 @@ from typing import Any
 import pytest
 
 from runtime.server.launch import ServerProcess
-from tests.server.calls import call
-
-
-def wait(condition: Any, seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
+from tests.server.calls import call, wait
 
 
 def test_generate_single_batch_and_samples(server: ServerProcess) -> None:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from runtime.errors import InvalidRequest
 from runtime.server.auth import Keys, Origins
 from runtime.server.launch import ServerProcess
 from runtime.server.limits import check_calls
+from tests.server.calls import wait
 
 KEY, OTHER, ADMIN = "client-key-1", "client-key-2", "operator-key"
 
@@ -92,13 +92,6 @@ def get(
     fields |= {k.replace("_", "-"): v for k, v in headers.items()}
     head = f"GET {path} HTTP/1.1\r\n" + "".join(f"{k}: {v}\r\n" for k, v in fields.items())
     return exchange(server, head.encode("latin-1") + b"\r\n")
-
-
-def wait(condition: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def held(server: ServerProcess) -> tuple[int, int]:

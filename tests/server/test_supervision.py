@@ -7,17 +7,20 @@ import os
 import signal
 import stat
 import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from runtime.server.launch import ServerProcess
+from tests.server.calls import wait as wait_for
+
+wait = partial(wait_for, seconds=90)
 
 
 def call(url: str, body: Any = None) -> tuple[int, Any, Any]:
@@ -29,13 +32,6 @@ def call(url: str, body: Any = None) -> tuple[int, Any, Any]:
             return answer.status, json.loads(text) if text[:1] in ("{", "[") else text, answer.headers
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read()), error.headers
-
-
-def wait(condition: Callable[[], Any], seconds: float = 90) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.05)
 
 
 def engines(pid: int, module: bytes = b"runtime.engine.process") -> list[int]:
