@@ -269,7 +269,9 @@ class _Child:
                 (self._folder.path / name).unlink(missing_ok=True)
 
     def send(self, data: bytes) -> None:
-        self._to.send(data)
+        """Dropped if nobody is there to take it: a socket that lost its peer would block its sender for ever."""
+        with contextlib.suppress(zmq.Again):  # without a high-water mark a peer always takes it
+            self._to.send(data, zmq.NOBLOCK)
 
     def end(self, *, patient: bool) -> None:
         """Wait for it to stop if it was told to, else kill it; free what it had."""

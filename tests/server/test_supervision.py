@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -133,6 +134,19 @@ def test_a_dead_and_a_hung_engine_are_replaced(start: Callable[..., ServerProces
         status, answer, _ = call(f"{server.url}/generate", long_request(4, stream=False))
         assert status == 200 and answer["meta_info"]["completion_tokens"] == 4
     assert call(f"{server.url}/get_server_info")[1]["kv_cache"]["used_tokens"] == 0
+
+
+def test_what_is_sent_before_the_death_is_noticed_is_answered(start: Callable[..., ServerProcess]) -> None:
+    server = start()
+    os.kill(engines(server.pid)[0], signal.SIGKILL)
+    callers = []
+    for _ in range(25):  # nobody takes what is sent to the engine now
+        callers.append(Caller(server, long_request(1, stream=False)))
+        time.sleep(0.01)
+    for caller in callers:
+        assert_lost(caller.join(), streamed=False)
+    wait(lambda: call(f"{server.url}/ready")[0] == 200)
+    assert call(f"{server.url}/generate", long_request(4, stream=False))[0] == 200
 
 
 def test_without_restart_a_dead_engine_ends_the_server(
