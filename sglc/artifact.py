@@ -15,6 +15,7 @@ import msgspec
 
 from runtime.errors import InvalidRequest
 from runtime.plan import ImagePart, Plan
+from runtime.plan_verify import verify
 from sglc.errors import PlanError
 from sglc.exec.compiled import run_schedule, run_schedules
 from sglc.exec.schedule import Schedule
@@ -214,7 +215,7 @@ def load_artifact(path: str | Path) -> Artifact:
             f"{file} was changed since it was compiled (build {made.build}); compile it again",
             param="artifact",
         )
-    made.plan.verify()
+    verify(made.plan)
     return made
 
 

@@ -42,6 +42,8 @@ RUNTIME = [
     [
         "runtime.api",
         "runtime.plan",
+        "runtime.plan_bounds",
+        "runtime.plan_verify",
         "runtime.compute",
         "runtime.errors",
         "runtime.reasoning",
@@ -66,6 +68,8 @@ PACKAGES = {
         "grammar",
         "runtime.api",
         "runtime.plan",
+        "runtime.plan_bounds",
+        "runtime.plan_verify",
         "runtime.compute",
         "runtime.errors",
         "runtime.reasoning",

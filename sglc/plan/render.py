@@ -31,6 +31,8 @@ from runtime.plan import (
     Turn,
     refs,
 )
+from runtime.plan_bounds import bounds_of
+from runtime.plan_verify import verify
 from sglc.errors import PlanError
 from sglc.ir.dot import quote
 from sglc.ir.printer import print_constant
@@ -46,13 +48,13 @@ def from_json(text: str | bytes) -> Plan:
         plan = msgspec.json.decode(text, type=Plan)
     except msgspec.ValidationError as error:
         raise PlanError(f"this JSON is not a plan: {error}") from None
-    plan.verify()
+    verify(plan)
     return plan
 
 
 def to_text(plan: Plan) -> str:
     """Prefixes, then calls by wave: what may share one request. A call starts as soon as its prefix is known."""
-    bounds = plan.bounds()
+    bounds = bounds_of(plan)
     tokens = "no limit on tokens" if bounds.tokens is None else f"at most {bounds.tokens} new tokens"
     lines = [f"plan @{plan.name}({', '.join(plan.params)}): {bounds.calls} calls, {tokens}"]
     if plan.template:

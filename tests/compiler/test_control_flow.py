@@ -9,6 +9,8 @@ import pytest
 
 import sglc as sgl
 from runtime.api import Generate
+from runtime.plan_bounds import bounds_of
+from runtime.plan_verify import verify
 from sglc.errors import RunError
 from sglc.ir.ops import If, Loop
 from sglc.ir.parser import parse_module
@@ -437,9 +439,9 @@ def test_text_json_and_bounds(program: Any) -> None:
     module = program.trace()
     assert str(parse_module(str(module))) == str(module)
     plan = lower(module, get_chat_template("default"))
-    plan.verify()
+    verify(plan)
     assert from_json(to_json(plan)) == plan
-    limit = plan.bounds(max_tokens=16)
+    limit = bounds_of(plan, max_tokens=16)
     for q in ROWS:
         backend = sgl.Scripted()
         program.run(q=q, backend=backend, max_new_tokens=16).sync()

@@ -14,6 +14,8 @@ import sglc as sgl
 from runtime.api import Delta, Generate, render
 from runtime.errors import InvalidRequest
 from runtime.plan import Compute, Const, Decode, Plan, Prefix, Ref
+from runtime.plan_bounds import bounds_of
+from runtime.plan_verify import verify
 from sglc.errors import PlanError
 from sglc.ir.analysis import chain, critical_path, definitions, dependencies, shared_prefixes, users
 from sglc.ir.ops import Begin, Gen
@@ -42,19 +44,19 @@ def plan_of(program: Any, **constants: Any) -> Plan:
 
 def test_json_and_back() -> None:
     plan = plan_of(tips)
-    plan.verify()
+    verify(plan)
     assert from_json(to_json(plan)) == plan
     assert to_dot(plan).count("shape=box") == 5
     assert "5 calls" in to_text(plan)
 
 
 def test_bounds_hold() -> None:
-    bounds = plan_of(tips).bounds(max_tokens=11)
+    bounds = bounds_of(plan_of(tips), max_tokens=11)
     assert (bounds.calls, bounds.tokens) == (5, 2 * 7 + 2 * 2 * 5 + 11)
     asked = sgl.Scripted()
     tips.compile(passes=SAME_CALLS).run("tea", backend=asked, max_new_tokens=11).sync()
     assert len(asked.calls) == bounds.calls
-    assert plan_of(tips).bounds(max_tokens=None).tokens is None
+    assert bounds_of(plan_of(tips), max_tokens=None).tokens is None
 
 
 def test_prefixes_know_their_uses() -> None:
@@ -88,7 +90,7 @@ def test_broken_plans_are_refused(change: dict[str, Any], wanted: str) -> None:
         **change,
     )  # fmt: skip
     with pytest.raises(InvalidRequest, match=wanted):
-        plan.verify()
+        verify(plan)
     with pytest.raises(InvalidRequest):
         from_json(to_json(plan))
 
