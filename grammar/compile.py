@@ -25,6 +25,7 @@ from grammar.ebnf.syntax import Grammar, parse_grammar
 from grammar.fsm import Fsm
 from grammar.measure import Measure
 from grammar.regex import blame, matching
+from grammar.regex_tree import Pattern
 from grammar.schema.compiler import Objects, SchemaOptions, compile_schema
 from grammar.schema.document import Document
 from grammar.schema.text import COMPACT, SPACED
@@ -289,7 +290,7 @@ def _lengths(fsm: Fsm) -> tuple[int, int | None]:
 
 
 def _compile_large(
-    kind: Kind, text: str, digest: str, pattern: regex_syntax.Pattern, vocabulary: Vocabulary
+    kind: Kind, text: str, digest: str, pattern: Pattern, vocabulary: Vocabulary
 ) -> CompiledConstraint:
     terms = Terms(MACHINE_LIMITS)
     start = matching(terms, pattern)

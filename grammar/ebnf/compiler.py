@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from grammar import regex_syntax
+from grammar import regex_tree
 from grammar.constraint_errors import Unsatisfiable
 from grammar.ebnf.syntax import (
     EbnfError,
@@ -169,19 +169,19 @@ def _is_nullable(node: Node, known: set[str]) -> bool:
     return node.low == 0 or _is_nullable(node.item, known)
 
 
-def _matches_nothing(node: regex_syntax.Node) -> bool:
+def _matches_nothing(node: regex_tree.Node) -> bool:
     """Whether a regular expression matches the empty text."""
-    if isinstance(node, regex_syntax.Sequence):
+    if isinstance(node, regex_tree.Sequence):
         return all(map(_matches_nothing, node.items))
-    if isinstance(node, regex_syntax.Either):
+    if isinstance(node, regex_tree.Either):
         return any(map(_matches_nothing, node.options))
-    return isinstance(node, regex_syntax.Repeat) and (node.low == 0 or _matches_nothing(node.item))
+    return isinstance(node, regex_tree.Repeat) and (node.low == 0 or _matches_nothing(node.item))
 
 
 def _is_finite(node: Node, known: set[str]) -> bool:
     """Whether some finite text matches."""
     if isinstance(node, Leaf):
-        return not (isinstance(node.node, regex_syntax.Chars) and not node.node.ranges)
+        return not (isinstance(node.node, regex_tree.Chars) and not node.node.ranges)
     if isinstance(node, Ref):
         return node.name in known
     if isinstance(node, Sequence):

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from grammar import codepoints as cp
-from grammar import regex_syntax
+from grammar import regex_syntax, regex_tree
 from grammar.constraint_errors import ConstraintError, RegexError, caret
 
 MAX_LENGTH = 1 << 16
@@ -43,7 +43,7 @@ class EbnfError(ConstraintError):
 class Leaf:
     """Characters, as a regular expression's node."""
 
-    node: regex_syntax.Node
+    node: regex_tree.Node
     at: int
 
 
@@ -360,7 +360,7 @@ class _Parser:
         if sign == "." and not self.lark:
             self.at += 1
             self.skip()
-            return Leaf(regex_syntax.Chars(cp.ALL, 0, 1), at)
+            return Leaf(regex_tree.Chars(cp.ALL, 0, 1), at)
         name = (_LARK_NAME if self.lark else _EBNF_NAME).match(self.source, at)
         if name is None:
             raise self.error(f"expected a text, a name or a group, found {self.shown()}")
@@ -397,9 +397,9 @@ class _Parser:
                 raise self.error(
                     f"a range goes from one character up to another, not from {value!r} to {last!r}", at
                 )
-            return Leaf(regex_syntax.Chars(((ord(value), ord(last)),), 0, 1), at)
-        characters = tuple(regex_syntax.Chars(((ord(c), ord(c)),), i, i + 1) for i, c in enumerate(value))
-        return Leaf(regex_syntax.Sequence(characters, 0, len(value)), at)
+            return Leaf(regex_tree.Chars(((ord(value), ord(last)),), 0, 1), at)
+        characters = tuple(regex_tree.Chars(((ord(c), ord(c)),), i, i + 1) for i, c in enumerate(value))
+        return Leaf(regex_tree.Sequence(characters, 0, len(value)), at)
 
     def quoted(self, quote: str) -> str:
         at = self.at
@@ -466,7 +466,7 @@ class _Parser:
             raise self.error("an anchor has no meaning inside of a grammar", at)
         if len(found.alternatives) == 1:
             return Leaf(found.alternatives[0].node, at)
-        return Leaf(regex_syntax.Either(tuple(a.node for a in found.alternatives), 0, len(pattern)), at)
+        return Leaf(regex_tree.Either(tuple(a.node for a in found.alternatives), 0, len(pattern)), at)
 
 
 def _common() -> dict[str, Node]:

@@ -15,7 +15,7 @@ from sglc.ir.ops import Gen
 from sglc.ir.specs import MAX_TOKENS
 
 if TYPE_CHECKING:
-    from grammar.regex_syntax import Node, Repeat
+    from grammar.regex_tree import Node, Repeat
     from runtime.api import Constraint
 
 GENS = ("gen", "gen_int", "gen_string")
@@ -264,7 +264,7 @@ _SPACES = frozenset(map(ord, " \t\n\r\f\v\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2028\u2
 
 
 def _endless_spaces(node: Node) -> Iterator[Repeat]:
-    from grammar.regex_syntax import Chars, Repeat, children
+    from grammar.regex_tree import Chars, Repeat, children
 
     if isinstance(node, Repeat) and node.high is None and isinstance(node.item, Chars):
         if all(
