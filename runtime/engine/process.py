@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _MOST_DEATHS = 5  # within `_WINDOW` seconds; more are no accident, and starting again would hide them
 _WINDOW = 600.0
+_PAUSE_SECONDS = 1.0  # after a start that failed
 _END_SECONDS = 5.0  # a process that is told to stop has so long
 _ENCODER = msgspec.msgpack.Encoder()
 
@@ -103,11 +104,9 @@ class ProcessTransport:
     def _keep_up(self, receive: Callable[[list[Out]], None]) -> None:
         """Serve, and start again what is lost, until told to stop or until that is hopeless."""
         deaths: list[float] = []
-        while True:
-            reason = self._serve(receive)
+        reason = self._serve(receive)
+        while reason is not None:
             self._end()
-            if reason is None:
-                return
             now = time.monotonic()
             deaths = [t for t in deaths if now - t < _WINDOW] + [now]
             if not self.restart:
@@ -120,21 +119,23 @@ class ProcessTransport:
             log.error("%s; it is started again", reason)
             receive([Lost(reason)])
             try:
-                ready = self._open()
-            except EngineError as error:
-                self._end()
-                if not self._closing.is_set():
-                    text = f"{reason}, and does not start again: {error.message}"
-                    receive([Failed(EngineDead.code, text)])
-                return
-            receive([ready])
+                ready = self._open(self.hang_seconds)
+            except EngineError as error:  # killed again, or the memory of the one before is not free yet
+                reason = None if self._closing.wait(_PAUSE_SECONDS) else error.message
+            else:
+                receive([ready])
+                reason = self._serve(receive)
+        self._end()
 
-    def _open(self) -> Ready:
+    def _open(self, hang_seconds: float | None = None) -> Ready:
+        """Start a process; one that is silent for so long is given up. Raises EngineError."""
         child = _Child(self._context, self.config, self.logs)
         with self._lock:
             self._child = child
+        silence = _Silence(child)
         while True:
-            for message in child.read(200) or ():
+            for message in child.read(200):
+                silence = _Silence(child)
                 if isinstance(message, Ready):
                     child.seal()
                     child.computes = message.info["device"] == "cpu"
@@ -145,6 +146,10 @@ class ProcessTransport:
                 raise EngineError("the engine was closed while it was starting")
             if (code := child.exit_code) is not None:
                 raise EngineError(f"the engine process ended with exit code {code} while it was starting")
+            if hang_seconds is not None and silence.hangs(hang_seconds):
+                raise EngineError(
+                    f"the engine process has not answered for {hang_seconds:g} s while it was starting and was killed"
+                )
 
     def _serve(self, receive: Callable[[list[Out]], None]) -> str | None:
         """Pass on what the process says until it is lost, and say why; None if it was to stop."""
@@ -229,7 +234,7 @@ class _Child:
         command = [sys.executable, "-m", "runtime.engine.process", folder, parent, *logs]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self.pid = self._process.pid
-        self.computes = False  # whether the model runs on its own cores
+        self.computes = True  # on its own cores: while it starts, and then if the model runs there
         assert self._process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # its exit code says more
             self._process.stdin.write(msgspec.json.encode(asdict(config)))
@@ -300,10 +305,17 @@ def main(folder: str, parent: int, level: str, format: str) -> None:
     from runtime.log import configure
 
     configure(level, format)
-    from runtime.engine.loop import EngineLoop
-
+    started = threading.Event()
+    beats = threading.Thread(target=_beat_until, args=(started, outbox), daemon=True)
+    beats.start()
     try:
-        loop = EngineLoop(config)
+        from runtime.engine.loop import EngineLoop
+
+        try:
+            loop = EngineLoop(config)
+        finally:
+            started.set()
+            beats.join()  # a socket is one thread's at a time
         gc.collect()
         gc.freeze()  # what is here now stays: nobody needs to look through it while tokens are waited for
     except Exception as error:
@@ -321,6 +333,12 @@ def main(folder: str, parent: int, level: str, format: str) -> None:
         sys.exit(1)
     finally:
         loop.close()
+
+
+def _beat_until(started: threading.Event, outbox: zmq.Socket[bytes]) -> None:
+    """Tell that the process lives while its model is loaded."""
+    while not started.wait(BEAT_SECONDS):
+        outbox.send(_ENCODER.encode([Beat({})]))
 
 
 def _serve(loop: EngineLoop, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes], parent: int) -> None:

@@ -138,14 +138,18 @@ class Context:
         """The deltas of the calls, which are counted while they run and end with the block. By its name, a call can be
         aborted meanwhile.
 
-        Raises Crowded if there are too many, Overloaded if the server is closing; InvalidRequest if a name is that of a
-        running request, or the calls ask for more than they may.
+        Raises Crowded if there are too many, Overloaded if the server is closing, EngineDead while the engine is started
+        again; InvalidRequest if a name is that of a running request, or the calls ask for more than they may.
         """
         self.check(calls)
         names = names or {}
         count = sum(c.sampling.n for c in calls)
         if self.closing:
             raise Overloaded("the server is shutting down")
+        if (
+            error := self.engine.failure or self.engine.down
+        ) is not None:  # a stream that began could not say 503
+            raise type(error)(error.message)
         if self.running + count > self.server.max_queued_requests + self.config.seats(
             self.engine.info["device"]
         ):

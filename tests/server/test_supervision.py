@@ -145,7 +145,28 @@ def test_what_is_sent_before_the_death_is_noticed_is_answered(start: Callable[..
         time.sleep(0.01)
     for caller in callers:
         assert_lost(caller.join(), streamed=False)
+    streamed = call(f"{server.url}/v1/completions", {"prompt": "Tell me", "stream": True})
+    if streamed[0] == 200:  # another engine was there already
+        assert streamed[1].endswith("data: [DONE]\n\n")
+    else:
+        assert_lost(streamed, streamed=False)  # no stream begins that cannot go on
     wait(lambda: call(f"{server.url}/ready")[0] == 200)
+    assert call(f"{server.url}/generate", long_request(4, stream=False))[0] == 200
+
+
+def test_an_engine_that_is_lost_while_it_starts_is_started_again(start: Callable[..., ServerProcess]) -> None:
+    server = start(hang_timeout=5)
+    lost: list[int] = []
+
+    def another() -> list[int]:
+        return [pid for pid in engines(server.pid) if pid not in lost]
+
+    for name in (signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP):  # the second and third find it starting
+        wait(another)
+        lost += another()
+        os.kill(lost[-1], name)
+    wait(lambda: call(f"{server.url}/ready")[0] == 200)
+    assert not any(map(alive, lost))
     assert call(f"{server.url}/generate", long_request(4, stream=False))[0] == 200
 
 
