@@ -93,17 +93,23 @@ class PatternReader:
             if self.ecma and self.take("{"):
                 return self._braced(start)
             point = self._hex(4, start)
-            if 0xD800 <= point < 0xDC00 and self.peek("\\u"):
-                self.at += 2
-                return 0x10000 + ((point - 0xD800) << 10) + (self._hex(4, start) - 0xDC00)
+            if self.ecma and 0xD800 <= point < 0xDC00 and self.peek("\\u"):
+                first, self.at = self.at, self.at + 2
+                low = self._hex(4, start)
+                if 0xDC00 <= low < 0xE000:
+                    return 0x10000 + ((point - 0xD800) << 10) + (low - 0xDC00)
+                self.at = first
             return point
         if char == "U" and not self.ecma:
             return self._hex(8, start)
         if char == "N" and not self.ecma and self.take("{"):
             return self._named(start)
-        if char == "c" and self.ecma and self.at < len(self.source) and self.source[self.at].isascii():
+        if char == "c" and self.ecma:
+            letter = self.source[self.at : self.at + 1]
+            if not (letter.isascii() and letter.isalpha()):
+                raise self.error("\\c needs a letter", start)
             self.at += 1
-            return ord(self.source[self.at - 1]) % 32
+            return ord(letter) % 32
         if char in "01234567" and not (self.ecma and char != "0"):
             return self._octal(start)
         if char.isascii() and char.isalnum() and not self.ecma:

@@ -43,6 +43,7 @@ class _Parser(PatternReader):
     def __init__(self, source: str, dialect: Dialect) -> None:
         super().__init__(source, ecma=dialect == "ecma")
         self.depth = 0
+        self.head = 0  # up to here there are only flags and comments
         self.names: set[str] = set()
 
     def parse(self) -> Node:
@@ -194,6 +195,8 @@ class _Parser(PatternReader):
             if end < 0:
                 raise self.error("this comment is not closed", start)
             self.at = end + 1
+            if self.source[self.head : start].strip() == "":
+                self.head = self.at
             return False
         if self.take("P<") or (self.ecma and self.take("<")):
             end = self.source.find(">", self.at)
@@ -223,13 +226,14 @@ class _Parser(PatternReader):
                 values[known[char]] = on
             elif char == "a" and on:
                 values["unicode"] = False
-            elif char == "m":
+            elif char == "m" and not self.ecma:
                 pass  # anchors are at the ends of the whole text only, where both modes agree
             elif char == ":" or char == ")":
                 self.flags = Flags(**values)
                 if char == ":":
                     return True
-                if self.depth == 1 and on and self.source[:start].strip() == "":
+                if self.depth == 1 and on and self.source[self.head : start].strip() == "":
+                    self.head = self.at
                     return False
                 raise self.error("flags for the whole pattern must stand at its start; use (?i:...)", start)
             else:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import Any, Literal
 
-from grammar.constraint_errors import SchemaError, Unsatisfiable
+from grammar.constraint_errors import SchemaError, TooLarge, Unsatisfiable
 from grammar.fsm import Fsm, of_texts
 from grammar.measure import INFINITE, Measure
 from grammar.schema import numbers
@@ -310,7 +310,12 @@ class SchemaCompiler:
         if bounds.free:
             return self.text.integer if whole else self.text.number
         if bounds not in self._numbers:
-            language = numbers.language(bounds)
+            try:
+                language = numbers.language(bounds)
+            except TooLarge as error:
+                of = next(p for p in plains if isinstance(p.schema, dict) and "multipleOf" in p.schema)
+                where = f"{of.pointer}/multipleOf"
+                raise TooLarge(f"{where}: {error.message}", where=where) from None
             self._numbers[bounds] = EMPTY if language.is_empty else self.terms.automaton(language.automaton())
         return self._numbers[bounds]
 

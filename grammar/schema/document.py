@@ -6,14 +6,20 @@ Every subschema has a pointer; errors name it. Only references into the same doc
 from __future__ import annotations
 
 import json
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote
 
 from grammar.constraint_errors import SchemaError, TooLarge
+from grammar.schema.resources import plain_references, subschemas
 
 MAX_DEPTH = 200
 MAX_NODES = 200_000
+_MAX_BITS = 14_000  # of a whole number: what Python writes as text
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_INDEX = re.compile("0|[1-9][0-9]{0,8}")
 
 Schema = dict[str, Any] | bool
 
@@ -40,11 +46,13 @@ class Document:
         if not isinstance(root, dict | bool):
             raise SchemaError(f"a schema is an object, true or false, not {type(root).__name__}", "")
         _check_size(root)
-        self.root = root
         dialect = root.get("$schema", "") if isinstance(root, dict) else ""
         self.ref_alone = any(f"draft-0{n}" in str(dialect) for n in (3, 4, 6, 7))
         self._names: dict[str, Place] = {}
-        self._collect(root)
+        _check_values(root)
+        own = "id" if any(f"draft-0{n}" in str(dialect) for n in (3, 4)) else "$id"
+        self.root = plain_references(root, self.ref_alone, own) if isinstance(root, dict) else root
+        self._collect(self.root)
 
     @staticmethod
     def read(source: str) -> Document:
@@ -53,29 +61,22 @@ class Document:
             root = json.loads(source)
         except RecursionError:
             raise TooLarge(f"the schema is nested deeper than {MAX_DEPTH} levels", where="#") from None
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # not JSON, or a number of more digits than Python reads
             raise SchemaError(f"the schema is not JSON: {error}", "") from None
         return Document(root)
 
     def _collect(self, root: Schema) -> None:
         """Remember `$id`, `$anchor` and `id` of every subschema."""
-        todo: list[tuple[Any, str]] = [(root, "#")]
-        while todo:
-            node, pointer = todo.pop()
-            if isinstance(node, dict):
-                place = Place(node, pointer)
-                for keyword in ("$id", "id"):
-                    name = node.get(keyword)
-                    if isinstance(name, str):
-                        self._names.setdefault(name.rstrip("#") or "#", place)
-                for keyword in ("$anchor", "$dynamicAnchor"):
-                    if isinstance(node.get(keyword), str):
-                        self._names.setdefault("#" + node[keyword], place)
-                todo.extend(
-                    (v, f"{pointer}/{escape(k)}") for k, v in node.items() if isinstance(v, dict | list)
-                )
-            elif isinstance(node, list):
-                todo.extend((v, f"{pointer}/{i}") for i, v in enumerate(node) if isinstance(v, dict | list))
+        for subschema in subschemas(root):
+            node = subschema.node
+            place = Place(node, unquote(subschema.pointer))
+            for keyword in ("$id", "id"):
+                name = node.get(keyword)
+                if isinstance(name, str):
+                    self._names.setdefault(name.rstrip("#") or "#", place)
+            for keyword in ("$anchor", "$dynamicAnchor"):
+                if isinstance(node.get(keyword), str):
+                    self._names.setdefault("#" + node[keyword], place)
 
     def resolve(self, reference: Any, pointer: str) -> Place:
         """The place that `$ref: reference` at `pointer` names."""
@@ -106,7 +107,7 @@ class Document:
             token = unquote(token).replace("~1", "/").replace("~0", "~")
             if isinstance(start, dict) and token in start:
                 start = start[token]
-            elif isinstance(start, list) and token.isdigit() and int(token) < len(start):
+            elif isinstance(start, list) and _INDEX.fullmatch(token) and int(token) < len(start):
                 start = start[int(token)]
             else:
                 raise SchemaError(f"{reference!r} names nothing in this document", where)
@@ -119,6 +120,25 @@ class Document:
 def escape(token: str) -> str:
     """One token of a JSON pointer."""
     return token.replace("~", "~0").replace("/", "~1")
+
+
+def _check_values(root: Any) -> None:
+    """Refuse numbers and texts that are no JSON, though Python's reader takes them."""
+    todo: list[tuple[Any, str]] = [(root, "#")]
+    while todo:
+        node, pointer = todo.pop()
+        if isinstance(node, str) and _SURROGATE.search(node):
+            raise SchemaError(f"{node[:40]!r} holds half of a surrogate pair, which no text does", pointer)
+        if isinstance(node, float) and not math.isfinite(node):
+            raise SchemaError(f"{node!r} is no number of JSON, or beyond what a float holds", pointer)
+        if isinstance(node, int) and node.bit_length() > _MAX_BITS:
+            raise SchemaError(f"the number has more than {_MAX_BITS} bits", pointer)
+        if isinstance(node, dict):
+            if any(_SURROGATE.search(str(k)) for k in node):
+                raise SchemaError("a name holds half of a surrogate pair, which no text does", pointer)
+            todo.extend((v, f"{pointer}/{escape(str(k))}") for k, v in node.items())
+        elif isinstance(node, list):
+            todo.extend((v, f"{pointer}/{i}") for i, v in enumerate(node))
 
 
 def _check_size(root: Any) -> None:

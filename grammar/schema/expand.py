@@ -13,8 +13,8 @@ from typing import Any
 
 from grammar.constraint_errors import SchemaError, TooLarge
 from grammar.schema.document import Document, Place
-from grammar.schema.keywords import ANNOTATIONS, BY_TYPE, COMBINING, REFUSED, TYPES
-from grammar.schema.shapes import check_shapes
+from grammar.schema.keywords import ANNOTATIONS, BY_TYPE, COMBINING, TYPES
+from grammar.schema.shapes import check
 from grammar.schema.strings import NOT_PATTERN, NOT_VALUES, NOT_WHOLE
 
 MAX_ALTERNATIVES = 256
@@ -102,23 +102,7 @@ class Expander:
         schema = place.schema
         assert isinstance(schema, dict)
         self.tick()
-        check_shapes(place)
-        for keyword, reason in REFUSED.items():
-            if keyword in schema and schema[keyword] is not True:
-                raise SchemaError(f"{keyword} is not supported: {reason}", f"{place.pointer}/{keyword}")
-        types = schema.get("type", [])
-        for name in types if isinstance(types, list) else [types]:
-            if not isinstance(name, str) or name not in TYPES:
-                raise SchemaError(
-                    f"{name!r} is not a type; types are {', '.join(TYPES)}", f"{place.pointer}/type"
-                )
-        if "unevaluatedProperties" in schema and schema["unevaluatedProperties"] is not True:
-            others = [k for k in COMBINING if k in schema]
-            if others:
-                raise SchemaError(
-                    f"unevaluatedProperties beside {others[0]} is not supported; use additionalProperties",
-                    f"{place.pointer}/unevaluatedProperties",
-                )
+        check(place)
 
     def _list(self, place: Place, keyword: str) -> list[Place]:
         schema = place.schema
@@ -258,6 +242,8 @@ class Expander:
         if keyword == "items" and not isinstance(value, list) and "prefixItems" not in schema:
             return [[{"type": "array", "contains": {"not": value}}]]
         if keyword == "contains":
+            if schema.get("minContains", 1) != 1:
+                return None
             return [[{"type": "array", "items": {"not": value}}]]
         if keyword == "not":
             return [[Place(value, f"{place.pointer}/not")]]

@@ -7,9 +7,13 @@ enforced    type enum const  minimum maximum exclusiveMinimum exclusiveMaximum m
             dependentSchemas  allOf anyOf oneOf not if then else  $ref
             (where one cannot be enforced in the combination at hand, that place is refused)
 annotations title description default examples and the like: they never decide validity
-refused     $dynamicRef $recursiveRef unevaluatedItems, unevaluatedProperties beside what it looks
-            into, minContains and maxContains other than 1 and none, $vocabulary
+refused     $dynamicRef $recursiveRef where subschemas have an $id (else they are as $ref), unevaluatedItems,
+            unevaluatedProperties beside what it looks into, minContains and maxContains other than 1 and
+            none, $vocabulary, what draft 3 alone has
 others      are not keywords of JSON Schema; the specification says that they do not count
+
+Keywords of all these drafts are read whatever `$schema` names; it only decides whether what stands beside a
+`$ref` counts.
 """
 
 from __future__ import annotations
@@ -39,10 +43,13 @@ ANNOTATIONS = frozenset(
 )
 
 REFUSED = {
-    "$dynamicRef": "dynamic references depend on where evaluation came from; use $ref",
-    "$recursiveRef": "recursive references depend on where evaluation came from; use $ref",
+    "$dynamicRef": "it depends on where evaluation came from, and is followed only to an anchor of a document without other $id; use $ref",
+    "$recursiveRef": "it depends on where evaluation came from, and is followed only in a document without other $id; use $ref",
     "unevaluatedItems": "it depends on which other keywords looked at an item; use items: false after prefixItems",
     "$vocabulary": "other vocabularies are not known",
+    "divisibleBy": "it is of draft 3; use multipleOf",
+    "disallow": "it is of draft 3; use not",
+    "extends": "it is of draft 3; use allOf",
 }
 
 COMBINING = (

@@ -1,4 +1,4 @@
-"""Is the value of every keyword of its kind? Asked of each subschema before anything else reads it."""
+"""Is every keyword of a subschema one that is enforced, and its value of its kind? Asked before anything else reads it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 from grammar.constraint_errors import SchemaError
 from grammar.schema.document import Place
+from grammar.schema.keywords import COMBINING, REFUSED, TYPES
 
 SHAPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
     "an object": (
@@ -28,8 +29,30 @@ SHAPES: dict[str, tuple[str, type | tuple[type, ...]]] = {
 """What the value of a keyword is: the name of the kind, the keywords, the types."""
 
 
-def check_shapes(place: Place) -> None:
-    """Refuse a keyword whose value is not of its kind."""
+def check(place: Place) -> None:
+    """Refuse a keyword that is not enforced, or whose value is not of its kind."""
+    schema = place.schema
+    assert isinstance(schema, dict)
+    _check_shapes(place)
+    for keyword, reason in REFUSED.items():
+        if keyword in schema and schema[keyword] is not True:
+            raise SchemaError(f"{keyword} is not supported: {reason}", f"{place.pointer}/{keyword}")
+    types = schema.get("type", [])
+    for name in types if isinstance(types, list) else [types]:
+        if not isinstance(name, str) or name not in TYPES:
+            raise SchemaError(
+                f"{name!r} is not a type; types are {', '.join(TYPES)}", f"{place.pointer}/type"
+            )
+    if "unevaluatedProperties" in schema and schema["unevaluatedProperties"] is not True:
+        others = [k for k in COMBINING if k in schema]
+        if others:
+            raise SchemaError(
+                f"unevaluatedProperties beside {others[0]} is not supported; use additionalProperties",
+                f"{place.pointer}/unevaluatedProperties",
+            )
+
+
+def _check_shapes(place: Place) -> None:
     schema = place.schema
     assert isinstance(schema, dict)
     for kind, (keywords, types) in SHAPES.items():

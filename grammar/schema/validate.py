@@ -13,7 +13,7 @@ from typing import Any
 from grammar.constraint_errors import SchemaError
 from grammar.fsm import Fsm
 from grammar.schema.document import Document, Place, escape
-from grammar.schema.shapes import check_shapes
+from grammar.schema.shapes import check
 from grammar.schema.strings import NOT_VALUES, NOT_WHOLE, StringRules
 
 _DEPTH = 60
@@ -32,7 +32,7 @@ class Validator:
         if isinstance(schema, bool):
             return schema
         if place.key not in self._checked:
-            check_shapes(place)
+            check(place)
             self._checked[place.key] = place
         if depth > _DEPTH:
             raise SchemaError("references lead back here without taking any part of the value", place.pointer)
@@ -106,7 +106,8 @@ class Validator:
                 return False
         if "contains" in schema:
             inner = Place(schema["contains"], f"{place.pointer}/contains")
-            return any(self.valid(item, inner, depth + 1) for item in value)
+            found = sum(self.valid(item, inner, depth + 1) for item in value)
+            return bool(schema.get("minContains", 1) <= found <= schema.get("maxContains", found))
         return True
 
     def _object(self, value: dict[str, Any], place: Place, depth: int) -> bool:

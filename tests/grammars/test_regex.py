@@ -203,3 +203,8 @@ def test_dot_output() -> None:
         'digraph fsm {\n  rankdir=LR;\n  start [shape=point]; start -> "0";\n'
         '  "0" [shape=circle];\n  "0" -> "1" [label="a-b"];\n  "1" [shape=doublecircle];\n}'
     )
+
+
+def test_flags_may_stand_apart_at_the_start() -> None:
+    fsm = compile_regex("(?#both)(?i)(?s)a.")
+    assert fsm.accepts("A\n") and not fsm.accepts("b\n")
