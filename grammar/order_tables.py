@@ -42,6 +42,7 @@ class OrderTables:
         self._numbers: dict[int, int] = {}  # of the orders, from 1: set 0 and order 0 are none
         self._indices: list[int] = [-1]
         self._endings: dict[int, Endings] = {}
+        self._others: dict[int, bool] = {}  # of sets
 
     def _moved(self) -> None:
         if (told := self._told()) is not None:
@@ -114,6 +115,12 @@ class OrderTables:
 
     def others_may_come(self, held: int) -> bool:
         """May a member that is not declared come next, with this set?"""
+        found = self._others.get(held)
+        if found is None:
+            found = self._others[held] = self._others_may_come(held)
+        return found
+
+    def _others_may_come(self, held: int) -> bool:
         order, at = int(self.sets[held, loops.OF_ORDER]), int(self.sets[held, loops.MASKS])
         member = int(self.orders[order, loops.MEMBERS])
         word = int(self.masks[at + int(self.orders[order, loops.WORDS]) + (member >> 6)])

@@ -21,7 +21,7 @@ from grammar.terms import CONTINUATION, Automaton, bits
 from grammar.token_classes import class_trie, mask_by_class, mask_by_members, members_by_class
 from grammar.trie import TokenTrie
 from grammar.vocabulary import Vocabulary
-from grammar.walk_tree import WalkTree
+from grammar.walk_tree import Source, WalkTree
 
 _TABLE_BYTES, _ROWS = 64 << 20, 1024  # that are kept: of all tables, and how many rows
 _NARROW = 1 << 13  # tokens; rows with fewer are set token by token
@@ -96,7 +96,7 @@ class PatternRows:
         self.vocabulary = vocabulary
         self._tables: OrderedDict[tuple, PatternTable | None] = OrderedDict()
         self._near: OrderedDict[tuple[int, ...], tuple[PatternTable, Distances, np.ndarray]] = OrderedDict()
-        self._rows: OrderedDict[tuple[int, ...], tuple[PatternTable, np.ndarray]] = OrderedDict()
+        self._rows: OrderedDict[tuple[int, ...], tuple[PatternTable, Source]] = OrderedDict()
         self.nbytes = 0
 
     @cached_property
@@ -140,8 +140,8 @@ class PatternRows:
                     del self._near[near]
         return found
 
-    def row(self, table: PatternTable, state: int, count: int) -> np.ndarray:
-        """uint32 [words], read only: the plain tokens that may follow in a state after `count` characters."""
+    def source(self, table: PatternTable, state: int, count: int) -> Source:
+        """What may follow in a state after `count` characters: `shared` has the plain tokens, the tree the others."""
         key = (id(table), *table.place(state, count, self.plain.max_depth))
         found = self._rows.get(key)
         if found is not None:
@@ -149,10 +149,17 @@ class PatternRows:
             return found[1]
         low, high = (table.automaton.low, table.automaton.high) if key[2] >= 0 else (0, -1)
         row = self._row(table, self._live(table, state, count, low, high, _ANY, _ANY_ROW, 0))
-        self._rows[key] = (table, row)
+        source = Source(row, self.others)
+        self._rows[key] = (table, source)
         if len(self._rows) > _ROWS:
             self._rows.popitem(last=False)
-        return row
+        return source
+
+    def row(self, table: PatternTable, state: int, count: int) -> np.ndarray:
+        """uint32 [words], read only: the plain tokens that may follow in a state after `count` characters."""
+        found = self.source(table, state, count).shared
+        assert found is not None
+        return found
 
     def row_within(
         self, table: PatternTable, state: int, count: int, distances: Distances, left: int

@@ -64,7 +64,8 @@ CLOSED, OPEN, STRING, RUN, NAME, NOT_BUILT, LEFT, TAKE = range(8)
 # what a machine's table of addresses holds, and sizes
 _STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _SPELLED, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED = range(11)
 _ENDINGS, _ORDERS, _MEMBERS, _SETS, _MASKS, _SET_SLOTS, _PATH, _PROGRESS = range(11, 19)
-_ROOM, _BUCKETS, _SET_ROOM, _MASK_ROOM, _SET_BUCKETS, _DEPTH = range(19, 25)
+_EOS = 19
+_ROOM, _BUCKETS, _SET_ROOM, _MASK_ROOM, _SET_BUCKETS, _DEPTH, _EOS_COUNT, _WORDS = range(20, 28)
 # of `used`
 STACKS, SETS, MASK_WORDS = range(3)
 FAR = (1 << 31) - 1  # bytes or tokens, of what cannot come
@@ -98,6 +99,8 @@ def machine_tables(
     set_slots: np.ndarray,
     path: np.ndarray,
     progress: np.ndarray,
+    eos: np.ndarray,
+    words: int,
 ) -> np.ndarray:
     """The table of addresses of a machine; its own address is what the loops take.
 
@@ -107,11 +110,12 @@ def machine_tables(
     stack, slots, used           int64 [, 6], int32 [a power of two], int64 [3]
     endings, orders, members     int32 [, 3], int64 [, 10], int64 [, 4]
     sets, masks, set_slots       int64 [, 5], int64 [], int32 [a power of two]
-    path, progress               int64 [depth, 6], int64 [6]: see `walk` and `fill`
+    path, progress               int64 [depth, 6], int64 [4]: see `walk`
+    eos, words                   int32 []: the end tokens; the length of a row
     """
     arrays = (states, arcs, dense, pushes, runs, spelled, inside, inside_need, stack, slots, used)
-    of_sets = (endings, orders, members, sets, masks, set_slots, path, progress)
-    sizes = (len(stack), len(slots), len(sets), len(masks), len(set_slots), len(path))
+    of_sets = (endings, orders, members, sets, masks, set_slots, path, progress, eos)
+    sizes = (len(stack), len(slots), len(sets), len(masks), len(set_slots), len(path), len(eos), words)
     return addresses((*arrays, *of_sets), *sizes)
 
 
@@ -129,7 +133,7 @@ _memory: Any = intrinsic(_pointer)
 
 @njit(inline="always")
 def _numbers(machine):  # type: ignore[no-untyped-def]
-    return carray(_memory(machine), (25,), np.int64)
+    return carray(_memory(machine), (28,), np.int64)
 
 
 @njit(inline="always")
@@ -576,8 +580,9 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
             inner = place + 1 < states[state, HIGH]
         elif kind == STRING:
             easy = place == states[state, BASE] and states[state, HIGH] < 0
-        elif kind == CLOSED:
+        elif kind == CLOSED:  # nothing can follow
             outside = 1
+            path[d, NEXT] = end
         deeper = False
         for i in range(path[d, NEXT], end):
             s, p, n, t = state, place, count, top
@@ -669,38 +674,48 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
 
 
 @njit(cache=True)
-def fill(machine, tree, state, place, count, top, shared, row, begin, closing):  # type: ignore[no-untyped-def]
-    """A whole row: `shared`, and the tokens of a `WalkTree` that can follow a configuration.
+def fill(machine, source, state, place, count, top, row_at, begin):  # type: ignore[no-untyped-def]
+    """A whole row: what the `Source` at the address `source` shares, the tokens of its tree that can follow, and the end tokens.
 
-    shared    uint32 [words], or [0] where `row` is empty and stays so
-    row       uint32 [words]
-    begin     0 to go on after UNBUILT or FULL
-    closing   1: the tree has what tokens have behind the closing quote of the string that the configuration is in
+    row_at    the address of uint32 [words], all zero
+    begin     0 to go on after UNBUILT, FULL or CROWDED
 
-    The machine's `progress` is that of `walk`, and then: tokens that are enough for what closing takes from the
-    stack; whether the text may end.
+    Returns (status, state, tokens that are enough after any of those that were walked without what is below on the stack,
+    whether the row is that of this stack alone).
     """
     table = _numbers(machine)
     states, stack = _state_table(machine), _stack_table(machine)
+    words = table[_WORDS]
+    row = carray(_memory(row_at), (_MANY,), np.uint32)
     path = carray(_memory(table[_PATH]), (table[_DEPTH], 6), np.int64)
-    progress = carray(_memory(table[_PROGRESS]), (6,), np.int64)
+    progress = carray(_memory(table[_PROGRESS]), (4,), np.int64)
+    parts = carray(_memory(source), (3,), np.int64)
     none = carray(_memory(table[_PUSHES]), (0,), np.int32)
+    may_end = states[state, FINAL] & stack[top, ENDS]
     if begin:
-        for w in range(len(shared)):
-            row[w] = shared[w]
-        progress[0], progress[1], progress[2], progress[3], progress[4] = -1, 0, 0, 0, 0
-        progress[5] = states[state, FINAL] & stack[top, ENDS]
-    if state == 0 and top == 0:
-        return np.int64(OK), np.int64(0)
-    if closing:
+        if parts[0] != 0:
+            shared = carray(_memory(parts[0]), (_MANY,), np.uint32)
+            for w in range(words):
+                row[w] = shared[w]
+        if may_end:
+            ends = carray(_memory(table[_EOS]), (table[_EOS_COUNT],), np.int32)
+            for k in range(len(ends)):
+                row[ends[k] >> 5] |= np.uint32(1) << np.uint32(ends[k] & 31)
+        progress[0], progress[1], progress[2], progress[3] = -1, 0, 0, 0
+    close_here = np.int64(0)
+    if parts[2] != 0:
         above = stack[top, CLOSE]
         state, count = np.int64(0), np.int64(0)
         while state == 0 and top != 0:
             state, count = stack[top, RETURN], stack[top, HELD]
             top = stack[top, PARENT]
         place = np.int64(states[state, BASE])
-        progress[4] = stack[top, CLOSE] - above
-    return walk(machine, tree, state, place, count, top, path, NO_BUDGET, row, none, none, progress)
+        close_here = stack[top, CLOSE] - above
+    status, state = walk(
+        machine, parts[1], state, place, count, top, path, NO_BUDGET, row, none, none, progress
+    )
+    alone = progress[3] != 0 or may_end != 0 or parts[2] != 0
+    return status, state, progress[2] + close_here, alone
 
 
 @njit(cache=True)

@@ -18,7 +18,7 @@ from grammar.fsm import Fsm
 from grammar.schema.text import JsonText
 from grammar.terms import Terms
 from grammar.vocabulary import Vocabulary
-from grammar.walk_tree import WalkTree
+from grammar.walk_tree import Source, WalkTree
 
 _MAX_ROWS = 1024
 
@@ -80,14 +80,14 @@ class StringTables:
         self.vocabulary = vocabulary
         places = len(inside().table)
         self._walks: list[Walk | None] = [None] * places
-        self._rows: dict[tuple[int, int, int], tuple[np.ndarray, WalkTree | None]] = {}
+        self._rows: dict[tuple[int, int, int], Source] = {}
         self._stay: dict[tuple[int, int], np.ndarray] = {}
         self._stay_near: dict[tuple[int, int, int], np.ndarray] = {}
         self._near: dict[tuple[int, int, int, int], np.ndarray] = {}
         self._behind: dict[bytes, WalkTree | None] = {}
         self._most: dict[int, int] = {}  # characters that a token begins
         self._last: dict[int, int] = {}  # and one more than those that one completes before the closing quote
-        self._free: dict[int, tuple[np.ndarray, WalkTree]] = {}
+        self._free: dict[int, Source] = {}
 
     def _walk(self, place: int) -> Walk:
         found = self._walks[place]
@@ -109,21 +109,23 @@ class StringTables:
             self._last[place] = int(found.exits[:, 2].max(initial=0)) + 1
         return found
 
-    def row(self, place: int, room: int, missing: int) -> tuple[np.ndarray, WalkTree | None]:
+    def source(self, place: int, room: int, missing: int) -> Source:
         """Tokens that a string takes at `place`, and the tokens of which what follows the string decides.
 
         room      characters that may still begin; -1: any number
         missing   characters that must still be completed before the closing quote
 
-        Returns uint32 [words] of the tokens that stay inside or end with the closing quote, and the tree of
-        what the others have behind the quote; None if there are none.
+        `shared` has the tokens that stay inside or end with the closing quote, and the tree what the others
+        have behind the quote.
         """
-        exits = self._walk(place).exits
+        if self._walks[place] is None:
+            self._walk(place)
         if room < 0 or room >= self._most[place]:
             room = -1
         missing = min(max(missing, 0), self._last[place])
         found = self._rows.get((place, room, missing))
         if found is None:
+            exits = self._walk(place).exits
             good = exits[:, 2] >= missing
             if room >= 0:
                 good &= exits[:, 1] <= room
@@ -133,7 +135,7 @@ class StringTables:
             row.setflags(write=False)
             if len(self._rows) >= _MAX_ROWS:
                 self._rows.clear()
-            found = self._rows[place, room, missing] = (row, self._behind_quote(closing))
+            found = self._rows[place, room, missing] = Source(row, self._behind_quote(closing), closing=True)
         return found
 
     def _add_closing(self, row: np.ndarray, closing: np.ndarray) -> None:
@@ -144,8 +146,14 @@ class StringTables:
                 ids = trie.ids[trie.offsets[unique] : trie.offsets[unique + 1]]
                 loops.set_bits(row, ids, len(ids))
 
+    def shared(self, place: int, room: int, missing: int) -> np.ndarray:
+        """uint32 [words], read only: the tokens that `source` does not walk."""
+        found = self.source(place, room, missing).shared
+        assert found is not None
+        return found
+
     def row_within(self, place: int, room: int, missing: int, left: int) -> np.ndarray:
-        """Of the row of `row` the tokens after which `left` bytes are enough to complete the string but for its closing quote.
+        """Of the row of `shared` the tokens after which `left` bytes are enough to complete the string but for its closing quote.
 
         left   -1: only those that end with the closing quote
         """
@@ -155,7 +163,7 @@ class StringTables:
         beyond = max(missing - most - 1, 0)  # no token comes near these
         missing, left = max(missing, 0) - beyond, left - beyond
         if left >= missing + inside().farthest:
-            return self.row(place, room, missing)[0]
+            return self.shared(place, room, missing)
         key = (place, room, missing, max(left, -2))
         found = self._near.get(key)
         if found is None:
@@ -187,6 +195,10 @@ class StringTables:
             found.setflags(write=False)
         return found
 
+    def staying(self, spelling: int) -> np.ndarray:
+        """uint32 [words], read only: the tokens that stay inside of a string in any (0) or its one spelling (1)."""
+        return self._staying(inside().bases[spelling], -1)
+
     def _staying(self, place: int, room: int) -> np.ndarray:
         """The tokens that stay inside of a string."""
         found = self._stay.get((place, room))
@@ -204,9 +216,9 @@ class StringTables:
             for left in range(inside().farthest + 1):
                 self.staying_within(base, left)
             for room in range(self._most[base]):
-                self.row(base, room, 0)
+                self.source(base, room, 0)
         for place in range(len(inside().table)):
-            self.row(place, -1, 0)
+            self.source(place, -1, 0)
 
     def _behind_quote(self, closing: np.ndarray) -> WalkTree | None:
         """What tokens that close a string at these nodes have behind the quote."""
@@ -232,14 +244,14 @@ class StringTables:
             for token in trie.ids[trie.offsets[unique] : trie.offsets[unique + 1]].tolist():
                 yield token, self.vocabulary.tokens[token]
 
-    def free(self, spelling: int) -> tuple[np.ndarray, WalkTree]:
+    def free(self, spelling: int) -> Source:
         """For strings in any spelling (0) or their one spelling (1): the row of tokens that stay inside, and the tree of
         those that close the string."""
         found = self._free.get(spelling)
         if found is None:
             base = inside().bases[spelling]
-            row = self._staying(base, -1)
+            row = self.staying(spelling)
             exits = self._walk(base).exits
             leaving = [pair for node in exits[:, 0].tolist() for pair in self._below(node)]
-            found = self._free[spelling] = (row, WalkTree.ends(leaving))
+            found = self._free[spelling] = Source(row, WalkTree.ends(leaving))
         return found

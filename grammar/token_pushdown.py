@@ -41,12 +41,10 @@ from grammar.string_tables import inside
 from grammar.terms import CAT, EMPTY, EPSILON, STATE, TAKEN, Limits, Terms, bits
 from grammar.token_measure import TokenMeasure
 from grammar.vocabulary import Vocabulary
-from grammar.walk_tree import WalkTree
+from grammar.walk_tree import Source, WalkTree
 
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NONE = np.zeros(0, np.int32)
-_NOTHING = np.zeros(0, np.uint32)
-_NOTHING.setflags(write=False)  # as shared rows are: compiled loops tell these apart
 _BEGIN = np.array([-1, 0, 0, 0])
 _MANY_ARCS = 5
 _LONGEST = 10_000_000  # bytes that the shortest text may have
@@ -72,19 +70,6 @@ class Recipe(NamedTuple):
     shared: np.ndarray | None
     ids: np.ndarray
     needs: np.ndarray
-
-
-class Source(NamedTuple):
-    """Where a state's row comes from: what other constraints share, and the tokens that are walked.
-
-    least    tokens that are enough after any of `shared`
-    closing  1: the tree has what tokens have behind the closing quote
-    """
-
-    shared: np.ndarray
-    tree: WalkTree | None
-    least: int
-    closing: int
 
 
 class TokenPushdown:
@@ -123,6 +108,8 @@ class TokenPushdown:
         self._index: dict[int, int] = {}
         self._term: list[int] = []
         self._kinds: list[int] = []
+        self._spellings: list[int | None] = []  # of free states (see `Terms.mark_free`)
+        self._has_set: list[bool] = []
         self._lengths: dict[
             int, tuple[int, int, int]
         ] = {}  # of a string: shortest, longest, where characters begin
@@ -139,20 +126,21 @@ class TokenPushdown:
         self._slots = np.full(4096, -1, np.int32)
         self._used = np.array([1, 1, 0])  # of the stack, of sets and of their masks
         self._path = np.zeros((vocabulary.trie.max_depth + 1, 6), np.int64)
-        self._progress = np.zeros(6, np.int64)
+        self._progress = np.zeros(4, np.int64)
+        self._eos = np.array(vocabulary.eos, np.int32)
         self._orders = OrderTables(measure, self._spelled, limits, self._moved)
         self._out = np.empty((2, _FEW), np.int32)  # ids and needs
         self._configs: list[Config] = []
         self._numbers: dict[Config, int] = {}
         self._next: dict[tuple[int, int], int] = {}
         self._rows: list[np.ndarray | None] = []
-        self._most: list[int] = []  # tokens that are enough after any of a state's row; -1: not known
+        self._walked: list[int] = []  # tokens that are enough after any of a state's row that were walked
+        self._most: list[int] = []  # and after any of the row; -1: not known
         self._kept: deque[KeptRow] = deque()
         self._made: dict[tuple[int, ...], KeptRow] = {}
         self._pool = vocabulary.rows
         self._most_rows = max(row_bytes // (vocabulary.words * 4), 1)
-        self._whole = Source(_NOTHING, vocabulary.tree, 0, 0)
-        self._sources: dict[int, Source] = {}
+        self._whole = Source(None, vocabulary.tree)
         self._pattern_tables: dict[tuple[int, int], weakref.ref[PatternTable]] = {}
         weakref.finalize(self, give_all, self._pool, self._kept, self._rows).atexit = False
         self._near: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
@@ -175,7 +163,7 @@ class TokenPushdown:
             self._states, self._arcs, self._dense, self._pushes, self._runs, self._run_tokens,
             self._inside.table, self._inside.need, self._stack, self._slots, self._used,
             sets.endings, sets.orders, sets.members, sets.sets, sets.masks, sets.slots,
-            self._path, self._progress,
+            self._path, self._progress, self._eos, self.vocabulary.words,
         )  # fmt: skip
         self._machine = int(self._tables.ctypes.data)
 
@@ -202,12 +190,14 @@ class TokenPushdown:
             nullable, distance = self.terms.nullable(term), min(self.measure.shortest(term), _FARTHEST)
             row[: loops.OTHER] = (0, -1, kind, nullable, low, high, distance, base, 0)
             self._kinds.append(kind)
+            self._spellings.append(self.terms.free_spelling(term))
+            self._has_set.append(self.terms.takes(term))
             if kind == STRING:
                 self._lengths[found] = low, high, base
             row[loops.TOKENS] = min(self._spelled.enough(term), _FARTHEST)
             if kind in (CLOSED, STRING):
                 row[loops.COUNT] = 0
-            if self.terms.takes(term):
+            if self._has_set[found]:
                 row[loops.ENDINGS], row[loops.LEADS_TO] = self._orders.endings_at(term)
             self._put_sets_beside(found, term)
         return found
@@ -353,9 +343,9 @@ class TokenPushdown:
         while done < min(len(self._term), states):
             if self._states[done, loops.COUNT] < 0:
                 self._build(done)
-                pattern = self._pattern((done, 0, 0, 0)) if done < _PATTERN_ROWS else None
+                pattern = self._pattern(done) if done < _PATTERN_ROWS else None
                 if pattern is not None:
-                    self._patterns.row(*pattern[:3])
+                    self._patterns.source(*pattern)
                 if time.thread_time() > end:
                     break
             done += 1
@@ -406,6 +396,7 @@ class TokenPushdown:
             found = self._numbers[config] = len(self._configs)
             self._configs.append(config)
             self._rows.append(None)
+            self._walked.append(-1)
             self._most.append(-1)
         return found
 
@@ -451,10 +442,13 @@ class TokenPushdown:
         Sound, and never empty while `tokens` is at least `tokens_to_end`; of longer ways to the end those
         are offered that `pushdown_loops.close` finds to be short enough.
         """
-        if self._most[state] < 0:
-            self._keep(state)
+        most = self._most[state]
+        if most < 0:
+            if self._walked[state] < 0:
+                self._keep(state)
+            most = self._most[state] = max(self._walked[state], self._most_of_shared(self._configs[state]))
         left = tokens - 1 - int(self._stack[self._configs[state][3], loops.CLOSE])
-        if left >= self._most[state]:
+        if left >= most:
             return self.allowed(state)
         row = self._near.get((state, tokens))
         if row is None:
@@ -480,12 +474,12 @@ class TokenPushdown:
         config = at, place, count, _ = self._configs[state]
         if self._states[at, loops.KIND] == STRING:
             return self._strings.row_within(place, *self._bounds(config), left - 1)
-        spelling = self._free_spelling(config)
+        spelling = self._free_spelling(at, place, count)
         if spelling is None:
-            pattern = self._pattern(config)
+            pattern = self._pattern(at)
             assert pattern is not None
-            table, inner, characters, distances, tail = pattern
-            return self._patterns.row_within(table, inner, characters, distances, left - tail)
+            distances, tail = self._behind_pattern(at, count)
+            return self._patterns.row_within(*pattern, distances, left - tail)
         beyond = left - self._free_need(at, count)
         if beyond >= 0 or left <= 0:
             return self._strings.staying_within(self._inside.bases[spelling], beyond)
@@ -495,7 +489,7 @@ class TokenPushdown:
             row = self._free_near[key] = np.zeros(self.vocabulary.words, np.uint32)
             budget = left + int(self._stack[config[3], loops.CLOSE])
             self._tokens(config, self.vocabulary.tree, row, budget)
-            row &= self._strings.free(spelling)[0]
+            row &= self._strings.staying(spelling)
             if len(self._free_near) > _FREE_ROWS:
                 self._free_near.popitem(last=False)
         return row
@@ -510,51 +504,44 @@ class TokenPushdown:
 
     def _keep(self, state: int) -> np.ndarray:
         """The state's row, made now."""
-        config = at, place, count, top = self._configs[state]
+        at, place, count, top = self._configs[state]
         source = None
         if self._kinds[at] == STRING:
-            source = self._source(config)
-            key: tuple[int, ...] = (id(source.shared), top)
+            source = self._string(at, place, count)
             if source.tree is None:
-                self._rows[state], self._most[state] = source.shared, source.least
+                assert source.shared is not None
+                self._rows[state], self._walked[state] = source.shared, 0
                 return source.shared
+            key: tuple[int, ...] = (id(source), top)
+        elif at == 0 and top == 0:
+            self._rows[state], self._walked[state] = self.vocabulary.ends, 0
+            return self.vocabulary.ends
         else:
             key = (at, place, count)
         kept = self._made.get(key)
         if kept is None:
-            if source is None:
-                source = self._source(config)
-            kept = self._fill(config, source, key)
+            kept = self._fill(at, place, count, top, source or self._source(at, place, count), key)
         kept.states.append(state)
-        self._rows[state] = kept.row
-        self._most[state] = max(kept.most, source.least) if source is not None else kept.most
+        self._rows[state], self._walked[state] = kept.row, kept.most
         return kept.row
 
-    def _fill(self, config: Config, source: Source, key: tuple[int, ...]) -> KeptRow:
+    def _fill(
+        self, at: int, place: int, count: int, top: int, source: Source, key: tuple[int, ...]
+    ) -> KeptRow:
         if len(self._kept) >= self._most_rows:
             self._drop()
-        at, place, count, top = config
-        shared, tree, least, closing = source
-        assert tree is not None
-        row, begin = self._pool.take(), 1
+        kept, begin = self._pool.take(), 1
         while True:
-            status, state = loops.fill(
-                self._machine, tree.address, at, place, count, top, shared, row, begin, closing
+            status, state, most, alone = loops.fill(
+                self._machine, source.address, at, place, count, top, kept.address, begin
             )
             if status == OK:
                 break
             self._mend(status, state)
             begin = 0
-        _, _, most, outside, close, may_end = self._progress.tolist()
-        if may_end:
-            for end in self.vocabulary.eos:
-                row[end >> 5] |= np.uint32(1 << (end & 31))
-        row.setflags(write=False)
-        if closing:
-            kept = KeptRow(row, most + close, shared, key, [])
-        else:  # of all states with this key if no token looked at the stack
-            kept = KeptRow(row, max(most, least), _NOTHING, None if outside or may_end else key, [])
-        if kept.key is not None:
+        kept.most = most
+        if source.closing or not alone:  # of all states with this key, since no token looked at the stack
+            kept.key, kept.shared = key, source
             self._made[key] = kept
         self._kept.append(kept)
         return kept
@@ -568,37 +555,34 @@ class TokenPushdown:
             del self._made[kept.key]
         self._pool.give(kept)
 
-    def _source(self, config: Config) -> Source:
-        at, place, _, _ = config
-        kind = self._kinds[at]
-        if kind == STRING:
-            room, missing = self._bounds(config)
-            shared, behind = self._strings.row(place, room, missing)
-            return Source(shared, behind, self._farthest_inside + max(missing, 0) + 1, 1)
-        if place and kind != NAME:
-            return self._whole
-        found = self._sources.get(at)
-        if found is None:
-            found = self._source_of(config)
-            if found.tree is not self._patterns.others and not self._states[at, loops.LEADS_TO]:
-                self._sources[at] = found  # rows of patterns are many, and sets beside a state matter
-        return found
+    def _source(self, at: int, place: int, count: int) -> Source:
+        if self._kinds[at] == STRING:
+            return self._string(at, place, count)
+        spelling = self._free_spelling(at, place, count)
+        if spelling is not None:
+            return self._strings.free(spelling)
+        pattern = self._pattern(at) if place == 0 else None
+        return self._whole if pattern is None else self._patterns.source(*pattern)
 
-    def _source_of(self, config: Config) -> Source:
-        at, place, held, _ = config
-        free = self._free_spelling(config)
-        if free is not None:
-            shared, leaving = self._strings.free(free)
-            return Source(
-                shared, leaving, self._free_need(at, held, by_bytes=True) + self._farthest_inside, 0
-            )
-        pattern = self._pattern(config) if place == 0 else None
-        if pattern is not None:
-            table, inner, characters, distances, tail = pattern
-            shared = self._patterns.row(table, inner, characters)
-            least = distances.farthest(characters) + tail
-            return Source(shared, self._patterns.others, least, 0)
-        return self._whole
+    def _string(self, at: int, place: int, count: int) -> Source:
+        low, high, base = self._lengths[at]
+        room = (
+            high - count - (place != base) if high >= 0 else -1
+        )  # a character that was begun takes its place
+        return self._strings.source(place, room, low - count)
+
+    def _most_of_shared(self, config: Config) -> int:
+        """Tokens that are enough after any token of a state's shared row."""
+        at, place, count, _ = config
+        if self._kinds[at] == STRING:
+            return self._farthest_inside + max(self._bounds(config)[1], 0) + 1
+        if self._free_spelling(at, place, count) is not None:
+            return self._free_need(at, count, by_bytes=True) + self._farthest_inside
+        pattern = self._pattern(at) if place == 0 else None
+        if pattern is None:
+            return 0
+        distances, tail = self._behind_pattern(at, count)
+        return distances.farthest(pattern[2]) + tail
 
     def _recipe(self, state: int) -> Recipe:
         recipe = self._recipes.get(state) or self._wide.get(state)
@@ -633,43 +617,46 @@ class TokenPushdown:
         config = self._configs[state]
         if self.must_end(state):
             return Recipe(None, _NONE, _NONE)
-        source = self._source(config)
-        shared = source.shared if source.shared is not _NOTHING else None
+        source = self._source(*config[:3])
         if source.tree is None:
-            return Recipe(shared, _NONE, _NONE)
+            return Recipe(source.shared, _NONE, _NONE)
         if not source.closing:
-            return Recipe(shared, *self._tokens(config, source.tree))
+            return Recipe(source.shared, *self._tokens(config, source.tree))
         after = self._after_string(config[3])
         ids, needs = self._tokens(after, source.tree)
         close = int(
             self._stack[after[3], loops.CLOSE] - self._stack[config[3], loops.CLOSE]
         )  # of what it has left
-        return Recipe(shared, ids, needs + np.int32(close))
+        return Recipe(source.shared, ids, needs + np.int32(close))
 
-    def _free_spelling(self, config: Config) -> int | None:
+    def _free_spelling(self, at: int, place: int, held: int) -> int | None:
         """Of a place where any text of a string may follow (see `Terms.mark_free`)."""
-        at, place, held, _ = config
-        if place == 0 or self._states[at, loops.KIND] == NAME:
-            if self._states[at, loops.LEADS_TO] and not self._orders.others_may_come(held):
-                return None  # it is other names that are free
-            return self.terms.free_spelling(self._term[at])
-        return None
+        spelling = self._spellings[at]
+        if spelling is None or (place and self._kinds[at] != NAME):
+            return None
+        if self._has_set[at] and not self._orders.others_may_come(held):
+            return None  # it is other names that are free
+        return spelling
 
-    def _pattern(self, config: Config) -> tuple[PatternTable, int, int, Distances, int] | None:
-        """(table, state, characters so far, distances, tokens behind it) inside of a string that has a pattern."""
-        at, _, held, _ = config
-        data, tail = self.terms.data(self._term[at]), 0
-        if self._states[at, loops.LEADS_TO]:
-            tail = self._orders.must_come(held)[1]
+    def _pattern(self, at: int) -> tuple[PatternTable, int, int] | None:
+        """(table, state, characters so far) inside of a string that has a pattern."""
+        data = self.terms.data(self._term[at])
         while data[0] == CAT:
-            tail += self._spelled.enough(data[2])
             data = self.terms.data(data[1])
         if data[0] != STATE:
             return None
         table = self._table(data[1], data[2])
-        if table is None:
-            return None
-        return table, data[2], data[3], self.measure.distances(data[1]), tail
+        return None if table is None else (table, data[2], data[3])
+
+    def _behind_pattern(self, at: int, held: int) -> tuple[Distances, int]:
+        """The distances of a pattern's automaton, and tokens that are enough for what follows its texts."""
+        data, tail = self.terms.data(self._term[at]), 0
+        if self._has_set[at]:
+            tail = self._orders.must_come(held)[1]
+        while data[0] == CAT:
+            tail += self._spelled.enough(data[2])
+            data = self.terms.data(data[1])
+        return self.measure.distances(data[1]), tail
 
     def _table(self, index: int, state: int) -> PatternTable | None:
         """Of an automaton, for a state of it; None if rows there are not worth one, or it would be too large."""
@@ -689,7 +676,7 @@ class TokenPushdown:
         by_bytes  fixed text is not spelled but counts a token a byte: more than enough, and known sooner
         """
         term, beside = self._term[at], (0, 0)
-        if self._states[at, loops.LEADS_TO]:
+        if self._has_set[at]:
             beside = self._orders.must_come(held)
         return self._need_of(term, beside, by_bytes)
 
@@ -848,7 +835,7 @@ class TokenPushdown:
             return 0x22 if count == self._states[at, loops.HIGH] else None
         if self._states[at, loops.KIND] == RUN:
             return self._run_byte(config)
-        beside = self._states[at, loops.LEADS_TO] > 0
+        beside = self._has_set[at]
         if self._states[at, loops.KIND] == NAME:
             return None if not beside or self._orders.others_may_come(count) else self._run_byte(config)
         masks = [mask for mask, _, _ in self.terms.arcs(self._term[at])]

@@ -129,6 +129,15 @@ class Vocabulary:
         return found
 
     @cached_property
+    def ends(self) -> np.ndarray:
+        """uint32 [words], read only: the end tokens."""
+        row = np.zeros(self.words, np.uint32)
+        for end in self.eos:
+            row[end >> 5] |= np.uint32(1 << (end & 31))
+        row.setflags(write=False)
+        return row
+
+    @cached_property
     def rows(self) -> RowPool:
         return RowPool(self.words)
 

@@ -54,6 +54,30 @@ class WalkTree:
         return WalkTree.of(trie, np.array([token for token, _ in tokens], np.int32)[trie.ids])
 
 
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What a row is made of: tokens that may follow in many states, and those that are walked.
+
+    shared   uint32 [words], or None
+    tree     of the tokens that are walked; None: there are none, and `shared` is the row
+    closing  it is that of what tokens have behind the closing quote of a string
+    """
+
+    shared: np.ndarray | None
+    tree: WalkTree | None
+    closing: bool = False
+
+    @cached_property
+    def address(self) -> int:
+        """Of where its row begins (or 0), the tree's address and `closing`; compiled loops take it."""
+        return int(self._addresses.ctypes.data)
+
+    @cached_property
+    def _addresses(self) -> np.ndarray:
+        shared = 0 if self.shared is None else self.shared.ctypes.data
+        return np.array([shared, 0 if self.tree is None else self.tree.address, self.closing], np.int64)
+
+
 @njit(cache=True)
 def _ordered(byte, skip, unique):  # type: ignore[no-untyped-def]
     nodes = len(byte) + 1
