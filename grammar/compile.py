@@ -31,7 +31,8 @@ from grammar.schema.document import Document
 from grammar.schema.text import COMPACT, SPACED
 from grammar.store import ConstraintStore, store_key
 from grammar.structural_tag import StructuralTag, normalised, tagged_text
-from grammar.terms import Limits, Terms
+from grammar.term_arena import Limits
+from grammar.terms import Terms
 from grammar.token_fsm import TokenFsm
 from grammar.token_pushdown import TokenPushdown
 from grammar.vocabulary import Vocabulary

@@ -15,19 +15,12 @@ from functools import cache, cached_property
 import numpy as np
 
 from grammar import codepoints as cp
+from grammar.automaton_terms import Automaton
+from grammar.byte_masks import CONTINUATION, bits
 from grammar.constraint_errors import TooLarge
 from grammar.minimise import minimise
-from grammar.terms import (
-    CONTINUATION,
-    DEFAULT_LIMITS,
-    EPSILON,
-    Automaton,
-    Explored,
-    Limits,
-    Terms,
-    bits,
-    explore,
-)
+from grammar.term_arena import DEFAULT_LIMITS, EPSILON, Limits
+from grammar.terms import Explored, Terms, explore
 
 DEAD = -1
 

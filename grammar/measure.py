@@ -10,12 +10,13 @@ from functools import cached_property
 
 import numpy as np
 
-from grammar.terms import (
+from grammar.automaton_terms import Automaton
+from grammar.byte_masks import CONTINUATION, bits
+from grammar.term_arena import (
     ALT,
     BODY,
     CALL,
     CAT,
-    CONTINUATION,
     ELSE,
     EMPTY,
     EPSILON,
@@ -28,10 +29,8 @@ from grammar.terms import (
     STRING,
     TAKEN,
     UNLIKE,
-    Automaton,
-    Terms,
-    bits,
-)  # fmt: skip
+)
+from grammar.terms import Terms
 
 INFINITE = 1 << 40
 

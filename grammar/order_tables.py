@@ -15,7 +15,7 @@ import numpy as np
 from grammar import pushdown_loops as loops
 from grammar.constraint_errors import TooLarge
 from grammar.measure import INFINITE, Measure, parts
-from grammar.terms import ALT, CAT, ELSE, TAKEN, Limits
+from grammar.term_arena import ALT, CAT, ELSE, TAKEN, Limits
 from grammar.token_measure import TokenMeasure
 
 Endings = dict[int, tuple[int, int]]  # members by number, with bytes and tokens to there

@@ -15,9 +15,10 @@ from functools import cached_property
 import numpy as np
 from numba import njit
 
+from grammar.automaton_terms import Automaton
+from grammar.byte_masks import CONTINUATION, bits
 from grammar.measure import Distances
 from grammar.schema.text import SPELLED
-from grammar.terms import CONTINUATION, Automaton, bits
 from grammar.token_classes import class_trie, mask_by_class, mask_by_members, members_by_class
 from grammar.trie import TokenTrie
 from grammar.vocabulary import Vocabulary

@@ -9,7 +9,8 @@ from grammar import regex_tree as tree
 from grammar.constraint_errors import TooLarge
 from grammar.fsm import Fsm
 from grammar.regex_syntax import Dialect, parse
-from grammar.terms import DEFAULT_LIMITS, Limits, Terms, explore
+from grammar.term_arena import DEFAULT_LIMITS, Limits
+from grammar.terms import Terms, explore
 
 _PROBE_STATES = 3_000
 _PROBE_SECONDS = 0.5

@@ -18,7 +18,8 @@ import msgspec
 from grammar.constraint_errors import ConstraintError, SchemaError
 from grammar.schema.compiler import SchemaOptions, SchemaSet
 from grammar.schema.document import Document
-from grammar.terms import EPSILON, Terms
+from grammar.term_arena import EPSILON
+from grammar.terms import Terms
 
 MAX_STRUCTURES = 256
 MAX_BYTES = 4096  # of all triggers together

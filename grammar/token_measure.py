@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from grammar.byte_masks import bits
 from grammar.measure import INFINITE, Measure, settle
-from grammar.terms import (
+from grammar.term_arena import (
     ALT,
     CALL,
     CAT,
@@ -21,7 +22,6 @@ from grammar.terms import (
     REFERENCE,
     REPEAT,
     STRING,
-    bits,
 )
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from grammar import pushdown_loops as loops
+from grammar.byte_masks import bits
 from grammar.constraint_errors import TooLarge, Unsatisfiable, VocabularyError
 from grammar.measure import INFINITE, Distances, Measure
 from grammar.order_tables import OrderTables
@@ -38,7 +39,8 @@ from grammar.pushdown_loops import (
 )  # fmt: skip
 from grammar.row_pool import KeptRow, give_all
 from grammar.string_tables import inside
-from grammar.terms import CAT, EMPTY, EPSILON, STATE, TAKEN, Limits, Terms, bits
+from grammar.term_arena import CAT, EMPTY, EPSILON, STATE, TAKEN, Limits
+from grammar.terms import Terms
 from grammar.token_measure import TokenMeasure
 from grammar.vocabulary import Vocabulary
 from grammar.walk_tree import Source, WalkTree

@@ -27,7 +27,8 @@ from grammar.ebnf.syntax import (
     references,
 )
 from grammar.regex import node_term
-from grammar.terms import EMPTY, Terms
+from grammar.term_arena import EMPTY
+from grammar.terms import Terms
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from grammar.schema.document import Place
 from grammar.schema.expand import Conjunction
 from grammar.schema.strings import NOT_VALUES, count_of
 from grammar.schema.validate import array_items, equal
-from grammar.terms import EMPTY
+from grammar.term_arena import EMPTY
 
 if TYPE_CHECKING:
     from grammar.schema.compiler import SchemaCompiler

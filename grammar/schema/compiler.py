@@ -25,7 +25,8 @@ from grammar.schema.objects import member_places, needed_names, object_term
 from grammar.schema.strings import NOT_PATTERN, NOT_VALUES, NOT_WHOLE, StringRules
 from grammar.schema.text import COMPACT, JsonText, Separators
 from grammar.schema.validate import Validator
-from grammar.terms import DEFAULT_LIMITS, EMPTY, Limits, Terms
+from grammar.term_arena import DEFAULT_LIMITS, EMPTY, Limits
+from grammar.terms import Terms
 
 _EAGER_DEPTH = 8  # levels of required properties looked into to see that an object is impossible
 _MAX_RULES = 20_000

@@ -12,9 +12,11 @@ from decimal import Decimal
 
 import numpy as np
 
+from grammar.byte_masks import byte_mask
 from grammar.constraint_errors import TooLarge
 from grammar.fsm import Fsm
-from grammar.terms import EMPTY, EPSILON, Terms, byte_mask
+from grammar.term_arena import EMPTY, EPSILON
+from grammar.terms import Terms
 
 MAX_DIVISOR = 20_000
 

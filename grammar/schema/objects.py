@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from grammar.constraint_errors import SchemaError
 from grammar.fsm import Fsm, any_text, of_texts
+from grammar.order_terms import AnyOrder
 from grammar.schema.document import Place, escape
 from grammar.schema.expand import Conjunction
 from grammar.schema.strings import NOT_VALUES, count_of
-from grammar.terms import EMPTY, AnyOrder
+from grammar.term_arena import EMPTY
 
 if TYPE_CHECKING:
     from grammar.schema.compiler import SchemaCompiler

@@ -11,7 +11,8 @@ from grammar.constraint_errors import ConstraintError, SchemaError, TooLarge
 from grammar.fsm import Fsm, any_text, of_texts
 from grammar.schema.document import Place
 from grammar.schema.formats import FORMATS
-from grammar.terms import Limits, Terms
+from grammar.term_arena import Limits
+from grammar.terms import Terms
 
 # keywords that negation makes; no document has them
 NOT_PATTERN, NOT_VALUES, NOT_WHOLE = "\0not-pattern", "\0not-values", "\0not-whole"

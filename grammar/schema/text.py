@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from grammar import codepoints as cp
+from grammar.byte_masks import byte_mask
 from grammar.fsm import Fsm
-from grammar.terms import EMPTY, Terms, byte_mask
+from grammar.term_arena import EMPTY
+from grammar.terms import Terms
 
 SPELLED: dict[int, bytes] = {
     b: json.dumps(chr(b), ensure_ascii=False)[1:-1].encode() for b in [*range(0x20), 0x22, 0x5C]

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grammar import compile as door
-from grammar import terms
+from grammar import order_terms
 from grammar.compile import Options, compile_constraint
 from grammar.constraint_errors import ConstraintError, TooLarge
+from grammar.term_arena import Limits
 from grammar.token_pushdown import TokenPushdown
 from grammar.vocabulary import Vocabulary
 
@@ -71,7 +72,7 @@ def machine(schema: Any, **options: Any) -> TokenPushdown:
 def each_set_a_state(schema: Any) -> TokenPushdown:
     """The same constraint with a term, and so a state, for each set of members."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(terms.AnyOrder, "beside", property(lambda self: False))
+        patch.setattr(order_terms.AnyOrder, "beside", property(lambda self: False))
         found = machine(schema)
     found._put_sets_beside = lambda state, term: None  # type: ignore[method-assign]  # also of states built later
     return found
@@ -187,7 +188,7 @@ def test_what_is_left_after_a_value_that_must_end_is_forced() -> None:
 def test_more_sets_than_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"{c}{i}" for c in "abc" for i in range(4)]
     schema = {"type": "object", "properties": {n: {"type": "null"} for n in names}}
-    monkeypatch.setattr(door, "MACHINE_LIMITS", terms.Limits(states=500, seconds=10.0))
+    monkeypatch.setattr(door, "MACHINE_LIMITS", Limits(states=500, seconds=10.0))
     one, rng = machine(schema), random.Random(7)
     with pytest.raises(TooLarge, match="objects in any order were left with more than 512 different sets"):
         for _ in range(2000):

@@ -15,7 +15,7 @@ from grammar import compile as door
 from grammar.compile import compile_constraint
 from grammar.constraint_errors import ConstraintError, TooLarge
 from grammar.store import MAGIC, ConstraintStore, store_key
-from grammar.terms import Limits
+from grammar.term_arena import Limits
 from grammar.token_fsm import TokenFsm
 from grammar.token_pushdown import TokenPushdown
 from grammar.vocabulary import Vocabulary

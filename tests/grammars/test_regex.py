@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from grammar.constraint_errors import RegexError, TooLarge
 from grammar.fsm import Fsm
 from grammar.regex import compile_regex
-from grammar.terms import Limits
+from grammar.term_arena import Limits
 
 ALPHABET = "ab01_ -\né日🙂"
 
