@@ -231,7 +231,7 @@ from runtime.config import EngineConfig
 from runtime.engine.loop import EngineLoop
 from runtime.engine.messages import Add
 from runtime.api import SamplingParams
-loop = EngineLoop(EngineConfig(threads=1, max_total_tokens=64))
+loop = EngineLoop(EngineConfig(device="cpu", threads=1, max_total_tokens=64))
 loop.runner.attention.wait()
 loop.handle(Add("a", [5, 6, 7], SamplingParams(max_new_tokens=1), seed=1))
 assert loop.step(), "nothing was answered"
