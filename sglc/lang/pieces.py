@@ -17,7 +17,7 @@ from runtime.api import Constraint
 from runtime.reasoning import reasoning_tags
 from sglc.ir.specs import GenSpec, ImageSpec, SamplingFields, SelectSpec
 from sglc.lang.choices import ChoicesSamplingMethod, token_length_normalized
-from sglc.lang.typed import schema_of
+from sglc.lang.type_schema import schema_of
 from sglc.lang.values import TracedStr
 
 REGEX_INT = r"[-+]?[0-9]+[ \n]*"

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import enum
 import json
+import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, TypedDict
+from typing import Annotated, Any, Literal, NamedTuple, TypedDict
 
 import jsonschema
+import msgspec
 import pydantic
 import pytest
 
 import sglc as sgl
+from grammar.compile import compile_constraint
+from grammar.vocabulary import Vocabulary
 from sglc.errors import RunError
-from sglc.lang.typed import parse, schema_of
+from sglc.lang.type_schema import schema_of
+from sglc.lang.typed import parse
 
 
 class House(enum.Enum):
@@ -68,6 +76,81 @@ VALUES = [
 ]
 
 
+@dataclass
+class Bounded:
+    least: Annotated[int, pydantic.Field(ge=2, le=3)]
+
+
+class Shelf(pydantic.BaseModel):
+    tags: set[str]
+    counts: dict[int, bool]
+    names: dict[Annotated[str, pydantic.Field(pattern="^[ab]+$")], int]
+    price: decimal.Decimal
+    lent: datetime.timedelta
+    seen: datetime.datetime
+    link: pydantic.HttpUrl
+
+
+class Parcel(msgspec.Struct):
+    data: bytes
+    cost: decimal.Decimal
+    took: datetime.timedelta
+    marks: frozenset[int]
+    sent: Annotated[datetime.datetime, msgspec.Meta(tz=True)]
+
+
+WRITTEN = [
+    Bounded,
+    list[Annotated[int, pydantic.Field(ge=2, le=3)]],
+    pydantic.HttpUrl,
+    Shelf,
+    Parcel,
+    House,
+    Literal[1, "a"],
+    Any,
+]
+
+
+@pytest.mark.parametrize("type", WRITTEN, ids=str)
+def test_every_text_of_a_type_is_one_of_its_values(type: Any) -> None:
+    """Texts that a walk at random writes, closed within a budget."""
+    vocabulary = Vocabulary.of([*(bytes([b]) for b in range(256)), b""], eos=[256])
+    automaton = compile_constraint("json_schema", schema_of(type), vocabulary).automaton
+    assert automaton is not None
+    rng = random.Random(1)
+    for more in [0, 3, 9, 30] * 5:
+        state, text = 0, b""
+        for left in range(automaton.min_tokens + more, 0, -1):
+            row = automaton.allowed_within(state, left)
+            byte = rng.choice([b for b in range(257) if row[b >> 5] >> (b & 31) & 1])
+            if byte == 256:
+                break
+            state, text = automaton.step(state, byte), text + bytes([byte])
+        if re.search(rb"[0-9][eE]", text) is None:  # beyond 1e308 a decimal has no value
+            parse(type, text.decode())
+
+
+def test_numbers_beyond_a_float_and_whole_ones_with_a_point() -> None:
+    assert parse(float, "1e400") == float("inf") and parse(list[Any], "[1e999]") == [float("inf")]
+    assert parse(Literal[1, "a"], "1.0") == 1
+    with pytest.raises(RunError):
+        parse(float, "NaN")
+
+
+REFUSED: list[tuple[Any, str]] = [
+    (dict[int, str], "names of a JSON object are texts, not of kind int"),
+    (list[dict[House, int]], "not of kind enum"),
+    (datetime.datetime, r"use Annotated\[datetime, msgspec.Meta\(tz=True\)\]"),
+    (complex, "use a pydantic model"),
+]
+
+
+@pytest.mark.parametrize(("type", "problem"), REFUSED, ids=str)
+def test_types_whose_schema_would_say_less_are_refused(type: Any, problem: str) -> None:
+    with pytest.raises(TypeError, match=problem):
+        sgl.gen("x", type=type)
+
+
 @pytest.fixture(scope="module")
 def engine() -> Iterator[sgl.Engine]:
     with sgl.Engine() as engine:
@@ -79,8 +162,6 @@ def written(value: Any) -> str:
         return "[" + ",".join(map(written, value)) + "]"
     if isinstance(value, pydantic.BaseModel):
         return value.model_dump_json()
-    import msgspec
-
     return msgspec.json.encode(value).decode()
 
 
