@@ -186,12 +186,20 @@ class Embeddings(msgspec.Struct):
 class Model(msgspec.Struct):
     id: str
     object: Literal["model"]
+    type: Literal["model"]
+    display_name: str
     created: int
+    created_at: str
+    lifecycle: Literal["active"]
     owned_by: str
     root: str
     max_model_len: int
+    max_input_tokens: int
 
 
 class Models(msgspec.Struct):
     object: Literal["list"]
     data: list[Model]
+    first_id: str
+    last_id: str
+    has_more: bool

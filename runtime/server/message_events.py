@@ -46,8 +46,13 @@ def blocks_of(whole: Whole) -> list[dict[str, Any]]:
             given = json.loads(call.arguments)
         except ValueError:  # cut off by max_tokens
             given = {}
-        blocks.append({"type": "tool_use", "id": call.id, "name": call.name, "input": given})
+        blocks.append({"type": "tool_use", "id": _use_id(call.id), "name": call.name, "input": given})
     return blocks
+
+
+def _use_id(id: str) -> str:
+    """A call's id, as clients of this API know them; that of a model with ids of its own stays."""
+    return id.replace("call_", "toolu_", 1) if id.startswith("call_") else id
 
 
 class BlockEvents:
@@ -60,9 +65,8 @@ class BlockEvents:
 
     async def add(self, part: Part) -> None:
         if isinstance(part, CallPart):
-            await self._begin(
-                "tool_use", {"type": "tool_use", "id": part.id, "name": part.name, "input": {}}, new=True
-            )
+            block = {"type": "tool_use", "id": _use_id(part.id), "name": part.name, "input": {}}
+            await self._begin("tool_use", block, new=True)
             await self._grow({"type": "input_json_delta", "partial_json": part.arguments})
         elif isinstance(part, ArgumentsPart):
             await self._grow({"type": "input_json_delta", "partial_json": part.text})

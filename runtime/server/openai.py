@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -166,20 +167,28 @@ def raise_error(delta: Delta) -> None:
 
 
 def _card(context: Context) -> dict[str, Any]:
+    """As OpenAI's clients read it, and as Anthropic's do."""
     return {
         "id": context.model_name,
         "object": "model",
+        "type": "model",
+        "display_name": context.model_name,
         "created": context.started,
+        "created_at": datetime.fromtimestamp(context.started, UTC).isoformat(),
+        "lifecycle": "active",
         "owned_by": "sglc",
         "root": context.config.folder,
         "max_model_len": context.engine.info["context_length"],
+        "max_input_tokens": context.engine.info["context_length"],
     }
 
 
 @operation(answer=answers.Models)
 async def models(request: web.Request) -> web.Response:
     """The model of this server, as a list."""
-    return web.json_response({"object": "list", "data": [_card(Context.of(request))]})
+    card = _card(Context.of(request))
+    ends = {"first_id": card["id"], "last_id": card["id"], "has_more": False}
+    return web.json_response({"object": "list", "data": [card], **ends})
 
 
 @operation(answer=answers.Model)

@@ -49,6 +49,13 @@ def test_a_message(client: anthropic.Anthropic) -> None:
     assert answer.system_fingerprint == again.system_fingerprint
 
 
+def test_models(client: anthropic.Anthropic) -> None:
+    page = client.models.list()
+    (found,) = page
+    assert not page.has_more and found.display_name == "tiny" and found.created_at.tzinfo is not None
+    assert client.models.retrieve(found.id) == found and found.max_input_tokens and found.type == "model"
+
+
 def test_why_it_stopped(client: anthropic.Anthropic) -> None:
     assert ask(client, max_tokens=2).stop_reason == "max_tokens"
     answer = ask(client, stop_sequences=[" is", "x"])
@@ -87,7 +94,7 @@ def test_tools_whole_and_streamed(client: anthropic.Anthropic) -> None:
     ):
         answer = ask(client, tools=[WEATHER], tool_choice=choice, max_tokens=64)
         (block,) = answer.content
-        assert block.type == "tool_use" and block.name == "get_weather"
+        assert block.type == "tool_use" and block.name == "get_weather" and block.id.startswith("toolu_")
         assert block.input["city"] in ("Paris", "Rome") and answer.stop_reason == "tool_use"
         with client.messages.stream(
             model="tiny",
