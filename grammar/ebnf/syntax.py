@@ -2,7 +2,7 @@
 
 Two ways of writing are read. EBNF: `name ::= "text" [a-z]+ (other | "x"){1,3}`, beginning with `root`. Lark:
 `name: "text" /regex/ [optional] other~1..3`, terminals in capitals, `%ignore`, `%import common.X`, beginning with `start`. A grammar
-with `::=` is EBNF. What only shapes a parse tree (`?rule`, `!rule`, `-> alias`, priorities of rules) is read over; what would
+in which a line begins with `name ::=` is EBNF. What only shapes a parse tree (`?rule`, `!rule`, `-> alias`, priorities of rules) is read over; what would
 change the language and cannot be kept is refused with its line and column.
 
 Both are read without a lexer: a text belongs to the language if the rules can spell it, however it would be cut into tokens. So
@@ -142,9 +142,10 @@ def parse_grammar(source: str) -> Grammar:
     """Raises EbnfError with the place of what is wrong or cannot be enforced."""
     if len(source) > MAX_LENGTH:
         raise EbnfError(f"the grammar has {len(source)} characters, the limit is {MAX_LENGTH}", source, 0)
-    return _Parser(source, lark="::=" not in re.sub(r'"(\\.|[^"\\])*"', '""', source)).grammar()
+    return _Parser(source, lark=_EBNF_RULE.search(source) is None).grammar()
 
 
+_EBNF_RULE = re.compile(r"^\s*[A-Za-z_][\w-]*\s*::=", re.MULTILINE)
 _EBNF_HEAD = re.compile(r"([A-Za-z_][\w-]*)\s*::=")
 _LARK_HEAD = re.compile(r"[!?]*(_?[A-Za-z][A-Za-z0-9_]*)[ \t]*(\{[^}]*\})?[ \t]*(\.[ \t]*-?\d+)?[ \t]*:")
 _EBNF_NAME = re.compile(r"[A-Za-z_][\w-]*")

@@ -13,6 +13,7 @@ import msgspec
 from runtime.api import Finish
 from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
+from runtime.constrain.matcher import check_budget
 from runtime.constrain.precompile import precompile, read_constraints
 from runtime.engine.assemble import assemble
 from runtime.engine.device import DeviceRunner, Pending
@@ -215,14 +216,24 @@ class EngineLoop:
         max_new = self.scheduler.limit(len(m.tokens), m.sampling.max_new_tokens)
         forced: list[int] = []
         steady = True
-        if m.sampling.constraint is not None and self.constraints is not None:
+        sampling = m.sampling
+        if max_new == 0:  # nothing is drawn
+            sampling = msgspec.structs.replace(sampling, constraint=None)
+        if sampling.constraint is not None and self.constraints is not None:
+            least = self.constraints.get(sampling.constraint).min_tokens
+            if max_new < least and max_new != sampling.max_new_tokens:
+                raise InvalidRequest(
+                    f"the prompt of {len(m.tokens)} tokens leaves room for {max_new}, but the shortest text of the "
+                    f"constraint takes {least}; shorten the prompt"
+                )
+            check_budget(least, max_new)
             if m.logprobs is None and max_new > 1:  # the last output is always drawn
-                forced = self.constraints.begin(m.sampling.constraint, max_new)[: max_new - 1]
-            steady = self.runner.steady(m.sampling, m.logprobs)
+                forced = self.constraints.begin(sampling.constraint, max_new)[: max_new - 1]
+            steady = self.runner.steady(sampling, m.logprobs)
         request = Request(
             m.id,
             m.tokens,
-            m.sampling,
+            sampling,
             max_new=max_new,
             ends=ends,
             seed=m.seed,

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from runtime.api import SamplingParams
 
+_LAST = -1e30  # a logit below all others that is still finite at any temperature
+
 
 class Penalties:
     """The state of one request; `adjust` works on one row of float32 logits [vocabulary] in place."""
@@ -51,7 +53,7 @@ class Penalties:
         if self.counts is not None:
             logits -= s.frequency_penalty * self.counts + s.presence_penalty * (self.counts > 0)
         if output < s.min_new_tokens:
-            logits[ends] = float("-inf")
+            logits[ends] = _LAST  # not -inf: where a constraint allows nothing else, it is the end
         if self.seen is not None:
             scaled = torch.where(logits > 0, logits / s.repetition_penalty, logits * s.repetition_penalty)
             logits.copy_(torch.where(self.seen, scaled, logits))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import jsonschema
 import pytest
@@ -100,3 +102,32 @@ def test_programs_can_constrain(engine: sgl.Engine) -> None:
     state = program.run(backend=engine)
     assert state["n"] == " 47"
     assert re.fullmatch(r"[-+]?[0-9]+[ \n]*", state["i"])
+
+
+def test_a_request_without_room_for_its_constraint_ends_alone(engine: sgl.Engine) -> None:
+    """Nothing to write, or no room beside the prompt: others in the same batch are answered."""
+    long = [5] * (engine.get_server_info()["context_length"] - 4)
+    asked = {"json_schema": json.dumps(SCHEMA), "max_new_tokens": 40}
+
+    async def both() -> list[Any]:
+        calls = [
+            engine.async_generate("Q: 1?\nA:", {"regex": PATTERNS[0], "max_new_tokens": 20}),
+            engine.async_generate("Q: 2?\nA:", {"json_schema": json.dumps(SCHEMA), "max_new_tokens": 0}),
+            engine.async_generate(input_ids=long, sampling_params=asked),
+            engine.async_generate(input_ids=long, sampling_params=asked, return_logprob=True),
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    answer, nothing, *refused = asyncio.run(both())
+    assert re.fullmatch(PATTERNS[0], answer["text"])
+    assert nothing["text"] == "" and nothing["meta_info"]["completion_tokens"] == 0
+    for error in refused:
+        assert isinstance(error, InvalidRequest)
+        assert "leaves room for 4, but the shortest text of the constraint takes" in str(error)
+
+
+def test_an_answer_that_must_end_does_so_before_its_least_length(engine: sgl.Engine) -> None:
+    params = {"regex": "ab|abc", "min_new_tokens": 8, "max_new_tokens": 20}
+    for temperature in (0, 1.5):
+        answer = engine.generate("Spell:", {**params, "temperature": temperature})
+        assert answer["text"] == "abc" and answer["meta_info"]["finish_reason"]["type"] == "stop"

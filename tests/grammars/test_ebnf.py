@@ -271,3 +271,9 @@ def test_refusals_name_the_place(source: str, message: str, line: int, column: i
 def test_what_is_hostile_is_refused(source: str) -> None:
     with pytest.raises(ConstraintError):
         ebnf(source, VOCABULARY)
+
+
+def test_a_grammar_of_lark_may_speak_of_ebnf() -> None:
+    grammar = ebnf('// name ::= text\nstart: NAME /::=/ NAME  # a ::= b\nNAME: "a".."c"')
+    assert grammar.accepts("a::=b") and not grammar.accepts("a")
+    assert ebnf('root ::= "x" rest\n  rest ::= "y"').accepts("xy")
