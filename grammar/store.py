@@ -7,9 +7,11 @@ are removed when all of them together are too large. Nothing in a file is ever e
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import tempfile
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,8 @@ import msgspec
 import numpy as np
 
 MAGIC = b"sglc-constraint\n"
-VERSION = 1
+VERSION = 2
+_ABANDONED_SECONDS = 3600.0
 _DTYPES = frozenset({"bool", "uint8", "uint16", "int16", "int32", "int64"})
 
 
@@ -71,17 +74,18 @@ class ConstraintStore:
             return None
         arrays = _decode(data, key)
         if arrays is None:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it may be another's
+                path.unlink(missing_ok=True)
         return arrays
 
     def save(self, key: str, arrays: Mapping[str, np.ndarray]) -> bool:
         """Keep `arrays`; False if they cannot be kept (no room, no permission): that costs time, nothing else."""
-        if self.path(key).exists():
-            return True
         payload = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
         described = tuple(_Array(n, str(a.dtype), tuple(a.shape)) for n, a in arrays.items())
         header = msgspec.json.encode(_Header(VERSION, key, described, zlib.crc32(payload)))
         try:
+            if self.path(key).exists():
+                return True
             self.folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".partial")
             try:
@@ -101,12 +105,15 @@ class ConstraintStore:
         if self._room >= 0:
             return
         files = []
-        for path in self.folder.glob("*.constraint"):
+        for path in self.folder.iterdir():
             try:
                 status = path.stat()
             except FileNotFoundError:
                 continue
-            files.append((status.st_mtime, status.st_size, path))
+            if path.suffix == ".constraint":
+                files.append((status.st_mtime, status.st_size, path))
+            elif path.suffix == ".partial" and time.time() - status.st_mtime > _ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)  # its writer was killed
         total = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self.max_bytes:

@@ -51,6 +51,10 @@ def _constraint(line: bytes, place: str) -> Constraint:
         raise ModelError(f"{place}: a line is an object with one of {', '.join(KINDS)}")
     source = given[kinds[0]]
     if not isinstance(source, str):
+        if kinds[0] in ("regex", "ebnf"):
+            raise ModelError(
+                f"{place}: {kinds[0]} is a text, not {msgspec.json.encode(source).decode()[:40]}"
+            )
         source = msgspec.json.encode(source).decode()
     return Constraint(kinds[0], source)  # type: ignore[arg-type]
 

@@ -52,6 +52,7 @@ def test_those_of_a_compiled_program(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ('{"regex": "a"}\n{"regex"', "constraints.jsonl:2: not JSON"),
+        ('{"regex": 5}', "constraints.jsonl:1: regex is a text, not 5"),
         ('{"pattern": "a"}', "constraints.jsonl:1: a line is an object with one of regex"),
         ('{"regex": "a", "ebnf": "b"}', "constraints.jsonl:1: a line is an object"),
         ('{"regex": "(?=a)b"}', r"constraints.jsonl:1: regex is refused: .*lookahead"),

@@ -222,6 +222,32 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> N
     assert constraint.accepts("ab")
 
 
+def test_a_damaged_file_that_cannot_be_removed_is_compiled_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ConstraintStore(tmp_path)
+    compile_constraint("regex", "a+b", VOCABULARY, store=store)
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(b"damaged")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert compile_constraint("regex", "a+b", VOCABULARY, store=store).accepts("aab")
+    monkeypatch.setattr(Path, "exists", refuse)  # as of a folder that may not be looked into
+    assert not store.save("key", {})
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    old, new = tmp_path / "old.partial", tmp_path / "new.partial"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    compile_constraint("regex", "a+b", VOCABULARY, store=ConstraintStore(tmp_path))
+    assert not old.exists() and new.exists()
+
+
 def test_a_key_tells_its_parts_apart() -> None:
     assert store_key("ab", "c") != store_key("a", "bc") != store_key("abc")
 
