@@ -31,7 +31,9 @@ def choices_fsm(choices: Sequence[str]) -> Fsm:
     """Exactly these texts."""
     if isinstance(choices, str) or not choices:
         raise ConstraintError(f"choices is a list of texts that is not empty, not {choices!r}")
-    bad = next((c for c in choices if not isinstance(c, str)), None)
+    bad = next(
+        (c for c in choices if not isinstance(c, str) or any("\ud800" <= x <= "\udfff" for x in c)), None
+    )
     if bad is not None:
         raise ConstraintError(f"choices are texts, not {bad!r}")
     return of_texts([c.encode() for c in choices])

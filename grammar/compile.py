@@ -231,6 +231,8 @@ def _compile(
         known = ", ".join(get_args(Kind))
         raise ConstraintError(f"a constraint is of kind {known}, not {kind!r}")
     text = _text_of(kind, source)
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ConstraintError(f"the {kind} holds half of a surrogate pair, which no text does")
     digest = store_key("constraint", kind, text)
     key = store_key(digest, vocabulary.digest) if vocabulary is not None else digest
     if store is not None and vocabulary is not None:

@@ -99,8 +99,11 @@ def _dtype_name(dtype: Any) -> str | None:
     return name
 
 
-def _json_text(document: str | Mapping[str, Any]) -> str:
-    return document if isinstance(document, str) else json.dumps(document)
+def _json_text(name: str, document: str | Mapping[str, Any]) -> str:
+    try:
+        return document if isinstance(document, str) else json.dumps(document)
+    except TypeError as error:
+        raise TypeError(f"gen({name}=...): {error}; for a model or another type use type=") from None
 
 
 def gen(
@@ -140,15 +143,18 @@ def gen(
     ..., "schema": ..., "end": ...}]}`, as JSON text or what becomes it. `type` (a pydantic model, a dataclass, list[int], ...) asks for JSON of that type, and
     `s.parsed(name)` gives its value. Raises ValueError, TypeError or re.error for bad arguments.
     """
-    if choices:
-        return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
-    if regex is not None:
-        re.compile(regex)
     kinds = {
         "regex": regex, "dtype": dtype, "json_schema": json_schema, "ebnf": ebnf, "structural_tag": structural_tag,
         "type": type,
     }  # fmt: skip
     several = [k for k, v in kinds.items() if v is not None]
+    if choices:
+        held = [k for k in several if k != "dtype"]
+        if held:
+            raise ValueError(f"gen: choices and {held[0]} cannot be given together; leave one out")
+        return select(name, choices, temperature or 0.0, choices_method or token_length_normalized)
+    if regex is not None:
+        re.compile(regex)
     if len(several) > 1 and set(several) != {"regex", "dtype"}:
         raise ValueError(f"gen: {several[0]} and {several[1]} cannot be given together; leave one out")
     if n is not None and n < 1:
@@ -164,11 +170,11 @@ def gen(
     elif regex is not None:
         constraint = Constraint("regex", regex)
     elif json_schema is not None:
-        constraint = Constraint("json_schema", _json_text(json_schema))
+        constraint = Constraint("json_schema", _json_text("json_schema", json_schema))
     elif ebnf is not None:
         constraint = Constraint("ebnf", ebnf)
     elif structural_tag is not None:
-        constraint = Constraint("structural_tag", _json_text(structural_tag))
+        constraint = Constraint("structural_tag", _json_text("structural_tag", structural_tag))
     elif type is not None:
         constraint = Constraint("json_schema", schema_of(type))
     fields = SamplingFields(

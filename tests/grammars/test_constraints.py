@@ -24,6 +24,14 @@ WORDS = [b"ab", b"abc", b"bc", b"10", b"aa", b"aaaa", "é".encode(), b"\xa9x"]
 VOCABULARY = Vocabulary.of([*(bytes([b]) for b in range(256)), *WORDS, b"</s>"], eos=[256 + len(WORDS)])
 
 
+@pytest.mark.parametrize(
+    ("kind", "source"), [("regex", "\ud800"), ("ebnf", 'root ::= "\ud800"'), ("choices", ["a", "\udc00"])]
+)
+def test_half_of_a_surrogate_pair_is_refused(kind: Any, source: Any) -> None:
+    with pytest.raises(ConstraintError):
+        compile_constraint(kind, source)
+
+
 def test_report_of_a_table() -> None:
     report = compile_constraint("regex", "(ab){2}c?", VOCABULARY).report()
     assert (report.engine, report.states, report.min_tokens, report.max_tokens) == ("table", 6, 2, 5)

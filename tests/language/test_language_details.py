@@ -67,6 +67,20 @@ def test_a_schema_beside_another_constraint_is_refused(other: dict[str, Any]) ->
         sgl.gen("x", json_schema="{}", **other)
 
 
+@pytest.mark.parametrize(
+    "other", [{"regex": "[0-9]"}, {"json_schema": "{}"}, {"ebnf": 'root ::= "a"'}, {"type": int}]
+)
+def test_choices_beside_another_constraint_are_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=f"choices and {next(iter(other))} cannot be given together"):
+        sgl.gen("x", choices=["a", "b"], **other)
+    assert isinstance(sgl.gen("x", choices=[], **other), type(sgl.gen("y")))  # as if they were not given
+
+
+def test_a_model_is_no_json_schema() -> None:
+    with pytest.raises(TypeError, match=r"gen\(json_schema=...\): .* use type="):
+        sgl.gen("x", json_schema=int)
+
+
 @pytest.mark.parametrize("piece", [sgl.gen("a"), sgl.select("c", ["x"]), sgl.user("x")])
 def test_a_piece_in_an_f_string_is_refused_and_not_written_out(piece: Any) -> None:
     @sgl.function
