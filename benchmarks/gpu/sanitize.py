@@ -167,7 +167,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"sample {rows}", lambda: sample(logits, packed)
         bits = integers([[-1] * -(-width // 32)] * rows)
         yield f"mask {rows}", lambda: mask_bits(logits, integers(list(range(rows))), bits)
-        control = integers([list(range(rows)), [3] * rows, [2] * rows], torch.int64)
+        control = integers([list(range(rows)), [3] * rows, [2] * rows, [-1] * rows], torch.int64)
         table, newest = integers([[0, 1]] * rows), integers([5] * rows, torch.int64)
         yield f"begin step {rows}", lambda: begin_step(control, table, newest, 2)
         yield f"end step {rows}", lambda: end_step(control, newest, logits[:, 0].float(), newest)

@@ -142,7 +142,7 @@ class Bench:
         graphs = DecodeGraphs(fused, attention, self.table, self.newest, 1, (1,))
         graphs.capture(1)
         graph = graphs.graph(1)
-        start = torch.tensor([0, self.context - 20, 1 << 20], dtype=torch.int64, device=self.device)
+        start = torch.tensor([0, self.context - 20, 1 << 20, -1], dtype=torch.int64, device=self.device)
         graph.start(start)
         for _ in range(1 if self.smoke else 5):
             graph.replay()

@@ -108,9 +108,9 @@ class TritonAttention:
         assert at is not None
         if at.decodes != len(qkv):
             return None
-        how = self._how(len(qkv), spec)
-        if not how["tiles"].packed:
+        if not self.in_one_launch(len(qkv), spec):
             return None
+        how = self._how(len(qkv), spec)
         return packed_decode_attention(
             qkv,
             spec.heads,
@@ -123,6 +123,12 @@ class TritonAttention:
             at.lengths,
             **how,
         )
+
+    def in_one_launch(self, rows: int, spec: AttnSpec) -> bool:
+        """Whether `run_packed` takes so many single tokens. Each must then be another request's: what one row stores, no other
+        row of the launch is sure to see."""
+        store = self.store
+        return decode_tiles(store.k.device, rows, spec.kv_heads, spec.head_dim, store.k.dtype).packed
 
     def _decode(self, q: Tensor, layer: int, spec: AttnSpec, out: Tensor) -> None:
         at = self.inputs

@@ -1,7 +1,7 @@
 """A model on a GPU: batches are queued without waiting, tokens are read when the next batch is under way.
 
 What a step needs goes over in one transfer of integers; the page table and the newest token of each seat live on the
-device, so a decode step can be queued before the host knows the tokens of the one before it. Decode batches replay
+device, so a decode step can be queued before the host knows the tokens of the one before it. Batches of few rows replay
 a captured graph (engine/graphs.py). Only rows whose next step depends on the host (constraints, log-probabilities)
 make `launch` wait.
 """
@@ -31,6 +31,7 @@ from runtime.sampling.random import uniforms
 from runtime.sampling.sampler import SamplingState, adjust, count, fields_of
 
 log = logging.getLogger("runtime.engine")
+_MOST_MORE_ROWS = 64  # of a captured step, for tokens that a slice has beyond its first; each reads its request's keys again
 IN_FLIGHT = 4  # staging buffers; a batch's is free once its tokens were read
 
 
@@ -107,8 +108,7 @@ class DeviceRunner(ModelRunner):
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Pending:
         """Queue one batch. Batches are collected in the order in which they were launched."""
-        decodes = all(not s.tokens for s in batch.slices)
-        captured = decodes and self.graphs is not None and self.graphs.fits(len(batch.slices))
+        captured = self._captured(batch)
         steps = batch.steps
         if steps > 1 and not (captured and not any(self._waits(s) for s in batch.slices)):
             done = [self.collect(self.launch(one)) for one in batch.singles()]
@@ -119,6 +119,14 @@ class DeviceRunner(ModelRunner):
         if captured:
             return self._launch_graph(batch, steps, *updates)
         return self._launch_plain(batch, *updates)
+
+    def _captured(self, batch: Batch) -> bool:
+        """Whether a graph computes the batch. A few known tokens of a request, which a constraint forced or which a cached
+        prompt ends with, are so many rows of it."""
+        if self.graphs is None or self.head is not None or any(s.scores >= 0 for s in batch.slices):
+            return False
+        more = sum(len(s.tokens) - 1 for s in batch.slices if s.tokens)
+        return more <= _MOST_MORE_ROWS and self.graphs.fits(len(batch.slices) + more, runs=more > 0)
 
     def _seat(self, batch: Batch) -> None:
         super()._seat(batch)
@@ -179,35 +187,36 @@ class DeviceRunner(ModelRunner):
         if len(rows):
             self.table.index_put_((rows, columns), pages.to(torch.int32))
 
-    # -- batches of one token each --------------------------------------------------------------------------
+    # -- batches of single tokens and short runs ------------------------------------------------------------
 
     def _launch_graph(
         self, batch: Batch, steps: int, rows: np.ndarray, columns: np.ndarray, pages: list[int]
     ) -> Pending:
         assert self.graphs is not None
-        slices = batch.slices
-        count = len(slices)
+        slices = [s for s in batch.slices if s.sample]
+        lines, ends = _graph_rows(batch.slices)
+        count = lines.shape[1]
         graph = self.graphs.graph(count)
-        size = graph.size
-        seats = np.fromiter((s.seat for s in slices), np.int64, count)
-        counts = np.fromiter((s.steps for s in slices), np.int64, count)
-        control = np.full((3, size), -1, dtype=np.int64)
+        control = np.full((4, graph.size), -1, dtype=np.int64)
         control[0] = self.spare
-        control[0, :count] = seats
-        control[1, :count] = np.fromiter((s.start for s in slices), np.int64, count)
-        control[2, :count] = counts
+        control[:, :count] = lines
+        seats = lines[0, ends]
         plain = bool(self._plain[seats].all())
         likeliest = plain and not self._fields[seats, 0].any()
         draws = () if likeliest else tuple(self._packed(slices, k) for k in range(steps))
-        sent = self._send(control.reshape(-1), rows, columns, pages, *draws)
+        sent = self._send(control.reshape(-1), rows, columns, pages, seats, ends, *draws)
         self._update_table(*sent[1:4])
         graph.start(sent[0])
+        there, rest = sent[4], sent[6:]
+        whole = len(ends) == count
         if steps == 1:
             graph.replay()
+            if not slices:
+                return self._arriving(batch, there)
             if likeliest:
-                return self._arriving(batch, graph.marked[:count])
-            return self._draw(batch, slices, graph.logits[:count], sent[0][:count], sent[4], {})
-        there = sent[0][:count]
+                return self._arriving(batch, graph.marked[:count] if whole else graph.marked[sent[5]])
+            logits = graph.logits[:count] if whole else graph.logits[sent[5]]
+            return self._draw(batch, slices, logits, there, rest[0], {})
         written = torch.empty(steps, count, dtype=torch.int64, device=self.device)
         states = [self._states[s.seat] for s in slices] if not plain else []
         for k in range(steps):
@@ -215,8 +224,8 @@ class DeviceRunner(ModelRunner):
             if likeliest:
                 written[k].copy_(graph.marked[:count])
             else:
-                written[k].copy_(self._draws(graph.logits[:count], states, slices, k, there, sent[4 + k]))
-        return self._arriving(batch, written.view(-1), counts=counts)
+                written[k].copy_(self._draws(graph.logits[:count], states, slices, k, there, rest[k]))
+        return self._arriving(batch, written.view(-1), counts=lines[2])
 
     # -- any batch ------------------------------------------------------------------------------------------
 
@@ -410,6 +419,20 @@ class DeviceRunner(ModelRunner):
             failed = sorted({seat for seat, token in zip(seats, arrived.tolist(), strict=True) if token < 0})
             arrived = np.maximum(arrived, 0)
         return Sampled(pending.batch.step, arrived.tolist(), [], pending.prompt, failed)
+
+
+def _graph_rows(slices: list[Slice]) -> tuple[np.ndarray, np.ndarray]:
+    """What a captured step computes, int64 [4, rows] as kernels/decode_step.py takes it; the last rows of slices that draw."""
+    count = len(slices)
+    lengths = np.fromiter((len(s.tokens) or 1 for s in slices), np.int64, count)
+    ends = np.cumsum(lengths)
+    firsts = np.fromiter((s.start for s in slices), np.int64, count) - (ends - lengths)
+    rows = np.zeros((4, ends[-1]), dtype=np.int64)
+    rows[0] = np.repeat(np.fromiter((s.seat for s in slices), np.int64, count), lengths)
+    rows[1] = np.repeat(firsts, lengths) + np.arange(ends[-1])
+    rows[2, ends - 1] = np.fromiter((s.steps if s.sample else 0 for s in slices), np.int64, count)
+    rows[3] = np.fromiter((t for s in slices for t in s.tokens or (-1,)), np.int64, ends[-1])
+    return rows, ends[np.fromiter((s.sample for s in slices), bool, count)] - 1
 
 
 def device_runner(

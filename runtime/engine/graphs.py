@@ -2,7 +2,8 @@
 
 A graph reads the seats and positions of its rows, takes each row's newest token and its page from the device, runs the
 model, takes the likeliest token and writes it where the next step reads it, as it does with the positions: a turn of several
-steps replays it so often. Rows beyond the batch have position -1: they attend to nothing and store nothing.
+steps replays it so often. Rows beyond the batch have position -1: they attend to nothing and store nothing. Several known
+tokens of one request are so many rows: all of a layer's keys are stored before any row looks at them.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ def graph_sizes(largest: int) -> tuple[int, ...]:
 class DecodeGraph:
     """One captured step of `size` rows.
 
-    control  int64 [3, size]: what kernels/decode_step.py reads and moves on
+    control  int64 [4, size]: what kernels/decode_step.py reads and moves on
     marked   int64 [size]: the likeliest token of each row, -1 where its logit is not finite
     logits   [size, vocabulary] in the model's dtype, before scale and cap
+    runs     rows may be successive tokens of one request: no launch both stores keys and attends to them
     """
 
     size: int
@@ -36,9 +38,10 @@ class DecodeGraph:
     control: Tensor
     marked: Tensor
     logits: Tensor
+    runs: bool
 
     def start(self, control: Tensor) -> None:
-        """Rows of the turn's first step, int64 [3 * size], on the device."""
+        """Rows of the turn's first step, int64 [4 * size], on the device."""
         self.control.view(-1).copy_(control)
 
     def replay(self) -> None:
@@ -66,8 +69,9 @@ class DecodeGraphs:
         self._sizes = sizes
         self._graphs: dict[int, DecodeGraph] = {}
 
-    def fits(self, count: int) -> bool:
-        return bool(self._graphs) and count <= self._sizes[-1]
+    def fits(self, count: int, *, runs: bool = False) -> bool:
+        """Whether there is a graph for so many rows; `runs`: some are successive tokens of one request."""
+        return bool(self._graphs) and count <= self._sizes[-1] and (not runs or self.graph(count).runs)
 
     def graph(self, count: int) -> DecodeGraph:
         """The smallest that holds so many rows."""
@@ -93,7 +97,7 @@ class DecodeGraphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=pool, stream=stream):
                 marked, logits = self._step(control)
-            self._graphs[size] = DecodeGraph(size, graph, control, marked, logits)
+            self._graphs[size] = DecodeGraph(size, graph, control, marked, logits, self._runs(size))
         bar.close()
 
     def release(self) -> None:
@@ -104,15 +108,19 @@ class DecodeGraphs:
         self._graphs.clear()
 
     def _rows(self, size: int, spare: int) -> Tensor:
-        control = torch.full((3, size), -1, dtype=torch.long, device=self._table.device)
+        control = torch.full((4, size), -1, dtype=torch.long, device=self._table.device)
         control[0] = spare
         return control
+
+    def _runs(self, size: int) -> bool:
+        attention: Any = self._attention
+        return not any(attention.in_one_launch(size, x.attention) for x in set(self._model.spec.layers))
 
     def _imitate(self, spare: int) -> None:
         """Steps that are run anew each time, where nothing can be captured."""
         for size in self._sizes:
             control = self._rows(size, spare)
-            found = DecodeGraph(size, None, control, *self._step(control))
+            found = DecodeGraph(size, None, control, *self._step(control), self._runs(size))
             found.graph = _Rerun(self._step, found)
             self._graphs[size] = found
 

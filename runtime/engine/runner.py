@@ -138,7 +138,7 @@ class ModelRunner:
         self._allow(slices, states)
         scored = [i for i, state in enumerate(states) if state.logprobs is not None]
         raw = logits[scored].clone() if scored else None
-        broken = (~torch.isfinite(logits.sum(dim=-1))).tolist()  # one that is not makes the sum so
+        broken = ~torch.isfinite(logits.sum(dim=-1))  # one that is not makes the sum so
         tokens = self._drawn(logits, states, slices)
         self._newest[torch.tensor([s.seat for s in slices], device=self.device)] = tokens
         logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None] = []
@@ -147,8 +147,8 @@ class ModelRunner:
             tops = [states[i].logprobs.top for i in scored]  # type: ignore[union-attr]
             for i, value in zip(scored, logprobs_of(raw, tokens[scored], tops), strict=True):
                 logprobs[i] = value
-        failed = [s.seat for s, b in zip(slices, broken, strict=True) if b]
-        drawn = tokens.tolist()
+        drawn, bad = torch.stack((tokens, broken.long())).tolist()  # the only wait for the device
+        failed = [s.seat for s, b in zip(slices, bad, strict=True) if b]
         forced: dict[int, list[int]] = {}
         if self._constrained is not None:
             for piece, state, token in zip(slices, states, drawn, strict=True):

@@ -1,7 +1,8 @@
 """What surrounds the model in a captured decode step: rows to its inputs before it, tokens to the next step's rows behind it.
 
-A step's rows are `control`, int64 [3, size]: the seat, the position (-1: nothing to compute) and the steps that are left, this
-one included. The end of a step writes the next one's rows there, so a turn of several steps is so many replays.
+A step's rows are `control`, int64 [4, size]: the seat, the position (-1: nothing to compute), the steps that are left, this one
+included (0: nobody asks for the row's token), and the id that stands there (-1: the seat's newest). The end of a step writes
+the next one's rows there, so a turn of several steps is so many replays.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ class StepInputs:
 
 
 def begin_reference(control: Tensor, table: Tensor, newest: Tensor, page_size: int) -> StepInputs:
-    seats, positions, _ = control
+    seats, positions, _, given = control
     at = positions.clamp(min=0)
     slots = table[seats, at // page_size].long() * page_size + at % page_size
-    return StepInputs(
-        newest[seats], at, torch.where(positions >= 0, slots, -1), seats.int(), (positions + 1).int()
-    )
+    ids = torch.where(given >= 0, given, newest[seats])
+    return StepInputs(ids, at, torch.where(positions >= 0, slots, -1), seats.int(), (positions + 1).int())
 
 
 @triton.jit
@@ -57,7 +57,8 @@ def _begin(
     position = tl.load(control + size + at, mask=live, other=-1)
     place = tl.maximum(position, 0)
     page = tl.load(table + seat * width + place // PAGE, mask=live, other=0).to(tl.int64)
-    tl.store(ids + at, tl.load(newest + seat, mask=live, other=0), mask=live)
+    given = tl.load(control + 3 * size + at, mask=live, other=-1)
+    tl.store(ids + at, tl.where(given >= 0, given, tl.load(newest + seat, mask=live, other=0)), mask=live)
     tl.store(places + at, place, mask=live)
     tl.store(slots + at, tl.where(position >= 0, page * PAGE + place % PAGE, -1), mask=live)
     tl.store(seats + at, seat.to(tl.int32), mask=live)
@@ -77,14 +78,14 @@ def _end(control, tokens, best, newest, marked, size, BLOCK: tl.constexpr, EARLY
     position = tl.load(control + size + at, mask=live, other=-1)
     left = tl.load(control + 2 * size + at, mask=live, other=0) - 1
     finite = (high == high) & (tl.abs(high) != float("inf"))
-    tl.store(newest + seat, token, mask=live)
+    tl.store(newest + seat, token, mask=live & (left >= 0))
     tl.store(marked + at, tl.where(finite, token, -1), mask=live)
     tl.store(control + size + at, tl.where((position >= 0) & (left > 0), position + 1, -1), mask=live)
     tl.store(control + 2 * size + at, left, mask=live)
 
 
 def begin_step(control: Tensor, table: Tensor, newest: Tensor, page_size: int) -> StepInputs:
-    """control int64 [3, size], table int32 [seats, width], newest int64 [seats] -> what the model takes."""
+    """control int64 [4, size], table int32 [seats, width], newest int64 [seats] -> what the model takes."""
     size = _check(control)
     device = control.device
     wide = torch.empty(3, size, dtype=torch.int64, device=device)
@@ -110,7 +111,10 @@ def begin_step(control: Tensor, table: Tensor, newest: Tensor, page_size: int) -
 
 
 def end_step(control: Tensor, tokens: Tensor, best: Tensor, newest: Tensor) -> Tensor:
-    """Make each row's token its seat's newest, move `control` on; returns int64 [size], the tokens, -1 where `best` is not finite."""
+    """Make each row's token its seat's newest if the row has steps left, move `control` on.
+
+    Returns int64 [size], the tokens, -1 where `best` is not finite.
+    """
     size = _check(control)
     marked = torch.empty(size, dtype=torch.int64, device=control.device)
     block = min(128, triton.next_power_of_2(size))
@@ -133,9 +137,9 @@ def end_step(control: Tensor, tokens: Tensor, best: Tensor, newest: Tensor) -> T
 def _check(control: Tensor) -> int:
     if (
         control.dim() != 2
-        or control.shape[0] != 3
+        or control.shape[0] != 4
         or control.dtype != torch.int64
         or not control.is_contiguous()
     ):
-        raise ValueError(f"a step's rows are int64 [3, size], got {control.dtype} {tuple(control.shape)}")
+        raise ValueError(f"a step's rows are int64 [4, size], got {control.dtype} {tuple(control.shape)}")
     return control.shape[1]

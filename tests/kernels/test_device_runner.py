@@ -12,9 +12,11 @@ import torch
 from runtime.api import LogprobOptions, SamplingParams
 from runtime.attention.plain import PlainAttention
 from runtime.attention.triton import TritonAttention
+from runtime.batch import Batch
 from runtime.engine.device import DeviceRunner, device_runner
 from runtime.engine.graphs import graph_sizes
 from runtime.engine.runner import ModelRunner
+from runtime.kernels.tuning import decode_tiles
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.fused import FusedDecoder, why_not
@@ -85,7 +87,7 @@ def generate(
     if runner == "plain":
         made = ModelRunner(model, store, PlainAttention(store))
     else:
-        largest = 4 if runner == "graphs" else 0
+        largest = {"graphs": 4, "runs": 16}.get(runner, 0)  # "runs": prompts can be rows of the graphs, too
         made = device_runner(
             model, store, TritonAttention(store), (), None, seats=4, context=96, largest_graph=largest
         )
@@ -133,6 +135,42 @@ def test_tokens_are_those_of_the_plain_runner(
     with torch.inference_mode():
         wanted = generate(model, page_size, "plain", device)
         assert generate(model, page_size, runner, device, depth, turn) == wanted
+
+
+def test_known_tokens_are_rows_of_a_graph(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prompts of up to 16 tokens, where keys are stored before a launch attends to them."""
+    tiles = replace(decode_tiles(device, 1, 2, 16, torch.float32), packed=False)
+    monkeypatch.setattr("runtime.attention.triton.decode_tiles", lambda *_: tiles)
+    captured: list[Batch] = []
+    launch = DeviceRunner._launch_graph
+
+    def noted(self: DeviceRunner, batch: Batch, *rest: Any) -> Any:
+        captured.append(batch)
+        return launch(self, batch, *rest)
+
+    monkeypatch.setattr(DeviceRunner, "_launch_graph", noted)
+    model = decoder("qwen", device)
+    with torch.inference_mode():
+        assert generate(model, 4, "runs", device, 2, 2) == generate(model, 4, "plain", device)
+    prompts = [s for batch in captured for s in batch.slices if s.tokens]
+    assert {len(s.tokens) for s in prompts} > {1, 3} and not all(s.sample for s in prompts)
+    assert not any(s.scores >= 0 for s in prompts)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_no_row_sees_keys_that_its_own_launch_stores(
+    packed: bool, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiles = replace(decode_tiles(device, 1, 2, 16, torch.float32), packed=packed)
+    monkeypatch.setattr("runtime.attention.triton.decode_tiles", lambda *_: tiles)
+    model = decoder("gemma", device)
+    store = KVStore(model.spec, 8, 1, torch.float32, str(device))
+    with torch.inference_mode():
+        runner = device_runner(
+            model, store, TritonAttention(store), (), None, seats=2, context=8, largest_graph=2
+        )
+    assert runner.graphs is not None and runner.graphs.fits(2) and not runner.graphs.fits(3)
+    assert runner.graphs.fits(2, runs=True) is not packed
 
 
 @pytest.mark.parametrize(("kind", "page_size"), [("llama", 1), ("not fused", 16)])
