@@ -112,7 +112,10 @@ class _Resources:
 def _joined(base: str, reference: str) -> str:
     if reference.startswith("#") or not reference:
         return base + reference
-    return urljoin(base, reference)
+    try:
+        return urljoin(base, reference)
+    except ValueError:  # no URI, so it names nothing
+        return reference
 
 
 def _without_dynamic(node: dict[str, Any], anchors: set[str]) -> dict[str, Any]:

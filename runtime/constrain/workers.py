@@ -275,7 +275,9 @@ def main(setup: Setup, parent: int) -> None:
     out.flush()
     for line in sys.stdin.buffer:
         signal.alarm(int(setup.seconds) + 5)  # also when the parent is gone and kills nobody
-        out.write(msgspec.json.encode(_verdict(compiler, msgspec.json.decode(line, type=Constraint))) + b"\n")
+        out.write(
+            msgspec.json.encode(verdict_of(compiler, msgspec.json.decode(line, type=Constraint))) + b"\n"
+        )
         out.flush()
         signal.alarm(0)
 
@@ -289,13 +291,17 @@ def get_ready(compiler: ConstraintCompiler) -> None:
             compiler.get(constraint)
 
 
-def _verdict(compiler: ConstraintCompiler, constraint: Constraint) -> Verdict:
+def verdict_of(compiler: ConstraintCompiler, constraint: Constraint) -> Verdict:
+    """What a worker answers; it ends where memory is out."""
     try:
         return Verdict(compiler.get(constraint).min_tokens)
     except InvalidRequest as error:
         return Verdict(refused=error.message, param=error.param)
     except MemoryError:
         os._exit(1)  # what is left of it is not to be trusted; the parent tells why
+    except Exception as error:  # a mistake of the compiler, not to be told as one of memory
+        refused = f"{constraint.kind} is refused: the compiler failed on it ({type(error).__name__}: {error})"
+        return Verdict(refused=refused, param=constraint.kind)
 
 
 def _address_space(pid: int) -> int:

@@ -13,7 +13,7 @@ import pytest
 from runtime.api import Constraint
 from runtime.config import embedded_model_path
 from runtime.constrain.compiler import ConstraintCompiler
-from runtime.constrain.workers import CompileWorkers, Setup
+from runtime.constrain.workers import CompileWorkers, Setup, verdict_of
 from runtime.errors import EngineError, InvalidRequest, Overloaded
 from runtime.tokenizer.tokenizer import Tokenizer
 
@@ -141,3 +141,12 @@ async def test_nobody_waits_for_what_nobody_asks() -> None:
         assert not two.done()
         begun.cancel()
         two.cancel()
+
+
+def test_a_mistake_of_the_compiler_is_not_told_as_one_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no such state")
+
+    monkeypatch.setattr(ConstraintCompiler, "get", fail)
+    verdict = verdict_of(ConstraintCompiler(FOLDER, ENDS), FINE)
+    assert verdict.param == "regex" and "failed on it (ValueError: no such state)" in (verdict.refused or "")

@@ -79,6 +79,7 @@ REFUSED: list[tuple[Any, str, str]] = [
     ('{"const": ' + "1" * 5000 + "}", "#", "the schema is not JSON"),
     ({"maximum": 10**5000}, "#/maximum", "more than 14000 bits"),
     ({"$ref": "#/allOf/²", "allOf": [{}]}, "#/$ref", "names nothing in this document"),
+    ({"$id": "http://[", "$ref": "b", "$defs": {"a": {"$id": "c"}}}, "#/$ref", "is outside of this document"),
     ({"multipleOf": 0.123456789}, "#/multipleOf", "more than 20,000 states"),
     ({"divisibleBy": 2}, "#/divisibleBy", "use multipleOf"),
     ({"not": {"contains": {"const": 1}, "minContains": 0}}, "#/not/contains", "no exact opposite"),
