@@ -35,6 +35,18 @@ KINDS = {
         "Qwen2ForCausalLM",
         {"num_key_value_heads": 4, "tie_word_embeddings": True},
     ),
+    "deepseek v2": (
+        "DeepseekV2Config",
+        "DeepseekV2ForCausalLM",
+        {
+            "q_lora_rank": 24,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 16,
+            "qk_rope_head_dim": 8,
+            "v_head_dim": 12,
+            "first_k_dense_replace": 2,
+        },
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -40,7 +41,7 @@ class PagedInputs:
     slots       int64 [tokens]: where the new tokens' k and v go; -1 stores nothing
     max_new     bound of the new tokens of one request, max_length bound of `lengths`
     decodes     requests [0, decodes) have one new token each, row i for request i; prompts follow
-    fresh       (first row, tokens) of every prompt, if none of them has anything before it; else empty
+    prompts     (first row, tokens, tokens before them) of every prompt
     """
 
     table: Tensor
@@ -51,7 +52,14 @@ class PagedInputs:
     max_new: int
     max_length: int
     decodes: int
-    fresh: tuple[tuple[int, int], ...] = ()
+    prompts: tuple[tuple[int, int, int], ...] = ()
+
+    @cached_property
+    def fresh(self) -> tuple[tuple[int, int], ...]:
+        """(first row, tokens) of every prompt, if none of them has anything before it; else empty."""
+        if any(start for _, _, start in self.prompts):
+            return ()
+        return tuple((first, count) for first, count, _ in self.prompts)
 
 
 class AttentionImpl(Protocol):
@@ -63,4 +71,15 @@ class AttentionImpl(Protocol):
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
         """q [tokens, heads, head_dim]; k, v [tokens, kv_heads, head_dim]; returns [tokens, heads, head_dim]."""
+        ...
+
+    def run_latent(self, q: Tensor, rows: Tensor, up: Tensor, layer: int, spec: AttnSpec) -> Tensor:
+        """The same for `spec.mla`: what is kept of a token serves all heads.
+
+        q     [tokens, heads, nope + rope]
+        rows  [tokens, 1, kv_rank + rope]: latents and rotated keys, to be stored
+        up    [heads, nope + value, kv_rank]: a latent times it is a head's key and value
+
+        Returns [tokens, heads, value].
+        """
         ...

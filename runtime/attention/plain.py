@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.attention.base import AttentionInputs, Span
+from runtime.attention.latent import absorbed, attend_prompt, heads_of
 from runtime.kv.store import KVStore
 from runtime.models.spec import AttnSpec
 
@@ -46,6 +47,19 @@ class PlainAttention:
             out[rows] = self._prompt(q[rows], layer, span, spec)
         if self._decodes:
             out[self._firsts] = self._decode(q[self._firsts], layer, spec)
+        return out
+
+    def run_latent(self, q: Tensor, rows: Tensor, up: Tensor, layer: int, spec: AttnSpec) -> Tensor:
+        assert self._inputs is not None
+        self.store.write(layer, self._inputs.slots, rows, None)
+        out = q.new_empty(*q.shape[:2], spec.value_dim)
+        for span in self._prompts:
+            own = slice(span.first, span.first + span.count)
+            kept = self.store.k[layer][span.slots, 0].to(q.dtype)
+            out[own] = attend_prompt(q[own], kept, span.start, up, spec)
+        if self._decodes:
+            folded = torch.cat(absorbed(q[self._firsts], up, spec), dim=-1)
+            out[self._firsts] = heads_of(self._decode(folded, layer, spec), up, spec)
         return out
 
     def _prompt(self, q: Tensor, layer: int, span: Span, spec: AttnSpec) -> Tensor:

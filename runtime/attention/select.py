@@ -74,11 +74,20 @@ def why_not(name: str, store: KVStore, spec: ArchSpec) -> list[str]:
     elif device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 5):
         major, minor = torch.cuda.get_device_capability(device)
         reasons.append(f"it needs compute capability 7.5, this device has {major}.{minor}")
-    dims = {layer.attention.head_dim for layer in spec.layers}
+    latents = {m for layer in spec.layers if (m := layer.attention.mla)}
+    dims = {layer.attention.head_dim for layer in spec.layers if not layer.attention.mla}
     if name == "triton":
+        reasons += [f"latents of {m.kv_rank} are larger than 512" for m in latents if m.kv_rank > 512]
         largest = 512
         reasons += [f"heads of {d} are larger than {largest}" for d in sorted(dims) if d > largest]
         return reasons
+    reasons += [
+        f"latents of {m.kv_rank} and {m.rope} are not of 512 and 64"
+        for m in latents
+        if (m.kv_rank, m.rope) != (512, 64)
+    ]
+    if latents and store.k.dtype.itemsize == 1:
+        reasons.append("over latents it has no float8")
     known = (64, 128, 256)
     reasons += [f"heads of {d} are not one of {known}" for d in sorted(dims) if d not in known]
     if store.k.dtype == torch.float32:

@@ -2,6 +2,7 @@
 
 Single-token rows and prompts of a batch are two launches. Prompts that nothing precedes may be read from the rows
 of the batch instead of the pages, by this package's kernel or by torch's, where the tables say that it is quicker.
+Over latents single tokens have a kernel, prompts are torch's.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.attention.base import AttentionInputs, PagedInputs
+from runtime.attention.latent import absorbed, attend_prompts, heads_of, prompt_slots
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.kv_store import store_kv
 from runtime.kernels.merge import SplitScratch, split_scratch
+from runtime.kernels.mla_decode import mla_decode_attention
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning
-from runtime.kernels.tuning import decode_tiles, fresh_path
+from runtime.kernels.tuning import decode_tiles, fresh_path, latent_tiles
 from runtime.kv.store import KVStore
 from runtime.models.spec import AttnSpec
 
@@ -34,7 +37,6 @@ def paged_inputs(inputs: AttentionInputs, page_size: int) -> PagedInputs:
         pages = span.slots[::page_size] // page_size
         table[i, : len(pages)] = pages
     decodes = next((i for i, s in enumerate(spans) if s.count > 1), len(spans))
-    prompts = spans[decodes:]
     return PagedInputs(
         table=table,
         seats=torch.arange(len(spans), dtype=torch.int32, device=device),
@@ -44,7 +46,7 @@ def paged_inputs(inputs: AttentionInputs, page_size: int) -> PagedInputs:
         max_new=max(s.count for s in spans),
         max_length=max(ends),
         decodes=decodes,
-        fresh=() if any(s.start for s in prompts) else tuple((s.first, s.count) for s in prompts),
+        prompts=tuple((s.first, s.count, s.start) for s in spans[decodes:]),
     )
 
 
@@ -57,19 +59,57 @@ class TritonAttention:
     def __init__(self, store: KVStore) -> None:
         self.store = store
         self.inputs: PagedInputs | None = None
-        self._scratch: dict[tuple[int, int], SplitScratch] = {}
+        self._scratch: dict[tuple[int, int, int, int], SplitScratch] = {}
         self._kept: list[SplitScratch] = []  # graphs hold on to what they were captured with
+        self._prompt_slots: list[Tensor] | None = None  # found when the batch's first layer asks
 
     def plan(self, inputs: PagedInputs | AttentionInputs) -> None:
         if isinstance(inputs, AttentionInputs):
             inputs = paged_inputs(inputs, self.store.page_size)
         self.inputs = inputs
+        self._prompt_slots = None
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
         """Store k and v, then attend."""
         assert self.inputs is not None
         store_kv(k, v, self.store.k[layer], self.store.v[layer], self.inputs.slots)
         return self.run_stored(q, layer, spec, k, v)
+
+    def run_latent(self, q: Tensor, rows: Tensor, up: Tensor, layer: int, spec: AttnSpec) -> Tensor:
+        at, pool = self.inputs, self.store.k[layer]
+        assert at is not None
+        store_kv(rows, None, pool, pool, at.slots)
+        out = q.new_empty(*q.shape[:2], spec.value_dim)
+        if at.decodes:
+            latents = self._decode_latents(*absorbed(q[: at.decodes], up, spec), layer, spec)
+            out[: at.decodes] = heads_of(latents, up, spec)
+        if len(at.seats) > at.decodes:
+            if self._prompt_slots is None:
+                self._prompt_slots = prompt_slots(at, self.store.page_size)
+            attend_prompts(q, pool, at, self._prompt_slots, up, spec, out)
+        return out
+
+    def _decode_latents(self, q: Tensor, q_rope: Tensor, layer: int, spec: AttnSpec) -> Tensor:
+        at = self.inputs
+        assert at is not None
+        requests, heads, latent = q.shape
+        tiles = latent_tiles(q.device, requests, heads, q.dtype)
+        scratch = None
+        if tiles.splits > 1:
+            groups = -(-heads // tiles.block_h)
+            scratch = self._scratch_for(requests, (groups, tiles.splits, tiles.block_h, latent))
+        return mla_decode_attention(
+            q.contiguous(),
+            q_rope.contiguous(),
+            self.store.k[layer].squeeze(1),
+            at.table,
+            at.seats[: at.decodes],
+            at.lengths[: at.decodes],
+            page_size=self.store.page_size,
+            scale=spec.scale,
+            scratch=scratch,
+            tiles=tiles,
+        )
 
     def run_stored(
         self, q: Tensor, layer: int, spec: AttnSpec, k: Tensor | None = None, v: Tensor | None = None
@@ -146,19 +186,24 @@ class TritonAttention:
 
     def _how(self, requests: int, spec: AttnSpec) -> dict[str, Any]:
         store = self.store
-        tiles = decode_tiles(store.k.device, requests, spec.kv_heads, spec.head_dim, store.k.dtype)
+        kv_heads, dim = spec.kv_heads, spec.head_dim
+        tiles = decode_tiles(store.k.device, requests, kv_heads, dim, store.k.dtype)
+        scratch = None
+        if tiles.splits > 1:
+            group = spec.heads // kv_heads
+            scratch = self._scratch_for(requests, (kv_heads, tiles.splits, group, dim))
         return {
             "page_size": store.page_size,
             "scale": spec.scale,
             "window": spec.window,
             "softcap": spec.softcap,
-            "scratch": self._scratch_for(requests, tiles.splits, spec) if tiles.splits > 1 else None,
+            "scratch": scratch,
             "tiles": tiles,
         }
 
-    def _scratch_for(self, requests: int, splits: int, spec: AttnSpec) -> SplitScratch:
-        key = (splits, spec.heads)
-        found = self._scratch.get(key)
+    def _scratch_for(self, requests: int, shape: tuple[int, int, int, int]) -> SplitScratch:
+        """`shape` as `split_scratch` has it: groups of heads, splits, heads of a group, numbers of a result."""
+        found = self._scratch.get(shape)
         if found is None or len(found.arrived) < requests:
             device = self.store.k.device
             if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
@@ -168,10 +213,7 @@ class TritonAttention:
                 )
             if found is not None:
                 self._kept.append(found)
-            found = split_scratch(
-                requests, spec.kv_heads, splits, spec.heads // spec.kv_heads, spec.head_dim, device
-            )
-            self._scratch[key] = found
+            found = self._scratch[shape] = split_scratch(requests, *shape, device)
         return found
 
     def _fresh(self, q: Tensor, k: Tensor, v: Tensor, spec: AttnSpec, out: Tensor) -> bool:

@@ -254,7 +254,6 @@ class DeviceRunner(ModelRunner):
         ids_there = sent[0]
         if decodes:
             ids_there[:decodes] = self._newest[sent[3][:decodes]]
-        prompts = slices[decodes:]
         self.attention.plan(
             PagedInputs(
                 table=self.table,
@@ -265,9 +264,10 @@ class DeviceRunner(ModelRunner):
                 max_new=max(s.count for s in slices),
                 max_length=max(lengths),
                 decodes=decodes,
-                fresh=()
-                if any(s.start for s in prompts)
-                else tuple((int(starts[decodes + i]), s.count) for i, s in enumerate(prompts)),
+                prompts=tuple(
+                    (int(first), s.count, s.start)
+                    for first, s in zip(starts[decodes:-1], slices[decodes:], strict=True)
+                ),
             )
         )
         model: Any = self.model

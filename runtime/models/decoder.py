@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from runtime.attention.base import AttentionImpl
 from runtime.layers.attention import Attention
+from runtime.layers.latent_attention import LatentAttention
 from runtime.layers.linear import Linear
 from runtime.layers.mlp import Mlp
 from runtime.layers.norm import Norm
@@ -29,7 +30,8 @@ class Layer(nn.Module):
         super().__init__()
         self.spec = spec
         self.attn_norm = Norm(hidden, spec.norm, dtype)
-        self.attention = Attention(hidden, spec.attention, rope, index, dtype, group)
+        kind = LatentAttention if spec.attention.mla else Attention
+        self.attention = kind(hidden, spec.attention, rope, index, dtype, group)
         self.mlp = Mlp(hidden, spec.mlp, dtype, group)
         if spec.form != "parallel":
             self.mlp_norm = Norm(hidden, spec.norm, dtype)

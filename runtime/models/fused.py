@@ -8,7 +8,7 @@ norm and residual in one launch between the products. Sums are those of the plai
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
 from runtime.kernels.tuning import StepTiles, step_tiles
 from runtime.kernels.whole_step import WholeStep
 from runtime.kv.store import KVStore
+from runtime.layers.attention import Attention
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import NormSpec
 
@@ -41,6 +42,7 @@ def why_not(model: Decoder) -> str | None:
             (_rms(layer.norm) and _rms(spec.norm), "its norms are not RMS norms with a weight"),
             (m.gated and not m.bias, "its MLP is not gated, or has biases"),
             (_GATES.get(m.activation) in ACTIVATIONS, f"its MLP's activation is {m.activation!r}"),
+            (a.mla is None, "its attention is over latents"),
             (a.rope is not None, "it has no rotary embedding"),
             (a.qk_norm in (None, "head"), "its norm of q and k is over all heads"),
         )
@@ -130,16 +132,16 @@ class FusedDecoder:
         return h
 
     def _attend(self, qkv: Tensor, positions: Tensor, layer: Layer, impl: Any) -> Tensor:
-        a, index = layer.spec.attention, layer.attention.index
-        rope = layer.attention.rope
+        a, own = layer.spec.attention, cast(Attention, layer.attention)
+        index, rope = own.index, own.rope
         assert rope is not None
         normed = a.qk_norm == "head"
         turning = Turning(
             rope.cos,
             rope.sin,
             rope.spec.interleaved,
-            layer.attention.q_norm.weight if normed else None,
-            layer.attention.k_norm.weight if normed else None,
+            own.q_norm.weight if normed else None,
+            own.k_norm.weight if normed else None,
             a.norm.eps if normed and a.norm is not None else 0.0,
             a.norm.offset if normed and a.norm is not None else 0.0,
         )

@@ -69,6 +69,9 @@ HARMLESS = frozenset(
         "name",
         "output_router_logits",
         "router_aux_loss_coef",
+        "aux_loss_alpha",
+        "seq_aux",
+        "ep_size",
         "unsloth_version",
         "unsloth_fixed",
         "quantization_note",
@@ -178,6 +181,11 @@ def rope_parameters(config: HFConfig, kind: str = "full_attention") -> dict[str,
     return {"rope_theta": theta, **scaling}
 
 
+def yarn_scale(factor: float, m: float = 1.0) -> float:
+    """What attention is scaled by where positions are stretched by `factor`."""
+    return 1.0 if factor <= 1 else 0.1 * m * math.log(factor) + 1.0
+
+
 def rope_frequencies(
     config: HFConfig, dim: int, kind: str = "full_attention"
 ) -> tuple[tuple[float, ...], float]:
@@ -223,13 +231,10 @@ def rope_frequencies(
             ramp = min(1.0, max(0.0, (i - low_d) / max(high_d - low_d, 0.001)))
             out.append(f / factor * ramp + f * (1 - ramp))
 
-        def scale(s: float, m: float = 1.0) -> float:
-            return 1.0 if s <= 1 else 0.1 * m * math.log(s) + 1.0
-
         attention = p.get("attention_factor")
         if attention is None:
             m, all_ = p.get("mscale"), p.get("mscale_all_dim")
-            attention = scale(factor, m) / scale(factor, all_) if m and all_ else scale(factor)
+            attention = yarn_scale(factor, m) / yarn_scale(factor, all_) if m and all_ else yarn_scale(factor)
         return tuple(out), float(attention)
     raise ModelError(
         f"{config.source}: rope type {type_!r} is not supported; supported: default, linear, dynamic, llama3, yarn"

@@ -1,8 +1,8 @@
 """A model cut for tensor parallelism: each rank has some heads and some columns of the feed-forward part.
 
 Projections into a layer are cut by rows and those out of it by columns, so that one sum over ranks ends each half of a layer
-(Megatron-LM, arXiv:1909.08053). With fewer KV heads than ranks a head is on several of them. The head of the model is cut by
-vocabulary; the embedding is whole everywhere.
+(Megatron-LM, arXiv:1909.08053). With fewer KV heads than ranks a head is on several of them; latents are on all. The head of
+the model is cut by vocabulary; the embedding is whole everywhere.
 """
 
 from __future__ import annotations
@@ -84,8 +84,11 @@ class Shards:
             heads = a.heads if part == "q" else a.kv_heads
             first = self.rank * heads // self.size
             return Cut(0, first * a.head_dim, heads * a.head_dim)
+        if half == "attention" and module in ("q", "kv") and a.mla is not None:
+            dim = a.mla.nope + (a.mla.rope if module == "q" else a.mla.value)
+            return Cut(0, self.rank * a.heads // self.size * dim, a.heads * dim)
         if half == "attention" and module == "out" and kind == "weight":
-            width = a.heads * a.head_dim
+            width = a.heads * a.value_dim
             return Cut(1, self.rank * width // self.size, width)
         if half == "mlp" and module == "up":
             return Cut(0, self.rank * layer.mlp.size // self.size, layer.mlp.size)

@@ -37,10 +37,31 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class MlaSpec:
+    """Multi-head latent attention: of a token, a latent and one rotated key are kept, and each head's key and value made of them.
+
+    q_rank   size of the vector that queries are made of; None: they are made of the hidden state
+    kv_rank  size of the latent that keys and values are made of
+    nope     coordinates of a head's query and key that no position turns; they come first
+    rope     coordinates that positions turn, of one key for all heads
+    value    size of a head's value
+    """
+
+    q_rank: int | None
+    kv_rank: int
+    nope: int
+    rope: int
+    value: int
+
+
+@dataclass(frozen=True)
 class AttnSpec:
     """Grouped-query attention. `window`: the last so many tokens only; `softcap`: scores become c * tanh(s / c).
 
     qk_norm: "head" normalises each head with one weight of head_dim, "all" the whole projection.
+
+    With `mla` the fields are those of the heads after absorption: one KV head for all, whose key is a latent and a rotated
+    key (head_dim = kv_rank + rope) and whose value is the latent; `norm` is that of the latents.
     """
 
     heads: int
@@ -54,6 +75,17 @@ class AttnSpec:
     norm: NormSpec | None = None
     window: int | None = None
     softcap: float | None = None
+    mla: MlaSpec | None = None
+
+    @property
+    def kept(self) -> int:
+        """Numbers that the KV store keeps of a token: keys and values, or one row that is both."""
+        return self.kv_heads * self.head_dim * (1 if self.mla else 2)
+
+    @property
+    def value_dim(self) -> int:
+        """Size of what each head gives to the output projection."""
+        return self.mla.value if self.mla else self.head_dim
 
 
 @dataclass(frozen=True)

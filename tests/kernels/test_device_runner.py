@@ -21,19 +21,23 @@ from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.fused import FusedDecoder, why_not
 from runtime.models.heads import head_of
-from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
+from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlaSpec, MlpSpec, NormSpec, RopeSpec
 from runtime.request import Request
 from runtime.scheduler.scheduler import Scheduler
 
 ROPE = RopeSpec(16, tuple(0.5**i for i in range(8)))
 NORM = NormSpec(1e-5)
 LLAMA = LayerSpec(AttnSpec(4, 2, 16, 0.25, ROPE), MlpSpec(48), NORM)
+LATENT = AttnSpec(
+    4, 1, 24, 0.25, RopeSpec(8, ROPE.frequencies[:4], True), norm=NORM, mla=MlaSpec(None, 16, 12, 8, 10)
+)
 MODELS = {
     "llama": LLAMA,
     "qwen": replace(LLAMA, attention=replace(LLAMA.attention, qkv_bias=True, window=9)),
     "normed heads": replace(LLAMA, attention=replace(LLAMA.attention, qk_norm="head", norm=NORM)),
     "gemma": replace(LLAMA, norm=replace(NORM, offset=1.0), mlp=MlpSpec(48, "gelu_pytorch_tanh")),
     "not fused": replace(LLAMA, form="parallel"),
+    "latents": replace(LLAMA, attention=LATENT),
 }
 
 
@@ -125,6 +129,7 @@ def generate(
         ("normed heads", 16, "graphs", 2, 4),
         ("gemma", 1, "eager", 1, 1),
         ("not fused", 1, "graphs", 2, 2),
+        ("latents", 16, "graphs", 2, 3),
         ("llama", 1, "plain", 1, 3),
     ],
 )

@@ -19,6 +19,8 @@ def test_only_the_named_slots_change(device: torch.device, dtype: torch.dtype, h
     store_kv_reference(k, v, pools[2], pools[3], slots)
     assert torch.equal(pools[0], pools[2])
     assert torch.equal(pools[1], pools[3])
+    store_kv(v, None, pools[0], pools[1], slots)
+    assert torch.equal(pools[0], pools[1]), "rows without values"
 
 
 def test_refusals(device: torch.device) -> None:

@@ -12,7 +12,7 @@ from runtime.attention.select import select_attention
 from runtime.attention.triton import TritonAttention
 from runtime.errors import Unsupported
 from runtime.kv.store import KVStore
-from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec
+from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlaSpec, MlpSpec, NormSpec
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="describes a machine without a GPU")
 
@@ -39,6 +39,21 @@ def test_triton_runs_interpreted_where_that_is_asked_for(monkeypatch: pytest.Mon
         "attention backend 'triton' cannot run this: it needs a CUDA device, not cpu; "
         "heads of 1024 are larger than 512; use 'auto'"
     )
+
+
+def test_latents_are_not_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    def latents(rank: int) -> tuple[KVStore, ArchSpec]:
+        mla = MlaSpec(None, rank, 128, 64, 128)
+        layer = LayerSpec(AttnSpec(2, 1, rank + 64, 0.25, None, mla=mla), MlpSpec(8), NormSpec(1e-5))
+        spec = ArchSpec("t", 9, 32, 64, (layer,), NormSpec(1e-5))
+        return KVStore(spec, 4, 16, torch.float32, "cpu"), spec
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert isinstance(select_attention("triton", *latents(512)), TritonAttention)
+    with pytest.raises(Unsupported, match="cannot run this: latents of 1024 are larger than 512; use 'auto'"):
+        select_attention("triton", *latents(1024))
+    with pytest.raises(Unsupported, match="latents of 256 and 64 are not of 512 and 64; it has no float32"):
+        select_attention("flashinfer", *latents(256))
 
 
 def test_flashinfer_names_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

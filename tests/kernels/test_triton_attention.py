@@ -15,7 +15,7 @@ from runtime.engine.runner import ModelRunner
 from runtime.kernels.decode import decode_reference
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
-from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
+from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlaSpec, MlpSpec, NormSpec, RopeSpec
 from runtime.request import Request
 from runtime.scheduler.scheduler import Scheduler
 from tests.kernels.paged_case import error
@@ -23,12 +23,16 @@ from tests.kernels.paged_case import error
 ROPE = RopeSpec(16, tuple(0.5**i for i in range(8)))
 FULL = AttnSpec(4, 2, 16, 0.25, ROPE)
 NORM = NormSpec(1e-5)
+LATENT = AttnSpec(
+    5, 1, 24, 0.25, RopeSpec(8, ROPE.frequencies[:4], True), norm=NORM, mla=MlaSpec(12, 16, 12, 8, 10)
+)
 KINDS = {
     "full": (FULL, FULL),
     "windows": (replace(FULL, window=5), FULL),
     "softcap": (replace(FULL, softcap=2.0), replace(FULL, softcap=2.0, window=9)),
     "one kv head": (replace(FULL, kv_heads=1), replace(FULL, kv_heads=1)),
     "padded head": (replace(FULL, head_dim=24, rope=RopeSpec(24, tuple(0.5**i for i in range(12)))),) * 2,
+    "latents": (LATENT, LATENT),
 }
 
 
@@ -75,6 +79,9 @@ def generate(
         ("softcap", 16, 64),
         ("one kv head", 1, 64),
         ("padded head", 16, 8),
+        ("latents", 1, 8),
+        ("latents", 16, 64),
+        ("latents", 64, 8),
     ],
 )
 def test_tokens_equal_plain_attention(kind: str, page_size: int, chunk: int, device: torch.device) -> None:
@@ -104,6 +111,7 @@ def test_spans_become_a_page_table() -> None:
     assert paged.lengths.tolist() == [8, 1, 5, 7]
     assert paged.starts.tolist() == [0, 1, 2, 7, 10]
     assert (paged.max_new, paged.max_length, paged.fresh) == (5, 8, ())
+    assert paged.prompts == ((2, 5, 0), (7, 3, 4))
     for row, span in zip(paged.table, inputs.spans, strict=True):
         at = torch.arange(span.start + span.count)
         assert torch.equal(row[at // 4] * 4 + at % 4, span.slots)

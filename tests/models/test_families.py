@@ -39,6 +39,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     ),
     "linear": ("LlamaForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    "latents, stretched": (
+        "DeepseekV2ForCausalLM",
+        {
+            "q_lora_rank": None,
+            "attention_bias": True,
+            "rope_scaling": {
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "mscale": 0.9,
+                "mscale_all_dim": 0.7,
+                "original_max_position_embeddings": 64,
+            },
+        },
+    ),
 }
 
 

@@ -73,6 +73,7 @@ def why_not(model: Decoder, store: KVStore) -> str | None:
         (_plain_norm(layer.norm) and spec.norm == layer.norm, "its norms are not plain RMS norms"),
         (m.gated and m.activation == "silu" and not m.bias, "its MLP is not silu-gated without bias"),
         (not (a.qkv_bias or a.out_bias or a.qk_norm), "its attention has biases or norms"),
+        (a.mla is None, "its attention is over latents"),
         (a.window is None and a.softcap is None, "its attention has a window or a softcap"),
         (a.head_dim % 8 == 0, f"its heads have {a.head_dim} dimensions, not a multiple of 8"),
         (
@@ -200,6 +201,9 @@ class FastAttention:
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
         return self.plain.run(q, k, v, layer, spec)
+
+    def run_latent(self, q: Tensor, rows: Tensor, up: Tensor, layer: int, spec: AttnSpec) -> Tensor:
+        return self.plain.run_latent(q, rows, up, layer, spec)
 
 
 class FastDecoder:

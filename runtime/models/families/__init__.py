@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from runtime.models.families import llama, mistral, qwen2
+from runtime.models.families import deepseek_v2, llama, mistral, qwen2
 from runtime.models.family import Family
 
-FAMILIES: dict[str, Family] = {f.architecture: f for f in (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY)}
+FAMILIES: dict[str, Family] = {
+    f.architecture: f for f in (llama.FAMILY, mistral.FAMILY, qwen2.FAMILY, deepseek_v2.FAMILY)
+}
