@@ -16,7 +16,7 @@ from grammar.automaton import TokenAutomaton
 from grammar.compile import CompiledConstraint, Options, compile_constraint
 from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
-from runtime.constrain.jump import JumpForward
+from runtime.constrain.jump import Cuts, JumpForward
 
 
 class SglcMatcher(Matcher):
@@ -75,6 +75,7 @@ class Sglc(Adapter):
         super().setup(vocab)
         self.vocabulary = Vocabulary.of(vocab.tokens, [vocab.eos], vocab.specials)
         warm_up(self.vocabulary)
+        self.cuts = Cuts(vocab.encode)
         self.row = np.zeros(self.vocabulary.words, np.uint32)
         self._jump: JumpForward | None = None
 
@@ -96,7 +97,7 @@ class Sglc(Adapter):
 
     def jump(self, automaton: TokenAutomaton) -> JumpForward:
         if self._jump is None or self._jump.automaton is not automaton:
-            self._jump = JumpForward(automaton, self.vocab.encode)
+            self._jump = JumpForward(automaton, self.cuts)
         return self._jump
 
     def allowed(self, token: int) -> bool:

@@ -7,14 +7,13 @@ that a client that repeats a bad schema costs nothing. A constraint that cannot 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
 
 from grammar.compile import DEFAULT_OPTIONS, CompiledConstraint, Options, compile_constraint
 from grammar.constraint_errors import ConstraintError
 from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
 from runtime.api import Constraint
-from runtime.constrain.jump import JumpForward
+from runtime.constrain.jump import Cuts, JumpForward
 from runtime.constrain.matcher import Matcher
 from runtime.errors import InvalidRequest
 
@@ -29,14 +28,14 @@ class ConstraintCache:
         self,
         vocabulary: Vocabulary,
         *,
-        encode: Callable[[str], Sequence[int]] | None = None,
+        cuts: Cuts | None = None,
         store: ConstraintStore | None = None,
         options: Options = DEFAULT_OPTIONS,
         capacity: int = 256,
         max_bytes: int = 256 << 20,
     ) -> None:
         self.vocabulary = vocabulary
-        self.encode = encode
+        self.cuts = cuts
         self.store = store
         self.options = options
         self.capacity = capacity
@@ -89,12 +88,12 @@ class ConstraintCache:
 
     def jump(self, constraint: Constraint, compiled: CompiledConstraint | None = None) -> JumpForward | None:
         """What forces tokens under `constraint`; None without a tokenizer."""
-        if self.encode is None:
+        if self.cuts is None:
             return None
         automaton = (compiled or self.get(constraint)).automaton
         assert automaton is not None
         if constraint not in self._jumps or self._jumps[constraint].automaton is not automaton:
-            self._jumps[constraint] = JumpForward(automaton, self.encode)
+            self._jumps[constraint] = JumpForward(automaton, self.cuts)
         return self._jumps[constraint]
 
     def compile(self, constraint: Constraint) -> CompiledConstraint | InvalidRequest:

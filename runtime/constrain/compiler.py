@@ -7,7 +7,7 @@ constraint works out while it is used belongs to one thread.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast, get_args
 
@@ -19,7 +19,7 @@ from grammar.vocabulary import Vocabulary
 from grammar.warm import warm_up
 from runtime.api import Constraint
 from runtime.constrain.cache import ConstraintCache
-from runtime.constrain.jump import JumpForward
+from runtime.constrain.jump import Cuts, JumpForward
 from runtime.constrain.matcher import Matcher
 from runtime.errors import InvalidRequest
 
@@ -37,7 +37,7 @@ class ConstraintCompiler:
     tables      make tables of small JSON schemas too
     objects     in JSON: open, closed or strict (`grammar.compile.Options`)
     store       where tables are found and kept; None: the user's cache folder
-    encode      text to token ids, nothing added; None: nothing is ever forced
+    cuts        how the tokenizer cuts texts; None: nothing is ever forced
     capacity    constraints that are kept
     """
 
@@ -50,7 +50,7 @@ class ConstraintCompiler:
         objects: str = "open",
         tables: bool = False,
         store: ConstraintStore | None = None,
-        encode: Callable[[str], Sequence[int]] | None = None,
+        cuts: Cuts | None = None,
         capacity: int = 256,
     ) -> None:
         if whitespace not in ("compact", "spaced"):
@@ -67,7 +67,7 @@ class ConstraintCompiler:
         self.folder = Path(folder)
         self.ends = tuple(ends)
         self.store = ConstraintStore.default() if store is None else store
-        self.encode = encode
+        self.cuts = cuts
         self.capacity = capacity
         self._compiling = threading.Lock()
         self._lock = threading.Lock()
@@ -81,7 +81,7 @@ class ConstraintCompiler:
                 vocabulary = Vocabulary.from_tokenizer_json(self.folder / "tokenizer.json", self.ends)
                 self._read = ConstraintCache(
                     vocabulary,
-                    encode=self.encode,
+                    cuts=self.cuts,
                     options=self.options,
                     store=self.store,
                     capacity=self.capacity,

@@ -9,6 +9,7 @@ token that a longer one could still swallow is held back too. Nothing is forced 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -25,67 +26,137 @@ _CONTINUATIONS = (
 )  # fmt: skip
 
 
-class JumpForward:
-    """Forced tokens of one constraint for one tokenizer, remembered by place.
+K = TypeVar("K")
+V = TypeVar("V")
+Pieces = Callable[[str], tuple[Sequence[int], Sequence[int | None]]]
+
+
+class Cuts:
+    """How a tokenizer cuts texts; shared by all constraints.
 
     encode   text to token ids, nothing added at its ends
+    pieces   the same with the number of each token's piece, if the tokenizer cuts texts into pieces and each for itself: how
+             a piece becomes tokens, and where it ends, depends on nothing before it
     """
 
-    def __init__(self, automaton: TokenAutomaton, encode: Callable[[str], Sequence[int]]) -> None:
-        self.automaton = automaton
+    def __init__(self, encode: Callable[[str], Sequence[int]], pieces: Pieces | None = None) -> None:
         self.encode = encode
+        self._pieces = pieces
+        self._changed: dict[tuple[str, str], int] = {}
+
+    def pieces(self, text: str) -> tuple[tuple[int, ...], Sequence[int | None]]:
+        """Ids of a text, and the number of the piece that each belongs to; None where that is not known."""
+        if self._pieces is None:
+            ids = tuple(self.encode(text))
+            return ids, (None,) * len(ids)
+        found, numbers = self._pieces(text)
+        return tuple(found), numbers
+
+    def changed(self, text: str, more: str) -> int:
+        """Tokens at the end of a text that become others if `more` follows."""
+        key = (text, more)
+        found = self._changed.get(key)
+        if found is None:
+            ids, longer = self.encode(text), self.encode(text + more)
+            same = next((i for i, (a, b) in enumerate(zip(ids, longer, strict=False)) if a != b), len(ids))
+            found = _keep(self._changed, key, len(ids) - min(same, len(longer)))
+        return found
+
+
+class JumpForward:
+    """Forced tokens of one constraint for one tokenizer, remembered by place."""
+
+    def __init__(self, automaton: TokenAutomaton, cuts: Cuts) -> None:
+        self.automaton = automaton
+        self._cuts = cuts
+        self._runs: dict[int, bytes] = {}
+        self._next: dict[int, tuple[str, ...]] = {}
         self._known: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
+        self._found: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
 
     def tokens(self, state: int, before: Sequence[int] = ()) -> tuple[int, ...]:
         """The tokens that must follow in `state`, after the tokens `before` of the constrained text."""
+        run = self._runs.get(state)
+        if run is None:
+            run = _keep(self._runs, state, self.automaton.forced(state))
+        if not run:
+            return ()
         key = (state, tuple(before[-_CONTEXT:]))
         found = self._known.get(key)
-        if found is None:
-            if len(self._known) >= _CACHE:
-                self._known.clear()
-            found = self._known[key] = tuple(self._find(state, list(key[1])))
+        if found is None:  # what a model writes is new every time, what it ends with is not
+            short = (state, self._tail(key[1], run))
+            found = self._found.get(short)
+            if found is None:
+                found = _keep(self._found, short, self._find(state, run, short[1]))
+            _keep(self._known, key, found)
         return found
 
-    def _find(self, state: int, context: list[int]) -> list[int]:
-        run = self.automaton.forced(state)
-        if not run:
-            return []
-        vocabulary = self.automaton.vocabulary
-        prefix = b"".join(vocabulary.tokens[t] for t in context)
+    def _tail(self, context: tuple[int, ...], run: bytes) -> tuple[int, ...]:
+        """The last tokens of the context, as many as the tokens of the run depend on; none if the model is off the
+        tokenizer's own path, and goes on from here."""
+        text = _whole_characters(self._bytes(context) + run) if context else None
+        if text is None:
+            return ()
+        count = len(context)
+        ids, pieces = self._cuts.pieces(text)
+        if ids[:count] != context:
+            return ()
+        if len(ids) == count or pieces[count] is None:
+            return context
+        return context[pieces.index(pieces[count]) :]
+
+    def _bytes(self, tokens: Sequence[int]) -> bytes:
+        spelled = self.automaton.vocabulary.tokens
+        return b"".join(spelled[t] for t in tokens)
+
+    def _find(self, state: int, run: bytes, context: tuple[int, ...]) -> tuple[int, ...]:
+        prefix = self._bytes(context)
         text = _whole_characters(prefix + run)
         if text is None or len(text.encode()) <= len(prefix):
-            return []
+            return ()
         goal = self.automaton.advance_bytes(state, run)
-        ids = list(self.encode(text))
-        if ids[: len(context)] != context:  # the model is off the tokenizer's own path: go on from here
-            context, prefix = [], b""
+        ids, pieces = self._cuts.pieces(text)
+        if ids[: len(context)] != context:  # a tokenizer that treats the beginning of a text otherwise
+            context, prefix = (), b""
             text = _whole_characters(run)
             if text is None:
-                return []
-            ids = list(self.encode(text))
+                return ()
+            ids, pieces = self._cuts.pieces(text)
         if text.encode() == prefix + run:
-            for more in self._continuations(goal):
-                ids = _shared(ids, self.encode(text + more))
-                if len(ids) <= len(context):
-                    return []
+            last = self._end_of(text, ids, pieces)
+            most = max((self._cuts.changed(last, more) for more in self._continuations(goal)), default=0)
+            ids = ids[: max(len(ids) - most, len(context))]
         return self._safe(ids[len(context) :], run, goal)
 
-    def _continuations(self, goal: int) -> list[str]:
+    def _end_of(self, text: str, ids: Sequence[int], pieces: Sequence[int | None]) -> str:
+        """The last two pieces of a text; what follows it changes no others. The whole text if they are not known."""
+        last = pieces[-1] if pieces else None
+        if last is None:
+            return text
+        first = next(i for i, piece in enumerate(pieces) if piece is not None and piece >= last - 1)
+        spelled = self._bytes(ids[:first])
+        data = text.encode()
+        return data[len(spelled) :].decode("utf-8", "replace") if data.startswith(spelled) else text
+
+    def _continuations(self, goal: int) -> tuple[str, ...]:
         """Texts that can follow."""
+        known = self._next.get(goal)
+        if known is not None:
+            return known
         found = dict.fromkeys(
             c for c in _CONTINUATIONS if self.automaton.advance_bytes(goal, c.encode()) >= 0
         )
-        allowed = np.flatnonzero(
-            np.unpackbits(self.automaton.allowed(goal).view(np.uint8), bitorder="little")
-        )
-        for token in allowed[:: max(1, len(allowed) // _SAMPLES)].tolist():
-            data = self.automaton.vocabulary.tokens[token]
+        words = self.automaton.allowed(goal)
+        some = np.flatnonzero(words)
+        for at in some[:: max(1, len(some) // _SAMPLES)].tolist():
+            word = int(words[at])
+            data = self.automaton.vocabulary.tokens[at * 32 + (word & -word).bit_length() - 1]
             text = _whole_characters(data)
             if text:
                 found[text] = None
-        return list(found)
+        return _keep(self._next, goal, tuple(found))
 
-    def _safe(self, ids: list[int], run: bytes, goal: int) -> list[int]:
+    def _safe(self, ids: Sequence[int], run: bytes, goal: int) -> tuple[int, ...]:
         """The first of `ids` behind which no longer token could take what is left of the run."""
         tokens = self.automaton.vocabulary.tokens
         kept: list[int] = []
@@ -95,7 +166,7 @@ class JumpForward:
                 break
             kept.append(token)
             at += len(tokens[token])
-        return kept
+        return tuple(kept)
 
     def _may_grow(self, rest: bytes, goal: int) -> bool:
         """Could one token take `rest`, to the end of the run, and more?"""
@@ -105,11 +176,11 @@ class JumpForward:
         return False
 
 
-def _shared(one: Sequence[int], two: Sequence[int]) -> list[int]:
-    count = 0
-    while count < min(len(one), len(two)) and one[count] == two[count]:
-        count += 1
-    return list(one[:count])
+def _keep(known: dict[K, V], key: K, value: V) -> V:
+    if len(known) >= _CACHE:
+        known.clear()
+    known[key] = value
+    return value
 
 
 def _whole_characters(data: bytes) -> str | None:

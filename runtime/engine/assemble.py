@@ -12,6 +12,7 @@ from runtime.attention.plain import PlainAttention
 from runtime.attention.select import select_attention
 from runtime.config import EngineConfig
 from runtime.constrain.compiler import ConstraintCompiler
+from runtime.constrain.jump import Cuts
 from runtime.engine.device import device_runner
 from runtime.engine.memory import plan_pages, resolve_kv_dtype
 from runtime.engine.runner import ModelRunner
@@ -98,7 +99,9 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
             whitespace=config.constrained_json_whitespace,
             objects=config.constrained_json_objects,
             tables=config.disable_regex_jump_forward and device.startswith("cuda"),  # they can live there
-            encode=None if config.disable_regex_jump_forward else partial(tokenizer.encode, first=False),
+            cuts=None
+            if config.disable_regex_jump_forward
+            else Cuts(partial(tokenizer.encode, first=False), tokenizer.pieces),
         )
         if device.startswith("cuda"):  # elsewhere it would take the core of a run that may need no constraint
             constraints.warm_up()

@@ -110,6 +110,11 @@ class Tokenizer:
                 param="prompt",
             ) from None
 
+    def pieces(self, text: str) -> tuple[list[int], list[int | None]]:
+        """Ids of a text in the middle of a prompt, and of which of its pieces (words, mostly) each is a part."""
+        found = self._hf.encode(text, add_special_tokens=False)
+        return found.ids, found.word_ids
+
     def encode_prompt(self, prompt: Sequence[Segment]) -> list[int]:
         """Ids of a prompt: each run of text as a whole, generated ids as they are."""
         ids: list[int] = []

@@ -14,6 +14,7 @@ from grammar.vocabulary import Vocabulary
 from runtime.api import Constraint
 from runtime.constrain import cache as cache_module
 from runtime.constrain.cache import ConstraintCache
+from runtime.constrain.jump import Cuts
 from runtime.errors import InvalidRequest
 
 VOCABULARY = Vocabulary.of([*(bytes([b]) for b in range(256)), b"</s>"], eos=[256])
@@ -28,7 +29,7 @@ def test_compiled_once_and_the_oldest_goes(monkeypatch: pytest.MonkeyPatch) -> N
         return compile_one(kind, source, *args, **options)
 
     monkeypatch.setattr(cache_module, "compile_constraint", counted)
-    cache = ConstraintCache(VOCABULARY, capacity=2, encode=lambda text: list(text.encode()))
+    cache = ConstraintCache(VOCABULARY, capacity=2, cuts=Cuts(lambda text: list(text.encode())))
     a, b, c = (Constraint("regex", x) for x in "abc")
     assert cache.get(a) is cache.get(a)
     cache.get(b)
@@ -72,7 +73,9 @@ def test_machines_are_kept_by_what_they_hold() -> None:
 )
 def test_what_goes_is_free_at_once(constraint: Constraint, options: Options) -> None:
     """And not when cycles are next looked for: that is seldom, and machines have megabytes in few objects."""
-    cache = ConstraintCache(VOCABULARY, capacity=1, options=options, encode=lambda text: list(text.encode()))
+    cache = ConstraintCache(
+        VOCABULARY, capacity=1, options=options, cuts=Cuts(lambda text: list(text.encode()))
+    )
     automaton = cache.get(constraint).automaton
     assert automaton is not None
     automaton.allowed(automaton.start)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from grammar.compile import compile_constraint
 from grammar.vocabulary import Vocabulary
-from runtime.constrain.jump import JumpForward
+from runtime.constrain.jump import Cuts, JumpForward
 from runtime.constrain.matcher import Matcher
 from runtime.errors import InvalidRequest
 
@@ -52,6 +52,9 @@ def encode(text: str) -> list[int]:
     return out
 
 
+CUTS = Cuts(encode)
+
+
 def matcher(kind: str, source: Any, max_tokens: int | None = None) -> Matcher:
     automaton = compile_constraint(kind, source, VOCABULARY).automaton  # type: ignore[arg-type]
     assert automaton is not None
@@ -69,7 +72,7 @@ def test_complete_at_every_budget(
     assert compiled.automaton is not None
     place = Matcher(compiled.automaton, compiled.automaton.min_tokens + extra)
     taken: list[int] = []
-    ahead = JumpForward(compiled.automaton, encode)
+    ahead = JumpForward(compiled.automaton, CUTS)
     while not place.ended and place.left:
         forced = place.forced_tokens(ahead, taken) if jump else []
         for token in forced:
@@ -93,7 +96,7 @@ def test_forced_tokens_are_the_tokenizers_own(constraint: tuple[str, Any], rng: 
     """Wherever the model took canonical tokens, what is forced continues the canonical tokenisation."""
     place = matcher(*constraint, max_tokens=40)
     taken: list[int] = []
-    jump = JumpForward(place.automaton, encode)
+    jump = JumpForward(place.automaton, CUTS)
     while not place.ended and place.left:
         forced = place.forced_tokens(jump, taken)
         for token in forced:
@@ -120,10 +123,10 @@ def test_forced_tokens_are_the_tokenizers_own(constraint: tuple[str, Any], rng: 
 
 def test_a_run_is_held_back_where_a_longer_token_fits() -> None:
     place = matcher("json_schema", {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"], "additionalProperties": False})  # fmt: skip
-    spelled = [VOCABULARY.tokens[t] for t in place.forced_tokens(JumpForward(place.automaton, encode))]
+    spelled = [VOCABULARY.tokens[t] for t in place.forced_tokens(JumpForward(place.automaton, CUTS))]
     assert b"".join(spelled) == b'{"name":"' and spelled[0] == b'{"name'
     shorter = matcher("regex", "xab(c|d)")
-    assert [VOCABULARY.tokens[t] for t in JumpForward(shorter.automaton, encode).tokens(0)] == [
+    assert [VOCABULARY.tokens[t] for t in JumpForward(shorter.automaton, CUTS).tokens(0)] == [
         b"x"
     ]  # "ab" could become "abc"
 
@@ -136,7 +139,7 @@ def test_the_end_is_taken_only_when_complete() -> None:
         place.advance(ord("x"))
     place.advance(ord("a"))
     assert place.allows(EOS) and place.allows(ord("b")) and place.can_end and not place.must_end
-    assert place.forced_tokens(JumpForward(place.automaton, encode)) == []
+    assert place.forced_tokens(JumpForward(place.automaton, CUTS)) == []
     place.advance(EOS)
     assert place.ended and np.flatnonzero(place.mask_bool()).tolist() == [EOS]
     with pytest.raises(ValueError, match="after the end"):

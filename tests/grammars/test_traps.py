@@ -16,7 +16,7 @@ from grammar.store import ConstraintStore
 from grammar.vocabulary import Vocabulary
 from runtime.api import Constraint
 from runtime.constrain.cache import ConstraintCache
-from runtime.constrain.jump import JumpForward
+from runtime.constrain.jump import Cuts, JumpForward
 from runtime.constrain.matcher import Matcher
 from runtime.errors import InvalidRequest
 
@@ -112,7 +112,7 @@ def test_tokens_that_are_parts_of_characters_can_be_written_and_forced() -> None
     for text in ("日🙂", "éé"):
         assert machine.can_end(machine.advance_bytes(0, text.encode()))
     assert machine.forced(machine.advance_bytes(0, "🙂".encode()[:2])) == "🙂".encode()[2:]
-    jump = JumpForward(machine, lambda text: list(text.encode()))
+    jump = JumpForward(machine, Cuts(lambda text: list(text.encode())))
     for cut in range(1, 8):
         state = machine.advance_bytes(0, "日🙂".encode()[:cut])
         assert bytes(jump.tokens(state, list("日🙂".encode()[:cut]))) in "日🙂".encode()

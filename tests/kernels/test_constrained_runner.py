@@ -16,6 +16,7 @@ from runtime.attention.plain import PlainAttention
 from runtime.attention.triton import TritonAttention
 from runtime.constrain.cache import ConstraintCache
 from runtime.constrain.compiler import ConstraintCompiler
+from runtime.constrain.jump import Cuts
 from runtime.engine.device import DeviceRunner, device_runner
 from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore
@@ -33,11 +34,11 @@ class Compiler(ConstraintCompiler):
     """One whose vocabulary is known already; bytes are its tokenizer's tokens."""
 
     def __init__(self, jump: bool) -> None:
-        super().__init__("nowhere", (EOS,), encode=(lambda text: list(text.encode())) if jump else None)
+        super().__init__("nowhere", (EOS,), cuts=Cuts(lambda text: list(text.encode())) if jump else None)
 
     @cached_property
     def _cache(self) -> ConstraintCache:
-        return ConstraintCache(VOCABULARY, encode=self.encode)
+        return ConstraintCache(VOCABULARY, cuts=self.cuts)
 
 
 SHORT = "(ab|日本|c)+d?"

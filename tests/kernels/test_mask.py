@@ -19,6 +19,7 @@ from runtime.batch import Admission
 from runtime.constrain.cache import ConstraintCache
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats, DeviceTables, fits, packed
+from runtime.constrain.jump import Cuts
 from runtime.constrain.matcher import Matcher
 from runtime.kernels.mask import FIELDS, advance, follow_reference, mask, mask_bits
 
@@ -36,7 +37,7 @@ class Compiler(ConstraintCompiler):
 
     @cached_property
     def _cache(self) -> ConstraintCache:
-        return ConstraintCache(VOCABULARY, encode=self.encode)
+        return ConstraintCache(VOCABULARY, cuts=self.cuts)
 
 
 COMPILER = Compiler("nowhere", VOCABULARY.eos)
@@ -163,8 +164,8 @@ def test_what_lives_on_the_device(device: torch.device) -> None:
     assert seats.unforced(Constraint("regex", "[ab]{3}"), None)
     assert not seats.unforced(Constraint("regex", "[ab]{3}"), LogprobOptions())
     assert not seats.unforced(Constraint("json_schema", '{"type": "string"}'), None)
-    encode = lambda text: list(text.encode())  # noqa: E731
-    jumping = DeviceSeats(Compiler("nowhere", VOCABULARY.eos, encode=encode), WIDTH, str(device), 4)
+    cuts = Cuts(lambda text: list(text.encode()))
+    jumping = DeviceSeats(Compiler("nowhere", VOCABULARY.eos, cuts=cuts), WIDTH, str(device), 4)
     assert jumping.unforced(Constraint("regex", "a long beginning: (yes|no)"), None)
     assert not jumping.unforced(Constraint("regex", "(yes|no), and a long end"), None)
 
