@@ -32,7 +32,7 @@ class PatternReader:
         self.source = source
         self.ecma = ecma
         self.at = 0
-        self.flags = Flags()
+        self.flags = Flags(unicode=ecma)  # ECMA folds the case of all letters
 
     def error(self, problem: str, position: int) -> RegexError:
         return RegexError(problem, self.source, position)

@@ -58,8 +58,11 @@ class ConstraintStore:
 
     @staticmethod
     def default() -> ConstraintStore:
-        """In the user's cache folder."""
-        root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        """In the user's cache folder; where the user has no home, as in some containers, nothing is kept."""
+        try:
+            root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        except RuntimeError:
+            root = os.devnull
         return ConstraintStore(Path(root) / "sglc" / "constraints")
 
     def path(self, key: str) -> Path:

@@ -247,6 +247,17 @@ def test_a_damaged_file_that_cannot_be_removed_is_compiled_again(
     assert not store.save("key", {})
 
 
+def test_a_user_without_a_home_compiles_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    store = ConstraintStore.default()
+    assert compile_constraint("regex", "a+b", VOCABULARY, store=store).accepts("aab")
+    assert not store.save("key", {})
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
     old, new = tmp_path / "old.partial", tmp_path / "new.partial"
     for path in (old, new):

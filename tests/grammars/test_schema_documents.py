@@ -115,3 +115,10 @@ def test_half_of_a_surrogate_pair_is_no_other_character() -> None:
             compile_constraint("json_schema", {"type": "string", "pattern": pattern})
     with pytest.raises(ConstraintError, match="no text matches"):
         compile_constraint("regex", r"\ud83d\ude42")  # Python reads two halves, which no text holds
+
+
+def test_case_is_ignored_in_all_alphabets_by_patterns_of_schemas() -> None:
+    pattern = compile_constraint("json_schema", {"type": "string", "pattern": "^(?i:é[^ß])\\w$"})
+    for text, good in (('"Éßa"', False), ('"Éxa"', True), ('"éxé"', False)):
+        assert pattern.accepts(text) == good
+    assert not compile_constraint("regex", "(?i)é").accepts("É")  # ASCII, as with re.ASCII
