@@ -79,19 +79,27 @@ def info(**options: Any) -> None:
     from runtime.config import find_folder
     from runtime.kv.store import bytes_per_token
     from runtime.models.load import read_spec, resolve_dtype
+    from runtime.models.spec import MoeSpec
 
     config = EngineConfig(**options)
     folder = find_folder(config.folder)
     spec, _, data = read_spec(folder, config.overrides, is_embedding=config.is_embedding)
-    layer = spec.layers[0]
+    layer, last = spec.layers[0], spec.layers[-1]
+    a, mixture = layer.attention, last.mlp if isinstance(last.mlp, MoeSpec) else None
     dtype = resolve_dtype(config.dtype, "cpu" if config.device == "auto" else config.device, data)
     table = Table("", "", show_header=False, title=str(folder))
     rows = {
         "architecture": spec.name,
         "layers": len(spec.layers),
         "hidden size": spec.hidden,
-        "heads (q / kv / dim)": f"{layer.attention.heads} / {layer.attention.kv_heads} / {layer.attention.head_dim}",
+        "heads (q / kv / dim)": f"{a.heads} / {a.kv_heads} / {a.head_dim}",
+        **({"latent and rotated key": f"{a.mla.kv_rank} + {a.mla.rope}"} if a.mla else {}),
         "MLP size": layer.mlp.size,
+        **(
+            {"experts (all / a token / size)": f"{mixture.experts} / {mixture.top_k} / {mixture.size}"}
+            if mixture
+            else {}
+        ),
         "vocabulary": spec.vocabulary,
         "context": spec.context,
         "KV bytes per token": bytes_per_token(spec, dtype),

@@ -62,7 +62,7 @@ def attend_prompts(
     """`attend_prompt` for every prompt of a batch, from the `slots` of `pool` [slots, 1, kv_rank + rope] into its rows of `out`."""
     for (first, count, start), own in zip(inputs.prompts, slots, strict=True):
         rows = slice(first, first + count)
-        kept = pool.index_select(0, own)[:, 0].to(q.dtype)
+        kept = pool[own, 0].to(q.dtype)
         out[rows] = attend_prompt(q[rows], kept, start, up, spec)
 
 

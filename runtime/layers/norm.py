@@ -33,7 +33,7 @@ class Norm(nn.Module):
         return wide.to(x.dtype)
 
 
-def activation(name: str) -> nn.Module | type[nn.Module]:
+def activation(name: str) -> nn.Module:
     """The function of an MLP by its name in config.json."""
     table = {
         "silu": nn.SiLU(),

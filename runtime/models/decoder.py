@@ -10,10 +10,11 @@ from runtime.layers.attention import Attention
 from runtime.layers.latent_attention import LatentAttention
 from runtime.layers.linear import Linear
 from runtime.layers.mlp import Mlp
+from runtime.layers.moe import Moe
 from runtime.layers.norm import Norm
 from runtime.layers.rope import Rope
 from runtime.models.shards import Shards
-from runtime.models.spec import ArchSpec, LayerSpec, RopeSpec
+from runtime.models.spec import ArchSpec, LayerSpec, MoeSpec, RopeSpec
 from runtime.parallel.group import Group
 
 
@@ -32,7 +33,10 @@ class Layer(nn.Module):
         self.attn_norm = Norm(hidden, spec.norm, dtype)
         kind = LatentAttention if spec.attention.mla else Attention
         self.attention = kind(hidden, spec.attention, rope, index, dtype, group)
-        self.mlp = Mlp(hidden, spec.mlp, dtype, group)
+        mlp = spec.mlp
+        self.mlp = (
+            Moe(hidden, mlp, dtype, group) if isinstance(mlp, MoeSpec) else Mlp(hidden, mlp, dtype, group)
+        )
         if spec.form != "parallel":
             self.mlp_norm = Norm(hidden, spec.norm, dtype)
         if spec.form == "sandwich":

@@ -26,7 +26,7 @@ from runtime.kernels.whole_step import WholeStep
 from runtime.kv.store import KVStore
 from runtime.layers.attention import Attention
 from runtime.models.decoder import Decoder, Layer
-from runtime.models.spec import NormSpec
+from runtime.models.spec import MoeSpec, NormSpec
 
 # Names in config.json of what the gate kernels compute.
 _GATES = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -37,6 +37,8 @@ def why_not(model: Decoder) -> str | None:
     spec = model.spec
     for layer in spec.layers:
         a, m = layer.attention, layer.mlp
+        if isinstance(m, MoeSpec):
+            return "its layers have experts"
         checks = (
             (layer.form == "pre" and layer.residual_scale == 1.0, f"its layers have the form {layer.form!r}"),
             (_rms(layer.norm) and _rms(spec.norm), "its norms are not RMS norms with a weight"),

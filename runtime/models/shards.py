@@ -1,7 +1,7 @@
 """A model cut for tensor parallelism: each rank has some heads and some columns of the feed-forward part.
 
 Projections into a layer are cut by rows and those out of it by columns, so that one sum over ranks ends each half of a layer
-(Megatron-LM, arXiv:1909.08053). With fewer KV heads than ranks a head is on several of them; latents are on all. The head of
+(Megatron-LM, arXiv:1909.08053); of experts each rank has some columns of all. With fewer KV heads than ranks a head is on several of them; latents are on all. The head of
 the model is cut by vocabulary; the embedding is whole everywhere.
 """
 
@@ -11,9 +11,9 @@ import re
 from dataclasses import dataclass, replace
 
 from runtime.errors import ModelError
-from runtime.models.spec import ArchSpec, LayerSpec
+from runtime.models.spec import ArchSpec, LayerSpec, MlpSpec, MoeSpec
 
-_PART = re.compile(r"layers\.(\d+)\.(attention|mlp)\.(\w+)(?:\.(\w+))?\.(weight|bias)")
+_PART = re.compile(r"layers\.(\d+)\.(attention|mlp(?:\.shared)?)\.(\w+)(?:\.(\w+))?\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,14 @@ class Shards:
 
     def __post_init__(self) -> None:
         for layer in self.spec.layers:
-            a = layer.attention
-            shared = a.kv_heads % self.size and self.size % a.kv_heads
-            if a.heads % self.size or layer.mlp.size % self.size or shared:
+            a, m = layer.attention, layer.mlp
+            uneven = a.kv_heads % self.size and self.size % a.kv_heads
+            experts = isinstance(m, MoeSpec)
+            sizes = (m.size, m.shared) if isinstance(m, MoeSpec) else (m.size,)
+            if a.heads % self.size or any(s % self.size for s in sizes) or uneven:
+                columns = f"{' and '.join(map(str, sizes))} columns in its {'experts' if experts else 'MLP'}"
                 raise ModelError(
-                    f"{self.spec.name} has {a.heads} heads, {a.kv_heads} KV heads and {layer.mlp.size} columns in its MLP, "
+                    f"{self.spec.name} has {a.heads} heads, {a.kv_heads} KV heads and {columns}, "
                     f"which --tensor-parallel-size {self.size} does not divide; choose another size"
                 )
             if a.qk_norm == "all":
@@ -56,7 +59,10 @@ class Shards:
     def _layer(self, layer: LayerSpec) -> LayerSpec:
         a = layer.attention
         attention = replace(a, heads=a.heads // self.size, kv_heads=max(1, a.kv_heads // self.size))
-        return replace(layer, attention=attention, mlp=replace(layer.mlp, size=layer.mlp.size // self.size))
+        mlp: MlpSpec | MoeSpec = replace(layer.mlp, size=layer.mlp.size // self.size)
+        if isinstance(mlp, MoeSpec):
+            mlp = replace(mlp, shared=mlp.shared // self.size)
+        return replace(layer, attention=attention, mlp=mlp)
 
     @property
     def vocabulary(self) -> tuple[int, int]:
@@ -90,8 +96,10 @@ class Shards:
         if half == "attention" and module == "out" and kind == "weight":
             width = a.heads * a.value_dim
             return Cut(1, self.rank * width // self.size, width)
-        if half == "mlp" and module == "up":
-            return Cut(0, self.rank * layer.mlp.size // self.size, layer.mlp.size)
-        if half == "mlp" and module == "down" and kind == "weight":
-            return Cut(1, self.rank * layer.mlp.size // self.size, layer.mlp.size)
+        if half != "attention":
+            size = layer.mlp.shared if half == "mlp.shared" else layer.mlp.size  # type: ignore[union-attr]
+            if module == "up":
+                return Cut(0, self.rank * size // self.size, size)
+            if module == "down" and kind == "weight":
+                return Cut(1, self.rank * size // self.size, size)
         return None

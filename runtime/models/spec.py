@@ -97,12 +97,33 @@ class MlpSpec:
 
 
 @dataclass(frozen=True)
+class MoeSpec:
+    """A mixture of experts: each token passes `top_k` of the gated MLPs of `size` that a softmax over all scores highest,
+    and one of `shared` columns (0: none) beside them.
+
+    renormalise  the scores of a token's experts are made to sum to 1
+    scaling      multiplies them
+    groups       experts in equal groups, of which a token takes the `top_groups` with the highest expert
+    """
+
+    experts: int
+    top_k: int
+    size: int
+    activation: str = "silu"
+    shared: int = 0
+    renormalise: bool = False
+    scaling: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """One decoder layer. "pre": x + f(norm(x)) twice; "sandwich": x + norm(f(norm(x)));
     "parallel": x + attention(norm(x)) + mlp(norm(x))."""
 
     attention: AttnSpec
-    mlp: MlpSpec
+    mlp: MlpSpec | MoeSpec
     norm: NormSpec
     form: Literal["pre", "sandwich", "parallel"] = "pre"
     residual_scale: float = 1.0

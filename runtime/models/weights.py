@@ -1,8 +1,8 @@
 """From the names and shapes of a checkpoint to ours.
 
-A rule maps a pattern of names to one of ours; `N` stands for a layer's number, a final `*` for weight or
-bias, an empty target drops the tensor. Parts of a packed parameter (`qkv.q`, `up.gate`) are written to their
-rows of it. Every parameter must arrive exactly once and every tensor must be placed or dropped.
+A rule maps a pattern of names to one of ours; `N` stands for a layer's number, `E` for an expert's, a final `*` for
+weight or bias, an empty target drops the tensor. Parts of a packed parameter (`qkv.q`, `up.gate`) are written to
+their rows of it. Every parameter must arrive exactly once and every tensor must be placed or dropped.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Placer:
             if match := pattern.fullmatch(name):
                 if target:
                     groups = match.groupdict()
-                    ours = target.replace("N", groups.get("N") or "N")
+                    ours = target.replace("N", groups.get("N") or "N").replace("E", groups.get("E") or "E")
                     ours = ours[:-1] + groups["rest"] if ours.endswith("*") else ours
                     self._write(name, ours, tensor)
                 return
@@ -90,7 +90,7 @@ class Placer:
 
 
 def _pattern(rule: str) -> str:
-    text = re.escape(rule).replace(r"\.N\.", r"\.(?P<N>\d+)\.")
+    text = re.escape(rule).replace(r"\.N\.", r"\.(?P<N>\d+)\.").replace(r"\.E\.", r"\.(?P<E>\d+)\.")
     return text[:-2] + r"(?P<rest>\w+)" if text.endswith(r"\*") else text
 
 

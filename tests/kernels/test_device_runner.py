@@ -21,7 +21,7 @@ from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.fused import FusedDecoder, why_not
 from runtime.models.heads import head_of
-from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlaSpec, MlpSpec, NormSpec, RopeSpec
+from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlaSpec, MlpSpec, MoeSpec, NormSpec, RopeSpec
 from runtime.request import Request
 from runtime.scheduler.scheduler import Scheduler
 
@@ -38,6 +38,7 @@ MODELS = {
     "gemma": replace(LLAMA, norm=replace(NORM, offset=1.0), mlp=MlpSpec(48, "gelu_pytorch_tanh")),
     "not fused": replace(LLAMA, form="parallel"),
     "latents": replace(LLAMA, attention=LATENT),
+    "experts": replace(LLAMA, mlp=MoeSpec(4, 2, 16, shared=8)),
 }
 
 
@@ -239,6 +240,18 @@ def test_what_cannot_be_fused_is_told() -> None:
     device = torch.device("cpu")
     assert why_not(decoder("llama", device)) is None
     assert why_not(decoder("not fused", device)) == "its layers have the form 'parallel'"
+    assert why_not(decoder("latents", device)) == "its attention is over latents"
+    assert why_not(decoder("experts", device)) == "its layers have experts"
+
+
+def test_layers_of_experts_are_not_captured(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
+    model = decoder("experts", device)
+    store = KVStore(model.spec, 8, 16, torch.float32, str(device))
+    attention = TritonAttention(store)
+    with caplog.at_level("INFO", "runtime.engine"):
+        made = device_runner(model, store, attention, (), None, seats=4, context=96, largest_graph=4)
+    assert made.graphs is None and made.model is model
+    assert caplog.messages[-1].startswith("no decode graphs: layers of experts wait")
 
 
 def test_fused_layers_compute_what_the_plain_ones_do(device: torch.device) -> None:

@@ -140,6 +140,28 @@ def test_fresh_prompts_by_either_path(
     assert error(results[1], results[0]) < 1e-5
 
 
+def test_latents_in_float8(device: torch.device) -> None:
+    stored = torch.float8_e4m3fn
+    spec = ArchSpec("t", 9, 64, 64, (LayerSpec(LATENT, MlpSpec(8), NORM),), NORM)
+    wide, store = (KVStore(spec, 8, 16, dtype, str(device)) for dtype in (torch.float32, stored))
+    store.k.copy_(torch.randn(store.k.shape))
+    wide.k.copy_(store.k)
+    inputs = spans([(40, 1), (0, 9), (20, 6)], 16, 8)
+    inputs = AttentionInputs(
+        [replace(s, slots=s.slots.to(device)) for s in inputs.spans], inputs.slots.to(device)
+    )
+    q, up = torch.randn(16, 5, 20, device=device), torch.randn(5, 22, 16, device=device)
+    rows = (
+        torch.randn(16, 1, 24, device=device).to(stored).float()
+    )  # the interpreter truncates what a GPU rounds
+    results = []
+    for impl in (PlainAttention(wide), TritonAttention(store)):
+        impl.plan(inputs)
+        results.append(impl.run_latent(q, rows, up, 0, LATENT))
+    assert torch.equal(store.k.float(), wide.k)
+    assert error(results[1], results[0]) < 1e-5
+
+
 def test_padding_rows_write_nothing(device: torch.device) -> None:
     layer = LayerSpec(FULL, MlpSpec(8), NORM)
     store = KVStore(ArchSpec("t", 9, 64, 64, (layer,), NORM), 32, 1, torch.float32, str(device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,21 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
     ),
     "linear": ("LlamaForCausalLM", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
     "biases": ("LlamaForCausalLM", {"attention_bias": True, "mlp_bias": True}),
+    "experts in groups": (
+        "DeepseekV2ForCausalLM",
+        {
+            "num_hidden_layers": 2,
+            "n_routed_experts": 8,
+            "num_experts_per_tok": 3,
+            "topk_method": "group_limited_greedy",
+            "n_group": 4,
+            "topk_group": 2,
+        },
+    ),
     "latents, stretched": (
         "DeepseekV2ForCausalLM",
         {
+            "first_k_dense_replace": 3,
             "q_lora_rank": None,
             "attention_bias": True,
             "rope_scaling": {
@@ -54,6 +67,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in 
         },
     ),
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two for products of this size wait for each other on a busy machine, for seconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def save_tiny(folder: Path, architecture: str, **changes: Any) -> Any:

@@ -18,7 +18,7 @@ from runtime.attention.base import AttentionImpl, AttentionInputs
 from runtime.attention.plain import PlainAttention
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
-from runtime.models.spec import ArchSpec, AttnSpec, NormSpec
+from runtime.models.spec import ArchSpec, AttnSpec, MoeSpec, NormSpec
 
 if TYPE_CHECKING:
     from runtime.kernels.cpu.build import Variant
@@ -63,6 +63,8 @@ def why_not(model: Decoder, store: KVStore) -> str | None:
     """What the kernels do not compute of this model; None if they can run it."""
     spec, layer = model.spec, model.spec.layers[0]
     a, m = layer.attention, layer.mlp
+    if isinstance(m, MoeSpec):
+        return "its layers have experts"
     size = 4 * sum(p.numel() for p in model.parameters())
     checks = (
         (model.group is None, "it is cut over several processes"),

@@ -6,14 +6,10 @@ from runtime.errors import ModelError
 from runtime.models.families import llama
 from runtime.models.family import Family
 from runtime.models.hf_config import HFConfig, rope_frequencies, rope_parameters, yarn_scale
-from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlaSpec, MlpSpec, NormSpec, RopeSpec
+from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlaSpec, MlpSpec, MoeSpec, NormSpec, RopeSpec
 
 _LATENT_EPS = 1e-6  # no key of config.json says it
 _IMPLIED = ("qk_head_dim", "head_dim", "num_key_value_heads")  # by other sizes; some releases write them down
-_OF_EXPERTS = (
-    "moe_intermediate_size", "n_shared_experts", "num_experts_per_tok", "routed_scaling_factor", "topk_method",
-    "n_group", "topk_group", "norm_topk_prob", "scoring_func", "moe_layer_freq",
-)  # fmt: skip
 
 
 def attention(c: HFConfig) -> AttnSpec:
@@ -49,21 +45,48 @@ def _stretched(c: HFConfig) -> float:
     return yarn_scale(float(p["factor"]), float(all_dim)) ** 2
 
 
+def experts(c: HFConfig) -> MoeSpec:
+    """The mixture of the layers that are not dense."""
+    c.expect("scoring_func", "softmax")
+    c.expect("topk_method", "greedy", "group_limited_greedy")
+    count, size = c.need("n_routed_experts"), c.need("moe_intermediate_size")
+    grouped = c.get("topk_method") == "group_limited_greedy"
+    groups = c.need("n_group") if grouped else 1
+    top_groups = c.need("topk_group") if grouped else 1
+    c.get("n_group"), c.get("topk_group")  # written down for greedy choices too
+    renormalise, scaling = c.get("norm_topk_prob", False), c.get("routed_scaling_factor", 1.0)
+    spec = MoeSpec(
+        experts=count,
+        top_k=c.need("num_experts_per_tok"),
+        size=size,
+        activation=c.get("hidden_act", "silu"),
+        shared=size * c.get("n_shared_experts", 0),
+        renormalise=renormalise,
+        scaling=1.0 if renormalise else scaling,  # one or the other, as its authors' code has it
+        groups=groups,
+        top_groups=top_groups,
+    )
+    if count % groups or not 1 <= top_groups <= groups or not 1 <= spec.top_k <= count // groups * top_groups:
+        raise ModelError(
+            f"{c.source}: {spec.top_k} of {count} experts from {top_groups} of {groups} groups cannot be chosen; "
+            "see num_experts_per_tok, n_routed_experts, topk_group and n_group"
+        )
+    return spec
+
+
 def deepseek_v2(c: HFConfig) -> ArchSpec:
-    norm = NormSpec(eps=c.need("rms_norm_eps"))
+    norm, whole = NormSpec(eps=c.need("rms_norm_eps")), attention(c)
+    c.expect("mlp_bias", False)
     for name in _IMPLIED:
         c.get(name)
-    count = c.need("num_hidden_layers")
-    if c.get("n_routed_experts") and c.get("first_k_dense_replace", 0) < count:
-        raise ModelError(
-            f"{c.source}: layers of experts are not supported yet; {c.architecture} runs where first_k_dense_replace is "
-            f"{count}, the number of its layers"
-        )
-    for name in _OF_EXPERTS:
-        c.get(name)
-    mlp = MlpSpec(c.need("intermediate_size"), c.get("hidden_act", "silu"), bias=c.get("mlp_bias", False))
-    layer = LayerSpec(attention(c), mlp, norm)
-    return llama.decoder(c, (layer,) * count, norm)
+    dense = MlpSpec(c.need("intermediate_size"), c.get("hidden_act", "silu"))
+    mixture = experts(c) if c.get("n_routed_experts") else None
+    first, every = c.get("first_k_dense_replace", 0), c.get("moe_layer_freq", 1)
+    layers = tuple(
+        LayerSpec(whole, mixture if mixture and i >= first and i % every == 0 else dense, norm)
+        for i in range(c.need("num_hidden_layers"))
+    )
+    return llama.decoder(c, layers, norm)
 
 
 WEIGHTS = {
@@ -77,6 +100,13 @@ WEIGHTS = {
     "model.layers.N.self_attn.kv_b_proj.*": "layers.N.attention.kv.*",
     "model.layers.N.self_attn.o_proj.*": "layers.N.attention.out.*",
     "model.layers.N.self_attn.rotary_emb.inv_freq": "",
+    "model.layers.N.mlp.gate.weight": "layers.N.mlp.router.weight",
+    "model.layers.N.mlp.experts.E.gate_proj.weight": "layers.N.mlp.up.gateE.weight",
+    "model.layers.N.mlp.experts.E.up_proj.weight": "layers.N.mlp.up.upE.weight",
+    "model.layers.N.mlp.experts.E.down_proj.weight": "layers.N.mlp.down.E.weight",
+    "model.layers.N.mlp.shared_experts.gate_proj.weight": "layers.N.mlp.shared.up.gate.weight",
+    "model.layers.N.mlp.shared_experts.up_proj.weight": "layers.N.mlp.shared.up.up.weight",
+    "model.layers.N.mlp.shared_experts.down_proj.weight": "layers.N.mlp.shared.down.weight",
 }
 
 TINY = {
@@ -89,6 +119,11 @@ TINY = {
     "qk_nope_head_dim": 16,
     "qk_rope_head_dim": 8,
     "v_head_dim": 12,
-    "first_k_dense_replace": 3,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.5,
 }
 FAMILY = Family("DeepseekV2ForCausalLM", deepseek_v2, WEIGHTS, TINY)
