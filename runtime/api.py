@@ -72,6 +72,16 @@ class Constraint(msgspec.Struct, frozen=True):
     kind: Literal["regex", "json_schema", "ebnf", "structural_tag", "choices"]
     source: str
 
+    @property
+    def compact(self) -> Constraint:
+        """The same with its JSON written in one way, so that what was compiled for it is found again."""
+        if self.kind not in ("json_schema", "structural_tag"):
+            return self
+        try:
+            return Constraint(self.kind, msgspec.json.encode(msgspec.json.decode(self.source)).decode())
+        except (msgspec.MsgspecError, RecursionError):
+            return self  # refused where it is compiled, with its place
+
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How tokens are chosen and when generation ends.

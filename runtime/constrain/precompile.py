@@ -56,7 +56,7 @@ def _constraint(line: bytes, place: str) -> Constraint:
                 f"{place}: {kinds[0]} is a text, not {msgspec.json.encode(source).decode()[:40]}"
             )
         source = msgspec.json.encode(source).decode()
-    return Constraint(kinds[0], source)  # type: ignore[arg-type]
+    return Constraint(kinds[0], source).compact  # type: ignore[arg-type]
 
 
 def precompile(compiler: ConstraintCompiler, constraints: Sequence[tuple[str, Constraint]]) -> None:

@@ -29,7 +29,7 @@ def sampling_params(fields: Mapping[str, Any]) -> SamplingParams:
             raise InvalidRequest(
                 f"{kind} is a {type(source).__name__} but must be text; write it as a JSON string", param=kind
             )
-        constraints += [] if source is None else [Constraint(kind, source)]
+        constraints += [] if source is None else [Constraint(kind, source).compact]
     if len(constraints) > 1:
         raise InvalidRequest(f"{constraints[0].kind} and {constraints[1].kind} cannot be given together")
     known = [*(k for k in SamplingParams.__struct_fields__ if k != "constraint"), *_CONSTRAINTS]

@@ -22,8 +22,10 @@ def sampling_of(
 ) -> SamplingParams:
     """Sampling fields of a body. Raises InvalidRequest with the OpenAI name of the field."""
     given = [
-        Constraint(k, v) for k in ("regex", "json_schema", "ebnf") if (v := getattr(body, k)) is not None
-    ]  # type: ignore[arg-type]
+        Constraint(k, v).compact  # type: ignore[arg-type]
+        for k in ("regex", "json_schema", "ebnf")
+        if (v := getattr(body, k)) is not None
+    ]
     given += [constraint] if constraint else []
     if len(given) > 1:
         raise InvalidRequest(

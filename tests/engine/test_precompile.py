@@ -12,6 +12,7 @@ from runtime.api import Constraint
 from runtime.config import EngineConfig
 from runtime.constrain.precompile import read_constraints
 from runtime.engine.loop import EngineLoop
+from runtime.engine.native import sampling_params
 from runtime.errors import ModelError
 
 
@@ -24,6 +25,21 @@ def test_lines_are_compiled_before_the_engine_is_ready(tmp_path: Path) -> None:
     assert loop.constraints is not None
     for kind, source in (("regex", "[0-9]{3}"), ("json_schema", '{"enum":["red","green"]}')):
         assert loop.constraints._cache.known(Constraint(kind, source)) is not None  # type: ignore[arg-type]
+
+
+def test_a_schema_is_found_again_however_it_is_written(tmp_path: Path) -> None:
+    schema = {"enum": ["é", 12345678901234567890123, 1.5]}
+    ways = [
+        json.dumps(schema),
+        json.dumps(schema, indent=2, ensure_ascii=False),
+        json.dumps(schema, separators=(",", ":")),
+    ]
+    file = tmp_path / "constraints.jsonl"
+    file.write_text("\n".join(json.dumps({"json_schema": way}) for way in [schema, *ways]), encoding="utf-8")
+    found = {constraint for _, constraint in read_constraints(file)}
+    found |= {sampling_params({"json_schema": way}).constraint for way in ways}
+    assert found == {Constraint("json_schema", ways[2].replace("\\u00e9", "é"))}
+    assert sampling_params({"json_schema": "{"}).constraint == Constraint("json_schema", "{")
 
 
 def test_those_of_a_compiled_program(tmp_path: Path) -> None:
