@@ -25,7 +25,8 @@ from runtime.engine.update import WeightUpdate
 from runtime.errors import EngineDead, EngineError, InvalidRequest, Unsupported
 from runtime.kv.store import bytes_per_token
 from runtime.request import Request
-from runtime.scheduler.scheduler import Event, Scheduler
+from runtime.scheduler.outcome import Event
+from runtime.scheduler.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from runtime.parallel.ranks import Ranks

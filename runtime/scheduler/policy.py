@@ -1,11 +1,15 @@
-"""The order in which waiting requests are considered. A policy is one function; higher priority always goes first."""
+"""The order in which waiting requests are considered, and which of them gains by waiting on.
+
+A policy is one function; higher priority always goes first.
+"""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
-from runtime.kv.radix import Node, RadixTree
+from runtime.kv.cache import PrefixCache
+from runtime.kv.radix import Node, RadixTree, common_length
 from runtime.request import Request
 
 Policy = Callable[[list[Request], RadixTree], list[Request]]
@@ -14,6 +18,8 @@ Policy = Callable[[list[Request], RadixTree], list[Request]]
 MANY_WAITING = 128
 # A request that others overtook in so many steps goes to the front.
 PATIENCE = 256
+# A request waits for another one that is computing its prefix if it gains at least so many tokens.
+SHARE_AT_LEAST = 16
 
 
 def fcfs(waiting: list[Request], tree: RadixTree) -> list[Request]:
@@ -71,3 +77,25 @@ def ordered(waiting: list[Request], tree: RadixTree, policy: Policy) -> list[Req
     if any(r.priority or r.skipped >= PATIENCE for r in order):
         order = sorted(order, key=lambda r: (-r.priority, r.skipped < PATIENCE))
     return order
+
+
+def prefix_in_progress(request: Request, prefilling: Iterable[Request], cache: PrefixCache) -> bool:
+    """Whether a running request is computing tokens that this one would have to compute too.
+
+    It will be looked at again when they have landed and are in the tree.
+    """
+    if not cache.reuse:
+        return False
+    limit = request.reusable
+    have = -1
+    for other in prefilling:
+        if other.salt != request.salt or other.tokens[:1] != request.tokens[:1]:
+            continue
+        same = min(common_length(request.tokens, other.tokens), limit)
+        if same < SHARE_AT_LEAST or same <= other.landed:
+            continue
+        if have < 0:
+            have = cache.tree.matched_length(request.tokens, limit, request.salt)
+        if same - same % cache.page_size - have >= SHARE_AT_LEAST:
+            return True
+    return False

@@ -11,37 +11,19 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
 
-import msgspec
-
-from runtime.api import Finish, TokenLogprob
+from runtime.api import Finish
 from runtime.batch import Admission, Batch, Sampled, Slice
 from runtime.errors import TooLong
 from runtime.kv.cache import PrefixCache
 from runtime.kv.pages import must
-from runtime.kv.radix import common_length
-from runtime.request import Phase, Request, Scores
+from runtime.request import Phase, Request
 from runtime.scheduler.budget import Budget, Reserve
-from runtime.scheduler.policy import POLICIES, ordered
+from runtime.scheduler.outcome import Event, decoded, landed
+from runtime.scheduler.policy import POLICIES, ordered, prefix_in_progress
 
-# A request waits for another one that is computing its prefix if it gains at least so many tokens.
-SHARE_AT_LEAST = 16
 # Waiting requests looked at in one step.
 LOOK_AHEAD = 512
-
-
-class Event(msgspec.Struct):
-    """What became of a request in a step. `tokens` are new outputs, `forced` of them not drawn; `prompt_scores` come once,
-    when complete."""
-
-    request: Request
-    tokens: list[int]
-    logprobs: list[tuple[TokenLogprob, list[TokenLogprob]]] = []
-    prompt_scores: Scores | None = None
-    finish: Finish | None = None
-    forced: int = 0
-    vector: bytes | None = None
 
 
 class Scheduler:
@@ -349,7 +331,7 @@ class Scheduler:
         for request in order:
             if budget.tokens <= 0 or not self._seats:
                 break
-            if self._prefix_in_progress(request, prefilling):
+            if prefix_in_progress(request, prefilling, self.cache):
                 continue
             self.cache.open(request)
             expected = self._reserve.pages(request.max_new - request.outputs, size)
@@ -392,27 +374,6 @@ class Scheduler:
                 if request.phase is Phase.WAITING:
                     request.skipped += 1
 
-    def _prefix_in_progress(self, request: Request, prefilling: Iterable[Request]) -> bool:
-        """Whether a running request is computing tokens that this one would have to compute too.
-
-        It will be looked at again when they have landed and are in the tree.
-        """
-        if not self.cache.reuse:
-            return False
-        limit = request.reusable
-        have = -1
-        for other in prefilling:
-            if other.salt != request.salt or other.tokens[:1] != request.tokens[:1]:
-                continue
-            same = min(common_length(request.tokens, other.tokens), limit)
-            if same < SHARE_AT_LEAST or same <= other.landed:
-                continue
-            if have < 0:
-                have = self.cache.tree.matched_length(request.tokens, limit, request.salt)
-            if same - same % self.cache.page_size - have >= SHARE_AT_LEAST:
-                return True
-        return False
-
     # -- recording what the model did ---------------------------------------------------------------------
 
     def commit(self, sampled: Sampled) -> list[Event]:
@@ -431,15 +392,18 @@ class Scheduler:
                 drawn = tokens[at : at + piece.steps]
             at += len(drawn)
             if request.doomed:
-                if request.in_flight == 0:
-                    request.doomed = False
-                    self._vacate(request)
-            elif request.plain and not piece.tokens:
-                events.append(self._decoded(request, piece, drawn))
+                self._leave_seat(request)
+                continue
+            event: Event | None
+            if request.plain and not piece.tokens:
+                event = decoded(request, piece, drawn)
             else:
                 logprob = sampled.logprobs[at - 1] if sampled.logprobs and drawn else None
-                if event := self._land(request, piece, drawn, logprob, sampled):
-                    events.append(event)
+                event = landed(request, piece, drawn, logprob, sampled, self.cache)
+            if event is not None:
+                if event.finish is not None:
+                    self._finish(request)
+                events.append(event)
         assert at == len(sampled.tokens), f"{len(sampled.tokens)} tokens for {at} draws"
         return events
 
@@ -451,85 +415,10 @@ class Scheduler:
         for request in owners:
             request.in_flight -= 1
             if request.doomed:
-                if request.in_flight == 0:
-                    request.doomed = False
-                    self._vacate(request)
+                self._leave_seat(request)
             elif event := self.end(request.id, finish):
                 events.append(event)
         return events
-
-    def _land(
-        self,
-        request: Request,
-        piece: Slice,
-        drawn: list[int],
-        logprob: tuple[TokenLogprob, list[TokenLogprob]] | None,
-        sampled: Sampled,
-    ) -> Event | None:
-        scores = None
-        if piece.tokens or piece.scores >= 0:
-            request.landed = piece.start + piece.count
-            if piece.scores >= 0:
-                request.prompt_scores += sampled.prompt.get(piece.seat, [])
-            if request.logprobs and not request.scored and request.landed == len(request.tokens):
-                request.scored = True
-                scores = request.prompt_scores
-            self.cache.publish(request)
-            if not piece.sample:
-                if request.max_new == 0 and request.landed == request.prompt:
-                    self._finish(request)
-                    ending = Finish(type="length", length=0)
-                    vector = sampled.pooled.get(piece.seat) if piece.pool else None
-                    return Event(request, [], prompt_scores=scores, finish=ending, vector=vector)
-                return Event(request, [], prompt_scores=scores) if scores is not None else None
-        request.pending -= piece.steps
-        logprobs = [logprob] if logprob else []
-        if request.max_new == 0:  # only the distribution of the first token was wanted
-            self._finish(request)
-            return Event(request, [], logprobs, scores, Finish(type="length", length=0))
-        outputs = drawn
-        if sampled.forced and (forced := sampled.forced.get(piece.seat)):
-            outputs = [*drawn, *forced]
-        outputs, end = self._accepted(request, outputs)
-        if len(outputs) > len(drawn):  # a decode step would go on from the drawn token, not from the last
-            request.outputs_here = 0
-        if not piece.tokens:  # what was computed behind an end is not what anybody would compute again
-            request.landed = piece.start + min(len(outputs), piece.steps)
-        forced_now = request.forced + max(0, len(outputs) - len(drawn))
-        if forced_now or request.told + len(outputs) != request.outputs:
-            outputs = request.tokens[request.prompt + request.told :]
-        request.told, request.forced = request.outputs, 0
-        if end is not None:
-            self._finish(request)
-        return Event(request, outputs, logprobs, scores, end, forced_now)
-
-    def _decoded(self, request: Request, piece: Slice, drawn: list[int]) -> Event:
-        """`_land` for what most of a batch is: requests that want tokens and nothing else, in a decode step."""
-        outputs, ending = self._accepted(request, drawn)
-        kept = len(outputs)
-        request.landed = piece.start + kept
-        request.pending -= piece.steps
-        request.told += kept
-        if ending is not None:
-            self._finish(request)
-        return Event(request, outputs, [], None, ending)
-
-    def _accepted(self, request: Request, outputs: list[int]) -> tuple[list[int], Finish | None]:
-        """Append outputs up to the one that ends the request: these, and the end."""
-        tokens, ends = request.tokens, request.ends
-        room = request.max_new - (len(tokens) - request.prompt)
-        ending: Finish | None = None
-        if len(outputs) >= room:
-            outputs = outputs[:room]
-            ending = Finish(type="length", length=request.max_new)
-        if ends and not ends.isdisjoint(outputs):
-            i, token = next((i, token) for i, token in enumerate(outputs) if token in ends)
-            if i + 1 < room:
-                outputs = outputs[: i + 1]
-                ending = Finish(type="stop", matched=token)
-        tokens += outputs
-        request.outputs_here += len(outputs)
-        return outputs, ending
 
     def _finish(self, request: Request) -> None:
         self._by_id.pop(request.id, None)
@@ -539,12 +428,9 @@ class Scheduler:
 
     def _leave_seat(self, request: Request) -> None:
         """The seat is taken from the request; its pages too, unless a batch in flight still writes to them."""
-        if request.in_flight:
-            request.doomed = True
+        request.doomed = request.in_flight > 0
+        if request.doomed:
             return
-        self._vacate(request)
-
-    def _vacate(self, request: Request) -> None:
         del self.running[request.seat]
         self._ranks = None
         heapq.heappush(self._seats, request.seat)
