@@ -34,6 +34,7 @@ from sglc.ir.core import Module
 from sglc.ir.lacks import of_image
 from sglc.ir.ops import Image
 from sglc.ir.specs import Location, SamplingFields
+from sglc.lang.async_runs import AsyncRuns
 from sglc.lang.chat_template import chat_template_for
 from sglc.lang.choices import METHODS, ChoicesDecision, decide
 from sglc.lang.prefix import until_break
@@ -82,7 +83,7 @@ def _decide(method: str, choices: tuple[str, ...], result: Any) -> ChoicesDecisi
     return decide(METHODS[method], choices, result)
 
 
-class CompiledProgram:
+class CompiledProgram(AsyncRuns):
     """What `program.compile()` returns: the same `run` and `run_batch`. `breaks` are the reasons for runs that were
     interpreted; `modules()` the optimised IR of the others."""
 
@@ -300,21 +301,6 @@ class CompiledProgram:
             self.program.types,
             on_done,
         )
-
-    async def arun(self, *args: Any, **kwargs: Any) -> ProgramState:
-        """`run` for asyncio; the state is finished when it returns."""
-        import asyncio
-
-        state = await asyncio.to_thread(self.run, *args, **kwargs)
-        if not kwargs.get("stream"):
-            await asyncio.to_thread(state.sync)
-        return state
-
-    async def arun_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
-        """`run_batch` for asyncio."""
-        import asyncio
-
-        return await asyncio.to_thread(self.run_batch, batch_kwargs, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> ProgramState:
         return self.run(*args, **kwargs)

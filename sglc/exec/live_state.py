@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from runtime.api import (
@@ -624,16 +624,6 @@ class LiveState:
         if name is None or self._error is not None:
             return done or self._error is not None
         return done or (self._born and name in self._variables and name not in self._pending)
-
-    async def chunks_async(self, name: str | None) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
-        import asyncio
-
-        chunks = self.chunks(name)
-        while True:
-            item = await asyncio.to_thread(next, chunks, None)
-            if item is None:
-                return
-            yield item
 
 
 def _writer(

@@ -5,9 +5,8 @@ Nothing is kept twice: text, variables and messages are put together from the Ex
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from runtime.plan import Choose, Decode, Either, Named, Output, Part, Ref, Rope, Rounds
@@ -227,14 +226,6 @@ class PlanState:
             yield from found
             if not found and (answer is None or answer.over or run.over):
                 return
-
-    async def chunks_async(self, name: str | None) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
-        chunks = self.chunks(name)
-        while True:
-            item = await asyncio.to_thread(next, chunks, None)
-            if item is None:
-                return
-            yield item
 
     # -- appending: the body is over ------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import chain, count
-from typing import Any, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -34,24 +34,14 @@ from sglc.exec.loop import event_loop
 from sglc.ir.lacks import given, of_begun, of_gen, of_image, of_select
 from sglc.ir.restate import restated
 from sglc.ir.specs import RUN_DEFAULTS, GenSpec, Location, SamplingFields
+from sglc.plan import ropes
 
 
-class Template(Protocol):
+class Template(ropes.Template, Protocol):
     """What execution needs of a chat template."""
 
     @property
-    def name(self) -> str: ...
-
-    @property
-    def default_system_prompt(self) -> str | None: ...
-
-    @property
-    def image_token(self) -> str: ...
-
-    @property
     def stop_str(self) -> tuple[str, ...]: ...
-
-    def get_prefix_and_suffix(self, role: str, hist_messages: Any) -> tuple[str, str]: ...
 
 
 _NONE: frozenset[str] = frozenset()

@@ -10,6 +10,7 @@ from typing import Any
 
 from sglc.config import global_config
 from sglc.ir.specs import RUN_DEFAULTS, SamplingFields
+from sglc.lang.async_runs import AsyncRuns
 from sglc.lang.state import ProgramState
 from sglc.lang.typed import Types
 from sglc.lang.values import ACTIVE
@@ -77,7 +78,7 @@ def _with_sampling(method: Callable[..., Any]) -> Callable[..., Any]:
     return wrapper
 
 
-class Program:
+class Program(AsyncRuns):
     """A decorated function. Its parameters after `s` are the program's arguments."""
 
     def __init__(
@@ -197,21 +198,6 @@ class Program:
                 raise Exception("Given arguments mismatch the SGL function signature")
             batch = [dict(zip(self.arg_names, row, strict=False)) for row in batch]
         return [self.bind_arguments((), row) for row in batch]
-
-    async def arun(self, *args: Any, **kwargs: Any) -> ProgramState:
-        """`run` for asyncio; the state is finished when it returns."""
-        import asyncio
-
-        state = await asyncio.to_thread(self.run, *args, **kwargs)
-        if not kwargs.get("stream"):
-            await asyncio.to_thread(state.sync)
-        return state
-
-    async def arun_batch(self, batch_kwargs: Sequence[Any], **kwargs: Any) -> list[Any]:
-        """`run_batch` for asyncio."""
-        import asyncio
-
-        return await asyncio.to_thread(self.run_batch, batch_kwargs, **kwargs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> ProgramState:
         """`run`; inside a program that is being traced, a call in its graph."""

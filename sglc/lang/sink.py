@@ -6,7 +6,7 @@ backend at once; the trace (lang/trace.py) records them as IR. Both see the same
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from sglc.ir.specs import GenSpec, ImageSpec, Location, SelectSpec
@@ -60,5 +60,3 @@ class Sink(Protocol):
 
     def chunks(self, name: str | None) -> Iterator[tuple[str, dict[str, Any] | None]]:
         """Chunks of the text (or of one variable) with the latest meta info, from its beginning until it is complete."""
-
-    def chunks_async(self, name: str | None) -> AsyncIterator[tuple[str, dict[str, Any] | None]]: ...

@@ -169,7 +169,11 @@ class ProgramState:
     ) -> AsyncIterator[Any]:
         """`text_iter` for asyncio; with a name and `return_meta_data`, pairs of chunk and meta info, of which the last
         tells why the answer ended; its chunk may be empty."""
-        async for text, meta in self.sink.chunks_async(var_name):
+        import asyncio
+
+        chunks = self.sink.chunks(var_name)
+        while (item := await asyncio.to_thread(next, chunks, None)) is not None:
+            text, meta = item
             if return_meta_data and var_name is not None:
                 yield text, meta
             elif text:

@@ -6,7 +6,7 @@ traced state never tells the body anything that a run might contradict.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -275,7 +275,4 @@ class TraceSink:
         self.trace.stop("error() tells what happened in a run")
 
     def chunks(self, name: str | None) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        self.trace.stop("a stream of chunks is read")
-
-    def chunks_async(self, name: str | None) -> AsyncIterator[tuple[str, dict[str, Any] | None]]:
         self.trace.stop("a stream of chunks is read")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,10 +10,9 @@ import torch
 import transformers
 
 from runtime.api import Generate, LogprobOptions, SamplingParams, TextSegment, TokenSegment
-from runtime.config import EngineConfig, embedded_model_path
+from runtime.config import embedded_model_path
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.engine import Engine
-from runtime.engine.process import ProcessTransport
 from runtime.errors import EngineError, InvalidRequest
 
 COUNT = 24
@@ -76,14 +74,6 @@ def test_tokens_equal_transformers(expected: list[str], options: dict[str, Any])
             samples = engine.generate(PROMPTS[2], {**params, "n": 3})
             assert [s["text"] for s in samples] == [expected[2]] * 3
             assert sum(s["meta_info"]["cached_tokens"] > 100 for s in samples) >= 2
-
-
-@pytest.fixture(scope="module", params=["thread", "process"])
-def engine(request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
-    config = EngineConfig(max_total_tokens=4096)
-    engine = AsyncEngine(config, ProcessTransport(config) if request.param == "process" else None)
-    yield engine
-    engine.shutdown()
 
 
 async def settled(engine: AsyncEngine) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,10 +19,9 @@ from runtime.api import (
     TextSegment,
     collect,
 )
-from runtime.config import EngineConfig, embedded_model_path
+from runtime.config import embedded_model_path
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.engine import Engine
-from runtime.engine.process import ProcessTransport
 
 PROMPTS = ["The capital of Japan is", "Once upon a time there was a", "Q: What is 48 + 27?\nA:"]
 FIELDS = {
@@ -95,14 +93,6 @@ def test_logprobs_are_those_of_transformers_whatever_is_sampled(reference: list[
                 assert [t[0] for t in tops[i]] == pytest.approx(best.values.tolist(), abs=1e-3)
         counted = [t[0] for t in prompt[1:]]
         assert meta["normalized_prompt_logprob"] == pytest.approx(sum(counted) / len(counted))
-
-
-@pytest.fixture(scope="module", params=["thread", "process"])
-def engine(request: pytest.FixtureRequest) -> Iterator[AsyncEngine]:
-    config = EngineConfig(max_total_tokens=4096)
-    engine = AsyncEngine(config, ProcessTransport(config) if request.param == "process" else None)
-    yield engine
-    engine.shutdown()
 
 
 def call(text: str, stream: bool, logprobs: LogprobOptions | None = None, **fields: Any) -> Generate:

@@ -19,20 +19,10 @@ from typing import Any
 import pytest
 
 from runtime.server.launch import ServerProcess
+from tests.server.calls import call
 from tests.server.calls import wait as wait_for
 
 wait = partial(wait_for, seconds=90)
-
-
-def call(url: str, body: Any = None) -> tuple[int, Any, Any]:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})
-    try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
-            text = answer.read().decode()
-            return answer.status, json.loads(text) if text[:1] in ("{", "[") else text, answer.headers
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read()), error.headers
 
 
 def engines(pid: int, module: bytes = b"runtime.engine.process") -> list[int]:
