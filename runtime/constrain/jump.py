@@ -29,6 +29,7 @@ _CONTINUATIONS = (
 K = TypeVar("K")
 V = TypeVar("V")
 Pieces = Callable[[str], tuple[Sequence[int], Sequence[int | None]]]
+Cut = tuple[tuple[int, ...], Sequence[int | None]]
 
 
 class Cuts:
@@ -42,24 +43,42 @@ class Cuts:
     def __init__(self, encode: Callable[[str], Sequence[int]], pieces: Pieces | None = None) -> None:
         self.encode = encode
         self._pieces = pieces
-        self._changed: dict[tuple[str, str], int] = {}
+        self._changed: dict[tuple[str, tuple[str, ...]], int] = {}
+        self._changed_each: dict[tuple[str, str], int] = {}
+        self._known: dict[str, Cut] = {}
 
-    def pieces(self, text: str) -> tuple[tuple[int, ...], Sequence[int | None]]:
-        """Ids of a text, and the number of the piece that each belongs to; None where that is not known."""
-        if self._pieces is None:
-            ids = tuple(self.encode(text))
-            return ids, (None,) * len(ids)
-        found, numbers = self._pieces(text)
-        return tuple(found), numbers
+    def pieces(self, text: str, *, keep: bool = False) -> Cut:
+        """Ids of a text, and the number of the piece that each belongs to; None where that is not known. `keep` it if other
+        constraints may ask for it."""
+        found = self._known.get(text)
+        if found is None:
+            if self._pieces is None:
+                ids: Sequence[int] = self.encode(text)
+                numbers: Sequence[int | None] = (None,) * len(ids)
+            else:
+                ids, numbers = self._pieces(text)
+            found = tuple(ids), numbers
+            if keep:
+                _keep(self._known, text, found)
+        return found
 
-    def changed(self, text: str, more: str) -> int:
-        """Tokens at the end of a text that become others if `more` follows."""
-        key = (text, more)
+    def changed(self, text: str, following: tuple[str, ...]) -> int:
+        """Tokens at the end of a text that become others with one of `following` behind it."""
+        key = (text, following)
         found = self._changed.get(key)
+        if found is None:
+            found = _keep(
+                self._changed, key, max((self._changed_by(text, more) for more in following), default=0)
+            )
+        return found
+
+    def _changed_by(self, text: str, more: str) -> int:
+        key = (text, more)
+        found = self._changed_each.get(key)
         if found is None:
             ids, longer = self.encode(text), self.encode(text + more)
             same = next((i for i, (a, b) in enumerate(zip(ids, longer, strict=False)) if a != b), len(ids))
-            found = _keep(self._changed, key, len(ids) - min(same, len(longer)))
+            found = _keep(self._changed_each, key, len(ids) - min(same, len(longer)))
         return found
 
 
@@ -115,16 +134,16 @@ class JumpForward:
         if text is None or len(text.encode()) <= len(prefix):
             return ()
         goal = self.automaton.advance_bytes(state, run)
-        ids, pieces = self._cuts.pieces(text)
+        ids, pieces = self._cuts.pieces(text, keep=True)
         if ids[: len(context)] != context:  # a tokenizer that treats the beginning of a text otherwise
             context, prefix = (), b""
             text = _whole_characters(run)
             if text is None:
                 return ()
-            ids, pieces = self._cuts.pieces(text)
+            ids, pieces = self._cuts.pieces(text, keep=True)
         if text.encode() == prefix + run:
             last = self._end_of(text, ids, pieces)
-            most = max((self._cuts.changed(last, more) for more in self._continuations(goal)), default=0)
+            most = self._cuts.changed(last, self._continuations(goal))
             ids = ids[: max(len(ids) - most, len(context))]
         return self._safe(ids[len(context) :], run, goal)
 
@@ -143,15 +162,23 @@ class JumpForward:
         known = self._next.get(goal)
         if known is not None:
             return known
-        found = dict.fromkeys(
-            c for c in _CONTINUATIONS if self.automaton.advance_bytes(goal, c.encode()) >= 0
-        )
         words = self.automaton.allowed(goal)
+        found: dict[str, None] = {}
+        for known_text in _CONTINUATIONS:
+            data = known_text.encode()
+            token = self.automaton.vocabulary.ids_of.get(data)
+            if (
+                self.automaton.advance_bytes(goal, data) >= 0
+                if token is None
+                else int(words[token[0] >> 5]) >> (token[0] & 31) & 1
+            ):
+                found[known_text] = None
         some = np.flatnonzero(words)
         for at in some[:: max(1, len(some) // _SAMPLES)].tolist():
             word = int(words[at])
-            data = self.automaton.vocabulary.tokens[at * 32 + (word & -word).bit_length() - 1]
-            text = _whole_characters(data)
+            text = _whole_characters(
+                self.automaton.vocabulary.tokens[at * 32 + (word & -word).bit_length() - 1]
+            )
             if text:
                 found[text] = None
         return _keep(self._next, goal, tuple(found))
