@@ -35,6 +35,8 @@ from triton.runtime.jit import JITFunction
 from runtime.kernels import tuning, whole_step
 from runtime.kernels.argmax import argmax
 from runtime.kernels.decode import decode_attention, packed_decode_attention
+from runtime.kernels.kv_store import store_kv
+from runtime.kernels.mla_decode import mla_decode_attention
 from runtime.kernels.norm import add_rms_norm
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning, rope_store
@@ -49,6 +51,7 @@ SHAPES = {  # heads, KV heads, head size, hidden, inner, vocabulary
     "8b/2": (16, 4, 128, 4096, 7168, 64128),
     "0.5b": (14, 2, 64, 896, 4864, 151936),
 }
+LATENTS = {"v2-lite": 16, "v2": 128}  # heads over latents of 512 with rotated keys of 64
 _CARD = "NVIDIA H200"
 _TYPES = {
     torch.float32: "fp32",
@@ -124,8 +127,25 @@ def compiled(launch: Launch) -> dict[str, Any]:
     }
 
 
+def latent_calls(model: str, rows: int) -> dict[str, Callable[[], Any]]:
+    """What a layer over latents launches of its own, for so many rows."""
+    pool, heads = torch.empty(64, 1, 576, dtype=torch.bfloat16), LATENTS[model]
+    table = torch.zeros(rows, 1024, dtype=torch.int32)
+    seats, lengths = torch.zeros(rows, dtype=torch.int32), torch.ones(rows, dtype=torch.int32)
+    q, q_rope = (torch.empty(rows, heads, n, dtype=torch.bfloat16) for n in (512, 64))
+    slots = torch.zeros(rows, dtype=torch.int64)
+    return {
+        "store": lambda: store_kv(torch.empty(rows, 1, 576, dtype=torch.bfloat16), None, pool, pool, slots),
+        "attention": lambda: mla_decode_attention(
+            q, q_rope, pool.squeeze(1), table, seats, lengths, page_size=1, scale=0.1
+        ),
+    }
+
+
 def calls(model: str, rows: int) -> dict[str, Callable[[], Any]]:
     """The launches of one layer and of the head, over so many rows."""
+    if model in LATENTS:
+        return latent_calls(model, rows)
     heads, kv_heads, dim, hidden, inner, vocabulary = SHAPES[model]
     half = torch.bfloat16
 
@@ -174,6 +194,7 @@ def calls(model: str, rows: int) -> dict[str, Callable[[], Any]]:
         ),
         "down": lambda: skinny_linear(empty(rows, inner), empty(hidden, inner), scratch=scratch),
         "head": lambda: skinny_linear(x, empty(vocabulary, hidden), scratch=scratch),
+        "store": lambda: store_kv(k, v, pool_k, pool_v, slots),
         "rope": lambda: rope_store(q, k, v, angles, angles, slots, slots, pool_k, pool_v),
         "attention": lambda: decode_attention(q.contiguous(), *pages, **paged),
         "attention, packed": lambda: packed_decode_attention(
@@ -193,7 +214,7 @@ def calls(model: str, rows: int) -> dict[str, Callable[[], Any]]:
 
 
 def main(
-    models: Annotated[str, typer.Option(help=f"Of {', '.join(SHAPES)}.")] = "8b,0.5b",
+    models: Annotated[str, typer.Option(help=f"Of {', '.join([*SHAPES, *LATENTS])}.")] = "8b,0.5b,v2-lite",
     rows: Annotated[str, typer.Option(help="Rows of a step.")] = "1,8,64",
     only: Annotated[str, typer.Option(help="Launches whose names contain this.")] = "",
 ) -> None:

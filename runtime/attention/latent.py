@@ -7,12 +7,18 @@ head's keys and values first, which then cost less to attend. Source: DeepSeek-V
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from runtime.attention.base import PagedInputs
 from runtime.models.spec import AttnSpec, MlaSpec
+
+# Not cuDNN, which builds a plan for every new length.
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
 def absorbed(q: Tensor, up: Tensor, spec: AttnSpec) -> tuple[Tensor, Tensor]:
@@ -45,14 +51,15 @@ def attend_prompt(q: Tensor, rows: Tensor, start: int, up: Tensor, spec: AttnSpe
     if start:
         at = torch.arange(length, device=q.device)
         mask = at <= at[start:, None]
-    out = F.scaled_dot_product_attention(
-        q.transpose(0, 1)[None],
-        k.transpose(0, 1)[None],
-        v.transpose(0, 1)[None],
-        attn_mask=mask,
-        is_causal=not start,
-        scale=spec.scale,
-    )
+    with sdpa_kernel(_KERNELS) if q.is_cuda else nullcontext():
+        out = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
+            attn_mask=mask,
+            is_causal=not start,
+            scale=spec.scale,
+        )
     return out[0].transpose(0, 1)
 
 

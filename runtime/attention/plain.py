@@ -79,7 +79,10 @@ class PlainAttention:
         """q [requests, heads, head_dim], each against its own row of slots."""
         assert self._slots is not None and self._lengths is not None
         k = self.store.k[layer][self._slots].to(q.dtype).transpose(1, 2)
-        v = self.store.v[layer][self._slots].to(q.dtype).transpose(1, 2)
+        if spec.mla is not None:
+            v = k[..., : spec.mla.kv_rank]
+        else:
+            v = self.store.v[layer][self._slots].to(q.dtype).transpose(1, 2)
         keys = torch.arange(self._slots.shape[1], device=q.device)
         mask = keys < self._lengths[:, None]
         if spec.window is not None:
