@@ -63,27 +63,8 @@ def _unit(
     unit,
     keys,
     values,
-    qkv,
-    attended,
-    partial,
-    weights,
-    arrived,
-    pool_k,
-    pool_v,
-    pages,
-    cos,
-    sin,
-    q_norm,
-    k_norm,
-    length,
-    oldest,
-    share,
-    used,
-    own_slot,
-    scale,
-    softcap,
-    eps,
-    offset,
+    memory,
+    numbers,
     GROUP: tl.constexpr,
     KV_HEADS: tl.constexpr,
     DIM: tl.constexpr,
@@ -100,7 +81,12 @@ def _unit(
     COLS: tl.constexpr,
     AT_ONCE: tl.constexpr,
 ):
-    """One KV head's queries over part of the context, of which keys and values of the first block are at hand."""
+    """One KV head's queries over part of the context, of which keys and values of the first block are at hand.
+
+    memory, numbers  what `attention` takes
+    """
+    qkv, attended, partial, weights, arrived, pool_k, pool_v, pages, cos, sin, q_norm, k_norm = memory
+    length, oldest, share, used, own_slot, scale, softcap, eps, offset = numbers
     dtype: tl.constexpr = qkv.dtype.element_ty
     STRIDE: tl.constexpr = KV_HEADS * DIM
     split = unit // KV_HEADS
@@ -207,6 +193,8 @@ def attention(
     after       weights that are asked for before all programs meet at `target`
     MORE_UNITS  there may be more parts of heads than programs
     """
+    memory = (qkv, attended, partial, weights, arrived, pool_k, pool_v, pages, cos, sin, q_norm, k_norm)
+    numbers = (length, oldest, share, used, own_slot, scale, softcap, eps, offset)
     dtype: tl.constexpr = qkv.dtype.element_ty
     STRIDE: tl.constexpr = KV_HEADS * DIM
     program = tl.program_id(0)
@@ -222,9 +210,8 @@ def attention(
     meet(counter, target, INTERPRETED)
     if program < KV_HEADS * used:
         _unit(
-            program, keys, values, qkv, attended, partial, weights, arrived, pool_k, pool_v, pages, cos, sin, q_norm,
-            k_norm, length, oldest, share, used, own_slot, scale, softcap, eps, offset, GROUP, KV_HEADS, DIM, SOFTCAP,
-            NORM, OFFSET, TURNED, INTERLEAVED, PAGE, BLOCK_G, BLOCK_D, BLOCK_N, SPLITS, COLS, AT_ONCE,
+            program, keys, values, memory, numbers, GROUP, KV_HEADS, DIM, SOFTCAP, NORM, OFFSET, TURNED, INTERLEAVED, PAGE,
+            BLOCK_G, BLOCK_D, BLOCK_N, SPLITS, COLS, AT_ONCE,
         )  # fmt: skip
     if MORE_UNITS:
         for unit in range(program + programs, KV_HEADS * used, programs):
@@ -234,8 +221,7 @@ def attention(
             keys = _run(pool_k, pages, begin, end, head, dtype, STRIDE, PAGE, DIM, BLOCK_D, BLOCK_N)
             values = _run(pool_v, pages, begin, end, head, dtype, STRIDE, PAGE, DIM, BLOCK_D, BLOCK_N)
             _unit(
-                unit, keys, values, qkv, attended, partial, weights, arrived, pool_k, pool_v, pages, cos, sin, q_norm,
-                k_norm, length, oldest, share, used, own_slot, scale, softcap, eps, offset, GROUP, KV_HEADS, DIM, SOFTCAP,
-                NORM, OFFSET, TURNED, INTERLEAVED, PAGE, BLOCK_G, BLOCK_D, BLOCK_N, SPLITS, COLS, AT_ONCE,
+                unit, keys, values, memory, numbers, GROUP, KV_HEADS, DIM, SOFTCAP, NORM, OFFSET, TURNED, INTERLEAVED, PAGE,
+                BLOCK_G, BLOCK_D, BLOCK_N, SPLITS, COLS, AT_ONCE,
             )  # fmt: skip
     leave(counter, INTERPRETED)
