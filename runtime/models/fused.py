@@ -8,7 +8,7 @@ norm and residual in one launch between the products. Sums are those of the plai
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
 from runtime.kernels.tuning import StepTiles, step_tiles
 from runtime.kernels.whole_step import WholeStep
 from runtime.kv.store import KVStore
-from runtime.layers.attention import Attention
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import MoeSpec, NormSpec
 
@@ -134,7 +133,8 @@ class FusedDecoder:
         return h
 
     def _attend(self, qkv: Tensor, positions: Tensor, layer: Layer, impl: Any) -> Tensor:
-        a, own = layer.spec.attention, cast(Attention, layer.attention)
+        own: Any = layer.attention
+        a = layer.spec.attention
         index, rope = own.index, own.rope
         assert rope is not None
         normed = a.qk_norm == "head"
