@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.kernels import tuning
-from runtime.kernels.activation import gated_reference, silu_mul
+from runtime.kernels.activation import gated_mul, gated_reference
 from runtime.kernels.decode import decode_attention, decode_reference, packed_decode_attention
 from runtime.kernels.merge import split_scratch
 from runtime.kernels.norm import add_rms_norm, rms_norm, rms_norm_reference
@@ -291,7 +291,7 @@ def correct(b: Bench) -> None:
     attempt(
         "rms_norm", lambda: error(rms_norm(y, norm.weight, 1e-5), rms_norm_reference(y, norm.weight, 1e-5))
     )
-    attempt("silu_mul", lambda: error(silu_mul(y), gated_reference(y, "silu")))
+    attempt("silu_mul", lambda: error(gated_mul(y, "silu"), gated_reference(y, "silu")))
     for model, dtype in (("8b", BF16), ("0.5b", torch.float8_e4m3fn)):
         heads, kv, dim, *_ = MODELS[model]
         packed = b.normal(50, heads + 2 * kv, dim)
@@ -572,7 +572,7 @@ def small(b: Bench) -> None:
                     8.0 * rows * hidden,
                     [lambda x=x, r=r: add_rms_norm(x, r, weight, 1e-5) for x, r in zip(xs, rs, strict=True)],
                 ),
-                "silu_mul": (6.0 * rows * inner, [lambda g=g: silu_mul(g) for g in gates]),
+                "silu_mul": (6.0 * rows * inner, [lambda g=g: gated_mul(g, "silu") for g in gates]),
                 "rope_store": (
                     4.0 * rows * (heads + 2 * kv) * dim,
                     [

@@ -209,12 +209,6 @@ class JsonText:
             terms.define(self._any_rule, terms.alt([*options, *words]))
         return terms.call(self._any_rule)
 
-    def any_object(self) -> int:
-        return self.listing(b"{", self.terms.sequence(self.string(), self.colon, self.any_value()), b"}")
-
-    def any_array(self) -> int:
-        return self.listing(b"[", self.any_value(), b"]")
-
     def listing(self, left: bytes, item: int, right: bytes, low: int = 0, high: int = -1) -> int:
         """`low` to `high` items between `left` and `right`."""
         terms = self.terms

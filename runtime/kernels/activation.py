@@ -72,13 +72,3 @@ def gated_mul(x: Tensor, kind: str, *, out: Tensor | None = None) -> Tensor:
             **({"launch_pdl": True} if early else {}),
         )
     return out
-
-
-def silu_mul(x: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """silu(gate) * up of packed rows."""
-    return gated_mul(x, "silu", out=out)
-
-
-def gelu_mul(x: Tensor, *, tanh: bool = False, out: Tensor | None = None) -> Tensor:
-    """gelu(gate) * up of packed rows; `tanh` takes the approximation."""
-    return gated_mul(x, "gelu_tanh" if tanh else "gelu", out=out)

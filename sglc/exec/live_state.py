@@ -170,13 +170,6 @@ class LiveState:
             if not self._changed.wait_for(ready, timeout):
                 raise TimeoutError(f"not there after {timeout} s")
 
-    def _when_idle(self, call: Callable[[], None]) -> None:
-        with self._lock:
-            if self._busy or self._queue:
-                self._idle_calls.append(call)
-                return
-        call()
-
     def _define_later(self, name: Any) -> None:
         with self._lock:
             if self._error is None:

@@ -54,11 +54,6 @@ def parse_module(text: str) -> Module:
     return Module(graphs, next(iter(graphs)), constraints, facts)
 
 
-def parse_graph(text: str) -> Graph:
-    """The first graph of `text`."""
-    return parse_module(text).graph
-
-
 def _string(token: Any) -> str:
     def char(match: re.Match[str]) -> str:
         return chr(int(match[1], 16)) if match[1] else _SHORT[match[2]]

@@ -61,7 +61,6 @@ class Role(Enum):
     USES = "uses"
     FIELDS = "fields"
     REGIONS = "regions"
-    ATTR = "attr"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +73,6 @@ class Slot:
 
 StateDef = Annotated[Value, Slot(Role.DEF, "state")]
 StrDef = Annotated[Value, Slot(Role.DEF, "str")]
-IntDef = Annotated[Value, Slot(Role.DEF, "int")]
-FloatDef = Annotated[Value, Slot(Role.DEF, "float")]
-BoolDef = Annotated[Value, Slot(Role.DEF, "bool")]
-ListDef = Annotated[Value, Slot(Role.DEF, "list<str>")]
 AnyDef = Annotated[Value, Slot(Role.DEF, "any")]
 StateDefs = Annotated[tuple[Value, ...], Slot(Role.DEFS, "state")]
 StrDefs = Annotated[tuple[Value, ...], Slot(Role.DEFS, "str")]

@@ -12,7 +12,6 @@ from sglc.ir.types import type_of
 from sglc.passes.base import Pass, Report
 
 TEXT = "text of the call"  # the scope that gives a call's text; nobody can read the state that it is in
-Env = dict[str | None, Operand]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runtime.kernels.activation import ACTIVATIONS, gated_mul, gated_reference, gelu_mul, silu_mul
+from runtime.kernels.activation import ACTIVATIONS, gated_mul, gated_reference
 from tests.kernels.paged_case import TOLERANCE, error
 
 
@@ -18,10 +18,7 @@ def test_against_float64(device: torch.device, dtype: torch.dtype, size: int, ki
     assert error(gated_mul(x, kind), gated_reference(x, kind)) < TOLERANCE[dtype]
 
 
-def test_names(device: torch.device) -> None:
+def test_an_unknown_gate_is_refused(device: torch.device) -> None:
     x = torch.randn(2, 32, device=device)
-    assert torch.equal(silu_mul(x), gated_mul(x, "silu"))
-    assert torch.equal(gelu_mul(x), gated_mul(x, "gelu"))
-    assert torch.equal(gelu_mul(x, tanh=True), gated_mul(x, "gelu_tanh"))
     with pytest.raises(ValueError, match="'relu' is not one of silu, gelu, gelu_tanh"):
         gated_mul(x, "relu")
