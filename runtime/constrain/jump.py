@@ -90,6 +90,7 @@ class JumpForward:
         self._cuts = cuts
         self._runs: dict[int, bytes] = {}
         self._next: dict[int, tuple[str, ...]] = {}
+        self._grows: dict[tuple[int, bytes], bool] = {}
         self._known: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
         self._found: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
 
@@ -197,10 +198,12 @@ class JumpForward:
 
     def _may_grow(self, rest: bytes, goal: int) -> bool:
         """Could one token take `rest`, to the end of the run, and more?"""
-        for longer in self.automaton.vocabulary.longer_than(rest, _LONGER):
-            if self.automaton.advance_bytes(goal, longer[len(rest) :]) >= 0:
-                return True
-        return False
+        found = self._grows.get((goal, rest))
+        if found is None:
+            longer = self.automaton.vocabulary.longer_than(rest, _LONGER)
+            grows = any(self.automaton.advance_bytes(goal, token[len(rest) :]) >= 0 for token in longer)
+            found = _keep(self._grows, (goal, rest), grows)
+        return found
 
 
 def _keep(known: dict[K, V], key: K, value: V) -> V:
