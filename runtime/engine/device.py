@@ -27,7 +27,6 @@ from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.heads import Head
-from runtime.models.spec import MoeSpec
 from runtime.sampling.random import uniforms
 from runtime.sampling.sampler import SamplingState, adjust, count, fields_of
 
@@ -448,13 +447,11 @@ def device_runner(
     context: int,
     largest_graph: int,
 ) -> DeviceRunner:
-    """A runner with its graphs captured; says what runs. Only own attention is captured: it plans nothing on the host.
-    Layers of experts are not: they wait for the number of tokens of each."""
+    """A runner with its graphs captured; says what runs. Only own attention is captured: it plans nothing on the host."""
     from runtime.attention.triton import TritonAttention
     from runtime.models.fused import FusedDecoder, why_not  # triton is not everywhere
 
     own = isinstance(attention, TritonAttention)
-    waits = any(isinstance(layer.mlp, MoeSpec) for layer in model.spec.layers)
     reason = why_not(model)
     layers = FusedDecoder(model, store) if reason is None else model
     log.info(
@@ -469,14 +466,10 @@ def device_runner(
         head,
         seats=seats,
         context=context,
-        graph_sizes=graph_sizes(largest_graph)
-        if own and largest_graph and head is None and not waits
-        else (),
+        graph_sizes=graph_sizes(largest_graph) if own and largest_graph and head is None else (),
     )
     began = time.perf_counter()
     runner.capture()
     if runner.graphs is not None:
         log.info("decode graphs captured in %.1f s", time.perf_counter() - began)
-    elif waits:
-        log.info("no decode graphs: layers of experts wait for the number of tokens of each expert")
     return runner

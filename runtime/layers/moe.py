@@ -12,13 +12,11 @@ from runtime.layers.norm import activation
 from runtime.models.spec import MlpSpec, MoeSpec
 from runtime.parallel.group import Group
 
+_AT_ONCE = 512  # tokens; products of more take longer than their launches
+
 
 class Moe(nn.Module):
-    """`MoeSpec` in torch: tokens in the order of their experts, two products for each expert that has some.
-
-    How many tokens an expert has must be known on the host: on a GPU every call waits for the device.
-    With a `group` each rank has some columns of every expert.
-    """
+    """`MoeSpec` in torch. With a `group` each rank has some columns of every expert."""
 
     def __init__(self, hidden: int, spec: MoeSpec, dtype: torch.dtype, group: Group | None = None) -> None:
         super().__init__()
@@ -38,7 +36,7 @@ class Moe(nn.Module):
         if s.groups > 1:
             best = scores.unflatten(1, (s.groups, -1)).amax(-1)
             kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(s.top_groups).indices, True)
-            scores = scores.masked_fill(~kept.repeat_interleave(s.experts // s.groups, dim=1), 0.0)
+            scores = scores.unflatten(1, (s.groups, -1)).masked_fill(~kept[..., None], 0.0).flatten(1)
         weights, chosen = scores.topk(s.top_k)
         if s.renormalise:
             weights = weights / weights.sum(-1, keepdim=True)
@@ -47,6 +45,16 @@ class Moe(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x [tokens, hidden]."""
         weights, chosen = self.route(x)
+        made = self.at_once(x, chosen) if _waiting_is_dear(x) else self.one_by_one(x, chosen)
+        # In the order of the scores, so that other tokens of the batch change nothing.
+        y = (made * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+        if self.shared is not None:
+            y = y + self.shared(x)
+        return y if self.group is None else self.group.all_reduce(y)
+
+    def one_by_one(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """What its experts make of each token, [tokens, top_k, hidden]: tokens in the order of their experts, two products
+        for each expert that has some. The host must know how many, and waits for the device."""
         flat = chosen.flatten()
         order = flat.argsort(stable=True)
         given = x[order // self.spec.top_k]
@@ -59,10 +67,18 @@ class Moe(nn.Module):
                 found[at : at + count] = F.linear(self.act(gate) * up, downs[expert])
                 at += count
         back = torch.empty_like(found)
-        back[order] = (
-            found  # summed in the order of the scores, so that other tokens of the batch change nothing
-        )
-        y = (back.unflatten(0, chosen.shape) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
-        if self.shared is not None:
-            y = y + self.shared(x)
-        return y if self.group is None else self.group.all_reduce(y)
+        back[order] = found
+        return back.unflatten(0, chosen.shape)
+
+    def at_once(self, x: Tensor, chosen: Tensor) -> Tensor:
+        """The same by all experts for all tokens, in two products. Nothing is waited for, so a graph can hold it."""
+        experts = self.spec.experts
+        gate, up = self.up(x).unflatten(1, (experts, 2, -1)).unbind(2)
+        inner = (self.act(gate) * up).transpose(0, 1)
+        made = inner @ self.down.weight.unflatten(0, (experts, -1)).mT  # [experts, tokens, hidden]
+        return made[chosen, torch.arange(len(x), device=x.device)[:, None]]
+
+
+def _waiting_is_dear(x: Tensor) -> bool:
+    """Whether reading all experts takes less than launching the chosen ones: for decode steps on a GPU."""
+    return x.is_cuda and (len(x) <= _AT_ONCE or torch.cuda.is_current_stream_capturing())

@@ -131,6 +131,7 @@ def generate(
         ("gemma", 1, "eager", 1, 1),
         ("not fused", 1, "graphs", 2, 2),
         ("latents", 16, "graphs", 2, 3),
+        ("experts", 1, "graphs", 2, 2),
         ("llama", 1, "plain", 1, 3),
     ],
 )
@@ -242,16 +243,6 @@ def test_what_cannot_be_fused_is_told() -> None:
     assert why_not(decoder("not fused", device)) == "its layers have the form 'parallel'"
     assert why_not(decoder("latents", device)) == "its attention is over latents"
     assert why_not(decoder("experts", device)) == "its layers have experts"
-
-
-def test_layers_of_experts_are_not_captured(device: torch.device, caplog: pytest.LogCaptureFixture) -> None:
-    model = decoder("experts", device)
-    store = KVStore(model.spec, 8, 16, torch.float32, str(device))
-    attention = TritonAttention(store)
-    with caplog.at_level("INFO", "runtime.engine"):
-        made = device_runner(model, store, attention, (), None, seats=4, context=96, largest_graph=4)
-    assert made.graphs is None and made.model is model
-    assert caplog.messages[-1].startswith("no decode graphs: layers of experts wait")
 
 
 def test_fused_layers_compute_what_the_plain_ones_do(device: torch.device) -> None:

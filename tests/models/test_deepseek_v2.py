@@ -173,6 +173,17 @@ def test_each_token_passes_its_experts(spec: MoeSpec) -> None:
             wanted[token] += part * scores[e] / total * spec.scaling
     if moe.shared is not None:
         wanted += moe.shared(x).double()
-    found = moe(x)
+    found, chosen = moe(x), moe.route(x)[1]
+    assert (moe.at_once(x, chosen) - moe.one_by_one(x, chosen)).abs().max() < 1e-6
     assert (found - wanted).abs().max() < 1e-5
     assert all((moe(x[i : i + 1]) - found[i]).abs().max() < 1e-6 for i in range(9))
+
+
+@pytest.mark.parametrize("spec", [MoeSpec(5, 2, 12), MoeSpec(8, 3, 12, groups=4, top_groups=2)])
+def test_a_captured_step_reads_no_value(spec: MoeSpec) -> None:
+    """Tensors without data: what asks for a number on the host fails."""
+    moe, x = Moe(16, spec, torch.float32).to("meta"), torch.empty(9, 16, device="meta")
+    chosen = moe.route(x)[1]
+    assert moe.at_once(x, chosen).shape == (9, spec.top_k, 16)
+    with pytest.raises(NotImplementedError, match="Meta tensors"):
+        moe.one_by_one(x, chosen)
