@@ -125,25 +125,23 @@ class DeviceSeats(ConstrainedSeats):
         assert isinstance(automaton, TokenFsm)
         return self.compiler.jump(constraint) is None or automaton.fsm.longest_forced < _RUN
 
-    def seat(self, a: Admission) -> None:
-        self.release(a.seat)
-        constraint = a.sampling.constraint
-        if constraint is None or not self.unforced(constraint, a.logprobs):
-            return super().seat(a)
+    def _take(self, a: Admission, constraint: Constraint) -> None:
+        if not self.unforced(constraint, a.logprobs):
+            return super()._take(a, constraint)
         fsm = self.compiler.get(constraint)
         assert isinstance(fsm, TokenFsm)
         table = self.tables.take(fsm)
         if table is None:  # the host's, but nothing is forced: steps may be queued as if it were here
-            super().seat(a)
+            super()._take(a, constraint)
             self._jumps.pop(a.seat, None)
             return None
+        self._here[a.seat] = fsm
         matcher = self.compiler.matcher(constraint, a.max_new)
         for token in a.tokens[a.prompt :]:
             matcher.advance(token)
         states, classes = fsm.next.shape
         state = states if matcher.ended else matcher.state
         left = a.max_new - matcher.used
-        self._here[a.seat] = fsm
         self._stale[a.seat] = [
             table.data_ptr(),
             classes + 1,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ import jsonschema
 import pytest
 
 import sglc as sgl
+from grammar.constraint_errors import TooLarge
+from grammar.token_pushdown import TokenPushdown
+from runtime.constrain.matcher import Matcher
 from runtime.errors import InvalidRequest
 
 SCHEMA = {
@@ -131,3 +135,40 @@ def test_an_answer_that_must_end_does_so_before_its_least_length(engine: sgl.Eng
     for temperature in (0, 1.5):
         answer = engine.generate("Spell:", {**params, "temperature": temperature})
         assert answer["text"] == "abc" and answer["meta_info"]["finish_reason"]["type"] == "stop"
+
+
+@pytest.mark.parametrize("fails", ["mask", "advance", "forced_tokens", "__post_init__"])
+def test_a_constraint_that_fails_while_its_text_is_written_ends_its_request_alone(
+    engine: sgl.Engine, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """As at the limit of states, which recursion builds while texts are written."""
+    usual = getattr(Matcher, fails)
+    loop = threading.current_thread()
+
+    def failing(self: Matcher, *given: Any) -> Any:
+        if (
+            isinstance(self.automaton, TokenPushdown)
+            and self.max_tokens == 41
+            and (fails != "advance" or self.used > 3)
+        ):
+            if fails != "__post_init__" or threading.current_thread() is not loop:
+                raise TooLarge("the constraint needs more than 9 states")
+        return usual(self, *given)
+
+    async def both() -> list[Any]:
+        calls = [
+            engine.async_generate("Q: 1?\nA:", {"regex": PATTERNS[0], "max_new_tokens": 20, "seed": 1}),
+            engine.async_generate(
+                "Q: 2?\nA:", {"json_schema": json.dumps(SCHEMA), "max_new_tokens": 41, "seed": 1}
+            ),
+            engine.async_generate(
+                "Q: 3?\nA:", {"json_schema": json.dumps(SCHEMA), "max_new_tokens": 40, "seed": 1}
+            ),
+        ]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    monkeypatch.setattr(Matcher, fails, failing)
+    answer, error, other = asyncio.run(both())
+    assert isinstance(error, Exception)
+    assert re.fullmatch(PATTERNS[0], answer["text"])
+    jsonschema.validate(json.loads(other["text"]), SCHEMA)

@@ -323,3 +323,9 @@ def test_a_budget_below_the_shortest_text_is_refused_and_one_above_always_ends()
     while not place.can_end:
         place.advance(int(np.flatnonzero(place.mask_bool())[-1]))
     assert place.used <= 6
+
+
+def test_a_text_longer_than_any_answer_is_refused_before_it_is_spelled_out() -> None:
+    """As `(a{1000}){1000}`: a million states, and 40 s until they were found to be too many."""
+    with pytest.raises(TooLarge, match=r"the shortest text that matches has more than 131,072 bytes"):
+        automaton("regex", "(a{1000}){1000}")
