@@ -128,6 +128,8 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         )
     c = Cache(16, 96)
     q, q_rope = normal(len(LENGTHS), 19, 64), normal(len(LENGTHS), 19, 32)
+    kept, places = c.k.unsqueeze(1), torch.tensor([5, -1, 0, len(c.k) - 1], device=DEVICE)
+    yield "store latents", lambda: store_kv(normal(4, 1, 96), None, kept, kept, places)
     for splits in (1, 3):
         tiles = LatentTiles(16, 16, 4, 2, splits)
         yield (
