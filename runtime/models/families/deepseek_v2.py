@@ -42,7 +42,7 @@ def _stretched(c: HFConfig) -> float:
     all_dim = p.get("mscale_all_dim")
     if p.get("rope_type", p.get("type", "default")) == "default" or not all_dim:
         return 1.0
-    return yarn_scale(float(p["factor"]), float(all_dim)) ** 2
+    return yarn_scale(float(p.get("factor", 1.0)), float(all_dim)) ** 2
 
 
 def experts(c: HFConfig) -> MoeSpec:
