@@ -53,8 +53,16 @@ THERE, NEEDED, GIVES_BYTES, GIVES_TOKENS = range(4)
 # where its masks begin: the members that are left, then what may come next
 OF_ORDER, CAME, MUST_BYTES, MUST_TOKENS, MASKS = range(5)
 
+# columns of the nodes of a `WalkTree`: children are CHILD .. END_CHILD - 1; TOKENS_HERE tokens end at the node: TOKEN if that is
+# one, else those of the tree's `ids` from TOKEN on
+CHILD, END_CHILD, TOKEN, TOKENS_HERE = range(4)
 # columns of a walk's path: a configuration and these
 NEXT, END = 4, 5
+# of a walk's progress: depth (-1: not begun), ids so far, the largest need met, whether what is below `top` on the stack was looked
+# at, and of a walk that leaves out other names (`fill`): the depth down to which the way is part of names (-1: of any walk else),
+# the arc that other names take, the stack there, and the configuration behind them
+DEPTH, FOUND, LARGEST, OUTSIDE, WITHIN, ARC, BELOW, BEHIND = range(8)
+PROGRESS = 12
 
 # kinds: nothing can follow; ordinary; inside of a counted string; fixed bytes (place: how many are done); the bytes of a
 # name, or any other text of a string (place: how many are those of the name); and (in a walk only) one that is not built
@@ -110,7 +118,7 @@ def machine_tables(
     stack, slots, used           int64 [, 6], int32 [a power of two], int64 [3]
     endings, orders, members     int32 [, 3], int64 [, 10], int64 [, 4]
     sets, masks, set_slots       int64 [, 5], int64 [], int32 [a power of two]
-    path, progress               int64 [depth, 6], int64 [4]: see `walk`
+    path, progress               int64 [depth, 6], int64 [PROGRESS]: see `walk`
     eos, words                   int32 []: the end tokens; the length of a row
     """
     arrays = (states, arcs, dense, pushes, runs, spelled, inside, inside_need, stack, slots, used)
@@ -532,6 +540,34 @@ def close(machine, state, place, count, top):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
+def _child(byte, first, end, wanted):  # type: ignore[no-untyped-def]
+    """The first of these siblings whose byte is not below `wanted`."""
+    while first < end:
+        middle = (first + end) >> 1
+        if byte[middle] < wanted:
+            first = middle + 1
+        else:
+            end = middle
+    return first
+
+
+@njit(cache=True)
+def _clear(nodes, ids, node, row):  # type: ignore[no-untyped-def]
+    """Take the tokens of a subtree out of a row."""
+    last = np.int64(node)
+    while nodes[last, CHILD] < nodes[last, END_CHILD]:
+        last = np.int64(nodes[last, END_CHILD]) - 1
+    end = nodes[last, END_CHILD]  # of a leaf: where its children would be
+    i, first = np.int64(node), np.int64(nodes[node, CHILD])
+    while i < end:
+        token, here = nodes[i, TOKEN], nodes[i, TOKENS_HERE]
+        for k in range(here):
+            t = token if here == 1 else ids[token + k]
+            row[t >> 5] &= ~(np.uint32(1) << np.uint32(t & 31))
+        i = first if i == node else i + 1
+
+
+@njit(cache=True)
 def walk(machine, tree, state, place, count, top, path, budget, row, out, needs, progress):  # type: ignore[no-untyped-def]
     """Tokens of a `WalkTree` that can follow a configuration, as bits in `row`; the first of them also as ids in `out`.
 
@@ -539,8 +575,7 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
     path      int64 [depth, 6]: the configuration behind the node of each depth on the way, its next child, their end
     budget    only tokens after which so many tokens are enough to complete the text
     needs     int32 like `out`: how many are enough after each of these, without what is below `top` on the stack
-    progress  depth (-1: not begun), ids so far, the largest need met, whether what is below `top` on the stack
-              was looked at: where to go on after UNBUILT or FULL
+    progress  int64 [PROGRESS]: where to go on after UNBUILT, FULL or CROWDED
     """
     table = _numbers(machine)
     states, stack = _state_table(machine), _stack_table(machine)
@@ -548,26 +583,28 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
     dense = carray(_memory(table[_DENSE]), (_MANY, 256), np.int32)
     runs = carray(_memory(table[_RUNS]), (_MANY,), np.uint8)
     inside = carray(_memory(table[_INSIDE]), (_MANY, 256), np.int16)
-    parts = carray(_memory(tree), (6,), np.int64)
+    parts = carray(_memory(tree), (3,), np.int64)
     byte = carray(_memory(parts[0]), (_MANY,), np.uint8)
-    first = carray(_memory(parts[1]), (_MANY,), np.int32)
-    last = carray(_memory(parts[2]), (_MANY,), np.int32)
-    unique = carray(_memory(parts[3]), (_MANY,), np.int32)
-    offsets = carray(_memory(parts[4]), (_MANY,), np.int32)
-    ids = carray(_memory(parts[5]), (_MANY,), np.int32)
+    nodes = carray(_memory(parts[1]), (_MANY, 4), np.int32)
+    ids = carray(_memory(parts[2]), (_MANY,), np.int32)
     bottom = top
     below_all = stack[top, CLOSE]
-    d, found, most, outside = progress[0], progress[1], progress[2], progress[3]
+    d, found, most, outside = progress[DEPTH], progress[FOUND], progress[LARGEST], progress[OUTSIDE]
+    within, of_others = progress[WITHIN], progress[BELOW]
     few = len(out)
     if d < 0:
         d = 0
         path[0, 0], path[0, 1], path[0, 2], path[0, 3] = state, place, count, top
-        path[0, NEXT] = first[0]
-        path[0, END] = last[0]
+        path[0, NEXT] = nodes[0, CHILD]
+        path[0, END] = nodes[0, END_CHILD]
+    other = np.int64(0)
+    if within >= 0:
+        other = np.int64(arcs[progress[ARC], ARC_TARGET])
     expected, inner, easy = np.uint8(0), False, False
     while d >= 0:
         state, place, count, top = path[d, 0], path[d, 1], path[d, 2], path[d, 3]
-        end = path[d, END]
+        i, end = path[d, NEXT], path[d, END]
+        in_name = d <= within
         kind = states[state, KIND]
         if states[state, COUNT] < 0:
             kind = NOT_BUILT
@@ -578,33 +615,54 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
         if kind in (RUN, NAME):
             expected = runs[states[state, LOW] + place]
             inner = place + 1 < states[state, HIGH]
+            alike = False
+            if in_name and kind == NAME:
+                alike = (
+                    top == bottom
+                    and count == path[0, 2]
+                    and _same_arc(arcs, states[state, OTHER], progress[ARC])
+                )
+            if alike or (kind == RUN and not in_name):  # no other child can follow, or matters
+                i = _child(byte, i, end, expected)
+                end = min(i + 1, end)
         elif kind == STRING:
             easy = place == states[state, BASE] and states[state, HIGH] < 0
         elif kind == CLOSED:  # nothing can follow
             outside = 1
-            path[d, NEXT] = end
+            i = end
         deeper = False
-        for i in range(path[d, NEXT], end):
+        while i < end:
             s, p, n, t = state, place, count, top
             b = byte[i]
-            known = False
+            known = dead = False
             if kind in (RUN, NAME):
                 if expected != b:
-                    if kind == RUN:
-                        continue
+                    dead = kind == RUN
                 elif inner:
                     p = place + 1
                     known = True
             elif kind == OPEN:
-                hit = -1
+                hit, ahead = -1, 256
                 if row_of > 0:
                     hit = dense[row_of, b]
                 else:
                     for a in range(first_arc, end_arc):
-                        if arcs[a, ARC_LOW] <= b <= arcs[a, ARC_HIGH]:
-                            hit = a
+                        if b <= arcs[a, ARC_HIGH]:
+                            if arcs[a, ARC_LOW] <= b:
+                                hit = a
+                            else:
+                                ahead = arcs[a, ARC_LOW]
                             break
                 if hit >= 0:
+                    if (
+                        in_name
+                        and b != 0x22
+                        and top == bottom
+                        and count == path[0, 2]
+                        and _same_arc(arcs, hit, progress[ARC])
+                    ):
+                        i += 1
+                        continue
                     if arcs[hit, ARC_PUSHES] == 0:
                         goal = arcs[hit, ARC_TARGET]
                         goal_kind = states[goal, KIND]
@@ -612,7 +670,7 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
                             if states[goal, LEADS_TO] == 0:
                                 n = 0
                             elif not _alive(machine, goal, count):
-                                continue
+                                dead = True
                             s = np.int64(goal)
                             p = np.int64(states[goal, BASE])
                             known = True
@@ -623,99 +681,176 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
                             known = True
                 elif final:
                     outside = 1
-                else:
+                    if not _takes(machine, top, b):
+                        dead = True
+                elif in_name or row_of > 0:
+                    dead = True
+                else:  # on to a child that an arc takes
+                    i = end if ahead == 256 else _child(byte, i + 1, end, np.uint8(ahead))
                     continue
             elif kind == STRING:
                 if easy and b != 0x22:
                     p = np.int64(inside[place, b])
                     if p < 0:
-                        continue
+                        dead = True
                     if p == place:
                         n = min(count + 1, states[state, LOW])
                     known = True
-            if not known:
+            if not known and not dead:
                 status, s, p, n, t = step(machine, state, place, count, top, b)
                 if status < 0:
                     path[d, NEXT] = i
-                    progress[0], progress[1], progress[2], progress[3] = d, found, most, outside
+                    progress[DEPTH], progress[FOUND], progress[LARGEST], progress[OUTSIDE] = (
+                        d,
+                        found,
+                        most,
+                        outside,
+                    )
+                    progress[WITHIN] = within
                     return status, s
-                if status == DEAD:
+                dead = status == DEAD
+            if in_name:
+                if b == 0x22:
+                    behind = progress[BEHIND:]
+                    if not dead and s == behind[0] and p == behind[1] and n == behind[2] and t == behind[3]:
+                        i += 1
+                        continue
+                    _clear(nodes, ids, i, row)
+                elif s == other and t == of_others:
+                    i += 1
                     continue
-            u = unique[i]
-            if u >= 0:
+            if dead:
+                i += 1
+                continue
+            here = nodes[i, TOKENS_HERE]
+            if here > 0:
                 enough = close(machine, s, p, n, t)
                 if enough <= budget:
                     most = max(most, enough - below_all)
-                    for k in range(offsets[u], offsets[u + 1]):
-                        token = ids[k]
+                    for k in range(here):
+                        token = nodes[i, TOKEN] if here == 1 else ids[nodes[i, TOKEN] + k]
                         row[token >> 5] |= np.uint32(1) << np.uint32(token & 31)
                         if found < few:
                             out[found] = token
                             needs[found] = enough - below_all
                         found += 1
-            if first[i] < last[i]:
+            if nodes[i, CHILD] < nodes[i, END_CHILD]:
                 if t != top:
                     below = t
                     while below != bottom and below != 0:
                         below = stack[below, PARENT]
                     if below != bottom:
                         outside = 1
+                if in_name:
+                    within = d if b == 0x22 else np.int64(len(path))
                 path[d, NEXT] = i + 1
                 d += 1
                 path[d, 0], path[d, 1], path[d, 2], path[d, 3] = s, p, n, t
-                path[d, NEXT] = first[i]
-                path[d, END] = last[i]
+                path[d, NEXT] = nodes[i, CHILD]
+                path[d, END] = nodes[i, END_CHILD]
                 deeper = True
                 break
+            i += 1
         if not deeper:
             d -= 1
-    progress[0], progress[1], progress[2], progress[3] = d, found, most, outside
+    progress[DEPTH], progress[FOUND], progress[LARGEST], progress[OUTSIDE] = d, found, most, outside
     return OK, 0
 
 
 @njit(cache=True)
+def _same_arc(arcs, a, b):  # type: ignore[no-untyped-def]
+    """Do two arcs lead to one state and push the same?"""
+    same = arcs[a, ARC_PUSH] == arcs[b, ARC_PUSH] and arcs[a, ARC_PUSHES] == arcs[b, ARC_PUSHES]
+    return same and arcs[a, ARC_TARGET] == arcs[b, ARC_TARGET]
+
+
+@njit(cache=True)
+def _takes(machine, top, byte):  # type: ignore[no-untyped-def]
+    """May what is on the stack begin with `byte`? False only if it is certain that it may not."""
+    states, stack = _state_table(machine), _stack_table(machine)
+    if top == 0:
+        return False
+    state = stack[top, RETURN]
+    kind = states[state, KIND]
+    if states[state, COUNT] < 0:
+        return True
+    if kind == RUN:
+        return carray(_memory(_numbers(machine)[_RUNS]), (_MANY,), np.uint8)[states[state, LOW]] == byte
+    if kind != OPEN or states[state, FINAL] or states[state, DENSE] > 0:
+        return True
+    arcs = carray(_memory(_numbers(machine)[_ARCS]), (_MANY, 5), np.int32)
+    for a in range(states[state, FIRST], states[state, FIRST] + states[state, COUNT]):
+        if arcs[a, ARC_LOW] <= byte <= arcs[a, ARC_HIGH]:
+            return True
+    return False
+
+
+@njit(cache=True)
 def fill(machine, source, state, place, count, top, row_at, begin):  # type: ignore[no-untyped-def]
-    """A whole row: what the `Source` at the address `source` shares, the tokens of its tree that can follow, and the end tokens.
+    """A whole row: what the `Source` at the address `source` shares, the tokens of its trees that can follow, and the end tokens.
 
     row_at    the address of uint32 [words], all zero
     begin     0 to go on after UNBUILT, FULL or CROWDED
 
     Returns (status, state, tokens that are enough after any of those that were walked without what is below on the stack,
     whether the row is that of this stack alone).
+
+    A source with `names` is of a configuration in which any text of a string may follow, the rest of certain names or else
+    that of other names, which takes one arc (OTHER). The row is made as if all were other names; then the tokens that are a part
+    of the names are walked, and those that close one of them are set or cleared as the walk finds.
     """
     table = _numbers(machine)
     states, stack = _state_table(machine), _stack_table(machine)
-    words = table[_WORDS]
     row = carray(_memory(row_at), (_MANY,), np.uint32)
     path = carray(_memory(table[_PATH]), (table[_DEPTH], 6), np.int64)
-    progress = carray(_memory(table[_PROGRESS]), (4,), np.int64)
-    parts = carray(_memory(source), (3,), np.int64)
+    progress = carray(_memory(table[_PROGRESS]), (PROGRESS,), np.int64)
+    parts = carray(_memory(source), (4,), np.int64)
     none = carray(_memory(table[_PUSHES]), (0,), np.int32)
+    names = parts[2]
     may_end = states[state, FINAL] & stack[top, ENDS]
     if begin:
         if parts[0] != 0:
             shared = carray(_memory(parts[0]), (_MANY,), np.uint32)
-            for w in range(words):
+            for w in range(table[_WORDS]):
                 row[w] = shared[w]
         if may_end:
             ends = carray(_memory(table[_EOS]), (table[_EOS_COUNT],), np.int32)
             for k in range(len(ends)):
                 row[ends[k] >> 5] |= np.uint32(1) << np.uint32(ends[k] & 31)
-        progress[0], progress[1], progress[2], progress[3] = -1, 0, 0, 0
-    close_here = np.int64(0)
-    if parts[2] != 0:
-        above = stack[top, CLOSE]
-        state, count = np.int64(0), np.int64(0)
-        while state == 0 and top != 0:
-            state, count = stack[top, RETURN], stack[top, HELD]
-            top = stack[top, PARENT]
-        place = np.int64(states[state, BASE])
-        close_here = stack[top, CLOSE] - above
-    status, state = walk(
-        machine, parts[1], state, place, count, top, path, NO_BUDGET, row, none, none, progress
-    )
-    alone = progress[3] != 0 or may_end != 0 or parts[2] != 0
-    return status, state, progress[2] + close_here, alone
+        progress[DEPTH], progress[FOUND], progress[LARGEST], progress[OUTSIDE], progress[WITHIN] = (
+            -1,
+            0,
+            0,
+            0,
+            -1,
+        )
+    s, p, n, t = state, place, count, top
+    if names != 0:
+        t = _push_all(machine, np.int64(states[state, OTHER]), count, top)
+        if t <= 0:
+            return t, np.int64(state), np.int64(0), False
+        progress[ARC], progress[BELOW] = states[state, OTHER], t
+    if parts[3] != 0:
+        s, n = np.int64(0), np.int64(0)
+        while s == 0 and t != 0:
+            s, n = stack[t, RETURN], stack[t, HELD]
+            t = stack[t, PARENT]
+        p = np.int64(states[s, BASE])
+    above = stack[t, CLOSE] - stack[top, CLOSE]
+    if progress[WITHIN] < 0:
+        status, at = np.int64(OK), np.int64(0)
+        if parts[1] != 0:
+            status, at = walk(machine, parts[1], s, p, n, t, path, NO_BUDGET, row, none, none, progress)
+        if status != OK or names == 0:
+            alone = progress[OUTSIDE] != 0 or may_end != 0
+            return status, at, progress[LARGEST] + above, alone
+        behind = progress[BEHIND:]
+        behind[0], behind[1], behind[2], behind[3] = s, p, n, t
+        progress[LARGEST] = max(progress[LARGEST] + above, close(machine, s, p, n, t) - stack[top, CLOSE])
+        progress[OUTSIDE] |= t != top
+        progress[DEPTH], progress[WITHIN] = -1, len(path)
+    status, at = walk(machine, names, state, place, count, top, path, NO_BUDGET, row, none, none, progress)
+    return status, at, progress[LARGEST], progress[OUTSIDE] != 0 or may_end != 0
 
 
 @njit(cache=True)

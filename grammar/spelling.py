@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from grammar.pushdown_loops import CHILD, END_CHILD, TOKEN, TOKENS_HERE
 from grammar.walk_tree import WalkTree
 
 _KEPT = 1 << 16
@@ -33,42 +34,42 @@ class Spelling:
 
     def tokens(self, text: bytes) -> tuple[int, ...]:
         """The fewest tokens that spell `text`, of these the ones that begin longest."""
-        fewest, length, string = self._spelled(text)
+        fewest, length, token = self._spelled(text)
         assert fewest[0] < _NEVER, "a byte that no token spells"
         ids, at = [], 0
         while at < len(text):
-            ids.append(int(self._tree.ids[self._tree.offsets[string[at]]]))
+            ids.append(int(token[at]))
             at += int(length[at])
         return tuple(ids)
 
     def _spelled(self, text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         tree = self._tree
-        return _fewest(np.frombuffer(text, np.uint8), tree.byte, tree.first, tree.last, tree.unique)  # type: ignore[no-any-return]
+        return _fewest(np.frombuffer(text, np.uint8), tree.byte, tree.nodes, tree.ids)  # type: ignore[no-any-return]
 
 
 @njit(cache=True)
-def _fewest(text, byte, first, last, unique):  # type: ignore[no-untyped-def]
-    """For each place: the fewest tokens from there on, the length of the first of them and which byte string it is."""
+def _fewest(text, byte, nodes, ids):  # type: ignore[no-untyped-def]
+    """For each place: the fewest tokens from there on, the length of the first of them and which one it is."""
     count = len(text)
     fewest = np.zeros(count + 1, np.int32)
     length = np.zeros(count, np.int32)
-    string = np.full(count, -1, np.int32)
+    token = np.full(count, -1, np.int32)
     for i in range(count - 1, -1, -1):
         fewest[i] = _NEVER
         node = 0
         for k in range(i, count):
-            low, high = first[node], last[node]
+            low, high = nodes[node, CHILD], nodes[node, END_CHILD]
             while low < high:
                 middle = (low + high) // 2
                 if byte[middle] < text[k]:
                     low = middle + 1
                 else:
                     high = middle
-            if low == last[node] or byte[low] != text[k]:
+            if low == nodes[node, END_CHILD] or byte[low] != text[k]:
                 break
             node = low
-            if unique[node] >= 0 and fewest[k + 1] + 1 <= fewest[i]:
+            if nodes[node, TOKENS_HERE] > 0 and fewest[k + 1] + 1 <= fewest[i]:
                 fewest[i] = fewest[k + 1] + 1
                 length[i] = k + 1 - i
-                string[i] = unique[node]
-    return fewest, length, string
+                token[i] = nodes[node, TOKEN] if nodes[node, TOKENS_HERE] == 1 else ids[nodes[node, TOKEN]]
+    return fewest, length, token

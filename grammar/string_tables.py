@@ -88,6 +88,7 @@ class StringTables:
         self._most: dict[int, int] = {}  # characters that a token begins
         self._last: dict[int, int] = {}  # and one more than those that one completes before the closing quote
         self._free: dict[int, Source] = {}
+        self._names: dict[int, Source] = {}
 
     def _walk(self, place: int) -> Walk:
         found = self._walks[place]
@@ -215,8 +216,11 @@ class StringTables:
             self.free(spelling)
             for left in range(inside().farthest + 1):
                 self.staying_within(base, left)
+            self.names(spelling)
             for room in range(self._most[base]):
                 self.source(base, room, 0)
+            for missing in range(self._last[base] + 1):
+                self.source(base, -1, missing)
         for place in range(len(inside().table)):
             self.source(place, -1, 0)
 
@@ -254,4 +258,12 @@ class StringTables:
             exits = self._walk(base).exits
             leaving = [pair for node in exits[:, 0].tolist() for pair in self._below(node)]
             found = self._free[spelling] = Source(row, WalkTree.ends(leaving))
+        return found
+
+    def names(self, spelling: int) -> Source:
+        """Like `free`, of names, the others than certain ones in one: what these close with depends on what follows the quote alone."""
+        found = self._names.get(spelling)
+        if found is None:
+            closed = self.source(inside().bases[spelling], -1, 0)
+            found = self._names[spelling] = Source(closed.shared, closed.tree, True, self.free(spelling).tree)
         return found

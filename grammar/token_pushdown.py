@@ -47,7 +47,7 @@ from grammar.walk_tree import Source, WalkTree
 
 _UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NONE = np.zeros(0, np.int32)
-_BEGIN = np.array([-1, 0, 0, 0])
+_BEGIN = np.array([-1, 0, 0, 0, -1])  # of a walk's progress
 _MANY_ARCS = 5
 _LONGEST = 1 << 17  # bytes that the shortest text may have; it is spelled out to know its tokens
 _FARTHEST = (1 << 31) - 1
@@ -120,6 +120,8 @@ class TokenPushdown:
         self._dense = np.full((16, 256), -1, np.int32)
         self._used_dense = 1
         self._pushes = np.zeros(256, np.int32)
+        self._push_lists: dict[tuple[int, ...], int] = {}
+        self._others: set[int] = set()  # states that know which arc other names take
         self._runs = np.zeros(1024, np.uint8)
         self._run_tokens = np.zeros(1024, np.int32)
         self._used_arcs = self._used_pushes = self._used_runs = 0
@@ -128,7 +130,7 @@ class TokenPushdown:
         self._slots = np.full(4096, -1, np.int32)
         self._used = np.array([1, 1, 0])  # of the stack, of sets and of their masks
         self._path = np.zeros((vocabulary.trie.max_depth + 1, 6), np.int64)
-        self._progress = np.zeros(4, np.int64)
+        self._progress = np.zeros(loops.PROGRESS, np.int64)
         self._eos = np.array(vocabulary.eos, np.int32)
         self._orders = OrderTables(measure, self._spelled, limits, self._moved)
         self._out = np.empty((2, _FEW), np.int32)  # ids and needs
@@ -242,14 +244,32 @@ class TokenPushdown:
             goal = self._state(target)
             at = self._push_list(frames)
             rows += [(low, high, goal, at, len(frames)) for low, high in byte_ranges(mask)]
+        rows.sort()  # walks go from one arc to the next
         first = self._add_arcs(rows)
         if len(rows) > _MANY_ARCS:
             self._make_dense(state, rows)
+        if self._spellings[state] is not None:
+            self._note_others(state, first, rows)
         self._states[state, loops.FIRST] = first
         self._states[state, loops.COUNT] = self._used_arcs - first
 
+    def _note_others(self, state: int, first: int, rows: list[tuple[int, int, int, int, int]]) -> None:
+        """Of a state where any text of a string may follow: which arc those take that are the names of no member."""
+        base = self._inside.bases[self._spellings[state] or 0]
+        entering = [i for i, row in enumerate(rows) if self._enters_string(row[2], base) and row[4]]
+        if entering and len({rows[i][2:] for i in entering}) == 1:
+            self._states[state, loops.OTHER] = first + entering[0]
+            self._others.add(state)
+
+    def _enters_string(self, state: int, base: int) -> bool:
+        """Is it the inside of a string without bounds?"""
+        return self._kinds[state] == STRING and self._lengths[state] == (0, -1, base)
+
     def _push_list(self, frames: list[int]) -> int:
         """Where these states are kept, to be pushed by an arc."""
+        found = self._push_lists.get(tuple(frames))
+        if found is not None:
+            return found
         while self._used_pushes + len(frames) > len(self._pushes):
             self._pushes = np.concatenate([self._pushes, np.zeros_like(self._pushes)])
             self._moved()
@@ -257,6 +277,7 @@ class TokenPushdown:
         if frames:
             self._pushes[at : at + len(frames)] = frames
             self._used_pushes += len(frames)
+        self._push_lists[tuple(frames)] = at
         return at
 
     def _add_arcs(self, rows: list[tuple[int, int, int, int, int]]) -> int:
@@ -294,6 +315,8 @@ class TokenPushdown:
         other = self._add_arcs([(0, 255, inner, at, len(frames))])
         self._follow(state, parts.text, goal)
         self._states[state, loops.OTHER] = other
+        if frames and self._enters_string(inner, self._inside.bases[1]):
+            self._others.add(state)
         self._states[state, loops.BY_NAME] = min(shortest(parts.after) + len(parts.text), _FARTHEST)
         self._states[state, loops.BY_OTHER] = min(1 + shortest(parts.tail), _FARTHEST)
         self._states[state, loops.OTHERWISE] = min(1 + spelled(parts.tail), _FARTHEST)
@@ -522,7 +545,7 @@ class TokenPushdown:
             key = (at, place, count)
         kept = self._made.get(key)
         if kept is None:
-            kept = self._fill(at, place, count, top, source or self._source(at, place, count), key)
+            kept = self._fill(at, place, count, top, source or self._source(at, place, count, True), key)
         kept.states.append(state)
         self._rows[state], self._walked[state] = kept.row, kept.most
         return kept.row
@@ -542,7 +565,9 @@ class TokenPushdown:
             self._mend(status, state)
             begin = 0
         kept.most = most
-        if source.closing or not alone:  # of all states with this key, since no token looked at the stack
+        if (
+            self._kinds[at] == STRING or not alone
+        ):  # of all states with this key, since no token looked at the stack
             kept.key, kept.shared = key, source
             self._made[key] = kept
         self._kept.append(kept)
@@ -557,11 +582,14 @@ class TokenPushdown:
             del self._made[kept.key]
         self._pool.give(kept)
 
-    def _source(self, at: int, place: int, count: int) -> Source:
+    def _source(self, at: int, place: int, count: int, by_names: bool = False) -> Source:
+        """What the row of a place is made of; `by_names`: other names than certain ones in one, where that can be."""
         if self._kinds[at] == STRING:
             return self._string(at, place, count)
         spelling = self._free_spelling(at, place, count)
         if spelling is not None:
+            if by_names and at in self._others:
+                return self._strings.names(spelling)
             return self._strings.free(spelling)
         pattern = self._pattern(at) if place == 0 else None
         return self._whole if pattern is None else self._patterns.source(*pattern)
@@ -733,7 +761,7 @@ class TokenPushdown:
         row = np.zeros(self.vocabulary.words, np.uint32) if row is None else row
         while True:
             ids, needs = self._out
-            self._progress[:4] = _BEGIN
+            self._progress[: len(_BEGIN)] = _BEGIN
             while True:
                 status, state = loops.walk(
                     self._machine, tree.address, *config, self._path, budget, row, ids, needs, self._progress
@@ -741,7 +769,7 @@ class TokenPushdown:
                 if status == OK:
                     break
                 self._mend(status, state)
-            found = int(self._progress[1])
+            found = int(self._progress[loops.FOUND])
             if found <= len(ids):
                 return ids[:found].copy(), needs[:found].copy()
             self._out = np.empty((2, found), np.int32)

@@ -1,7 +1,7 @@
 """A tree of tokens whose siblings lie side by side: what a walk tries next is in the cache line it reads already.
 
 `TokenTrie` is in preorder, so the children of a node are far apart where their subtrees are large. Here the children of node i
-are first[i] .. last[i] - 1, ascending by byte; node 0 is the root.
+are side by side, and what is known of a node too; node 0 is the root.
 """
 
 from __future__ import annotations
@@ -13,23 +13,20 @@ from functools import cached_property
 import numpy as np
 from numba import njit
 
-from grammar.pushdown_loops import addresses
+from grammar.pushdown_loops import CHILD, END_CHILD, TOKEN, TOKENS_HERE, addresses
 from grammar.trie import TokenTrie
 
 
 @dataclass(frozen=True, eq=False)
 class WalkTree:
     """
-    byte, first, last   uint8, int32, int32 [nodes]
-    unique              int32 [nodes]: number of the byte string that ends here, -1 for none
-    offsets, ids        the tokens of byte string u are ids[offsets[u] : offsets[u + 1]]
+    byte   uint8 [nodes]
+    nodes  int32 [nodes, 4]; descendants of a node lie in one piece, behind its siblings
+    ids    int32 []
     """
 
     byte: np.ndarray
-    first: np.ndarray
-    last: np.ndarray
-    unique: np.ndarray
-    offsets: np.ndarray
+    nodes: np.ndarray
     ids: np.ndarray
 
     @cached_property
@@ -39,13 +36,14 @@ class WalkTree:
 
     @cached_property
     def _addresses(self) -> np.ndarray:
-        return addresses((self.byte, self.first, self.last, self.unique, self.offsets, self.ids))
+        return addresses((self.byte, self.nodes, self.ids))
 
     @staticmethod
     def of(trie: TokenTrie, ids: np.ndarray | None = None) -> WalkTree:
         """`ids`: what the tokens are called, if not as in the trie."""
-        byte, first, last, unique = _ordered(trie.byte, trie.skip, trie.unique)
-        return WalkTree(byte, first, last, unique, trie.offsets, trie.ids if ids is None else ids)
+        ids = trie.ids if ids is None else ids
+        byte, nodes = _ordered(trie.byte, trie.skip, trie.unique, trie.offsets, ids)
+        return WalkTree(byte, nodes, ids)
 
     @staticmethod
     def ends(tokens: Sequence[tuple[int, bytes]]) -> WalkTree:
@@ -61,42 +59,47 @@ class Source:
     shared   uint32 [words], or None
     tree     of the tokens that are walked; None: there are none, and `shared` is the row
     closing  it is that of what tokens have behind the closing quote of a string
+    names    where the string is a name that is not one of some names: the tree of tokens that close it, in which the
+             others are walked
     """
 
     shared: np.ndarray | None
     tree: WalkTree | None
     closing: bool = False
+    names: WalkTree | None = None
 
     @cached_property
     def address(self) -> int:
-        """Of where its row begins (or 0), the tree's address and `closing`; compiled loops take it."""
+        """Of where its row begins, the addresses of its trees (each 0 for None) and `closing`; compiled loops take it."""
         return int(self._addresses.ctypes.data)
 
     @cached_property
     def _addresses(self) -> np.ndarray:
-        shared = 0 if self.shared is None else self.shared.ctypes.data
-        return np.array([shared, 0 if self.tree is None else self.tree.address, self.closing], np.int64)
+        row = 0 if self.shared is None else self.shared.ctypes.data
+        tree, names = (0 if t is None else t.address for t in (self.tree, self.names))
+        return np.array([row, tree, names, self.closing], np.int64)
 
 
 @njit(cache=True)
-def _ordered(byte, skip, unique):  # type: ignore[no-untyped-def]
-    nodes = len(byte) + 1
-    new_byte = np.zeros(nodes, np.uint8)
-    first = np.zeros(nodes, np.int32)
-    last = np.zeros(nodes, np.int32)
-    new_unique = np.full(nodes, -1, np.int32)
-    place = np.zeros(nodes, np.int32)  # of each node of the preorder, the root's first
+def _ordered(byte, skip, unique, offsets, ids):  # type: ignore[no-untyped-def]
+    count = len(byte) + 1
+    new_byte = np.zeros(count, np.uint8)
+    nodes = np.zeros((count, 4), np.int32)
+    place = np.zeros(count, np.int32)  # of each node of the preorder, the root's first
     used = 1
-    for node in range(nodes):
+    for node in range(count):
         here = place[node]
-        end = skip[node - 1] if node > 0 else nodes - 1
-        first[here] = used
+        end = skip[node - 1] if node > 0 else count - 1
+        nodes[here, CHILD] = used
         child = node  # the preorder number of the first child is that of its parent's place in `place`
         while child < end:
             place[child + 1] = used
             new_byte[used] = byte[child]
-            new_unique[used] = unique[child]
+            if unique[child] >= 0:
+                at = offsets[unique[child]]
+                n = offsets[unique[child] + 1] - at
+                nodes[used, TOKEN], nodes[used, TOKENS_HERE] = ids[at] if n == 1 else at, n
             used += 1
             child = skip[child]
-        last[here] = used
-    return new_byte, first, last, new_unique
+        nodes[here, END_CHILD] = used
+    return new_byte, nodes

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from grammar.automaton import TokenAutomaton
-from grammar.compile import compile_constraint
+from grammar.compile import Options, compile_constraint
 from grammar.vocabulary import Vocabulary
 from runtime.constrain.matcher import Matcher
 
@@ -78,6 +78,32 @@ def test_masks_are_brute_force_on_every_stack(value: Any, data: st.DataObject) -
                 assert found[token] == automaton.can_end(state)
             else:
                 assert found[token] == (automaton.advance_bytes(state, spelled) >= 0), (text[:cut], spelled)
+
+
+NAMES = ["a", "at", "ata", "t1", "null", "é", 'a"', "1", ""]
+SCALAR: st.SearchStrategy[dict[str, Any]] = st.sampled_from(
+    [{"type": "null"}, {"type": "string"}, {"const": 1}, {}]
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), SCALAR, min_size=1, max_size=4), SCALAR, st.data())
+def test_masks_inside_of_names_are_brute_force(
+    properties: dict[str, Any], other: dict[str, Any], data: st.DataObject
+) -> None:
+    """Wherever a name may still be a declared one or any other."""
+    schema = {"type": "object", "properties": properties, "additionalProperties": other}
+    options = Options(any_order=data.draw(st.booleans()))
+    automaton = compile_constraint("json_schema", schema, VOCABULARY, options=options).automaton
+    assert automaton is not None
+    begun = data.draw(st.sampled_from([*NAMES, "at1", "x", "nul"]))
+    text = b'{"' + json.dumps(begun, ensure_ascii=False)[1:-1].encode()
+    state = 0
+    for byte in text:
+        state = automaton.advance_bytes(state, bytes([byte]))
+        found = np.unpackbits(automaton.allowed(state).view(np.uint8), bitorder="little").astype(bool)
+        for token, spelled in enumerate(VOCABULARY.tokens[:-1]):
+            assert found[token] == (automaton.advance_bytes(state, spelled) >= 0), (text, spelled)
 
 
 @settings(max_examples=30, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from grammar.pushdown_loops import CHILD, END_CHILD, TOKEN, TOKENS_HERE
 from grammar.trie import TokenTrie
 from grammar.walk_tree import WalkTree
 
@@ -13,16 +14,14 @@ def spelled(tree: WalkTree) -> list[tuple[bytes, int]]:
     found: list[tuple[bytes, int]] = []
 
     def go(node: int, before: bytes) -> None:
-        children = range(tree.first[node], tree.last[node])
+        children = range(tree.nodes[node, CHILD], tree.nodes[node, END_CHILD])
         bytes_here = tree.byte[children.start : children.stop].tolist()
         assert bytes_here == sorted(set(bytes_here))
         for child in children:
             data = before + bytes(tree.byte[child : child + 1])
-            unique = int(tree.unique[child])
-            if unique >= 0:
-                found.extend(
-                    (data, t) for t in tree.ids[tree.offsets[unique] : tree.offsets[unique + 1]].tolist()
-                )
+            token, count = int(tree.nodes[child, TOKEN]), int(tree.nodes[child, TOKENS_HERE])
+            here = [token] if count == 1 else tree.ids[token : token + count].tolist()
+            found.extend((data, t) for t in here)
             go(child, data)
 
     go(0, b"")
