@@ -5,7 +5,7 @@ Rules are measured until nothing changes: a rule without a shortest text can nev
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -53,6 +53,59 @@ def settle(terms: Terms, term: int, known: dict[int, int], of: Callable[[int], i
     return known[term]
 
 
+def settle_rules(
+    terms: Terms,
+    rules: Sequence[int],
+    values: list[int],
+    known: dict[int, int],
+    met: set[int],
+    of: Callable[[int], int],
+) -> None:
+    """Bring the values of `rules` to where they no longer change, and leave in `known` only what follows from these.
+
+    A rule comes after those it calls, so its value is final at once, or once it has been found again from itself.
+    Only rules that call each other in a circle are found again until nothing changes.
+
+    known   of terms, by the values of rules as they are
+    met     where `of` notes each rule of which it reads the value
+    of      the value of a rule's body
+    """
+    todo = [rule for rule in rules if terms.rule_body(rule) != EMPTY]
+    still_open, waiting, circle = set(todo), set[int](), list[int]()
+
+    def others(rule: int) -> set[int]:
+        """Find the rule's value; the rules without a final value that it was found from. None: it is final."""
+        while True:
+            kept = len(known)
+            met.clear()
+            value = of(terms.rule_body(rule))
+            changed, values[rule] = value != values[rule], value
+            found = (met & still_open) - {rule}
+            if not found and not (changed and rule in met):
+                return found
+            while len(known) > kept:
+                known.popitem()  # the last ones, which follow from values that were not final
+            if found:
+                return found
+
+    while todo:
+        rule = todo[-1]
+        calls = others(rule) if rule in still_open else set()
+        if not calls:
+            still_open.discard(rule)
+            todo.pop()
+        elif rule in waiting:
+            circle.append(todo.pop())
+        else:
+            waiting.add(rule)
+            todo += sorted(calls - waiting)
+    before: list[int] = []
+    while before != values:
+        before = list(values)
+        for rule in circle:
+            others(rule)
+
+
 class Measure:
     """Lengths of the terms of one arena whose rules are all defined."""
 
@@ -61,17 +114,8 @@ class Measure:
         self._known: dict[int, int] = {}
         self._automata: dict[int, Distances] = {}
         self.rules = [INFINITE] * rules
-        changed = True
-        while changed:
-            changed = False
-            self._known.clear()
-            for rule in range(rules):
-                body = terms.rule_body(rule)
-                shortest = self.shortest(body) if body != EMPTY else INFINITE
-                if shortest < self.rules[rule]:
-                    self.rules[rule] = shortest
-                    changed = True
-        self._known.clear()
+        self._met: set[int] = set()
+        settle_rules(terms, range(rules), self.rules, self._known, self._met, self.shortest)
 
     def shortest(self, term: int) -> int:
         """Bytes of the shortest text; INFINITE if there is none."""
@@ -98,6 +142,7 @@ class Measure:
         if kind == REPEAT:
             return data[2] * self._known[data[1]]
         if kind in (CALL, REFERENCE):
+            self._met.add(data[1])
             return self.rules[data[1]]
         if kind == STRING:
             return self._known[data[1]] + 1

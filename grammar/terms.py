@@ -11,6 +11,7 @@ that begins with another text they match, unless what follows the call never con
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 
 from grammar.automaton_terms import AutomatonTerms
@@ -47,6 +48,14 @@ class Terms(StringTerms, OrderTerms, AutomatonTerms):
         self._rules: list[int] = []
         self._own_rules: dict[int, int] = {}
         self._arcs: dict[int, tuple[Arc, ...]] = {EMPTY: (), EPSILON: ()}
+
+    def copy(self, limits: Limits) -> Terms:
+        """An arena of its own that begins with all that is in this one."""
+        other = Terms(limits)
+        for name, value in vars(self).items():
+            if name not in ("limits", "deadline"):
+                setattr(other, name, copy(value))
+        return other
 
     def rule(self) -> int:
         """A new rule, to be given its body by `define`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from grammar.byte_masks import bits
-from grammar.measure import INFINITE, Measure, settle
+from grammar.measure import INFINITE, Measure, settle, settle_rules
 from grammar.term_arena import (
     ALT,
     CALL,
@@ -31,16 +31,10 @@ class TokenMeasure:
     def __init__(self, measure: Measure, spelled: Callable[[bytes], int]) -> None:
         self.measure, self.terms, self.spelled = measure, measure.terms, spelled
         self._known: dict[int, int] = {}
-        self.rules = [0] * len(measure.rules)
-        changed = True
-        while changed:  # they only grow, and have no more tokens than bytes
-            changed = False
-            self._known.clear()
-            for rule, bytes_ in enumerate(measure.rules):
-                enough = self.enough(self.terms.rule_body(rule)) if bytes_ < INFINITE else 0
-                changed |= enough > self.rules[rule]
-                self.rules[rule] = enough
-        self._known.clear()
+        self.rules = [0] * len(measure.rules)  # they only grow, and have no more tokens than bytes
+        self._met: set[int] = set()
+        finite = [rule for rule, shortest in enumerate(measure.rules) if shortest < INFINITE]
+        settle_rules(self.terms, finite, self.rules, self._known, self._met, self.enough)
 
     def enough(self, term: int) -> int:
         """Tokens; INFINITE if there is no text."""
@@ -65,6 +59,7 @@ class TokenMeasure:
         if kind == REPEAT:
             return data[2] * known[data[1]]
         if kind in (CALL, REFERENCE):
+            self._met.add(data[1])
             return self.rules[data[1]]
         if kind == STRING:
             return known[data[1]] + 1

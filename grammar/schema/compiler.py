@@ -74,7 +74,7 @@ class SchemaSet:
         self._documents.append(document)  # rules are known by the identity of its parts
         settled = _Settled(document, self.options, self.terms.limits)
         settled.alone()
-        return settled.compiler(self.terms).whole()
+        return settled.compiler(JsonText(self.terms, self.options.separators)).whole()
 
 
 class _Settled:
@@ -88,17 +88,18 @@ class _Settled:
         self.made: dict[str, dict[str, Any]] = {}
         self.strings = StringRules(options.ignore_unknown_formats)
 
-    def compiler(self, terms: Terms) -> SchemaCompiler:
+    def compiler(self, text: JsonText) -> SchemaCompiler:
         o = self.options
-        return SchemaCompiler(self.document, self.strings, o, self.impossible, self.made, terms)
+        return SchemaCompiler(self.document, self.strings, o, self.impossible, self.made, text)
 
     def alone(self) -> CompiledSchema:
         """In an arena of its own, again until no rule is found to be impossible."""
         deadline = time.monotonic() + self.limits.seconds
         conflicts: list[str] = []
         while True:
-            terms = Terms(replace(self.limits, seconds=deadline - time.monotonic()))
-            compiler = self.compiler(terms)
+            limits = replace(self.limits, seconds=deadline - time.monotonic())
+            compiler = self.compiler(JsonText.begun(limits, self.options.separators))
+            terms = compiler.terms
             start = compiler.whole()
             measure = Measure(terms, compiler.rules)
             dead = {compiler.rule_keys[r] for r in measure.endless_rules if r in compiler.rule_keys}
@@ -131,11 +132,11 @@ class SchemaCompiler:
         options: SchemaOptions,
         impossible: set[RuleKey],
         made: dict[str, dict[str, Any]],
-        terms: Terms,
+        text: JsonText,
     ) -> None:
-        self.terms = terms
+        self.terms = text.terms
         self.document = document
-        self.text = JsonText(self.terms, options.separators)
+        self.text = text
         self.strings = strings
         self.any_order = options.any_order
         self.objects = options.objects

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from grammar import codepoints as cp
 from grammar.byte_masks import byte_mask
 from grammar.fsm import Fsm
-from grammar.term_arena import EMPTY
+from grammar.term_arena import EMPTY, Limits
 from grammar.terms import Terms
 
 SPELLED: dict[int, bytes] = {
@@ -73,6 +75,14 @@ class JsonText:
         e = terms.byte_set(1 << 0x45 | 1 << 0x65)
         exponent = terms.sequence(e, plus_minus, terms.repeat(digits, 1, -1))
         self.number = terms.sequence(self.integer, terms.repeat(fraction, 0, 1), terms.repeat(exponent, 0, 1))
+
+    @staticmethod
+    def begun(limits: Limits, separators: Separators = COMPACT) -> JsonText:
+        """In an arena of its own, where any value is known to its last byte."""
+        known = _explored(separators)
+        found = copy(known)
+        found.terms, found._names = known.terms.copy(limits), {}
+        return found
 
     def _char(self) -> int:
         """One character inside a string, raw or by any escape."""
@@ -218,3 +228,15 @@ class JsonText:
         more = terms.repeat(terms.cat(self.comma, item), max(low - 1, 0), high - 1 if high > 0 else -1)
         some = terms.sequence(item, more, end)
         return terms.cat(terms.literal(left), some if low else terms.alt([some, end]))
+
+
+@cache
+def _explored(separators: Separators) -> JsonText:
+    """Nobody adds to it."""
+    text = JsonText(Terms(), separators)
+    terms = text.terms
+    order = [text.any_value()]
+    for term in order:  # no stack of terms: each is explored once
+        for _, pushed, target in terms.arcs(term):
+            order += {target, *pushed}.difference(order)
+    return text

@@ -277,3 +277,29 @@ def test_a_grammar_of_lark_may_speak_of_ebnf() -> None:
     grammar = ebnf('// name ::= text\nstart: NAME /::=/ NAME  # a ::= b\nNAME: "a".."c"')
     assert grammar.accepts("a::=b") and not grammar.accepts("a")
     assert ebnf('root ::= "x" rest\n  rest ::= "y"').accepts("xy")
+
+
+SYMBOLS = ["r0", "r1", "r2", "r3", '"ab"', '"("']
+ALTERNATIVES = st.lists(st.lists(st.sampled_from(SYMBOLS), max_size=3), min_size=1, max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(ALTERNATIVES, min_size=4, max_size=4))
+def test_shortest_texts_of_rules_that_call_each_other(rules: list[list[list[str]]]) -> None:
+    """Against rounds over all rules until nothing changes."""
+    shortest = dict.fromkeys(SYMBOLS[:4], 1 << 30) | {'"ab"': 2, '"("': 1}
+    before: dict[str, int] = {}
+    while before != shortest:
+        before = dict(shortest)
+        for i, alternatives in enumerate(rules):  # every alternative begins with a byte of its own
+            lengths = (1 + sum(shortest[s] for s in symbols) for symbols in alternatives)
+            shortest[f"r{i}"] = min(1 << 30, *lengths)
+    lines = ["root ::= r0"]
+    for i, alternatives in enumerate(rules):
+        written = [f'"{chr(0x61 + k)}" ' + " ".join(symbols) for k, symbols in enumerate(alternatives)]
+        lines.append(f"r{i} ::= " + " | ".join(written))
+    if shortest["r0"] >= 1 << 30:
+        with pytest.raises(Unsatisfiable):
+            compile_constraint("ebnf", "\n".join(lines))
+    else:
+        assert compile_constraint("ebnf", "\n".join(lines)).report().min_bytes == shortest["r0"]
