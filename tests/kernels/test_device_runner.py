@@ -122,7 +122,6 @@ def generate(
 @pytest.mark.parametrize(
     ("kind", "page_size", "runner", "depth", "turn"),
     [
-        ("llama", 1, "graphs", 2, 1),
         ("llama", 1, "graphs", 2, 3),
         ("llama", 16, "graphs", 1, 8),
         ("llama", 16, "eager", 2, 2),
