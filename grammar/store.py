@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 MAGIC = b"sglc-constraint\n"
-VERSION = 2
+VERSION = 3
 _ABANDONED_SECONDS = 3600.0
 _DTYPES = frozenset({"bool", "uint8", "uint16", "int16", "int32", "int64"})
 
@@ -35,7 +35,6 @@ class _Header(msgspec.Struct, frozen=True):
     version: int
     key: str
     arrays: tuple[_Array, ...]
-    checksum: int
 
 
 def store_key(*parts: str) -> str:
@@ -85,7 +84,10 @@ class ConstraintStore:
         """Keep `arrays`; False if they cannot be kept (no room, no permission): that costs time, nothing else."""
         payload = b"".join(np.ascontiguousarray(a).tobytes() for a in arrays.values())
         described = tuple(_Array(n, str(a.dtype), tuple(a.shape)) for n, a in arrays.items())
-        header = msgspec.json.encode(_Header(VERSION, key, described, zlib.crc32(payload)))
+        header = msgspec.json.encode(_Header(VERSION, key, described))
+        sizes = len(header).to_bytes(4, "little") + zlib.crc32(payload, zlib.crc32(header)).to_bytes(
+            4, "little"
+        )
         try:
             if self.path(key).exists():
                 return True
@@ -93,7 +95,7 @@ class ConstraintStore:
             handle, name = tempfile.mkstemp(dir=self.folder, suffix=".partial")
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(MAGIC + len(header).to_bytes(4, "little") + header + payload)
+                    file.write(MAGIC + sizes + header + payload)
                 os.replace(name, self.path(key))
             except BaseException:
                 Path(name).unlink(missing_ok=True)
@@ -127,16 +129,18 @@ class ConstraintStore:
 
 
 def _decode(data: bytes, key: str) -> dict[str, np.ndarray] | None:
-    start = len(MAGIC) + 4
-    if not data.startswith(MAGIC) or len(data) < start:
+    start = len(MAGIC) + 8
+    if not data.startswith(MAGIC) or zlib.crc32(data[start:]) != int.from_bytes(
+        data[start - 4 : start], "little"
+    ):
         return None
-    length = int.from_bytes(data[len(MAGIC) : start], "little")
+    length = int.from_bytes(data[len(MAGIC) : start - 4], "little")
     try:
         header = msgspec.json.decode(data[start : start + length], type=_Header)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     payload = memoryview(data)[start + length :]
-    if header.version != VERSION or header.key != key or zlib.crc32(payload) != header.checksum:
+    if header.version != VERSION or header.key != key:
         return None
     arrays, at = {}, 0
     for described in header.arrays:

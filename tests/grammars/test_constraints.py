@@ -230,6 +230,15 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(tmp_path: Path) -> N
     assert constraint.accepts("ab")
 
 
+def test_no_byte_of_a_file_may_change(tmp_path: Path) -> None:
+    """Names, kinds and shapes of the arrays are held by the checksum too."""
+    store, path = table_of(tmp_path)
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
+        assert store.load(path.stem) is None, at
+
+
 def test_a_damaged_file_that_cannot_be_removed_is_compiled_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
