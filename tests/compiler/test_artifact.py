@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from sglc.lang.chat_template import get_chat_template
 from sglc.lang.prefix import beginning
 from sglc.lang.trace import trace
 from sglc.passes.pipeline import DEFAULT, Pipeline
+from tests.modules import module_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SOURCE = """import sglc as sgl
@@ -41,16 +41,9 @@ def ask(s, q, style="short", k=2):
 
 
 def program_of(tmp_path: Path) -> Any:
-    import importlib.util
-
     file = tmp_path / "ask.py"
     file.write_text(SOURCE)
-    spec = importlib.util.spec_from_file_location("asked", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["asked"] = module
-    spec.loader.exec_module(module)
-    return module.ask
+    return module_of(file, "asked").ask
 
 
 def made_of(program: Any, **options: Any) -> Artifact:

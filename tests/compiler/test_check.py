@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import itertools
 import json
@@ -22,6 +21,7 @@ from runtime.config import embedded_model_path
 from sglc.check import Budget, CheckOptions, Diagnostic, Severity, Tokens, check_program
 from sglc.check.run import RULES
 from sglc.lang.program import Program
+from tests.modules import module_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 COUNT = itertools.count()
@@ -35,12 +35,7 @@ def load(tmp_path: Path) -> Load:
     def loaded(source: str) -> dict[str, Program]:
         file = tmp_path / f"checked_{next(COUNT)}.py"
         file.write_text(source, encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(file.stem, file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[file.stem] = module
-        spec.loader.exec_module(module)
-        return {n: v for n, v in vars(module).items() if isinstance(v, Program)}
+        return {n: v for n, v in vars(module_of(file)).items() if isinstance(v, Program)}
 
     return loaded
 
@@ -308,13 +303,7 @@ def test_a_project_sets_options_and_the_command_line_comes_first(tmp_path: Path)
 
 def test_programs_that_run_have_no_errors(tmp_path: Path) -> None:
     """Random programs, of which the interpreter can run every one."""
-    spec = importlib.util.spec_from_file_location(
-        "programs_checked", Path(__file__).parent / "test_pipeline_equals_eager.py"
-    )
-    assert spec is not None and spec.loader is not None
-    written = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = written
-    spec.loader.exec_module(written)
+    written = module_of(Path(__file__).with_name("test_pipeline_equals_eager.py"), "programs_checked")
     checked = 0
     for branching in (False, True):
         for _, program in written.programs(tmp_path, 4000, 12, branching=branching):

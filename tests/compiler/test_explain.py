@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -34,6 +33,7 @@ from sglc.plan.answers import answer_lengths
 from sglc.plan.cost import costs
 from sglc.plan.interval import Interval
 from sglc.plan.sizes import Sizes
+from tests.modules import module_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -42,11 +42,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 def programs() -> list[tuple[str, Program]]:
     found: list[tuple[str, Program]] = []
     for file in sorted(EXAMPLES.glob("*.py")):
-        spec = importlib.util.spec_from_file_location(f"explained_{file.stem}", file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
+        module = module_of(file, f"explained_{file.stem}")
         found += [(f"{file.stem}.{n}", p) for n, p in vars(module).items() if isinstance(p, Program)]
     return found
 
@@ -168,11 +164,7 @@ def outer(s, q):
 def test_calls_of_every_path_are_within_the_bounds(tmp_path: Path) -> None:
     file = tmp_path / "changing.py"
     file.write_text(CHANGING)
-    spec = importlib.util.spec_from_file_location("changing", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["changing"] = module
-    spec.loader.exec_module(module)
+    module = module_of(file)
     traced = trace(module.outer, {}, frozenset({"q"}))
     count, template = Tokens().count, get_chat_template("chatml")
     seen: set[int] = set()
@@ -217,14 +209,7 @@ def test_texts_of_scopes_and_parts_of_answers_are_bounded() -> None:
 @pytest.fixture(scope="module")
 def graphs() -> ModuleType:
     """The generator of random graphs, which is another test's."""
-    spec = importlib.util.spec_from_file_location(
-        "graphs_explained", Path(__file__).parent / "test_pass_properties.py"
-    )
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return module_of(Path(__file__).with_name("test_pass_properties.py"), "graphs_explained")
 
 
 @pytest.mark.parametrize("seed", range(60))

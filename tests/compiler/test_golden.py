@@ -8,7 +8,6 @@ errors/*.ir, *.py    the full text of the error
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from sglc.lang.trace import trace
 from sglc.passes.pipeline import DEFAULT, Pipeline
 from sglc.plan.lower import lower
 from sglc.plan.render import to_text
+from tests.modules import module_of
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 CASES = sorted(p for p in GOLDEN.rglob("*") if p.suffix in (".ir", ".py") and p.parent.name != "arch")
@@ -36,10 +36,7 @@ def split(path: Path) -> tuple[str, str, str]:
 
 
 def program_of(path: Path) -> Program:
-    spec = importlib.util.spec_from_file_location(f"golden_{path.stem.replace('-', '_')}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = module_of(path, f"golden_{path.stem.replace('-', '_')}")
     found = [v for v in vars(module).values() if isinstance(v, Program)]
     return found[-1]
 

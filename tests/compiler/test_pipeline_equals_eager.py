@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import msgspec
@@ -30,6 +27,7 @@ from sglc.lang.chat_template import get_chat_template
 from sglc.lang.choices import METHODS, decide
 from sglc.passes.base import Pass, Report, passes
 from sglc.passes.pipeline import Pipeline
+from tests.modules import module_of
 
 PROGRAMS = 1000
 BRANCHING = 500
@@ -302,15 +300,6 @@ def write(seed: int, name: str, *, branching: bool = False) -> str:
     return "\n\n".join(sources)
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 def programs(folder: Path, first: int, count: int, *, branching: bool = False) -> Iterator[tuple[int, Any]]:
     path = folder / f"random_programs_{first}.py"
     names = {seed: f"program_{seed}" for seed in range(first, first + count)}
@@ -318,7 +307,7 @@ def programs(folder: Path, first: int, count: int, *, branching: bool = False) -
         "import sglc as sgl\n\n\n" + "\n\n".join(write(s, n, branching=branching) for s, n in names.items()),
         encoding="utf-8",
     )
-    module = load(path)
+    module = module_of(path)
     for seed, name in names.items():
         yield seed, getattr(module, name)
 

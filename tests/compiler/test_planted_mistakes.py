@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,19 +18,9 @@ from sglc.passes.canonicalize import Canonicalize
 from sglc.passes.drop_dead import DropDead
 from sglc.passes.hoist_prefix import HoistPrefix
 from sglc.passes.inline import Inline
+from tests.modules import module_of
 
-
-def _load(name: str) -> ModuleType:
-    path = Path(__file__).with_name(f"{name}.py")
-    spec = importlib.util.spec_from_file_location(f"planted_{name}", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-graphs: Any = _load("test_pass_properties")
+graphs: Any = module_of(Path(__file__).with_name("test_pass_properties.py"), "planted_test_pass_properties")
 Rewrite = Callable[[Graph], Graph]
 
 
