@@ -99,7 +99,7 @@ def test_callers_of_one_constraint_share_its_compile_and_more_are_refused() -> N
         found = await asyncio.gather(*(workers.check(c, None) for c in asked), return_exceptions=True)
         return found  # type: ignore[return-value]
 
-    with closing(CompileWorkers(setup(seconds=2), count=1, waiting=3)) as workers:
+    with closing(CompileWorkers(setup(seconds=2), count=1, waiting=3, patience=300)) as workers:
         found = asyncio.run(many(workers))
     assert all(isinstance(e, InvalidRequest) for e in found[:5])
     assert found[5:7] == [None, None] and all(isinstance(e, Overloaded) for e in found[7:])
