@@ -38,7 +38,7 @@ DEADLY = (
     "stop engine",
     "die",
 )  # at most four of these a server: five in ten minutes are its end
-HARMLESS = ("kill worker", "stop worker", "error", "nan", "update", "flush", "look", "abort all")
+OTHERS = ("kill worker", "stop worker", "error", "nan", "update", "flush", "look", "abort")
 
 
 def command_of(pid: int) -> str:
@@ -118,7 +118,7 @@ class Round:
     async def trouble(self, session: aiohttp.ClientSession, end: float) -> None:
         while time.monotonic() < end:
             await asyncio.sleep(self.rng.random() * 2)
-            what = self.rng.choice(DEADLY * 2 + HARMLESS)
+            what = self.rng.choice(DEADLY * 2 + OTHERS)
             if what in DEADLY:
                 if self._deaths >= 4:
                     continue
@@ -157,7 +157,7 @@ class Round:
                 await post("/update_weights", {"model_path": str(embedded_model_path())})
             case "flush":
                 await post("/flush_cache")
-            case "abort all":
+            case "abort":
                 await post("/abort_request", {"rid": "nobody"})
             case "look":
                 for path in (
@@ -219,12 +219,14 @@ def main(
                     wrong[f"held at the end: {end}"] += 1
             except (TimeoutError, OSError) as error:
                 wrong[f"round {number}: {error!r}"] += 1
+            finally:
                 if not server.running:
                     wrong["the server has ended"] += 1
-            finally:
                 processes = process_tree(server.pid)
                 server.shutdown()
-            time.sleep(0.5)
+            end_of_wait = time.monotonic() + 5
+            while any(map(command_of, processes)) and time.monotonic() < end_of_wait:
+                time.sleep(0.05)
             wrong.update(f"left behind: {command_of(p)[:100]}" for p in processes if command_of(p))
             wrong.update(f"left behind: {path.name}" for path in Path(folder).glob("runtime-*"))
             if wrong:

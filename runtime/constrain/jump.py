@@ -19,6 +19,7 @@ _CONTEXT = 3  # tokens before a forced run that are tokenised again with it
 _LONGER = 256  # tokens looked at to see whether one could take the end of a run and more
 _SAMPLES = 16  # tokens out of the mask behind a run that serve as continuations
 _CACHE = 1 << 14
+_SHORT = 256  # characters or bytes; what belongs to longer texts is found anew, so that nobody's constraint fills the memory
 
 _CONTINUATIONS = (
     "a", "A", "the", "The", "0", "12", " ", "  ", " a", '"', '",', '":', '"}', "/", "/a", ".", "..", "./", ",", "}",
@@ -58,7 +59,7 @@ class Cuts:
             else:
                 ids, numbers = self._pieces(text)
             found = tuple(ids), numbers
-            if keep:
+            if keep and len(text) <= _SHORT:
                 _keep(self._known, text, found)
         return found
 
@@ -67,9 +68,9 @@ class Cuts:
         key = (text, following)
         found = self._changed.get(key)
         if found is None:
-            found = _keep(
-                self._changed, key, max((self._changed_by(text, more) for more in following), default=0)
-            )
+            found = max((self._changed_by(text, more) for more in following), default=0)
+            if len(text) <= _SHORT:
+                _keep(self._changed, key, found)
         return found
 
     def _changed_by(self, text: str, more: str) -> int:
@@ -78,7 +79,9 @@ class Cuts:
         if found is None:
             ids, longer = self.encode(text), self.encode(text + more)
             same = next((i for i, (a, b) in enumerate(zip(ids, longer, strict=False)) if a != b), len(ids))
-            found = _keep(self._changed_each, key, len(ids) - min(same, len(longer)))
+            found = len(ids) - min(same, len(longer))
+            if len(text) <= _SHORT:
+                _keep(self._changed_each, key, found)
         return found
 
 
@@ -98,7 +101,9 @@ class JumpForward:
         """The tokens that must follow in `state`, after the tokens `before` of the constrained text."""
         run = self._runs.get(state)
         if run is None:
-            run = _keep(self._runs, state, self.automaton.forced(state))
+            run = self.automaton.forced(state)
+            if len(run) <= _SHORT:
+                _keep(self._runs, state, run)
         if not run:
             return ()
         key = (state, tuple(before[-_CONTEXT:]))
@@ -201,8 +206,9 @@ class JumpForward:
         found = self._grows.get((goal, rest))
         if found is None:
             longer = self.automaton.vocabulary.longer_than(rest, _LONGER)
-            grows = any(self.automaton.advance_bytes(goal, token[len(rest) :]) >= 0 for token in longer)
-            found = _keep(self._grows, (goal, rest), grows)
+            found = any(self.automaton.advance_bytes(goal, token[len(rest) :]) >= 0 for token in longer)
+            if len(rest) <= _SHORT:
+                _keep(self._grows, (goal, rest), found)
         return found
 
 

@@ -131,6 +131,18 @@ def test_a_run_is_held_back_where_a_longer_token_fits() -> None:
     ]  # "ab" could become "abc"
 
 
+def test_long_texts_of_constraints_are_not_kept() -> None:
+    """The tokenizer's cuts outlive constraints, whose texts may be as long as a run can be."""
+    cuts = Cuts(encode)
+    for i in range(20):
+        place = matcher("regex", f"{i}{'x' * 5000}(c|d)")
+        assert len(place.forced_tokens(JumpForward(place.automaton, cuts))) > 4000
+    short = matcher("regex", "xyz(c|d)")
+    assert short.forced_tokens(JumpForward(short.automaton, cuts))
+    kept = [text for known in (cuts._known, cuts._changed, cuts._changed_each) for text in known]
+    assert kept and sum(len(str(key)) for key in kept) < 20_000
+
+
 def test_the_end_is_taken_only_when_complete() -> None:
     place = matcher("regex", "a|ab")
     with pytest.raises(ValueError, match="the end token 268 came before the constrained text was complete"):
