@@ -300,7 +300,8 @@ def verdict_of(compiler: ConstraintCompiler, constraint: Constraint) -> Verdict:
     except MemoryError:
         os._exit(1)  # what is left of it is not to be trusted; the parent tells why
     except Exception as error:  # a mistake of the compiler, not to be told as one of memory
-        refused = f"{constraint.kind} is refused: the compiler failed on it ({type(error).__name__}: {error})"
+        why = f"the compiler failed on it ({type(error).__name__}: {error}); write it otherwise, and report this"
+        refused = f"{constraint.kind} is refused: {why}"
         return Verdict(refused=refused, param=constraint.kind)
 
 

@@ -146,9 +146,8 @@ class Context:
         count = sum(c.sampling.n for c in calls)
         if self.closing:
             raise Overloaded("the server is shutting down")
-        if (
-            error := self.engine.failure or self.engine.down
-        ) is not None:  # a stream that began could not say 503
+        error = self.engine.failure or self.engine.down
+        if error is not None:  # a stream that began could not say 503
             raise type(error)(error.message)
         if self.running + count > self.server.max_queued_requests + self.config.seats(
             self.engine.info["device"]

@@ -52,7 +52,7 @@ def blocks_of(whole: Whole) -> list[dict[str, Any]]:
 
 def _use_id(id: str) -> str:
     """A call's id, as clients of this API know them; that of a model with ids of its own stays."""
-    return id.replace("call_", "toolu_", 1) if id.startswith("call_") else id
+    return "toolu_" + id.removeprefix("call_") if id.startswith("call_") else id
 
 
 class BlockEvents:
