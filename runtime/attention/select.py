@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
-import os
 
 import torch
 
 from runtime.attention.base import AttentionImpl
 from runtime.attention.plain import PlainAttention
 from runtime.errors import Unsupported
+from runtime.kernels.available import missing
 from runtime.kv.store import KVStore
 from runtime.models.spec import ArchSpec
 
@@ -64,16 +63,7 @@ def why_not(name: str, store: KVStore, spec: ArchSpec) -> list[str]:
     """What of this store and model the backend does not support; empty if it can run them."""
     if name == "torch":
         return []
-    reasons = []
-    device = store.k.device
-    if importlib.util.find_spec(name) is None:
-        reasons.append(f"the package {name} is not installed")
-    interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    if device.type != "cuda" and not interpreted:
-        reasons.append(f"it needs a CUDA device, not {device}")
-    elif device.type == "cuda" and torch.cuda.get_device_capability(device) < (7, 5):
-        major, minor = torch.cuda.get_device_capability(device)
-        reasons.append(f"it needs compute capability 7.5, this device has {major}.{minor}")
+    reasons = missing(name, store.k.device)
     latents = {m for layer in spec.layers if (m := layer.attention.mla)}
     dims = {layer.attention.head_dim for layer in spec.layers if not layer.attention.mla}
     if name == "triton":

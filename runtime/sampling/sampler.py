@@ -6,7 +6,7 @@ probabilities, draw. A row's token depends on its own logits, fields and (seed, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -46,17 +46,21 @@ class Draws:
     u: Tensor  # float64, in [0, 1)
 
     @classmethod
-    def of(cls, states: Sequence[SamplingState], outputs: Sequence[int], device: torch.device) -> Draws:
-        """For the tokens with these indices of their outputs."""
-        fields = np.array([fields_of(s.sampling) for s in states], dtype=np.float64).reshape(-1, 4).T
-        u = uniforms([s.seed for s in states], outputs)
-        return cls.from_packed(torch.from_numpy(np.concatenate((fields, u[None]))).to(device))
-
-    @classmethod
     def from_packed(cls, packed: Tensor) -> Draws:
         """`packed` float64 [5, rows]: `fields_of` each row, then u."""
         temperature, top_k, top_p, min_p, u = packed
         return cls(temperature.float(), top_k.long(), top_p, min_p, u)
+
+
+Sampler = Callable[[Tensor, Tensor, np.ndarray], tuple[Tensor, Tensor]]
+"""Draws by the definition of `Draws`; the logits may be changed in place.
+
+logits  [rows, vocabulary], float32, bfloat16 or float16
+packed  float64 [5, rows] on their device, see `Draws.from_packed`
+fields  float64 [rows, 4]: `fields_of` each row, on the host, so that nobody has to ask the device who cuts
+
+Returns tokens int64 [rows], and float32 [rows] that is finite where the row's logits could be drawn from.
+"""
 
 
 def fields_of(s: SamplingParams) -> tuple[float, float, float, float]:
@@ -64,10 +68,28 @@ def fields_of(s: SamplingParams) -> tuple[float, float, float, float]:
     return (0.0 if s.greedy else s.temperature, max(s.top_k, 0), s.top_p, s.min_p)
 
 
-def sample(logits: Tensor, states: list[SamplingState], outputs: list[int]) -> Tensor:
+def by_torch(logits: Tensor, packed: Tensor, fields: np.ndarray) -> tuple[Tensor, Tensor]:
+    """`Sampler` for any device; on a GPU the host waits for it."""
+    wide = logits.float()
+    return draw(wide, Draws.from_packed(packed)), wide.amax(dim=-1)
+
+
+def by_triton(logits: Tensor, packed: Tensor, fields: np.ndarray) -> tuple[Tensor, Tensor]:
+    """`Sampler` in two launches, see kernels/sample.py."""
+    from runtime.kernels.sample import sample as launch  # triton is not everywhere
+
+    return launch(logits, packed)
+
+
+def sample(
+    logits: Tensor, states: list[SamplingState], outputs: list[int], sampler: Sampler = by_torch
+) -> Tensor:
     """Draw one token per row: int64 [rows]. `logits` float32 [rows, vocabulary] are changed in place."""
     adjust(logits, states, outputs)
-    tokens = draw(logits, Draws.of(states, outputs, logits.device))
+    fields = np.array([fields_of(s.sampling) for s in states], dtype=np.float64).reshape(-1, 4)
+    u = uniforms([s.seed for s in states], outputs)
+    packed = torch.from_numpy(np.concatenate((fields.T, u[None]))).to(logits.device)
+    tokens, _ = sampler(logits, packed, fields)
     count(tokens, states)
     return tokens
 

@@ -12,9 +12,9 @@ if importlib.util.find_spec("triton") is None:  # not every platform has it
     collect_ignore = [
         f"test_{name}.py"
         for name in (
-            "activation", "argmax", "compiles", "constrained_runner", "decode", "device_runner", "flashinfer_attention", "kv_store", "mask",
+            "activation", "argmax", "compiles", "constrained_runner", "decode", "device_runner", "flashinfer_attention", "flashinfer_sampler", "kv_store", "mask",
             "mla_decode", "norm",
-            "prefill", "rope_store", "sample", "select_attention", "skinny", "sum_ranks", "triton_attention", "whole_step",
+            "prefill", "rope_store", "sample", "select_attention", "select_sampler", "skinny", "sum_ranks", "triton_attention", "whole_step",
         )
     ]  # fmt: skip
 

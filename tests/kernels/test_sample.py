@@ -8,31 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.kernels.sample import sample
-from runtime.sampling.sampler import Draws, draw
-
-
-def packed_of(
-    rows: int, fields: list[tuple[float, int, float, float]], generator: torch.Generator
-) -> torch.Tensor:
-    wanted = torch.tensor([fields[i % len(fields)] for i in range(rows)], dtype=torch.float64).T
-    return torch.cat((wanted, torch.rand(1, rows, generator=generator, dtype=torch.float64))).contiguous()
-
-
-def agrees(logits: torch.Tensor, packed: torch.Tensor) -> None:
-    """Equal to the reference; where not, the reference would say the same of a `u` that differs by rounding."""
-    tokens, best = sample(logits, packed)
-    wide = logits.float().cpu()
-    here = packed.cpu()
-    got = tokens.cpu()
-    near = [draw(wide, Draws.from_packed(here))]
-    for step in (-2e-6, 2e-6):
-        moved = here.clone()
-        moved[4] = (moved[4] + step).clamp(0, 1 - 1e-12)
-        near.append(draw(wide, Draws.from_packed(moved)))
-    assert torch.stack([got == other for other in near]).any(dim=0).all(), (got, near)
-    assert (got == near[0]).float().mean() > 0.9
-    assert torch.equal(best.cpu(), wide.amax(dim=-1))
-
+from runtime.sampling.sampler import Draws, by_triton, draw
+from tests.kernels.draws_case import agrees, packed_of
 
 fields = st.tuples(
     st.sampled_from([0.0, 0.05, 0.6, 1.0, 3.0]),
@@ -61,7 +38,7 @@ def test_the_tokens_of_the_plain_sampler(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     rows = 1 + len(given_fields)
     logits = (torch.randn(rows, columns, generator=generator) * spread).to(dtype)
-    agrees(logits.to(device), packed_of(rows, given_fields, generator).to(device))
+    agrees(by_triton, logits.to(device), packed_of(rows, given_fields, generator).to(device))
 
 
 def test_equal_logits_stay_or_go_together(device: torch.device) -> None:
