@@ -3,7 +3,9 @@ Over latents single tokens have a wrapper, prompts are torch's.
 
 Planning runs on the host and needs the lengths there: one copy a batch, the only wait. Graphs hold on to the buffers
 of their wrapper, so a batch size that is captured has wrappers of its own (`for_graph`), planned anew before each
-replay. Kernels are compiled by FlashInfer at first use; FLASHINFER_WORKSPACE_BASE names the folder that keeps them.
+replay. The engine captures none yet: a plan is copied from pinned memory that the next plan overwrites, so the host would
+have to wait for each copy, also between the steps of a turn, which are queued without it. Kernels are compiled by FlashInfer
+at first use; FLASHINFER_WORKSPACE_BASE names the folder that keeps them.
 """
 
 from __future__ import annotations

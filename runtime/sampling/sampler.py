@@ -88,7 +88,7 @@ def sample(
     adjust(logits, states, outputs)
     fields = np.array([fields_of(s.sampling) for s in states], dtype=np.float64).reshape(-1, 4)
     u = uniforms([s.seed for s in states], outputs)
-    packed = torch.from_numpy(np.concatenate((fields.T, u[None]))).to(logits.device)
+    packed = torch.from_numpy(np.stack((*fields.T, u))).to(logits.device)
     tokens, _ = sampler(logits, packed, fields)
     count(tokens, states)
     return tokens
