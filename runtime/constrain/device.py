@@ -137,8 +137,7 @@ class DeviceSeats(ConstrainedSeats):
             return None
         self._here[a.seat] = fsm
         matcher = self.compiler.matcher(constraint, a.max_new)
-        for token in a.tokens[a.prompt :]:
-            matcher.advance(token)
+        matcher.replay(a.tokens[a.prompt :])
         states, classes = fsm.next.shape
         state = states if matcher.ended else matcher.state
         left = a.max_new - matcher.used

@@ -49,8 +49,7 @@ class ConstrainedSeats:
 
     def _take(self, a: Admission, constraint: Constraint) -> None:
         matcher = self.compiler.matcher(constraint, a.max_new)
-        for token in a.tokens[a.prompt :]:
-            matcher.advance(token)
+        matcher.replay(a.tokens[a.prompt :])
         self._matchers[a.seat] = matcher
         jump = self.compiler.jump(constraint)
         if (

@@ -91,6 +91,13 @@ class Matcher:
         self.state = after
         self.used += 1
 
+    def replay(self, tokens: Sequence[int]) -> None:
+        """Take tokens that were written before; those behind the end are of a request that goes on to its budget."""
+        for token in tokens:
+            if self.ended:
+                return
+            self.advance(token)
+
     def rollback(self, tokens: int) -> None:
         """Take back the last `tokens` tokens."""
         if not 0 <= tokens <= len(self._history):

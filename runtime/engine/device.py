@@ -2,8 +2,9 @@
 
 What a step needs goes over in one transfer of integers; the page table and the newest token of each seat live on the
 device, so a decode step can be queued before the host knows the tokens of the one before it. Batches of few rows replay
-a captured graph (engine/graphs.py). Only rows whose next step depends on the host (constraints, log-probabilities)
-make `launch` wait.
+a captured graph (engine/graphs.py). Where a mask depends on the host, the model's part is queued by `launch` and the draw
+by `draw`, once the batch before was collected: the host follows constraints while the model runs. Only log-probabilities
+make it wait.
 """
 
 from __future__ import annotations
@@ -31,15 +32,30 @@ from runtime.sampling.random import uniforms
 from runtime.sampling.sampler import SamplingState, adjust, count, fields_of
 
 log = logging.getLogger("runtime.engine")
-_MOST_MORE_ROWS = 64  # of a captured step, for tokens that a slice has beyond its first; each reads its request's keys again
+_READ_AGAIN = (
+    1 << 16
+)  # tokens whose keys a captured step reads once more, since each row of one request reads all of its own
 IN_FLIGHT = 4  # staging buffers; a batch's is free once its tokens were read
+
+
+@dataclass
+class Held:
+    """A draw that is not queued yet: its rows as `DeviceRunner._draw` has them."""
+
+    slices: list[Slice]
+    raw: Tensor
+    seats: Tensor
+    packed: Tensor
 
 
 @dataclass
 class Pending:
     """A batch that was queued: `done` if its result is known, else where its tokens arrive when `event` has passed.
 
-    counts  int64 [rows], of a turn of several steps: steps of each row; `arrived` is then [steps * rows]
+    counts      int64 [rows], of a turn of several steps: steps of each row; `arrived` is then [steps * rows]
+    held        what `draw` has to queue still
+    one_by_one  all of it is left to `draw`: a turn of steps whose masks the host has to find one after another
+    follows     constraints that live on the host have to be told of its tokens
     """
 
     batch: Batch
@@ -48,6 +64,9 @@ class Pending:
     event: torch.cuda.Event | None = None
     prompt: dict[int, list[Any]] = field(default_factory=dict)
     counts: np.ndarray | None = None
+    held: Held | None = None
+    one_by_one: bool = False
+    follows: bool = False
 
     @property
     def ready(self) -> bool:
@@ -76,7 +95,7 @@ class DeviceRunner(ModelRunner):
         self._results: list[Tensor] = []
         self._moves: list[Tensor] = []
         self._masks: list[Tensor] = []
-        self._cut: tuple[Tensor, Tensor] | None = None  # rows whose masks are the host's, and these
+        self._cut: tuple[Tensor, Tensor] | None = None  # `_masks_of` the rows that are drawn
         self._turn = 0
         self.waited = 0.0  # seconds in which the host had nothing to do but wait for the device
         self._fields = np.zeros((seats + 1, 4))  # how each seat draws: `fields_of` its request
@@ -107,12 +126,13 @@ class DeviceRunner(ModelRunner):
 
     @torch.inference_mode()
     def launch(self, batch: Batch) -> Pending:
-        """Queue one batch. Batches are collected in the order in which they were launched."""
+        """Queue one batch. Batches are collected in the order in which they were launched; `draw` comes before the next."""
         captured = self._captured(batch)
         steps = batch.steps
-        if steps > 1 and not (captured and not any(self._waits(s) for s in batch.slices)):
-            done = [self.collect(self.launch(one)) for one in batch.singles()]
-            return Pending(batch, done=Sampled.of_turn(batch, done))
+        if steps > 1 and any(self._waits(s) for s in batch.slices):
+            return Pending(batch, one_by_one=True, follows=True)
+        if steps > 1 and not captured:
+            return Pending(batch, done=self._one_by_one(batch))
         self._turn += 1
         self._seat(batch)
         updates = self._updates(batch)
@@ -120,13 +140,19 @@ class DeviceRunner(ModelRunner):
             return self._launch_graph(batch, steps, *updates)
         return self._launch_plain(batch, *updates)
 
+    def _one_by_one(self, batch: Batch) -> Sampled:
+        """The steps of a turn, each known before the next."""
+        return Sampled.of_turn(batch, [self.collect(self.launch(one)) for one in batch.singles()])
+
     def _captured(self, batch: Batch) -> bool:
         """Whether a graph computes the batch. A few known tokens of a request, which a constraint forced or which a cached
         prompt ends with, are so many rows of it."""
         if self.graphs is None or self.head is not None or any(s.scores >= 0 for s in batch.slices):
             return False
-        more = sum(len(s.tokens) - 1 for s in batch.slices if s.tokens)
-        return more <= _MOST_MORE_ROWS and self.graphs.fits(len(batch.slices) + more, runs=more > 0)
+        runs = [(len(s.tokens) - 1, s.start + len(s.tokens)) for s in batch.slices if len(s.tokens) > 1]
+        more = sum(count for count, _ in runs)
+        again = sum(count * length for count, length in runs)
+        return again <= _READ_AGAIN and self.graphs.fits(len(batch.slices) + more, runs=more > 0)
 
     def _seat(self, batch: Batch) -> None:
         super()._seat(batch)
@@ -312,10 +338,37 @@ class DeviceRunner(ModelRunner):
     ) -> Pending:
         """`raw` [rows, vocabulary] in the model's dtype, before scale and cap; `seats` and what `_packed` made, on the device."""
         model: Any = self.model
+        if any(self._waits(s) for s in slices):
+            held = Held(slices, raw, seats, packed)
+            return Pending(batch, prompt=scores, held=held, follows=True)
         states = [self._states[s.seat] for s in slices]
-        if any(s.logprobs is not None for s in states) or any(self._waits(s) for s in slices):
+        if any(s.logprobs is not None for s in states):
             return Pending(batch, done=self._sample(batch.step, slices, model.finished(raw), scores))
         return self._arriving(batch, self._draws(raw, states, slices, 0, seats, packed), scores)
+
+    @torch.inference_mode()
+    def draw(self, pending: Pending) -> None:
+        """Queue the draw of a batch, if that waited for the tokens of the batch before: they are collected now."""
+        if pending.one_by_one:
+            pending.one_by_one = False
+            pending.done = self._one_by_one(pending.batch)
+            return
+        held, pending.held = pending.held, None
+        if held is None:
+            return
+        model: Any = self.model
+        slices = held.slices
+        states = [self._states[s.seat] for s in slices]
+        if any(s.logprobs is not None for s in states):
+            pending.done = self._sample(pending.batch.step, slices, model.finished(held.raw), pending.prompt)
+            return
+        cut = self._masks_of(slices)
+        for i, piece in enumerate(slices):
+            if self._is_void(piece) and states[i].penalties is not None:  # no token of the text
+                states[i] = SamplingState(states[i].sampling, 0, self._no_ends)
+        marked = self._draws(held.raw, states, slices, 0, held.seats, held.packed, cut)
+        drawn = self._arriving(pending.batch, marked)
+        pending.arrived, pending.event = drawn.arrived, drawn.event
 
     def _draws(
         self,
@@ -325,8 +378,9 @@ class DeviceRunner(ModelRunner):
         step: int,
         seats: Tensor,
         packed: Tensor,
+        cut: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Tokens of these rows, -1 where the logits were not finite; each is its seat's newest then."""
+        """Tokens of these rows, -1 where the logits were not finite; each is its seat's newest then. `cut`: `_masks_of` them."""
         from runtime.kernels.sample import sample
 
         model: Any = self.model
@@ -334,6 +388,10 @@ class DeviceRunner(ModelRunner):
         logits = raw if plain and self._as_is else model.finished(raw)
         if not plain:
             adjust(logits, states, [s.output + step for s in slices])
+        if cut is not None:
+            from runtime.kernels.mask import mask_bits
+
+            mask_bits(logits, *cut)
         constrained = self.tables is not None and self.tables.has_any([s.seat for s in slices])
         if constrained:
             self.tables.mask(logits, seats)  # type: ignore[union-attr]
@@ -345,11 +403,13 @@ class DeviceRunner(ModelRunner):
         return torch.where(torch.isfinite(best), tokens, -1)
 
     def _allow(self, slices: list[Slice], states: list[SamplingState]) -> None:
-        """The host's masks are found while the model runs, and go over in one transfer."""
-        self._cut = None
-        rows = [i for i, s in enumerate(slices) if self._waits(s)]
+        self._cut = self._masks_of(slices)
+
+    def _masks_of(self, slices: list[Slice]) -> tuple[Tensor, Tensor] | None:
+        """Rows whose masks are the host's, and these. They are found while the model runs, and go over in one transfer."""
+        rows = [i for i, s in enumerate(slices) if self._waits(s) and not self._is_void(s)]
         if not rows or self.tables is None:
-            return
+            return None
         words = -(-self.model.spec.vocabulary // 32)
         size = len(rows) * (words + 1)
         host = self._buffer(self._masks, -(-size // 2)).view(torch.int32)[:size]
@@ -360,7 +420,7 @@ class DeviceRunner(ModelRunner):
             mask = self.tables.bits(slices[at].seat)[:words]
             row[: len(mask)], row[len(mask) :] = mask, 0
         there = host.to(self.device, non_blocking=True)
-        self._cut = there[: len(rows)], there[len(rows) :].view(len(rows), words)
+        return there[: len(rows)], there[len(rows) :].view(len(rows), words)
 
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
         from runtime.kernels.sample import sample
@@ -402,6 +462,7 @@ class DeviceRunner(ModelRunner):
 
     def collect(self, pending: Pending) -> Sampled:
         """The result of a batch; waits until the device has it."""
+        self.draw(pending)
         if pending.done is not None:
             return pending.done
         if pending.event is not None:
@@ -418,7 +479,11 @@ class DeviceRunner(ModelRunner):
             seats = [s.seat for s in pending.batch.slices if s.sample for _ in range(s.steps)]
             failed = sorted({seat for seat, token in zip(seats, arrived.tolist(), strict=True) if token < 0})
             arrived = np.maximum(arrived, 0)
-        return Sampled(pending.batch.step, arrived.tolist(), [], pending.prompt, failed)
+        tokens = arrived.tolist()
+        forced: dict[int, list[int]] = {}
+        if pending.follows:
+            forced = self._follow([s for s in pending.batch.slices if s.sample], tokens, failed)
+        return Sampled(pending.batch.step, tokens, [], pending.prompt, failed, forced)
 
 
 def _graph_rows(slices: list[Slice]) -> tuple[np.ndarray, np.ndarray]:

@@ -356,14 +356,20 @@ class EngineLoop:
                 return out + self._lost(batch, error)
         elif not self._flight and self._compiling:
             time.sleep(0.001)
-        # A batch that launching had to wait for is collected at once: the next one may depend on it.
-        while self._flight and (
-            batch is None or len(self._flight) >= self.scheduler.depth or self._flight[-1].done is not None
-        ):
+        while self._flight and (batch is None or len(self._flight) >= self.scheduler.depth):
             out += self._collect(runner)
-        if (
-            batch is not None and self._flight and not batch.slices[-1].tokens
-        ):  # a full pipeline of decode steps
+        if not self._flight:
+            return out
+        newest = self._flight[-1]
+        try:
+            runner.draw(newest)
+        except Exception as error:
+            self._flight.pop()
+            return out + self._lost(newest.batch, error)
+        # What launching or drawing had to wait for is collected at once, and what the next batch has to know.
+        if newest.done is not None or (newest.follows and not self.scheduler.ahead):
+            out += self._collect(runner)
+        elif batch is not None and not newest.follows and not batch.slices[-1].tokens:  # all decode steps
             self._turns.observe(batch.steps, time.perf_counter() - began, runner.waited - waited)
         return out
 

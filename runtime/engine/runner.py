@@ -49,6 +49,7 @@ class ModelRunner:
             ConstrainedSeats(constraints, model.spec.vocabulary, self.device) if constraints else None
         )
         self._prompts: dict[int, list[int]] = {}
+        self._void: set[int] = set()  # seats for which tokens were forced, until these were computed
         self._no_ends = torch.zeros(0, dtype=torch.long, device=self.device)
         self._newest = torch.zeros(8, dtype=torch.long, device=self.device)
 
@@ -107,6 +108,7 @@ class ModelRunner:
         for seat in batch.released:
             self._states.pop(seat, None)
             self._prompts.pop(seat, None)
+            self._void.discard(seat)
             if self._constrained is not None:
                 self._constrained.release(seat)
         for a in batch.admitted:
@@ -149,16 +151,35 @@ class ModelRunner:
                 logprobs[i] = value
         drawn, bad = torch.stack((tokens, broken.long())).tolist()  # the only wait for the device
         failed = [s.seat for s, b in zip(slices, bad, strict=True) if b]
-        forced: dict[int, list[int]] = {}
-        if self._constrained is not None:
-            for piece, state, token in zip(slices, states, drawn, strict=True):
-                if not self._constrained.advance(piece.seat, token):
-                    failed.append(piece.seat)
-                elif found := self._constrained.forced(piece.seat):
-                    forced[piece.seat] = found
-                    for following in found if state.penalties is not None else ():
-                        state.penalties.add(following)  # type: ignore[union-attr]
+        forced = self._follow(slices, drawn, failed)
         return Sampled(step, drawn, logprobs, prompt, failed, forced)
+
+    def _is_void(self, piece: Slice) -> bool:
+        """Whether a draw means nothing: it was asked for before it was known that its place is that of a forced token."""
+        return piece.seat in self._void and not piece.tokens
+
+    def _follow(self, slices: list[Slice], drawn: list[int], failed: list[int]) -> dict[int, list[int]]:
+        """Tell constraints what was drawn. Returns what they force behind it, by seat; `failed` grows by the seats whose
+        constraint forbids their token."""
+        forced: dict[int, list[int]] = {}
+        if self._constrained is None:
+            return forced
+        for piece, token in zip(slices, drawn, strict=True):
+            seat = piece.seat
+            if self._is_void(piece):
+                continue
+            self._void.discard(seat)
+            if seat in failed:
+                continue
+            if not self._constrained.advance(seat, token):
+                failed.append(seat)
+            elif found := self._constrained.forced(seat):
+                forced[seat] = found
+                self._void.add(seat)
+                penalties = self._states[seat].penalties
+                for following in found if penalties is not None else ():
+                    penalties.add(following)  # type: ignore[union-attr]
+        return forced
 
     def _allow(self, slices: list[Slice], states: list[SamplingState]) -> None:
         """Find what the constraints allow these rows; nothing of the model's is waited for."""

@@ -199,7 +199,10 @@ def follow(runner: Any, inbox: Any, outbox: Any, rank: int) -> None:
             tell(runner.run(batch))
             continue
         flight.append(runner.launch(batch))
-        while len(flight) > 1 or (flight and flight[-1].done is not None):
+        while len(flight) > 1:
+            tell(runner.collect(flight.popleft()))
+        runner.draw(flight[-1])
+        if flight[-1].done is not None:
             tell(runner.collect(flight.popleft()))
 
 

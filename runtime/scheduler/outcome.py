@@ -65,8 +65,11 @@ def landed(
     if sampled.forced and (forced := sampled.forced.get(piece.seat)):
         outputs = [*drawn, *forced]
     outputs, end = _accepted(request, outputs)
-    if len(outputs) > len(drawn):  # a decode step would go on from the drawn token, not from the last
+    if len(outputs) > len(
+        drawn
+    ):  # a decode step would go on from the drawn token, not from the last; one in flight is void
         request.outputs_here = 0
+        request.pending = 0
     if not piece.tokens:  # what was computed behind an end is not what anybody would compute again
         request.landed = piece.start + min(len(outputs), piece.steps)
     forced_now = request.forced + max(0, len(outputs) - len(drawn))

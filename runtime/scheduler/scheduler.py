@@ -3,7 +3,8 @@
 A request's life is: waiting, running, finished; `next_batch` moves it forward and `commit` records what the
 model did. Between the two the batch is in flight: its pages stay put, even if the request is aborted. With
 `depth=2` the next batch may be asked for while one is in flight; its decode slices then continue tokens
-that are not known here yet. No torch and no clock, so a simulation can run it
+that are not known here yet. If tokens turn out to be forced behind such a token, the slice has computed the token and its
+draw is void: the forced ones go in as known tokens next. No torch and no clock, so a simulation can run it
 (tests/engine/test_scheduler_machine.py).
 """
 
@@ -36,6 +37,8 @@ class Scheduler:
     depth         batches that may be handed out before the first is committed (1 or 2)
     reuse         keep and share prefixes
     turn          decode steps of a batch in which nothing but decoding happens; may be set at any time
+    ahead_from    running requests from which those that may have tokens forced do not wait for each token: a void draw now and
+                  then then costs less than the host's work between two steps
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Scheduler:
         depth: int = 1,
         reuse: bool = True,
         turn: int = 1,
+        ahead_from: int = 8,
     ) -> None:
         if policy not in POLICIES:
             raise ValueError(f"schedule policy {policy!r} is not known; choose one of {', '.join(POLICIES)}")
@@ -61,6 +65,7 @@ class Scheduler:
         self.chunk = max(chunk, page_size)
         self.depth = depth
         self.turn = turn
+        self.ahead_from = ahead_from
         self.waiting: list[Request] = []
         self.running: dict[int, Request] = {}
         self.retractions = 0
@@ -128,6 +133,13 @@ class Scheduler:
     def idle(self) -> bool:
         return not (self.waiting or self.running or self._flight)
 
+    @property
+    def ahead(self) -> bool:
+        """Whether a request may go on behind a token that is not known yet although others may be forced behind it."""
+        if self.depth == 1:
+            return False
+        return len(self.running) >= self.ahead_from or any(r.steady for r in self.running.values())
+
     def flush(self) -> bool:
         """Forget all cached prefixes; False, and nothing happens, if anything runs or waits."""
         if not self.idle:
@@ -152,8 +164,6 @@ class Scheduler:
         if not slices:
             return None
         self._steps += 1
-        for request in owners:
-            request.in_flight += 1
         batch = Batch(self._steps, slices, admitted, self._released)
         self._released = []
         self._flight.append((batch, owners))
@@ -178,6 +188,7 @@ class Scheduler:
         size = self.cache.page_size
         ready: list[tuple[Request, int, int]] = []  # with steps, and pages to add
         total = 0
+        ahead = self.ahead
         for request in self._ranked():
             known, pending, scheduled = len(request.tokens), request.pending, request.scheduled
             output = known - request.prompt + pending
@@ -185,10 +196,10 @@ class Scheduler:
                 # finished or retracted while a batch is in flight
                 request.phase is not Phase.RUNNING
                 # the next position is not that of a token that was sampled on this seat (it may be in flight)
-                or request.outputs_here == 0
+                or (request.outputs_here == 0 and not pending)
                 or scheduled != known + pending - 1
                 # more tokens may be forced behind the one in flight, so it has to be known first
-                or (pending and not request.steady)
+                or (pending and not request.steady and not ahead)
                 or output >= request.max_new
             ):
                 continue
@@ -213,6 +224,7 @@ class Scheduler:
             output = len(request.tokens) - request.prompt + request.pending
             slices.append(Slice(request.seat, request.scheduled, [], added, True, output, -1, count))
             owners.append(request)
+            request.in_flight += 1
             request.scheduled += count
             request.pending += count
 
@@ -308,6 +320,7 @@ class Scheduler:
             )
         )
         owners.append(request)
+        request.in_flight += 1
         request.scheduled += count
         request.pending += sample
         budget.tokens -= count
@@ -395,6 +408,9 @@ class Scheduler:
                 self._leave_seat(request)
                 continue
             event: Event | None
+            if not piece.tokens and request.outputs_here == 0:  # forced tokens came between: the draw is void
+                request.landed = piece.start + 1
+                continue
             if request.plain and not piece.tokens:
                 event = decoded(request, piece, drawn)
             else:

@@ -123,6 +123,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     depth = 1
     page_size = 1
     turn = 1
+    ahead_from = 8  # never, with so few seats
 
     def __init__(self) -> None:
         super().__init__()
@@ -134,6 +135,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             depth=self.depth,
             context=40,
             turn=self.turn,
+            ahead_from=self.ahead_from,
         )
         self.runner = FakeRunner(self.page_size)
         self.flight: deque[Sampled] = deque()
@@ -233,6 +235,18 @@ class PagedMachine(SchedulerMachine):
     page_size = 4
 
 
+class AheadMachine(SchedulerMachine):
+    """Constrained requests do not wait for the token in flight."""
+
+    depth = 2
+    ahead_from = 0
+
+
+class PagedAheadMachine(AheadMachine):
+    page_size = 4
+    turn = 5
+
+
 class TurnsMachine(SchedulerMachine):
     depth = 2
     turn = 5
@@ -256,6 +270,10 @@ TestPipelined = PipelinedMachine.TestCase
 TestPipelined.settings = _SETTINGS
 TestPaged = PagedMachine.TestCase
 TestPaged.settings = _SETTINGS
+TestAhead = AheadMachine.TestCase
+TestAhead.settings = _SETTINGS
+TestPagedAhead = PagedAheadMachine.TestCase
+TestPagedAhead.settings = _SETTINGS
 TestTurns = TurnsMachine.TestCase
 TestTurns.settings = _SETTINGS
 TestPagedTurns = PagedTurnsMachine.TestCase

@@ -92,7 +92,7 @@ def generate(
     if runner == "plain":
         made = ModelRunner(model, store, PlainAttention(store))
     else:
-        largest = {"graphs": 4, "runs": 16}.get(runner, 0)  # "runs": prompts can be rows of the graphs, too
+        largest = {"graphs": 4, "runs": 20}.get(runner, 0)  # "runs": prompts can be rows of the graphs, too
         made = device_runner(
             model, store, TritonAttention(store), (), None, seats=4, context=96, largest_graph=largest
         )
