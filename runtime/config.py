@@ -89,6 +89,7 @@ class EngineConfig:
     max_total_tokens: int | None = _option(None, "Tokens of the KV pool. Default: what fits.")
     page_size: int = _option(1, "Tokens of a KV page.")
     attention_backend: str = _option("auto", "auto, triton, flashinfer or torch.")
+    sampling_backend: str = _option("auto", "auto, triton, flashinfer or torch; each draws the same tokens.")
     kv_cache_dtype: str = _option("auto", "Of KV memory: auto (the model's), fp8_e4m3 or fp8_e5m2.")
     disable_cuda_graph: bool = _option(False, "Launch every decode step kernel by kernel.")
     cuda_graph_max_bs: int | None = _option(None, "Largest decode batch that is captured. Default: 512.")

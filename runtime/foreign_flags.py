@@ -70,7 +70,6 @@ FOREIGN: Mapping[str, Foreign] = MappingProxyType(
         "--ds-sparse-decode-threshold": _value(_SPARSE),
         "--lora-paths": _value(_LORA),
         "--max-loras-per-batch": _value(_LORA),
-        "--sampling-backend": _value("the sampler is chosen by the device; leave it out"),
         "--disable-flashinfer": _switch("set --attention-backend triton"),
         "--disable-flashinfer-sampling": _SO,
         "--disable-cuda-graph-padding": _switch("graphs are always padded; --disable-cuda-graph has none"),

@@ -23,6 +23,8 @@ from runtime.models.decoder import Decoder
 from runtime.models.heads import head_of
 from runtime.models.load import load_model
 from runtime.parallel.group import Group
+from runtime.sampling.sampler import Sampler
+from runtime.sampling.select import select_sampler
 from runtime.tokenizer.tokenizer import Tokenizer
 
 log = logging.getLogger("runtime.engine")
@@ -66,6 +68,7 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
     device = device_of(config, 0 if group is None else group.rank)
     if device == "cpu" and config.threads:
         torch.set_num_threads(config.threads)
+    sampler = select_sampler(config.sampling_backend, torch.device(device))
     model = load_model(
         config.folder,
         device=device,
@@ -106,7 +109,7 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
         if device.startswith("cuda"):  # elsewhere it would take the core of a run that may need no constraint
             constraints.warm_up()
     seats = config.seats(device)
-    runner = _runner(config, model, store, ends, constraints, seats, context)
+    runner = _runner(config, model, store, ends, constraints, seats, context, sampler)
     return Assembled(device, model, pages, context, seats, ends, constraints, runner)
 
 
@@ -118,6 +121,7 @@ def _runner(
     constraints: ConstraintCompiler | None,
     seats: int,
     context: int,
+    sampler: Sampler,
 ) -> ModelRunner:
     """What runs batches on this device: compiled loops on a CPU, graphs and own kernels on a GPU."""
     head = head_of(model)
@@ -127,10 +131,10 @@ def _runner(
                 f"attention backend {config.attention_backend!r} needs a GPU; on a CPU leave it at auto"
             )
         chosen, attention = choose(model, store)
-        return ModelRunner(chosen, store, attention, ends, constraints, head)
+        return ModelRunner(chosen, store, attention, ends, constraints, head, sampler=sampler)
     attention = select_attention(config.attention_backend, store, model.spec, model.dtype)
     if isinstance(attention, PlainAttention):
-        return ModelRunner(model, store, attention, ends, constraints, head)
+        return ModelRunner(model, store, attention, ends, constraints, head, sampler=sampler)
     return device_runner(
         model,
         store,
@@ -141,4 +145,5 @@ def _runner(
         seats=seats,
         context=context,
         largest_graph=0 if config.disable_cuda_graph else min(config.cuda_graph_max_bs or 512, seats),
+        sampler=sampler,
     )

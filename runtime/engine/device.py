@@ -29,7 +29,7 @@ from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.heads import Head
 from runtime.sampling.random import uniforms
-from runtime.sampling.sampler import SamplingState, adjust, count, fields_of
+from runtime.sampling.sampler import Sampler, SamplingState, adjust, by_triton, count, fields_of
 
 log = logging.getLogger("runtime.engine")
 _READ_AGAIN = (
@@ -82,9 +82,15 @@ class DeviceRunner(ModelRunner):
     """
 
     def __init__(
-        self, *args: Any, seats: int, context: int, graph_sizes: tuple[int, ...] = (), **options: Any
+        self,
+        *args: Any,
+        seats: int,
+        context: int,
+        graph_sizes: tuple[int, ...] = (),
+        sampler: Sampler = by_triton,
+        **options: Any,
     ) -> None:
-        super().__init__(*args, **options)
+        super().__init__(*args, sampler=sampler, **options)
         store = self.store
         self.spare = seats  # the seat of a graph's padding rows
         width = -(-context // store.page_size) + 1
@@ -381,8 +387,6 @@ class DeviceRunner(ModelRunner):
         cut: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Tokens of these rows, -1 where the logits were not finite; each is its seat's newest then. `cut`: `_masks_of` them."""
-        from runtime.kernels.sample import sample
-
         model: Any = self.model
         plain = all(s.penalties is None for s in states)
         logits = raw if plain and self._as_is else model.finished(raw)
@@ -395,7 +399,8 @@ class DeviceRunner(ModelRunner):
         constrained = self.tables is not None and self.tables.has_any([s.seat for s in slices])
         if constrained:
             self.tables.mask(logits, seats)  # type: ignore[union-attr]
-        tokens, best = sample(logits, packed.view(torch.float64).view(5, -1))
+        fields = self._fields[[s.seat for s in slices]]
+        tokens, best = self.sampler(logits, packed.view(torch.float64).view(5, -1), fields)
         if constrained:
             self.tables.take(tokens, seats)  # type: ignore[union-attr]
         count(tokens, states)
@@ -423,8 +428,6 @@ class DeviceRunner(ModelRunner):
         return there[: len(rows)], there[len(rows) :].view(len(rows), words)
 
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
-        from runtime.kernels.sample import sample
-
         adjust(logits, states, [s.output for s in slices])
         if self._cut is not None:
             from runtime.kernels.mask import mask_bits
@@ -436,7 +439,7 @@ class DeviceRunner(ModelRunner):
         if self.tables is not None and self.tables.has_any(seats):
             rows = torch.tensor(seats, device=self.device)
             self.tables.mask(logits, rows)
-        tokens, best = sample(logits, packed.view(torch.float64).view(5, -1))
+        tokens, best = self.sampler(logits, packed.view(torch.float64).view(5, -1), self._fields[seats])
         if self.tables is not None and rows is not None:
             self.tables.take(tokens, rows)
             self.tables.lose(s for s, b in zip(seats, best.tolist(), strict=True) if not math.isfinite(b))
@@ -511,6 +514,7 @@ def device_runner(
     seats: int,
     context: int,
     largest_graph: int,
+    sampler: Sampler = by_triton,
 ) -> DeviceRunner:
     """A runner with its graphs captured; says what runs. Only own attention is captured: it plans nothing on the host."""
     from runtime.attention.triton import TritonAttention
@@ -532,6 +536,7 @@ def device_runner(
         seats=seats,
         context=context,
         graph_sizes=graph_sizes(largest_graph) if own and largest_graph and head is None else (),
+        sampler=sampler,
     )
     began = time.perf_counter()
     runner.capture()

@@ -17,7 +17,7 @@ from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.heads import Head, vectors
 from runtime.sampling.penalties import Penalties
-from runtime.sampling.sampler import SamplingState, logprobs_of, sample
+from runtime.sampling.sampler import Sampler, SamplingState, by_torch, logprobs_of, sample
 
 _SCORE_ROWS = 256  # positions whose whole distribution is in memory at once
 
@@ -36,8 +36,11 @@ class ModelRunner:
         ends: tuple[int, ...] = (),
         constraints: ConstraintCompiler | None = None,
         head: Head | None = None,
+        *,
+        sampler: Sampler = by_torch,
     ) -> None:
         self.model = model
+        self.sampler = sampler
         self.head = head
         self.store = store
         self.attention = attention
@@ -189,7 +192,7 @@ class ModelRunner:
 
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
         """Draw for rows whose masks are in their states: int64 [rows]; the logits are changed in place."""
-        return sample(logits, states, [s.output for s in slices])
+        return sample(logits, states, [s.output for s in slices], self.sampler)
 
     def _prompt_scores(
         self, batch: Batch, hidden: Tensor

@@ -105,7 +105,13 @@ class Context:
         facts: dict[str, Any] = {
             k: self.engine.info.get(k) for k in ("architecture", "dtype", "device", "context_length")
         }
-        options = ("attention_backend", "kv_cache_dtype", "json_model_override_args", "load_format")
+        options = (
+            "attention_backend",
+            "sampling_backend",
+            "kv_cache_dtype",
+            "json_model_override_args",
+            "load_format",
+        )
         facts |= {k: getattr(self.config, k) for k in options}
         facts |= {"version": version("sglc"), "tokenizer": self.engine.tokenizer.digest}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())

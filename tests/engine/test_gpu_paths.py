@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ PATHS: dict[str, dict[str, Any]] = {
     "torch, pages of 16": {"attention_backend": "torch", "page_size": 16},
     "whole prompts": {"chunked_prefill_size": 256},
     "no cache": {"disable_radix_cache": True},
+    "drawn by torch": {"sampling_backend": "torch"},
 }
+if importlib.util.find_spec("flashinfer") is not None:
+    PATHS["cut by flashinfer"] = {"sampling_backend": "flashinfer"}
 RANKS: dict[str, dict[str, Any]] = {
     name: PATHS[name] for name in ("triton, pages of 16", "no graphs", "four steps a turn")
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,10 @@ from runtime.models.fused import FusedDecoder, why_not
 from runtime.models.heads import head_of
 from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlaSpec, MlpSpec, MoeSpec, NormSpec, RopeSpec
 from runtime.request import Request
+from runtime.sampling.flashinfer import FlashInferSampler
+from runtime.sampling.sampler import Sampler, by_torch, by_triton
 from runtime.scheduler.scheduler import Scheduler
+from tests.kernels.flashinfer_case import stand_in
 
 ROPE = RopeSpec(16, tuple(0.5**i for i in range(8)))
 NORM = NormSpec(1e-5)
@@ -75,7 +79,13 @@ def requests() -> list[Request]:
 
 
 def generate(
-    model: Decoder, page_size: int, runner: str, device: torch.device, depth: int = 1, turn: int = 1
+    model: Decoder,
+    page_size: int,
+    runner: str,
+    device: torch.device,
+    depth: int = 1,
+    turn: int = 1,
+    sampler: Sampler | None = None,
 ) -> Any:
     """Tokens and log-probabilities of every request; they come one after another, one is aborted half way."""
     scheduler = Scheduler(
@@ -89,12 +99,21 @@ def generate(
     )
     store = KVStore(model.spec, scheduler.cache.pool.total, page_size, torch.float32, str(device))
     made: ModelRunner
+    chosen: dict[str, Any] = {} if sampler is None else {"sampler": sampler}
     if runner == "plain":
-        made = ModelRunner(model, store, PlainAttention(store))
+        made = ModelRunner(model, store, PlainAttention(store), **chosen)
     else:
         largest = {"graphs": 4, "runs": 20}.get(runner, 0)  # "runs": prompts can be rows of the graphs, too
         made = device_runner(
-            model, store, TritonAttention(store), (), None, seats=4, context=96, largest_graph=largest
+            model,
+            store,
+            TritonAttention(store),
+            (),
+            None,
+            seats=4,
+            context=96,
+            largest_graph=largest,
+            **chosen,
         )
     waiting, out = requests(), {str(i): ([], []) for i in range(5)}  # type: ignore[var-annotated]
     flight: deque[Any] = deque()
@@ -141,6 +160,23 @@ def test_tokens_are_those_of_the_plain_runner(
     with torch.inference_mode():
         wanted = generate(model, page_size, "plain", device)
         assert generate(model, page_size, runner, device, depth, turn) == wanted
+
+
+@pytest.mark.parametrize(
+    ("runner", "name"),
+    [("graphs", "torch"), ("graphs", "flashinfer"), ("plain", "flashinfer"), ("plain", "triton")],
+)
+def test_other_samplers_draw_the_same_tokens(
+    runner: str, name: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = stand_in()
+    monkeypatch.setitem(sys.modules, "flashinfer", made)
+    sampler = {"torch": by_torch, "triton": by_triton}.get(name) or FlashInferSampler(device)
+    model = decoder("llama", device)
+    with torch.inference_mode():
+        wanted = generate(model, 16, "plain", device)
+        assert generate(model, 16, runner, device, 2, 3, sampler) == wanted
+    assert (len(made.sampling.shown) > 2) is (name == "flashinfer"), "beyond what it compiles with"
 
 
 def test_known_tokens_are_rows_of_a_graph(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

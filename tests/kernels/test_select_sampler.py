@@ -8,9 +8,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from runtime.engine.assemble import assemble
 from runtime.errors import Unsupported
 from runtime.sampling.sampler import by_torch, by_triton
 from runtime.sampling.select import select_sampler
+from tests.tiny_loop import options
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -71,9 +73,9 @@ def test_flashinfer_names_all_that_is_missing(a_gpu: None, monkeypatch: pytest.M
         select_sampler("flashinfer", GPU)
 
 
-def test_unknown_names_are_refused() -> None:
+def test_unknown_names_are_refused_before_weights_are_read() -> None:
     with pytest.raises(Unsupported) as caught:
-        select_sampler("fa4", CPU)
+        assemble(options("/no/such/folder", sampling_backend="fa4"))
     assert str(caught.value) == (
         "sampling backend 'fa4' does not exist; use one of auto, triton, flashinfer, torch"
     )
