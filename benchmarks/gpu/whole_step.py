@@ -37,9 +37,9 @@ from runtime.models.fused import FusedDecoder
 from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
 
 PHASES = ("qkv", "attention", "out", "gate-up", "down")
-BEST = {  # of the variants of 2026-11-28: an H200, a context of 1,024
-    "8b": StepTiles(warps=8, block=32768, splits=16),
-    "0.5b": StepTiles(warps=16, block=16384, splits=8),
+BEST = {  # of the variants on an H200, contexts of 1,024 and 8,192
+    "8b": StepTiles(warps=8, block=32768, splits=16, lines=0),
+    "0.5b": StepTiles(warps=16, block=16384, splits=8, lines=0),
 }
 
 
@@ -48,7 +48,7 @@ def variants(model: str) -> dict[str, StepTiles | None]:
     return {
         "launches": None,
         "best": best,
-        "nothing ahead": replace(best, lines=0),
+        "512 lines ahead": replace(best, lines=512),
         "other warps": replace(best, warps=24 - best.warps),
         "half a block": replace(best, block=best.block // 2),
         "half the splits": replace(best, splits=best.splits // 2),

@@ -33,7 +33,8 @@ from runtime.constrain.compiler import KINDS
 from runtime.engine.call import REFUSED, Call
 from runtime.engine.intake import Intake
 from runtime.engine.loop_client import LoopClient
-from runtime.engine.messages import Add, In, Weights
+from runtime.engine.messages import Add, Weights
+from runtime.engine.order import longest_first
 from runtime.engine.score import score
 from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
@@ -128,7 +129,7 @@ class AsyncEngine(LoopClient):
         `backlog` deltas waiting is cancelled."""
         await self.open()
         call = Call(asyncio.get_running_loop(), backlog)
-        messages: list[In] = []
+        messages: list[Add] = []
         for request in requests:
             try:
                 tokens = await self.ids_of(request)
@@ -139,8 +140,9 @@ class AsyncEngine(LoopClient):
                 continue
             messages += self._adds(call, request, tokens)
         left = len(call.answers)
+        together = not any(isinstance(r, Generate) and r.stream for r in requests)
         try:
-            self._send(messages)
+            self._send(longest_first(messages) if together else messages)
             while left:
                 delta = await call.get()
                 if isinstance(delta, EngineError):
@@ -150,7 +152,7 @@ class AsyncEngine(LoopClient):
         finally:
             self._abandon(call)
 
-    def _adds(self, call: Call, request: Generate | Embed, tokens: list[int]) -> list[In]:
+    def _adds(self, call: Call, request: Generate | Embed, tokens: list[int]) -> list[Add]:
         """Register the samples of a request, and what starts them."""
         sampling = request.sampling
         seed = sampling.seed
@@ -158,7 +160,7 @@ class AsyncEngine(LoopClient):
             seed = self.config.random_seed
         if seed is None:
             seed = secrets.randbits(62)
-        out: list[In] = []
+        out: list[Add] = []
         for index in range(sampling.n):
             id = f"{next(self._names)}"
             answer = Answer(self.tokenizer, request, id, index, tokens, self.config.stream_interval)

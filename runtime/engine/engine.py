@@ -10,6 +10,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from runtime.api import Delta, Embed, Generate, Segment, TextSegment, TokenSegment
@@ -17,7 +18,7 @@ from runtime.config import EngineConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.native import encoded, logprob_options, meta_info, said
 from runtime.engine.native import sampling_params as sampling_of
-from runtime.engine.transport import error_of
+from runtime.engine.transport import Transport, error_of
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.log import level_of
 from runtime.tokenizer.tokenizer import Tokenizer
@@ -78,8 +79,16 @@ def _requests(
     return out, many or out[0].sampling.n > 1
 
 
+def _may_be_on_a_gpu(config: EngineConfig) -> bool:
+    """Known without importing torch, which takes seconds."""
+    if config.device != "auto":
+        return config.device.startswith("cuda")
+    return any(Path(p).exists() for p in ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd"))
+
+
 class Engine:
-    """An engine in this process. Without `model_path` it runs the embedded model.
+    """An engine of this process. Without `model_path` it runs the embedded model. On a GPU its loop has a process of its own, so
+    that what the caller computes takes no time from it and its memory is free once it was shut down.
 
     Options are the fields of `runtime.config.EngineConfig`; `log_level` is of the runtime's loggers in this process. Usable as
     a context manager; `shutdown` frees the
@@ -91,7 +100,13 @@ class Engine:
     ) -> None:
         if log_level is not None:
             logging.getLogger("runtime").setLevel(level_of("--log-level", log_level))
-        self.async_engine = AsyncEngine(EngineConfig.of({"model_path": model_path, **options}))
+        config = EngineConfig.of({"model_path": model_path, **options})
+        transport: Transport | None = None
+        if _may_be_on_a_gpu(config):
+            from runtime.engine.process import ProcessTransport
+
+            transport = ProcessTransport(config, logs=(log_level or "warning", "text"))
+        self.async_engine = AsyncEngine(config, transport)
         self.async_engine.start()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="engine-calls", daemon=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import queue
+import sys
 import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -110,3 +112,7 @@ class ThreadTransport:
             self.send([Stop()])
             self._thread.join(timeout=10)
             self._thread = None
+            gc.collect()  # the loop's parts know each other; a model's memory must not wait for chance
+            torch = sys.modules.get("torch")
+            if torch is not None and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
