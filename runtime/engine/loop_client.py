@@ -10,6 +10,7 @@ import atexit
 import itertools
 import logging
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -85,7 +86,7 @@ class LoopClient:
         self._calls[answer.id] = call
         self.live.begin(answer.id, answer.prompt, answer.request.sampling.max_new_tokens)
 
-    def _send(self, messages: list[In]) -> None:
+    def _send(self, messages: Sequence[In]) -> None:
         if (error := self.failure or self.down) is not None:
             raise type(error)(error.message)
         if self._closed:
