@@ -30,9 +30,12 @@ class Cuts:
         assert is_deterministic, "else its sums depend on the order of atomic additions"
         assert torch.is_tensor(top_p)
         ordered = probs.sort(dim=-1, descending=True).values
-        before = ordered.cumsum(dim=-1) - ordered
-        before[:, 1:] = ordered.cumsum(dim=-1)[:, :-1]
-        count = (before < top_p[:, None]).sum(dim=-1, keepdim=True).clamp(min=1)
+        wide = ordered.double()
+        before = wide.cumsum(dim=-1) - wide
+        most = probs.shape[1] - (
+            probs.shape[1] >= 2048
+        )  # there its sums may reach the whole before the last one
+        count = (before < top_p[:, None]).sum(dim=-1, keepdim=True).clamp(min=1, max=most)
         kept = torch.where(probs >= ordered.gather(1, count - 1), probs, 0.0)
         return kept / kept.sum(dim=-1, keepdim=True)
 

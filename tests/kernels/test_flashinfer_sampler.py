@@ -129,6 +129,18 @@ def test_equal_logits_stay_or_go_together(
     assert supports(sampler, logits, packed) == [{3, 7, 9, 40}, {3, 7, 9, 40}, {7}]
 
 
+@pytest.mark.parametrize("columns", [60, 4000])
+def test_a_row_is_not_cut_by_what_others_ask_for(
+    columns: int, sampler: FlashInferSampler, device: torch.device
+) -> None:
+    logits = torch.linspace(2, -2, columns, device=device).repeat(3, 1)
+    packed = torch.zeros(5, 3, dtype=torch.float64, device=device)
+    packed[0], packed[1], packed[2] = 1.0, torch.tensor([0, 5, columns]), torch.tensor([1.0, 0.9, 1.0])
+    packed[3, 0] = 1e-9
+    found = supports(sampler, logits, packed)
+    assert [len(kept) for kept in found] == [columns, 5, columns]
+
+
 def test_a_row_draws_alone_as_among_others(sampler: FlashInferSampler, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(4)
     logits = (torch.randn(40, 3000, generator=generator) * 2).to(device)
