@@ -15,7 +15,6 @@ from runtime.bench.workload import Asked
 from runtime.config import EngineConfig
 from runtime.engine.loop import EngineLoop
 from runtime.engine.messages import Add, Ask, Out, Output, Refused
-from runtime.engine.order import longest_first
 from runtime.errors import EngineError, InvalidRequest
 
 
@@ -105,15 +104,12 @@ class Driver:
         answers: dict[str, Answered] = {}
         prompts = [self._ids(r.prompt) for r in requests]
         began = time.perf_counter()
-        calls: list[Add] = []
         for asked, tokens in zip(requests, prompts, strict=True):
             self._number += 1
             name = str(self._number)
             answers[name] = Answered()
             sampling = SamplingParams(max_new_tokens=asked.new, temperature=temperature, ignore_eos=True)
-            calls.append(Add(name, tokens, sampling, seed=self._number))
-        for call in longest_first(calls):  # as an engine does with the requests of one call
-            self._refuse(self.loop.handle(call))
+            self._refuse(self.loop.handle(Add(name, tokens, sampling, seed=self._number)))
         left = len(answers)
         turns: list[tuple[float, int]] = []
         while left:

@@ -34,7 +34,6 @@ from runtime.engine.call import REFUSED, Call
 from runtime.engine.intake import Intake
 from runtime.engine.loop_client import LoopClient
 from runtime.engine.messages import Add, Weights
-from runtime.engine.order import longest_first
 from runtime.engine.score import score
 from runtime.engine.text import Answer
 from runtime.engine.transport import Transport, error_of
@@ -140,9 +139,8 @@ class AsyncEngine(LoopClient):
                 continue
             messages += self._adds(call, request, tokens)
         left = len(call.answers)
-        together = not any(isinstance(r, Generate) and r.stream for r in requests)
         try:
-            self._send(longest_first(messages) if together else messages)
+            self._send(messages)
             while left:
                 delta = await call.get()
                 if isinstance(delta, EngineError):
