@@ -6,6 +6,7 @@ Rules are measured until nothing changes: a rule without a shortest text can nev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -107,15 +108,20 @@ def settle_rules(
 
 
 class Measure:
-    """Lengths of the terms of one arena whose rules are all defined."""
+    """Lengths of the terms of one arena whose rules are all defined.
 
-    def __init__(self, terms: Terms, rules: int) -> None:
-        self.terms = terms
-        self._known: dict[int, int] = {}
+    begun  what is known of the arena that this one began as a copy of
+    """
+
+    def __init__(self, terms: Terms, rules: int, begun: Begun | None = None) -> None:
+        self.terms, self.begun = terms, begun
+        self._known: dict[int, int] = {} if begun is None else begun.measure._known.copy()
         self._automata: dict[int, Distances] = {}
-        self.rules = [INFINITE] * rules
+        self.rules = [] if begun is None else list(begun.measure.rules)
+        new = range(len(self.rules), rules)
+        self.rules += [INFINITE] * len(new)
         self._met: set[int] = set()
-        settle_rules(terms, range(rules), self.rules, self._known, self._met, self.shortest)
+        settle_rules(terms, new, self.rules, self._known, self._met, self.shortest)
 
     def shortest(self, term: int) -> int:
         """Bytes of the shortest text; INFINITE if there is none."""
@@ -187,6 +193,15 @@ class Measure:
     def endless_rules(self) -> list[int]:
         """Rules that no finite text matches."""
         return [rule for rule, shortest in enumerate(self.rules) if shortest >= INFINITE]
+
+
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """An arena that others begin as copies of, in which `start` was followed to its last byte. Nobody adds to it."""
+
+    terms: Terms
+    start: int
+    measure: Measure
 
 
 class Distances:

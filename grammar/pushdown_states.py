@@ -6,6 +6,7 @@ meets a state that has none. No masks here; `TokenPushdown` makes them from what
 
 from __future__ import annotations
 
+from copy import copy
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +14,7 @@ import numpy as np
 from grammar import pushdown_loops as loops
 from grammar.byte_masks import bits
 from grammar.constraint_errors import TooLarge
-from grammar.measure import Measure
+from grammar.measure import Begun, Measure
 from grammar.order_tables import OrderTables
 from grammar.pushdown_loops import (
     CLOSED,
@@ -47,7 +48,8 @@ class PushdownStates:
 
     def __init__(self, terms: Terms, measure: Measure, vocabulary: Vocabulary, limits: Limits) -> None:
         self.terms, self.measure, self.vocabulary, self.limits = terms, measure, vocabulary, limits
-        self._spelled = TokenMeasure(measure, vocabulary.spelling.fewest)
+        begun = _begun(measure.begun, vocabulary, limits) if measure.begun is not None else None
+        self._spelled = TokenMeasure(measure, vocabulary.spelling.fewest, begun and begun._spelled)
         self._inside = inside()
         self._farthest_inside = self._inside.farthest
         self._index: dict[int, int] = {}
@@ -68,6 +70,9 @@ class PushdownStates:
         self._runs = np.zeros(1024, np.uint8)
         self._run_tokens = np.zeros(1024, np.int32)
         self._used_arcs = self._used_pushes = self._used_runs = 0
+        if begun is not None:
+            for name in _BUILT:
+                setattr(self, name, copy(getattr(begun, name)))
         self._stack = np.zeros((1024, 6), np.int64)
         self._stack[0, loops.ENDS] = 1
         self._slots = np.full(4096, -1, np.int32)
@@ -148,6 +153,15 @@ class PushdownStates:
             begin, more = (self._state(self.terms.any_left(index, first)) for first in (True, False))
             found = self._orders.add(index, begin, more)
         return found
+
+    def build_from(self, term: int) -> None:
+        """Build all states of a term that has few."""
+        self._state(term)
+        done = 0
+        while done < len(self._term):
+            if self._states[done, loops.COUNT] < 0:
+                self._build(done)
+            done += 1
 
     def _build(self, state: int) -> None:
         """Give a state its arcs, or the bytes that are fixed here."""
@@ -383,6 +397,25 @@ class PushdownStates:
         if len(masks) == 1 and masks[0] & (masks[0] - 1) == 0:
             return masks[0].bit_length() - 1
         return None
+
+
+_BUILT = (
+    "_index", "_term", "_kinds", "_spellings", "_has_set", "_lengths", "_states", "_arcs", "_dense", "_used_dense", "_pushes",
+    "_push_lists", "_others", "_runs", "_run_tokens", "_used_arcs", "_used_pushes", "_used_runs",
+)  # fmt: skip
+"""What states and their arcs are kept in."""
+
+
+def _begun(known: Begun, vocabulary: Vocabulary, limits: Limits) -> PushdownStates:
+    """The states of what an arena begins with, built once for a vocabulary."""
+    found = vocabulary.begun.get(known)
+    if found is None:
+        found = PushdownStates(known.terms, known.measure, vocabulary, limits)
+        count = known.terms.count
+        found.build_from(known.start)
+        assert known.terms.count == count, "terms that an arena begins with need others"
+        found = vocabulary.begun.setdefault(known, found)
+    return found
 
 
 @lru_cache(maxsize=1 << 14)

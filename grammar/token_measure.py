@@ -26,14 +26,21 @@ from grammar.term_arena import (
 
 
 class TokenMeasure:
-    """Of the terms that `measure` knows; `spelled` says how many tokens spell a text."""
+    """Of the terms that `measure` knows; `spelled` says how many tokens spell a text.
 
-    def __init__(self, measure: Measure, spelled: Callable[[bytes], int]) -> None:
+    begun  that of the arena that this one began as a copy of
+    """
+
+    def __init__(
+        self, measure: Measure, spelled: Callable[[bytes], int], begun: TokenMeasure | None = None
+    ) -> None:
         self.measure, self.terms, self.spelled = measure, measure.terms, spelled
-        self._known: dict[int, int] = {}
-        self.rules = [0] * len(measure.rules)  # they only grow, and have no more tokens than bytes
+        self._known: dict[int, int] = {} if begun is None else begun._known.copy()
+        self.rules = [] if begun is None else list(begun.rules)
+        finite = [r for r in range(len(self.rules), len(measure.rules)) if measure.rules[r] < INFINITE]
+        # values only grow, and are no more tokens than bytes
+        self.rules += [0] * (len(measure.rules) - len(self.rules))
         self._met: set[int] = set()
-        finite = [rule for rule, shortest in enumerate(measure.rules) if shortest < INFINITE]
         settle_rules(self.terms, finite, self.rules, self._known, self._met, self.enough)
 
     def enough(self, term: int) -> int:

@@ -25,7 +25,9 @@ from grammar.trie import TokenTrie
 from grammar.walk_tree import WalkTree
 
 if TYPE_CHECKING:
+    from grammar.measure import Begun
     from grammar.pattern_rows import PatternRows
+    from grammar.pushdown_states import PushdownStates
     from grammar.string_tables import StringTables
 
 
@@ -140,6 +142,11 @@ class Vocabulary:
     @cached_property
     def rows(self) -> RowPool:
         return RowPool(self.words)
+
+    @cached_property
+    def begun(self) -> dict[Begun, PushdownStates]:
+        """The states that machines begin with, for each arena that theirs begin as copies of."""
+        return {}
 
     @cached_property
     def strings(self) -> StringTables:

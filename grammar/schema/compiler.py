@@ -98,10 +98,11 @@ class _Settled:
         conflicts: list[str] = []
         while True:
             limits = replace(self.limits, seconds=deadline - time.monotonic())
-            compiler = self.compiler(JsonText.begun(limits, self.options.separators))
-            terms = compiler.terms
+            text = JsonText.begun(limits, self.options.separators)
+            compiler = self.compiler(text)
+            terms = text.terms
             start = compiler.whole()
-            measure = Measure(terms, compiler.rules)
+            measure = Measure(terms, compiler.rules, text.begun_with)
             dead = {compiler.rule_keys[r] for r in measure.endless_rules if r in compiler.rule_keys}
             conflicts = compiler.conflicts or [compiler.pointers[k] for k in dead] or conflicts
             if not dead - self.impossible:

@@ -16,6 +16,7 @@ from typing import Any
 from grammar import codepoints as cp
 from grammar.byte_masks import byte_mask
 from grammar.fsm import Fsm
+from grammar.measure import Begun, Measure
 from grammar.term_arena import EMPTY, Limits
 from grammar.terms import Terms
 
@@ -64,6 +65,7 @@ class JsonText:
         self.spelled_char = terms.alt([terms.chars(PLAIN), *(terms.literal(t) for t in SPELLED.values())])
         self._spelled = terms.sequence(self.quote, terms.repeat(self.spelled_char, 0, -1), self.quote)
         self._any_rule: int | None = None
+        self.begun_with: Begun | None = None
         self._names: dict[tuple[str, ...], int] = {}
         digits = terms.byte_set(byte_mask(0x30, 0x39))
         sign = terms.repeat(terms.literal(b"-"), 0, 1)
@@ -232,11 +234,11 @@ class JsonText:
 
 @cache
 def _explored(separators: Separators) -> JsonText:
-    """Nobody adds to it."""
     text = JsonText(Terms(), separators)
     terms = text.terms
     order = [text.any_value()]
     for term in order:  # no stack of terms: each is explored once
         for _, pushed, target in terms.arcs(term):
             order += {target, *pushed}.difference(order)
+    text.begun_with = Begun(terms, order[0], Measure(terms, terms.rule_count))
     return text
