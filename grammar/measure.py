@@ -197,10 +197,10 @@ class Measure:
 
 @dataclass(frozen=True, eq=False)
 class Begun:
-    """An arena that others begin as copies of, in which `start` was followed to its last byte. Nobody adds to it."""
+    """An arena that others begin as copies of, in which `followed` were followed to their last bytes. Nobody adds to it."""
 
     terms: Terms
-    start: int
+    followed: tuple[int, ...]
     measure: Measure
 
 

@@ -6,6 +6,7 @@ meets a state that has none. No masks here; `TokenPushdown` makes them from what
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
 from functools import lru_cache
 
@@ -70,6 +71,7 @@ class PushdownStates:
         self._runs = np.zeros(1024, np.uint8)
         self._run_tokens = np.zeros(1024, np.int32)
         self._used_arcs = self._used_pushes = self._used_runs = 0
+        self._begun_with = len(begun._term) - 1 if begun is not None else 0
         if begun is not None:
             for name in _BUILT:
                 setattr(self, name, copy(getattr(begun, name)))
@@ -154,9 +156,10 @@ class PushdownStates:
             found = self._orders.add(index, begin, more)
         return found
 
-    def build_from(self, term: int) -> None:
-        """Build all states of a term that has few."""
-        self._state(term)
+    def build_from(self, terms: Iterable[int]) -> None:
+        """Build all states of these terms, which have few."""
+        for term in terms:
+            self._state(term)
         done = 0
         while done < len(self._term):
             if self._states[done, loops.COUNT] < 0:
@@ -412,7 +415,7 @@ def _begun(known: Begun, vocabulary: Vocabulary, limits: Limits) -> PushdownStat
     if found is None:
         found = PushdownStates(known.terms, known.measure, vocabulary, limits)
         count = known.terms.count
-        found.build_from(known.start)
+        found.build_from(known.followed)
         assert known.terms.count == count, "terms that an arena begins with need others"
         found = vocabulary.begun.setdefault(known, found)
     return found

@@ -33,7 +33,6 @@ from grammar.terms import Terms
 from grammar.vocabulary import Vocabulary
 from grammar.walk_tree import Source, WalkTree
 
-_UTF8_BYTES = frozenset(range(256)) - {0xC0, 0xC1, *range(0xF5, 0x100)}
 _NONE = np.zeros(0, np.int32)
 _BEGIN = np.array([-1, 0, 0, 0, -1])  # of a walk's progress
 _LONGEST = 1 << 17  # bytes that the shortest text may have; it is spelled out to know its tokens
@@ -76,7 +75,7 @@ class TokenPushdown(PushdownStates):
             raise Unsatisfiable("no text matches the constraint")
         if measure.shortest(start) > _LONGEST:
             raise TooLarge(f"the shortest text that matches has more than {_LONGEST:,} bytes")
-        missing = sorted(b for b in _UTF8_BYTES if bytes([b]) not in vocabulary.ids_of)
+        missing = vocabulary.missing_bytes
         if missing:
             raise VocabularyError(
                 f"the vocabulary has no token for {len(missing)} single bytes (the first is {missing[0]:#04x}), so a "
@@ -129,8 +128,8 @@ class TokenPushdown(PushdownStates):
 
     @property
     def states(self) -> int:
-        """States built so far."""
-        return len(self._term)
+        """States built so far, without those of any value, which a machine may begin with."""
+        return len(self._term) - self._begun_with
 
     @property
     def nbytes(self) -> int:

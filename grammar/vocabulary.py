@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from grammar.pushdown_states import PushdownStates
     from grammar.string_tables import StringTables
 
+_NO_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
+
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
@@ -168,6 +170,11 @@ class Vocabulary:
             if data:
                 found.setdefault(data, []).append(token)
         return {data: tuple(ids) for data, ids in found.items()}
+
+    @cached_property
+    def missing_bytes(self) -> list[int]:
+        """The bytes of UTF-8 that are no token on their own."""
+        return [b for b in range(256) if b not in _NO_UTF8 and bytes([b]) not in self.ids_of]
 
 
 def _pieces(data: dict[str, Any]) -> dict[int, str]:

@@ -71,12 +71,13 @@ class JsonText:
         sign = terms.repeat(terms.literal(b"-"), 0, 1)
         first = terms.byte_set(byte_mask(0x31, 0x39))
         natural = terms.alt([terms.literal(b"0"), terms.cat(first, terms.repeat(digits, 0, -1))])
-        self.integer = terms.cat(sign, natural)
+        integer = terms.cat(sign, natural)
         fraction = terms.sequence(terms.literal(b"."), terms.repeat(digits, 1, -1))
         plus_minus = terms.repeat(terms.byte_set(1 << 0x2B | 1 << 0x2D), 0, 1)
         e = terms.byte_set(1 << 0x45 | 1 << 0x65)
         exponent = terms.sequence(e, plus_minus, terms.repeat(digits, 1, -1))
-        self.number = terms.sequence(self.integer, terms.repeat(fraction, 0, 1), terms.repeat(exponent, 0, 1))
+        number = terms.sequence(integer, terms.repeat(fraction, 0, 1), terms.repeat(exponent, 0, 1))
+        self.integer, self.number = terms.on_its_own(integer), terms.on_its_own(number)
 
     @staticmethod
     def begun(limits: Limits, separators: Separators = COMPACT) -> JsonText:
@@ -236,9 +237,10 @@ class JsonText:
 def _explored(separators: Separators) -> JsonText:
     text = JsonText(Terms(), separators)
     terms = text.terms
-    order = [text.any_value()]
+    values = (text.any_value(), text.number, text.integer)
+    order = list(values)
     for term in order:  # no stack of terms: each is explored once
         for _, pushed, target in terms.arcs(term):
             order += {target, *pushed}.difference(order)
-    text.begun_with = Begun(terms, order[0], Measure(terms, terms.rule_count))
+    text.begun_with = Begun(terms, values, Measure(terms, terms.rule_count))
     return text
