@@ -117,7 +117,7 @@ class Measure:
         self.terms, self.begun = terms, begun
         self._known: dict[int, int] = {} if begun is None else begun.measure._known.copy()
         self._automata: dict[int, Distances] = {}
-        self.rules = [] if begun is None else list(begun.measure.rules)
+        self.rules: list[int] = [] if begun is None else list(begun.measure.rules)
         new = range(len(self.rules), rules)
         self.rules += [INFINITE] * len(new)
         self._met: set[int] = set()

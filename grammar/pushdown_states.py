@@ -49,8 +49,11 @@ class PushdownStates:
 
     def __init__(self, terms: Terms, measure: Measure, vocabulary: Vocabulary, limits: Limits) -> None:
         self.terms, self.measure, self.vocabulary, self.limits = terms, measure, vocabulary, limits
-        begun = _begun(measure.begun, vocabulary, limits) if measure.begun is not None else None
-        self._spelled = TokenMeasure(measure, vocabulary.spelling.fewest, begun and begun._spelled)
+        begun: PushdownStates | None = None
+        if measure.begun is not None:
+            begun = _begun(measure.begun, vocabulary, limits)
+        known = begun._spelled if begun is not None else None
+        self._spelled: TokenMeasure = TokenMeasure(measure, vocabulary.spelling.fewest, known)
         self._inside = inside()
         self._farthest_inside = self._inside.farthest
         self._index: dict[int, int] = {}

@@ -36,7 +36,7 @@ class TokenMeasure:
     ) -> None:
         self.measure, self.terms, self.spelled = measure, measure.terms, spelled
         self._known: dict[int, int] = {} if begun is None else begun._known.copy()
-        self.rules = [] if begun is None else list(begun.rules)
+        self.rules: list[int] = [] if begun is None else list(begun.rules)
         finite = [r for r in range(len(self.rules), len(measure.rules)) if measure.rules[r] < INFINITE]
         # values only grow, and are no more tokens than bytes
         self.rules += [0] * (len(measure.rules) - len(self.rules))
