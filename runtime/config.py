@@ -92,7 +92,7 @@ class EngineConfig:
     sampling_backend: str = _option("auto", "auto, triton, flashinfer or torch; each draws the same tokens.")
     kv_cache_dtype: str = _option("auto", "Of KV memory: auto (the model's), fp8_e4m3 or fp8_e5m2.")
     disable_cuda_graph: bool = _option(False, "Launch every decode step kernel by kernel.")
-    cuda_graph_max_bs: int | None = _option(None, "Largest decode batch that is captured. Default: 512.")
+    cuda_graph_max_bs: int | None = _option(None, "Largest decode batch that is captured. Default: all.")
     disable_overlap_schedule: bool = _option(
         False, "Wait for each step before the next one is planned; on a CPU this is always so."
     )

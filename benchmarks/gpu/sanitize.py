@@ -32,8 +32,10 @@ from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.sample import sample
 from runtime.kernels.skinny import RowNorm, skinny_linear
+from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word, sum_ranks
-from runtime.kernels.tuning import DecodeTiles, LatentTiles, LinearTiles, PrefillTiles
+from runtime.kernels.tuning import DecodeTiles, LatentTiles, LinearTiles, PrefillTiles, StepTiles
+from runtime.kernels.whole_step import WholeStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if torch.cuda.is_available() else torch.float16
@@ -174,6 +176,26 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"begin step {rows}", lambda: begin_step(control, table, newest, 2)
         yield f"end step {rows}", lambda: end_step(control, newest, logits[:, 0].float(), newest)
         yield f"sums of ranks {rows}", lambda: exchange(rows, width)
+    for page, window in ((1, None), (16, 9)):
+        yield f"whole step {page}", lambda: whole_step(page, window)
+
+
+def whole_step(page: int, window: int | None) -> Tensor:
+    """Two layers of odd widths in one launch, behind the third request of a cache."""
+    heads, kv, dim, hidden, inner = 7, 1, 24, 72, 88
+    spec = StepSpec(heads, kv, dim, hidden, inner, "silu", 0.2, None, False, 1e-5, 0.0, 0.0, 0.0, page)
+    c = Cache(page, kv, dim)
+    angles = normal(max(LENGTHS), dim // 2).float()
+    layers = [
+        StepLayer(
+            normal(hidden), normal((heads + 2 * kv) * dim, hidden), None, None, None, angles.cos(), angles.sin(), c.k, c.v,
+            normal(hidden, heads * dim), None, normal(hidden), normal(2 * inner, hidden), normal(hidden, inner), window,
+        )
+        for _ in range(2)
+    ]  # fmt: skip
+    slot = c.table[2, (LENGTHS[2] - 1) // page].long()[None] * page + (LENGTHS[2] - 1) % page
+    step = WholeStep(layers, normal(hidden), spec, StepTiles(warps=4, block=4096, splits=4, block_n=16))
+    return step(normal(1, hidden), c.table, c.seats[2:3], c.lengths[2:3], slot)
 
 
 def exchange(rows: int, width: int) -> None:

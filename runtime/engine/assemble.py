@@ -144,6 +144,6 @@ def _runner(
         head,
         seats=seats,
         context=context,
-        largest_graph=0 if config.disable_cuda_graph else min(config.cuda_graph_max_bs or 512, seats),
+        largest_graph=0 if config.disable_cuda_graph else min(config.cuda_graph_max_bs or seats, seats),
         sampler=sampler,
     )

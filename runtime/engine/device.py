@@ -146,6 +146,10 @@ class DeviceRunner(ModelRunner):
             return self._launch_graph(batch, steps, *updates)
         return self._launch_plain(batch, *updates)
 
+    def queues_turns(self, rows: int) -> bool:
+        """Whether several steps of so many rows can be queued at once."""
+        return self.graphs is not None and self.graphs.fits(rows)
+
     def _one_by_one(self, batch: Batch) -> Sampled:
         """The steps of a turn, each known before the next."""
         return Sampled.of_turn(batch, [self.collect(self.launch(one)) for one in batch.singles()])

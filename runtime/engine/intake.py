@@ -118,12 +118,11 @@ class Intake:
             return
         if not self._tokenizer.has_text:
             raise Unsupported("constraints need a tokenizer; start the engine without --skip-tokenizer-init")
+        if self._workers is None:
+            return  # the loop compiles it, and refuses what it has to
         began = perf_counter()
         try:
-            if self._workers is not None:
-                await self._workers.check(s.constraint, s.max_new_tokens)
-            else:
-                await asyncio.to_thread(self._constraints.check, s.constraint, s.max_new_tokens)
+            await self._workers.check(s.constraint, s.max_new_tokens)
         finally:
             self._compiled.observe(perf_counter() - began)
 

@@ -342,7 +342,8 @@ class EngineLoop:
     def _step_ahead(self, runner: DeviceRunner) -> list[Out]:
         """Queue the next batch, then read the tokens of the one before it."""
         began, waited = time.perf_counter(), runner.waited
-        self.scheduler.turn = self._turns.steps
+        together = runner.queues_turns(len(self.scheduler.running))
+        self.scheduler.turn = self._turns.steps if together else 1
         out = self._add_compiled() if self._compiling else []
         batch = self.scheduler.next_batch()
         if batch is not None:
