@@ -140,7 +140,7 @@ def check_budget(least: int, max_tokens: int | None) -> None:
     """Raise InvalidRequest if `least` tokens, those of a constraint's shortest text, are more than the budget."""
     if max_tokens is not None and max_tokens < least:
         raise InvalidRequest(
-            f"max_tokens is {max_tokens} but the shortest text of the constraint takes {least} tokens; "
-            f"raise max_tokens to at least {least}",
-            param="max_tokens",
+            f"max_new_tokens is {max_tokens} but the shortest text of the constraint takes {least} tokens; "
+            f"raise max_new_tokens to at least {least}",
+            param="max_new_tokens",
         )

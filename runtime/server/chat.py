@@ -118,7 +118,13 @@ def turn_of(body: bodies.ChatBody) -> Turn:
         parallel=body.parallel_tool_calls is not False,
         proceed=body.continue_final_message,
         options=options,
+        limit=_limit(body),
     )
+
+
+def _limit(body: bodies.ChatBody) -> str:
+    """The field that says how many tokens may come."""
+    return "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
 
 
 def _check(body: bodies.ChatBody) -> None:
@@ -185,11 +191,13 @@ async def chat(request: web.Request) -> web.StreamResponse:
     body = await bodies.read(request, bodies.ChatBody)
     context.check_model(body.model)
     _check(body)
-    limit = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+    limit = _limit(body)
     prepared = await prepare(
         context,
         turn_of(body),
-        openai.sampling_of(body, limit, constraint=constraint_of(body.response_format)),
+        openai.sampling_of(
+            body, getattr(body, limit), constraint=constraint_of(body.response_format), limit=limit
+        ),
         logprobs=_logprob_options(body),
         stream=body.stream,
         salt=body.cache_salt,

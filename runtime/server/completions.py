@@ -17,6 +17,7 @@ from runtime.api import (
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import answers, bodies, openai
 from runtime.server.context import Context
+from runtime.server.errors import naming
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
@@ -142,7 +143,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     calls = _calls(context, body)
     context.check(calls)
     tokens = [await context.engine.ids_of(c) for c in calls]
-    await context.engine.check_constraint(calls[0])
+    with naming({"max_new_tokens": "max_tokens"}):
+        await context.engine.check_constraint(calls[0])
     tokenizer = context.engine.tokenizer
     prompts = [_said(c, t, tokenizer) for c, t in zip(calls, tokens, strict=True)]
     choices = _Choices(body, prompts, TokenTexts(tokenizer.token_bytes))

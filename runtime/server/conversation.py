@@ -18,6 +18,7 @@ from runtime.api import Constraint, Delta, Generate, LogprobOptions, SamplingPar
 from runtime.errors import InvalidRequest, TooLong, Unsupported
 from runtime.reasoning import ReasoningTags
 from runtime.server.context import Context
+from runtime.server.errors import naming
 from runtime.server.parts import NamedParser, Parser, Part, PlainParser, Splitter
 from runtime.server.tools import format_of_template
 from runtime.server.tools.calls import parse
@@ -60,7 +61,7 @@ class Turn:
     parallel  several calls in one message
     proceed   continue the last message; None: if it is the assistant's
     options   what else the chat template is told
-    field     what the API calls the messages
+    field, limit  what the API calls the messages, and the tokens that may come
     """
 
     messages: Sequence[Mapping[str, Any]]
@@ -71,6 +72,7 @@ class Turn:
     proceed: bool | None = None
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     field: str = "messages"
+    limit: str = "max_tokens"
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,8 @@ async def prepare(
         tokens = len(await context.engine.ids_of(call))
     except TooLong as error:
         raise TooLong(error.message, param=turn.field) from None
-    await context.engine.check_constraint(call)
+    with naming({"max_new_tokens": turn.limit}):
+        await context.engine.check_constraint(call)
     return Prepared(call, tokens, form, {t.name: t.schema for t in tools}, tags, turn.parallel)
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiohttp import web
 
-from runtime.errors import EngineError
+from runtime.errors import EngineError, InvalidRequest
 
 log = logging.getLogger("runtime.server")
 UNEXPECTED = "the server failed on this request; its log says more"
@@ -27,6 +29,19 @@ def _cut(text: str, limit: int) -> str:
         if size > limit - 3:
             return text[:i] + "..."
     return text
+
+
+@contextlib.contextmanager
+def naming(names: Mapping[str, str]) -> Iterator[None]:
+    """What is said of fields of `SamplingParams` is said by the names that the caller sent."""
+    try:
+        yield
+    except InvalidRequest as error:
+        if error.param is None or error.param not in names:
+            raise
+        ours = re.compile(rf"\b({'|'.join(names)})\b")
+        message = ours.sub(lambda found: names[found[0]], error.message)
+        raise type(error)(message, param=names[error.param]) from None
 
 
 class Ended(Exception):

@@ -16,6 +16,7 @@ from runtime.server import bodies
 from runtime.server.chat import read_function
 from runtime.server.context import Context
 from runtime.server.conversation import Prepared, Tool, Turn, check_tools, prepare, split
+from runtime.server.errors import naming
 from runtime.server.message_events import BlockEvents, blocks_of, ending, usage_of
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.parts import Whole
@@ -227,13 +228,8 @@ def _sampling(body: MessagesBody) -> SamplingParams:
         top_k=-1 if body.top_k is None else body.top_k,
         seed=body.seed,
     )
-    try:
+    with naming({"max_new_tokens": "max_tokens", "stop": "stop_sequences"}):
         params.check()
-    except InvalidRequest as error:
-        names = {"max_new_tokens": "max_tokens", "stop": "stop_sequences"}
-        ours = error.param or ""
-        text = error.message.replace(ours, names.get(ours, ours))
-        raise InvalidRequest(text, param=names.get(ours, error.param)) from None
     return params
 
 

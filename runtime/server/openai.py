@@ -14,13 +14,18 @@ from runtime.api import Constraint, Delta, Generate, SamplingParams, Segment, Te
 from runtime.errors import InvalidRequest, ModelNotFound
 from runtime.server import answers, bodies
 from runtime.server.context import Context
+from runtime.server.errors import naming
 from runtime.server.operation import operation
 
 
 def sampling_of(
-    body: bodies.SamplingBody, max_tokens: int | None, *, constraint: Constraint | None = None
+    body: bodies.SamplingBody,
+    max_tokens: int | None,
+    *,
+    constraint: Constraint | None = None,
+    limit: str = "max_tokens",
 ) -> SamplingParams:
-    """Sampling fields of a body. Raises InvalidRequest with the OpenAI name of the field."""
+    """Sampling fields of a body, where `limit` is the one of `max_tokens`. Raises InvalidRequest with the OpenAI name of the field."""
     given = [
         Constraint(k, v).compact  # type: ignore[arg-type]
         for k in ("regex", "json_schema", "ebnf")
@@ -58,14 +63,8 @@ def sampling_of(
         n=body.n,
         constraint=given[0] if given else None,
     )
-    try:
+    with naming({"max_new_tokens": limit, "min_new_tokens": "min_tokens"}):
         params.check()
-    except InvalidRequest as error:
-        names = {"max_new_tokens": "max_tokens", "min_new_tokens": "min_tokens"}
-        message = error.message
-        for ours, theirs in names.items():
-            message = message.replace(ours, theirs)
-        raise InvalidRequest(message, param=names.get(error.param or "", error.param)) from None
     return params
 
 

@@ -25,6 +25,7 @@ from runtime.server.conversation import (
     read_text,
     split,
 )
+from runtime.server.errors import naming
 from runtime.server.kept_responses import STORE, Kept, Response, Responses, items_of
 from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.parts import Whole
@@ -165,6 +166,7 @@ def _turn(
         parallel=body.parallel_tool_calls is not False,
         options={} if effort is None else {"reasoning_effort": effort},
         field="input",
+        limit="max_output_tokens",
     )
     return turn, kept
 
@@ -192,12 +194,8 @@ def _sampling(body: ResponsesBody) -> SamplingParams:
         seed=body.seed,
         constraint=_constraint(body),
     )
-    try:
+    with naming({"max_new_tokens": "max_output_tokens"}):
         params.check()
-    except InvalidRequest as error:
-        param = "max_output_tokens" if error.param == "max_new_tokens" else error.param
-        text = error.message.replace("max_new_tokens", "max_output_tokens")
-        raise InvalidRequest(text, param=param) from None
     return params
 
 

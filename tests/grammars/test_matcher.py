@@ -164,9 +164,9 @@ def test_a_budget_below_the_shortest_text_is_refused() -> None:
     with pytest.raises(InvalidRequest) as caught:
         matcher("regex", "x{12}", max_tokens=11)
     assert str(caught.value) == (
-        "max_tokens is 11 but the shortest text of the constraint takes 12 tokens; raise max_tokens to at least 12"
+        "max_new_tokens is 11 but the shortest text of the constraint takes 12 tokens; raise max_new_tokens to at least 12"
     )
-    assert caught.value.param == "max_tokens"
+    assert caught.value.param == "max_new_tokens"
 
 
 def test_forks_are_apart() -> None:
