@@ -34,13 +34,12 @@ class Nothing:
     """Graphs whose replay is free."""
 
     def __init__(self, size: int) -> None:
-        control = torch.zeros(3, size, dtype=torch.long)
-        self._graph = DecodeGraph(
-            size, self, control, torch.full((size,), 7), torch.zeros(size, 32, dtype=torch.float32)
-        )
+        control = torch.zeros(4, size, dtype=torch.long)
+        logits = torch.zeros(size, 32, dtype=torch.float32)
+        self._graph = DecodeGraph(size, self, control, torch.full((size,), 7), logits, runs=False)
 
-    def fits(self, count: int) -> bool:
-        return True
+    def fits(self, count: int, *, runs: bool = False) -> bool:
+        return not runs
 
     def graph(self, count: int) -> DecodeGraph:
         return self._graph
