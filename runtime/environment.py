@@ -29,6 +29,18 @@ _PACKAGES = (
 )
 
 
+def own_version() -> str:
+    """Of this package; "source" where its folders are run without an installation."""
+    return _version("sglc") or "source"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
 def environment() -> dict[str, str]:
     """Facts by name, in the order in which they are shown."""
     facts = {
@@ -39,10 +51,7 @@ def environment() -> dict[str, str]:
         "file descriptors": _descriptors(),
     }
     for name in _PACKAGES:
-        try:
-            facts[name] = version(name)
-        except PackageNotFoundError:
-            facts[name] = "not installed"
+        facts[name] = _version(name) or "not installed"
     if importlib.util.find_spec("torch") is not None:
         facts |= _cuda()
     return facts

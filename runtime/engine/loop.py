@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import torch
 
 from runtime.api import Finish
 from runtime.batch import Batch, Sampled
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from runtime.parallel.ranks import Ranks
 
 log = logging.getLogger("runtime.engine")
+_DEVICE_ERROR: Any = getattr(torch, "AcceleratorError", ())
+_NO_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 def _chunk(config: EngineConfig, device: str, context: int) -> int:
@@ -386,6 +389,9 @@ class EngineLoop:
         if self._ranks is not None:
             self._ranks.check()
             raise EngineDead(f"a step failed, and with it the engine: {error}") from error
+        if isinstance(error, _DEVICE_ERROR) and getattr(error, "error_code", None) != _NO_MEMORY:
+            # an illegal access, a failed assertion: each later step would fail as well, only a new process has a sound device
+            raise EngineDead(f"the device failed, and with it the engine: {error}") from error
         log.error("a step failed; its requests end with an error", exc_info=error)
         message = f"the model failed on this batch: {type(error).__name__}: {error}"
         lost = self.scheduler.fail(batch, Finish(type="error", message=message))

@@ -10,7 +10,6 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import cached_property
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from runtime.api import Delta, Embed, Generate, SamplingParams
 from runtime.config import EngineConfig, ServerConfig
 from runtime.engine.async_engine import AsyncEngine
 from runtime.engine.transport import error_of
+from runtime.environment import own_version
 from runtime.errors import Crowded, EngineError, InvalidRequest, ModelError, ModelNotFound, Overloaded
 from runtime.reasoning import reasoning_tags
 from runtime.server.limits import check_calls
@@ -113,7 +113,7 @@ class Context:
             "load_format",
         )
         facts |= {k: getattr(self.config, k) for k in options}
-        facts |= {"version": version("sglc"), "tokenizer": self.engine.tokenizer.digest}
+        facts |= {"version": own_version(), "tokenizer": self.engine.tokenizer.digest}
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         folder = Path(self.config.folder)
         for file in (folder / "config.json", *sorted(folder.glob("*.safetensors"))):

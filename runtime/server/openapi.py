@@ -7,12 +7,12 @@ missing from it, and a route that is not served cannot be in it.
 from __future__ import annotations
 
 import re
-from importlib.metadata import version
 from typing import Any
 
 import msgspec
 from aiohttp import web
 
+from runtime.environment import own_version
 from runtime.server.auth import ADMIN_ROUTES, OPEN_ROUTES, PAGE_ROUTES
 from runtime.server.operation import Operation, operation, operation_of
 
@@ -126,7 +126,7 @@ def document(app: web.Application) -> dict[str, Any]:
         paths.setdefault(path, {})[method] = _entry(path, method, handler, said, schemas)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "sglc runtime", "version": version("sglc"), "license": {"name": "Apache-2.0"}},
+        "info": {"title": "sglc runtime", "version": own_version(), "license": {"name": "Apache-2.0"}},
         "paths": paths,
         "components": {
             "schemas": {"Error": _error(), **parts},

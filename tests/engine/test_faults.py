@@ -14,6 +14,7 @@ from runtime.config import EngineConfig
 from runtime.engine.faults import Fault
 from runtime.engine.loop import EngineLoop
 from runtime.engine.messages import Add, Answer, Ask, Output, Refused
+from runtime.errors import EngineDead
 
 PROMPT = [70, 80, 90, 100, 110, 120, 130, 140]
 
@@ -52,6 +53,36 @@ def finish(loop: EngineLoop, *, after: int = 0) -> dict[str, tuple[list[int], An
 def alone(loop: EngineLoop, tokens: list[int]) -> list[int]:
     add(loop, "alone", tokens)
     return finish(loop)["alone"][0]
+
+
+class Lost(RuntimeError):
+    def __init__(self, code: int) -> None:
+        super().__init__(f"CUDA error {code}")
+        self.error_code = code
+
+
+def test_a_device_that_is_lost_ends_the_engine_and_a_lack_of_memory_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = EngineLoop(EngineConfig(max_total_tokens=500, device="cpu", threads=1))
+    monkeypatch.setattr("runtime.engine.loop._DEVICE_ERROR", Lost)
+    run = loop.runner.run
+
+    def fails(code: int) -> None:
+        def broken(batch: Any) -> Any:
+            raise Lost(code)
+
+        monkeypatch.setattr(loop.runner, "run", broken)
+
+    add(loop, "first", PROMPT)
+    fails(2)
+    assert finish(loop)["first"][1].type == "error"
+    monkeypatch.setattr(loop.runner, "run", run)
+    assert len(alone(loop, PROMPT)) == 12
+    add(loop, "second", PROMPT)
+    fails(700)
+    with pytest.raises(EngineDead, match="CUDA error 700"):
+        loop.step()
 
 
 def test_nan_ends_one_request_and_is_not_cached(loop: EngineLoop) -> None:

@@ -210,9 +210,9 @@ def test_kernels_that_do_not_compile_are_told(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("fields", [MIXED, ALL_CUT], ids=["mixed", "all rows cut"])
-def test_nothing_is_waited_for(
-    fields: list[tuple[float, int, float, float]], sampler: FlashInferSampler, device: torch.device
-) -> None:
+def test_nothing_is_waited_for(fields: list[tuple[float, int, float, float]], device: torch.device) -> None:
+    pytest.importorskip("flashinfer", reason="flashinfer is not installed")  # the stand-in does wait
+    sampler = FlashInferSampler(device)
     generator = torch.Generator().manual_seed(2)
     packed = packed_of(16, fields, generator).to(device)
     for mode in ("default", "error"):  # the first one compiles
