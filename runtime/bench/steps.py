@@ -52,7 +52,9 @@ class StepTrace:
         self.waits = 0  # times that queueing a batch made the host wait for the device
         self._ahead = isinstance(loop.runner, DeviceRunner)
         self._cuda = loop.device.startswith("cuda")
-        self._queued: list[tuple[Batch, Any, Any]] = []
+        self._queued: list[
+            tuple[int, int, int, Any, Any]
+        ] = []  # no batch: the collector would look through all of them
         self._depth = 0
         self._restore: list[tuple[Any, str]] = []
         self._zero: Any = None
@@ -83,12 +85,10 @@ class StepTrace:
             return
         if self._cuda:
             torch.cuda.synchronize()
-        for batch, start, end in self._queued:
-            prompts = sum(len(s.tokens) for s in batch.slices)
-            rows = sum(not s.tokens for s in batch.slices)
-            turn = Turn(rows, prompts, batch.steps, self._at(start), self._at(end))
+        for rows, prompts, steps, start, end in self._queued:
+            turn = Turn(rows, prompts, steps, self._at(start), self._at(end))
             self.turns.append(turn)
-            facts = {"rows": rows, "prompt_tokens": prompts, "steps": batch.steps}
+            facts = {"rows": rows, "prompt_tokens": prompts, "steps": steps}
             self.trace.span(DEVICE, turn.name, turn.began, turn.ended, facts)
 
     def _through(self, owner: Any, name: str, wrap: Callable[[Any], Any]) -> None:
@@ -137,7 +137,9 @@ class StepTrace:
                     result = inner(batch)
             finally:
                 self._depth -= 1
-            self._queued.append((batch, first, self._event()))
+            prompts = sum(len(s.tokens) for s in batch.slices)
+            rows = sum(not s.tokens for s in batch.slices)
+            self._queued.append((rows, prompts, batch.steps, first, self._event()))
             self.trace.span(HOST, name, start, self._now(), {"rows": len(batch.slices), "steps": batch.steps})
             return result
 

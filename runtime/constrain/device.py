@@ -51,11 +51,13 @@ def fits(automaton: TokenAutomaton) -> bool:
 
 
 class DeviceTables:
-    """Tables by automaton. Kept until they are more than `max_bytes` and no seat uses them, the oldest first."""
+    """Tables by automaton. Those that no seat uses go, the oldest first, when all are more than `max_bytes` or than `most`:
+    each keeps its automaton in the host's memory, too."""
 
-    def __init__(self, device: str | torch.device, max_bytes: int = 256 << 20) -> None:
+    def __init__(self, device: str | torch.device, max_bytes: int = 256 << 20, most: int = 256) -> None:
         self.device = device
         self.max_bytes = max_bytes
+        self.most = most
         self.nbytes = 0
         self._tables: OrderedDict[int, tuple[TokenFsm, Tensor]] = (
             OrderedDict()
@@ -88,7 +90,7 @@ class DeviceTables:
 
     def _room_for(self, size: int) -> bool:
         for key in list(self._tables):
-            if self.nbytes + size <= self.max_bytes:
+            if self.nbytes + size <= self.max_bytes and len(self._tables) < self.most:
                 break
             if not self._users.get(key):
                 self.nbytes -= self._tables.pop(key)[1].nbytes

@@ -181,6 +181,17 @@ def test_tables_leave_when_nobody_uses_them(device: torch.device) -> None:
     assert tables.take(two) is not None and tables.nbytes == packed(two).nbytes
 
 
+def test_no_more_automata_are_kept_alive_than_are_used_or_asked_for(device: torch.device) -> None:
+    tables = DeviceTables(device, most=3)
+    used, *others = [COMPILER.get(Constraint("regex", f"[a-c]{{2,5}}{i}")) for i in range(8)]
+    assert isinstance(used, TokenFsm) and tables.take(used) is not None
+    for fsm in others:
+        assert isinstance(fsm, TokenFsm) and tables.take(fsm) is not None
+        tables.leave(fsm)
+        assert len(tables._tables) <= 3 and id(used) in tables._tables
+    assert tables.nbytes == sum(data.numel() * data.element_size() for _, data in tables._tables.values())
+
+
 def test_without_room_a_seat_is_the_hosts(device: torch.device) -> None:
     seats = seats_of(device, max_bytes=10)
     seats.seat(admission(2, "[ab]{3}", 9))
