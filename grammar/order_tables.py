@@ -7,6 +7,7 @@ and a row of numbers, made by the machine's loops (`pushdown_loops.set_of`).
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from weakref import WeakMethod
 
@@ -15,6 +16,7 @@ import numpy as np
 from grammar import pushdown_loops as loops
 from grammar.constraint_errors import TooLarge
 from grammar.measure import INFINITE, Measure, parts
+from grammar.order_terms import AnyOrder
 from grammar.term_arena import ALT, CAT, ELSE, TAKEN, Limits
 from grammar.token_measure import TokenMeasure
 
@@ -32,58 +34,81 @@ class OrderTables:
         self.terms = measure.terms
         self._measure, self._spelled, self._limits = measure, spelled, limits
         self._told = WeakMethod(moved)  # no cycle: a machine's memory is free once nobody has it
-        self.endings = np.zeros((256, 3), np.int32)
-        self.orders = np.zeros((4, 10), np.int64)
-        self.members = np.zeros((64, 4), np.int64)
+        self.endings = np.zeros((256, 5), np.int32)
+        self.orders = np.zeros((4, 8), np.int64)
+        self.fewer = np.zeros((4, 3), np.int64)
+        self.alternatives = np.zeros((4, 7), np.int64)
+        self.members = np.zeros((64, 3), np.int64)
         self.sets = np.zeros((64, 5), np.int64)
         self.masks = np.zeros(256, np.int64)
         self.slots = np.full(256, -1, np.int32)
-        self.used_endings = self._used_members = 0
+        self.used_endings = self._used_members = self._used_alternatives = 0
+        self._used_fewer = 1
         self._numbers: dict[int, int] = {}  # of the orders, from 1: set 0 and order 0 are none
-        self._indices: list[int] = [-1]
+        self._first: dict[int, int] = {}  # alternative of an order
         self._endings: dict[int, Endings] = {}
-        self._others: dict[int, bool] = {}  # of sets
+        self._ways: dict[int, list[tuple[int, int, int]]] = {}
 
     def _moved(self) -> None:
         if (told := self._told()) is not None:
             told()
 
-    def number_of(self, index: int) -> int | None:
-        """The row of an order in the tables; None if it has none yet."""
-        return self._numbers.get(index)
+    def number_of(self, joined: int) -> int | None:
+        """The row of an order (`Terms.joined`) in the tables; None if it has none yet."""
+        return self._numbers.get(joined)
 
-    def add(self, index: int, begin: int, more: int) -> int:
-        """Give an order a row; `begin` and `more` are the states before its first and before its other members."""
-        order = self.terms.order_of(index)
-        number = self._numbers[index] = len(self._indices)
-        self._indices.append(index)
-        count = len(order.members)
+    def begin(self, joined: int) -> None:
+        """Give an order's alternatives their rows, to which endings refer."""
+        self._first[joined] = self._used_alternatives
+        orders = [self.terms.order_of(i) for i in self.terms.joined(joined)]
+        for order, word in zip(orders, self.terms.first_words(joined), strict=True):
+            self._add_alternative(order, word)
+
+    def add(self, joined: int, begin: int, more: int) -> int:
+        """Give an order that was begun a row; `begin` and `more` are the states before its first and before its other members."""
+        orders = [self.terms.order_of(i) for i in self.terms.joined(joined)]
+        number = self._numbers[joined] = len(self._numbers) + 1
+        words, parts = sum(o.words for o in orders), len(orders)
         while number >= len(self.orders):
             self.orders = _doubled(self.orders)
-        while self._used_members + count + 2 > len(self.members):
-            self.members = _doubled(self.members)
-        lengths, tokens = self._measure.shortest, self._spelled.enough
-        words, cap = (count + 2 + 63) // 64, order.cap
-        end = (lengths(order.end), tokens(order.end))
-        self.orders[number] = (
-            begin, more, count, words, order.low, order.high, cap, self._used_members, *end
-        )  # fmt: skip
-        gives = (lengths(order.comma), tokens(order.comma))
-        for i, member in enumerate((*order.members, order.other)):
-            n_bytes = lengths(member)
-            row = (n_bytes < INFINITE, order.needed >> i & 1, n_bytes + gives[0], tokens(member) + gives[1])
-            self.members[self._used_members + i] = row
-        self._used_members += count + 2
+        cap = max(o.cap for o in orders)
+        self.orders[number] = begin, more, words, 2 * (words + parts), cap, self._first[joined], parts, 0
         self._moved()
         return number
 
+    def add_fewer(self, number: int, alive: int, goal: int) -> None:
+        """Say that `goal` is the order of those alternatives of an order that are left."""
+        row = self._used_fewer
+        if row == len(self.fewer):
+            self.fewer = _doubled(self.fewer)
+        self.fewer[row] = alive, goal, self.orders[number, loops.FEWER]
+        self.orders[number, loops.FEWER] = row
+        self._used_fewer += 1
+        self._moved()
+
+    def _add_alternative(self, order: AnyOrder, word: int) -> None:
+        count, at, first = len(order.members), self._used_alternatives, self._used_members
+        if at == len(self.alternatives):
+            self.alternatives = _doubled(self.alternatives)
+        while first + count + 2 > len(self.members):
+            self.members = _doubled(self.members)
+        lengths, tokens = self._measure.shortest, self._spelled.enough
+        end = (lengths(order.end), tokens(order.end))
+        self.alternatives[at] = word, count, order.low, order.high, first, *end
+        gives = (lengths(order.comma), tokens(order.comma))
+        for i, member in enumerate(order.members):
+            if order.needed >> i & 1:
+                self.members[first + i] = 1, lengths(member) + gives[0], tokens(member) + gives[1]
+        self._used_members += count + 2
+        self._used_alternatives += 1
+
     def set_of(self, machine: Callable[[], int], used: np.ndarray, number: int, left: int, came: int) -> int:
         """The number of the set of the members in the mask `left` after `came` members."""
-        words = int(self.orders[number, loops.WORDS])
+        words, size = (int(self.orders[number, c]) for c in (loops.WORDS, loops.SIZE))
         data = np.frombuffer(left.to_bytes(words * 8, "little"), np.int64)
         while True:
             at = int(used[loops.MASK_WORDS])
-            if at + 2 * words <= len(self.masks):
+            if at + size <= len(self.masks):
                 self.masks[at : at + words] = data
                 found = int(loops.set_of(machine(), number, came))
                 if found >= 0:
@@ -100,7 +125,7 @@ class OrderTables:
         if used[loops.SETS] * 2 >= len(self.sets):
             self.sets = _doubled(self.sets)
         self.slots = np.full(len(self.sets) * 4, -1, np.int32)
-        most = 2 * int(self.orders[:, loops.WORDS].max())
+        most = int(self.orders[:, loops.SIZE].max())
         while used[loops.MASK_WORDS] + max(most, int(used[loops.MASK_WORDS])) >= len(self.masks):
             self.masks = _doubled(self.masks)
         self._place_sets(int(used[loops.SETS]))
@@ -113,22 +138,32 @@ class OrderTables:
             words = int(self.orders[order, loops.WORDS])
             loops.place_set(self.slots, self.masks, at, words, order, came, number)
 
-    def others_may_come(self, held: int) -> bool:
-        """May a member that is not declared come next, with this set?"""
-        found = self._others.get(held)
-        if found is None:
-            found = self._others[held] = self._others_may_come(held)
-        return found
+    def note_free(self, term: int) -> None:
+        """Find ahead of `free_spelling` which endings of a term that ends in a `taken` leave it free."""
+        data = self.terms.data(term)
+        free = [(self.terms.free_spelling(p), p) for p in (data[1] if data[0] == ALT else (term,))]
+        self._ways[term] = sorted(
+            (s, m >> 6, m & 63) for s, p in free if s is not None for m in self.endings_of(p)
+        )
 
-    def _others_may_come(self, held: int) -> bool:
-        order, at = int(self.sets[held, loops.OF_ORDER]), int(self.sets[held, loops.MASKS])
-        member = int(self.orders[order, loops.MEMBERS])
-        word = int(self.masks[at + int(self.orders[order, loops.WORDS]) + (member >> 6)])
-        return bool(word >> (member & 63) & 1)
+    def free_spelling(self, term: int, held: int) -> int | None:
+        """How free a term that was noted is with this set (see `Terms.mark_free`); None if it is not."""
+        may = int(self.sets[held, loops.MAY])
+        for spelling, word, bit in self._ways[term]:
+            if int(self.masks[may + word]) >> bit & 1:
+                return spelling
+        return None
 
     def must_come(self, held: int) -> tuple[int, int]:
-        """Bytes and tokens of the members of a set that must come and the end, commas included."""
-        return int(self.sets[held, loops.MUST_BYTES]), int(self.sets[held, loops.MUST_TOKENS])
+        """Bytes and tokens, at most, of the members of a set that must come and the end, commas included."""
+        order, at = self.sets[held, [loops.OF_ORDER, loops.MUSTS]].tolist()
+        musts = self.masks[at : at + 2 * int(self.orders[order, loops.PARTS])].tolist()
+        return max(musts[::2]), max(musts[1::2])
+
+    def farthest(self, term: int) -> tuple[int, int]:
+        """Bytes and tokens of the farthest ending of a term that ends in a `taken`."""
+        found = self.endings_of(term).values()
+        return max(b for b, _ in found), max(t for _, t in found)
 
     def endings_at(self, term: int) -> tuple[int, int]:
         """(where they begin in the table, how many) of a term's endings."""
@@ -139,13 +174,29 @@ class OrderTables:
         while first + len(found) > len(self.endings):
             self.endings = _doubled(self.endings)
             self._moved()
-        rows = [(m, min(b, loops.FAR), min(t, loops.FAR)) for m, (b, t) in found.items()]
+        rows = []
+        if found:
+            joined = self._joined(term)
+            words, begin = self.terms.first_words(joined), self._first[joined]
+            for m, (n_bytes, n_tokens) in found.items():
+                part = bisect_right(words, m >> 6) - 1
+                own, of = m - 64 * words[part], self.alternatives[begin + part]
+                row = int(of[loops.ROWS]) + own if own <= of[loops.MEMBERS] else -1
+                rows.append((m, min(n_bytes, loops.FAR), min(n_tokens, loops.FAR), part, row))
         rows.sort(
             key=lambda row: -row[0]
         )  # other names and the end first: nearly always one of them may come
-        self.endings[first : first + len(rows)] = np.array(rows, np.int32).reshape(-1, 3)
+        self.endings[first : first + len(rows)] = np.array(rows, np.int32).reshape(-1, 5)
         self.used_endings += len(rows)
         return first, len(rows)
+
+    def _joined(self, term: int) -> int:
+        """The order to which the `taken`s belong in which a term ends."""
+        data = self.terms.data(term)
+        while data[0] != TAKEN:
+            below = data[1] if data[0] == ALT else data[1:]
+            data = self.terms.data(next(p for p in reversed(below) if self.terms.takes(p)))
+        return int(data[1])
 
     def endings_of(self, term: int) -> Endings:
         """Of a term that ends in a `taken`; none of any other."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
-from grammar.term_arena import EMPTY, MEMBERS, TAKEN, Limits, TermArena
+from grammar.term_arena import ALT, CAT, ELSE, EMPTY, MEMBERS, TAKEN, Limits, TermArena
+
+_MOST_JOINED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +31,9 @@ class AnyOrder:
         return self.low <= 1
 
     @property
-    def end_index(self) -> int:
-        """What `Terms.taken` calls the end; the number before it is that of other members."""
-        return len(self.members) + 1
+    def words(self) -> int:
+        """Of 64 bits, of a mask of the members, the other ones and the end."""
+        return (len(self.members) + 2 + 63) // 64
 
     @property
     def cap(self) -> int:
@@ -54,6 +57,8 @@ class OrderTerms(TermArena):
     def __init__(self, limits: Limits) -> None:
         super().__init__(limits)
         self._orders: list[AnyOrder] = []
+        self._joined: dict[tuple[int, ...], int] = {}
+        self._joins: list[tuple[int, ...]] = []
 
     def any_order(self, order: AnyOrder) -> int:
         every = (1 << len(order.members)) - 1
@@ -80,36 +85,89 @@ class OrderTerms(TermArena):
         if order.other != EMPTY and order.may_come(left, after):
             options.append(self.cat(order.other, self._members(index, left, after)))
         end = order.end if not order.required(left) and count >= order.low else EMPTY
-        return self._one_of(order, options, end, count == 0)
+        return self._one_of(order, options, [end], count == 0)
 
-    def _one_of(self, order: AnyOrder, options: list[int], end: int, first: bool) -> int:
+    def _one_of(self, order: AnyOrder, options: list[int], ends: list[int], first: bool) -> int:
         if not first:
             options = [self.cat(order.comma, self.listed(options))]
-        return self.listed([*options, end])
+        return self.listed([*options, *ends])
 
-    def any_left(self, index: int, first: bool) -> int:
-        """What can follow, whatever is left: all members, each with a `taken` behind it, which depends on what is left.
+    def join(self, orders: tuple[int, ...]) -> int:
+        """The number of one order, or of several as alternatives to each other.
+
+        Their members are numbered together: those of an alternative from a multiple of 64 on, then its other members and
+        its end.
+        """
+        found = self._joined.get(orders)
+        if found is None:
+            found = self._joined[orders] = len(self._joins)
+            self._joins.append(orders)
+        return found
+
+    def joined(self, number: int) -> tuple[int, ...]:
+        """The orders that `join` gave this number."""
+        return self._joins[number]
+
+    def first_words(self, number: int) -> list[int]:
+        """Of a mask of all members, where each alternative begins."""
+        words = (self._orders[i].words for i in self._joins[number][:-1])
+        return list(accumulate(words, initial=0))
+
+    def any_left(self, number: int, first: bool) -> int:
+        """What can follow in what `join` made, whatever is left: all members, each with a `taken` behind it, which depends
+        on what is left.
 
         first  no member has come
         """
-        order = self._orders[index]
-        options = [self.cat(member, self.taken(index, i)) for i, member in enumerate(order.members)]
-        if order.other != EMPTY:
-            options.append(self.cat(order.other, self.taken(index, len(order.members))))
-        return self._one_of(order, options, self.cat(order.end, self.taken(index, order.end_index)), first)
+        orders = [self._orders[i] for i in self._joins[number]]
+        options, ends = [], []
+        for order, word in zip(orders, self.first_words(number), strict=True):
+            count = len(order.members)
+            takes = [self.taken(number, 64 * word + i) for i in range(count + 2)]
+            options += [self.cat(member, then) for member, then in zip(order.members, takes, strict=False)]
+            options.append(self.cat(order.other, takes[count]))
+            ends.append(self.cat(order.end, takes[count + 1]))
+        return self._one_of(orders[0], options, ends, first)
 
-    def taken(self, index: int, member: int) -> int:
-        """What follows after a member of an order: the members that were left, without this one.
+    def taken(self, number: int, member: int) -> int:
+        """What follows after a member of what `join` made: the members that were left of its alternative, without this one."""
+        return self._new((TAKEN, number, member), False, True)
 
-        member  its number; one more than the last for another one, and one more for the end
-        """
-        return self._new((TAKEN, index, member), False, True)
+    def is_taken(self, term: int) -> bool:
+        """Is it a `taken`, or several as alternatives?"""
+        data = self._data[term]
+        return data[0] == TAKEN or (data[0] == ALT and all(self._data[p][0] == TAKEN for p in data[1]))
+
+    def over(self, term: int) -> int:
+        """The `taken`s to which a term leads without a byte, as alternatives; EMPTY if there are none."""
+        data = self._data[term]
+        if data[0] == TAKEN:
+            return term
+        if data[0] == CAT:
+            return self.over(data[2]) if self._nullable[data[1]] else EMPTY
+        if data[0] not in (ALT, ELSE):
+            return EMPTY
+        return self.alt(self.over(p) for p in (data[1] if data[0] == ALT else data[1:]))
 
     def takes(self, term: int) -> bool:
         """Does it end in a `taken`?"""
         return term in self._taking
 
     def members_left(self, term: int) -> tuple[int, int, int] | None:
-        """(number of the order, mask of the members that are left, how many came) if that is all of `term`."""
+        """(number of what `join` made, mask of the members that are left, how many came) if that is all of `term` and can be kept
+        beside the state."""
         data = self._data[term]
-        return (data[1], data[2], data[3]) if data[0] == MEMBERS else None
+        parts = [self._data[p] for p in data[1]] if data[0] == ALT else [data]
+        if len(parts) > _MOST_JOINED or any(p[0] != MEMBERS for p in parts):
+            return None
+        indices = tuple(p[1] for p in parts)
+        orders = tuple(self._orders[i] for i in indices)
+        came, cap = parts[0][3], max(o.cap for o in orders)
+        alike = all(p[3] == came and (came == 0 or o.cap == cap) for p, o in zip(parts, orders, strict=True))
+        if not alike or len(set(indices)) < len(indices) or not all(o.beside for o in orders):
+            return None
+        number, left = self.join(indices), 0
+        for order, word, part in zip(orders, self.first_words(number), parts, strict=True):
+            count = len(order.members)
+            left |= (part[2] | (order.other != EMPTY) << count | 1 << count + 1) << 64 * word
+        return number, left, came

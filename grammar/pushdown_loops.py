@@ -32,26 +32,36 @@ OK, DEAD, UNBUILT, FULL, CROWDED = 1, 0, -1, -2, -3  # CROWDED: no room for anot
 FIRST, COUNT, KIND, FINAL, LOW, HIGH, DISTANCE, BASE, DENSE, OTHER, BY_NAME, BY_OTHER = range(12)
 TOKENS, AFTER, OTHERWISE = 12, 13, 14
 # where what it can lead to stands in the table of endings, and how many that are (0: no set beside it);
-# of a LEFT and a TAKE, the order is FIRST and the set or the member LOW
+# of a LEFT, the order is FIRST and the set LOW
 ENDINGS, LEADS_TO = 15, 16
-WIDTH = 17
+# of a state at which a member may be over: the TAKE of what it leads to without another byte; 0: none
+OVER = 17
+WIDTH = 18
 # columns of the arc table
 ARC_LOW, ARC_HIGH, ARC_TARGET, ARC_PUSH, ARC_PUSHES = range(5)
 # columns of the stack table
 # need: bytes to close all; ends: may all of it end here; close: tokens that are enough to close all
 # held: the set beside the state
 RETURN, PARENT, NEED, ENDS, CLOSE, HELD = range(6)
-# columns of the table of endings: a member's number, bytes and tokens to there
-MEMBER, TO_BYTES, TO_TOKENS = range(3)
-# columns of the table of orders: the states before the first and before any other member, members (the number after them
-# is that of other members, the next that of the end), words of a mask of all these, least and largest number, counts that
-# are told apart, the first row in the table of members, and bytes and tokens of the end
-BEGIN, MORE, MEMBERS, WORDS, LEAST, MOST, CAP, ROWS, END_BYTES, END_TOKENS = range(10)
-# columns of the table of members: may it come at all, must it, and bytes and tokens that it takes from what is left
-THERE, NEEDED, GIVES_BYTES, GIVES_TOKENS = range(4)
-# columns of the table of sets: its order, members that came, bytes and tokens of what must come and the end, and
-# where its masks begin: the members that are left, then what may come next
-OF_ORDER, CAME, MUST_BYTES, MUST_TOKENS, MASKS = range(5)
+# columns of the table of endings: a member's number, bytes and tokens to there, the alternative that it is a member of, and its
+# row in the table of members (-1: it is the end)
+MEMBER, TO_BYTES, TO_TOKENS, ENDS_AT, ROW = range(5)
+# columns of the table of orders: the states before the first and before any other member, words of a mask of all members, words
+# of what a set has of its own, counts that are told apart, where its alternatives begin and how many they are, and the first
+# row of the orders of some of its alternatives (0: none)
+BEGIN, MORE, WORDS, SIZE, CAP, FIRST_PART, PARTS, FEWER = range(8)
+# columns of the table of these: the alternatives that are left as a mask, the order of them, and the next row
+ALIVE, GOAL, NEXT_FEWER = range(3)
+# columns of the table of alternatives: the word of a mask at which its members begin, members (the number after them is that of
+# other members, the next that of the end), least and largest number, the first row in the table of members, and bytes and
+# tokens of the end
+WORD, MEMBERS, LEAST, MOST, ROWS, END_BYTES, END_TOKENS = range(7)
+# columns of the table of members: must it come, and bytes and tokens that it then takes from what is left
+NEEDED, GIVES_BYTES, GIVES_TOKENS = range(3)
+# columns of the table of sets: its order, members that came, and where in the table of masks the members begin that are left
+# (with the end, as long as an alternative is one), then what may come next, and then, of each alternative, bytes and tokens of
+# what must come and the end
+OF_ORDER, CAME, MASKS, MAY, MUSTS = range(5)
 
 # columns of the nodes of a `WalkTree`: children are CHILD .. END_CHILD - 1; TOKENS_HERE tokens end at the node: TOKEN if that is
 # one, else those of the tree's `ids` from TOKEN on
@@ -66,14 +76,15 @@ PROGRESS = 12
 
 # kinds: nothing can follow; ordinary; inside of a counted string; fixed bytes (place: how many are done); the bytes of a
 # name, or any other text of a string (place: how many are those of the name); and (in a walk only) one that is not built
-# members in any order with a certain set, and with one less than the set held (both are at once replaced by what follows)
+# members in any order with a certain set, and with those less than the set held to which it leads (both are at once replaced
+# by what follows)
 CLOSED, OPEN, STRING, RUN, NAME, NOT_BUILT, LEFT, TAKE = range(8)
 
 # what a machine's table of addresses holds, and sizes
 _STATES, _ARCS, _DENSE, _PUSHES, _RUNS, _SPELLED, _INSIDE, _INSIDE_NEED, _STACK, _SLOTS, _USED = range(11)
 _ENDINGS, _ORDERS, _MEMBERS, _SETS, _MASKS, _SET_SLOTS, _PATH, _PROGRESS = range(11, 19)
-_EOS = 19
-_ROOM, _BUCKETS, _SET_ROOM, _MASK_ROOM, _SET_BUCKETS, _DEPTH, _EOS_COUNT, _WORDS = range(20, 28)
+_EOS, _PARTS, _FEWER = 19, 20, 21
+_ROOM, _BUCKETS, _SET_ROOM, _MASK_ROOM, _SET_BUCKETS, _DEPTH, _EOS_COUNT, _WORDS = range(22, 30)
 # of `used`
 STACKS, SETS, MASK_WORDS = range(3)
 FAR = (1 << 31) - 1  # bytes or tokens, of what cannot come
@@ -108,6 +119,8 @@ def machine_tables(
     path: np.ndarray,
     progress: np.ndarray,
     eos: np.ndarray,
+    alternatives: np.ndarray,
+    fewer: np.ndarray,
     words: int,
 ) -> np.ndarray:
     """The table of addresses of a machine; its own address is what the loops take.
@@ -116,13 +129,14 @@ def machine_tables(
     runs, spelled                uint8 [], int32 []: fixed bytes, and the fewest tokens from each on to the end of its run
     inside, inside_need          int16 [, 256], int64 []
     stack, slots, used           int64 [, 6], int32 [a power of two], int64 [3]
-    endings, orders, members     int32 [, 3], int64 [, 10], int64 [, 4]
+    endings, orders, members     int32 [, 5], int64 [, 8], int64 [, 3]
     sets, masks, set_slots       int64 [, 5], int64 [], int32 [a power of two]
     path, progress               int64 [depth, 6], int64 [PROGRESS]: see `walk`
     eos, words                   int32 []: the end tokens; the length of a row
+    alternatives, fewer          int64 [, 7], int64 [, 3]
     """
     arrays = (states, arcs, dense, pushes, runs, spelled, inside, inside_need, stack, slots, used)
-    of_sets = (endings, orders, members, sets, masks, set_slots, path, progress, eos)
+    of_sets = (endings, orders, members, sets, masks, set_slots, path, progress, eos, alternatives, fewer)
     sizes = (len(stack), len(slots), len(sets), len(masks), len(set_slots), len(path), len(eos), words)
     return addresses((*arrays, *of_sets), *sizes)
 
@@ -141,7 +155,7 @@ _memory: Any = intrinsic(_pointer)
 
 @njit(inline="always")
 def _numbers(machine):  # type: ignore[no-untyped-def]
-    return carray(_memory(machine), (28,), np.int64)
+    return carray(_memory(machine), (30,), np.int64)
 
 
 @njit(inline="always")
@@ -172,15 +186,22 @@ def place_set(slots, masks, at, words, order, came, number):  # type: ignore[no-
     slots[slot] = number
 
 
+@njit(inline="always")
+def _has(masks, at, member):  # type: ignore[no-untyped-def]
+    """Is a member in the mask that begins at `at`?"""
+    return (masks[at + (member >> 6)] >> np.int64(member & 63)) & 1 == 1
+
+
 @njit(cache=True)
 def set_of(machine, order, came):  # type: ignore[no-untyped-def]
     """The number of a set of `order`: the members of the mask that was written behind the masks of all sets, after `came` ones.
 
-    CROWDED if there is no room for it; the caller has looked that there is for the mask.
+    CROWDED if there is no room for it; the caller has looked that there is for what it has of its own.
     """
     table = _numbers(machine)
-    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
-    members = carray(_memory(table[_MEMBERS]), (_MANY, 4), np.int64)
+    orders = carray(_memory(table[_ORDERS]), (_MANY, 8), np.int64)
+    parts = carray(_memory(table[_PARTS]), (_MANY, 7), np.int64)
+    members = carray(_memory(table[_MEMBERS]), (_MANY, 3), np.int64)
     sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
     masks = carray(_memory(table[_MASKS]), (_MANY,), np.int64)
     slots = carray(_memory(table[_SET_SLOTS]), (_MANY,), np.int32)
@@ -201,31 +222,32 @@ def set_of(machine, order, came):  # type: ignore[no-untyped-def]
     made = used[SETS]
     if made >= table[_SET_ROOM] or made * 2 > size:
         return np.int64(CROWDED)
-    count, first = orders[order, MEMBERS], orders[order, ROWS]
-    must, must_bytes, must_tokens = 0, orders[order, END_BYTES], orders[order, END_TOKENS]
-    for m in range(count):
-        if (masks[left + (m >> 6)] >> (m & 63)) & 1 and members[first + m, NEEDED]:
-            must += 1
-            must_bytes += members[first + m, GIVES_BYTES]
-            must_tokens += members[first + m, GIVES_TOKENS]
-    most, may = orders[order, MOST], left + words
+    may, musts = left + words, left + 2 * words
     for w in range(words):
         masks[may + w] = 0
-    for m in range(count + 2):
-        if m < count:
-            fits = (masks[left + (m >> 6)] >> (m & 63)) & 1 == 1
-        else:
-            fits = members[first + m, THERE] == 1
-        if m == count + 1:
-            fits = must == 0 and came >= orders[order, LEAST]
-        elif fits and most >= 0:
-            fits = came + 1 + must - members[first + m, NEEDED] <= most
-        if fits:
-            masks[may + (m >> 6)] |= np.int64(1) << np.int64(m & 63)
-    sets[made, OF_ORDER], sets[made, CAME], sets[made, MASKS] = order, came, left
-    sets[made, MUST_BYTES], sets[made, MUST_TOKENS] = must_bytes, must_tokens
+    for k in range(orders[order, PARTS]):
+        part = orders[order, FIRST_PART] + k
+        first, end = parts[part, ROWS], parts[part, MEMBERS] + 1
+        here = left + parts[part, WORD]
+        must, must_bytes, must_tokens = 0, parts[part, END_BYTES], parts[part, END_TOKENS]
+        for m in range(end):
+            if members[first + m, NEEDED] and _has(masks, here, m):
+                must += 1
+                must_bytes += members[first + m, GIVES_BYTES]
+                must_tokens += members[first + m, GIVES_TOKENS]
+        masks[musts + 2 * k], masks[musts + 2 * k + 1] = must_bytes, must_tokens
+        for m in range(end + 1):
+            fits = _has(masks, here, m)
+            if m == end:
+                fits = fits and must == 0 and came >= parts[part, LEAST]
+            elif fits and parts[part, MOST] >= 0:
+                fits = came + 1 + must - members[first + m, NEEDED] <= parts[part, MOST]
+            if fits:
+                masks[may + parts[part, WORD] + (m >> 6)] |= np.int64(1) << np.int64(m & 63)
+    sets[made, OF_ORDER], sets[made, CAME] = order, came
+    sets[made, MASKS], sets[made, MAY], sets[made, MUSTS] = left, may, musts
     slots[slot] = made
-    used[SETS], used[MASK_WORDS] = made + 1, left + 2 * words
+    used[SETS], used[MASK_WORDS] = made + 1, left + orders[order, SIZE]
     return made
 
 
@@ -234,39 +256,75 @@ def _may(machine, held, member):  # type: ignore[no-untyped-def]
     """May this member come next, with the set `held`?"""
     table = _numbers(machine)
     sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
-    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
     masks = carray(_memory(table[_MASKS]), (_MANY,), np.int64)
-    at = sets[held, MASKS] + orders[sets[held, OF_ORDER], WORDS] + (member >> 6)
-    return (masks[at] >> np.int64(member & 63)) & 1 == 1
+    return _has(masks, sets[held, MAY], member)
 
 
 @njit(cache=True)
 def _alive(machine, state, held):  # type: ignore[no-untyped-def]
     """Does a state that has endings lead to a member that may come, with the set `held`?"""
-    states = _state_table(machine)
-    endings = carray(_memory(_numbers(machine)[_ENDINGS]), (_MANY, 3), np.int32)
+    table, states = _numbers(machine), _state_table(machine)
+    endings = carray(_memory(table[_ENDINGS]), (_MANY, 5), np.int32)
+    masks = carray(_memory(table[_MASKS]), (_MANY,), np.int64)
+    may = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)[held, MAY]
     for k in range(states[state, ENDINGS], states[state, ENDINGS] + states[state, LEADS_TO]):
-        if _may(machine, held, endings[k, MEMBER]):
+        if _has(masks, may, endings[k, MEMBER]):
             return True
     return False
 
 
 @njit(cache=True)
-def _without(machine, held, member):  # type: ignore[no-untyped-def]
-    """The set after a member of the set `held` came; CROWDED if there is no room for it."""
+def _without(machine, state, held):  # type: ignore[no-untyped-def]
+    """The set after the members to which a TAKE leads came, out of the set `held`: that of the alternatives they are members of.
+    0 if it was the end; CROWDED if there is no room for it."""
     table = _numbers(machine)
+    states = _state_table(machine)
+    endings = carray(_memory(table[_ENDINGS]), (_MANY, 5), np.int32)
+    parts = carray(_memory(table[_PARTS]), (_MANY, 7), np.int64)
     sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
-    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
+    orders = carray(_memory(table[_ORDERS]), (_MANY, 8), np.int64)
     masks = carray(_memory(table[_MASKS]), (_MANY,), np.int64)
-    order = sets[held, OF_ORDER]
-    words, to = orders[order, WORDS], carray(_memory(table[_USED]), (3,), np.int64)[MASK_WORDS]
-    if to + 2 * words > table[_MASK_ROOM]:
+    fewer = carray(_memory(table[_FEWER]), (_MANY, 3), np.int64)
+    to = carray(_memory(table[_USED]), (3,), np.int64)[MASK_WORDS]
+    order, left = sets[held, OF_ORDER], sets[held, MASKS]
+    first, last = states[state, ENDINGS], states[state, ENDINGS] + states[state, LEADS_TO]
+    alive = np.int64(0)
+    for k in range(first, last):
+        if _may(machine, held, endings[k, MEMBER]):
+            if endings[k, ROW] < 0:
+                return np.int64(0)
+            alive |= np.int64(1) << np.int64(endings[k, ENDS_AT])
+    goal = order
+    if alive + 1 != np.int64(1) << orders[order, PARTS]:
+        row = orders[order, FEWER]
+        while row > 0 and fewer[row, ALIVE] != alive:
+            row = fewer[row, NEXT_FEWER]
+        if row > 0:
+            goal = fewer[row, GOAL]
+    if to + orders[goal, SIZE] > table[_MASK_ROOM]:
         return np.int64(CROWDED)
-    for w in range(words):
-        masks[to + w] = masks[sets[held, MASKS] + w]
-    if member < orders[order, MEMBERS]:
-        masks[to + (member >> 6)] &= ~(np.int64(1) << np.int64(member & 63))
-    return set_of(machine, order, min(sets[held, CAME] + 1, orders[order, CAP]))
+    for w in range(orders[goal, WORDS]):
+        masks[to + w] = 0
+    at = to
+    for of in range(orders[order, PARTS]):
+        if not (alive >> np.int64(of)) & 1:
+            continue
+        part = orders[order, FIRST_PART] + of
+        begin = parts[part, WORD]
+        if goal == order:
+            at = to + begin
+        for w in range((parts[part, MEMBERS] + 2 + 63) >> 6):
+            masks[at + w] = masks[left + begin + w]
+        for k in range(first, last):
+            own = endings[k, MEMBER] - begin * 64
+            if (
+                endings[k, ENDS_AT] == of
+                and own < parts[part, MEMBERS]
+                and _may(machine, held, endings[k, MEMBER])
+            ):
+                masks[at + (own >> 6)] &= ~(np.int64(1) << np.int64(own & 63))
+        at += (parts[part, MEMBERS] + 2 + 63) >> 6
+    return set_of(machine, goal, min(sets[held, CAME] + 1, orders[goal, CAP]))
 
 
 @njit(cache=True)
@@ -278,23 +336,21 @@ def enter(machine, state, held):  # type: ignore[no-untyped-def]
     if leads_to == 0 and kind != LEFT:
         return OK, np.int64(state), np.int64(0)
     table = _numbers(machine)
-    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
-    order = np.int64(states[state, FIRST])
+    orders = carray(_memory(table[_ORDERS]), (_MANY, 8), np.int64)
+    sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
     if kind == LEFT:
-        sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
         held = np.int64(states[state, LOW])
-        return OK, orders[order, BEGIN if sets[held, CAME] == 0 else MORE], held
+        return OK, orders[states[state, FIRST], BEGIN if sets[held, CAME] == 0 else MORE], held
     if not _alive(machine, state, held):
         return DEAD, np.int64(state), held
     if kind != TAKE:
         return OK, np.int64(state), held
-    member = np.int64(states[state, LOW])
-    if member > orders[order, MEMBERS]:
-        return OK, np.int64(0), np.int64(0)
-    after = _without(machine, held, member)
+    after = _without(machine, state, held)
     if after < 0:
-        return CROWDED, np.int64(state), held
-    return OK, orders[order, MORE], after
+        return after, np.int64(state), held
+    if after == 0:
+        return OK, np.int64(0), np.int64(0)
+    return OK, orders[sets[after, OF_ORDER], MORE], after
 
 
 @njit(cache=True)
@@ -304,24 +360,20 @@ def rest(machine, state, held):  # type: ignore[no-untyped-def]
     if states[state, LEADS_TO] == 0:
         return np.int64(states[state, DISTANCE]), np.int64(states[state, TOKENS])
     table = _numbers(machine)
-    endings = carray(_memory(table[_ENDINGS]), (_MANY, 3), np.int32)
-    orders = carray(_memory(table[_ORDERS]), (_MANY, 10), np.int64)
-    members = carray(_memory(table[_MEMBERS]), (_MANY, 4), np.int64)
+    endings = carray(_memory(table[_ENDINGS]), (_MANY, 5), np.int32)
+    members = carray(_memory(table[_MEMBERS]), (_MANY, 3), np.int64)
     sets = carray(_memory(table[_SETS]), (_MANY, 5), np.int64)
-    order = sets[held, OF_ORDER]
-    first, end = orders[order, ROWS], orders[order, MEMBERS] + 1
+    masks = carray(_memory(table[_MASKS]), (_MANY,), np.int64)
+    may, musts = sets[held, MAY], sets[held, MUSTS]
     least, most = np.int64(FAR), np.int64(0)
     for k in range(states[state, ENDINGS], states[state, ENDINGS] + states[state, LEADS_TO]):
-        member = endings[k, MEMBER]
-        if not _may(machine, held, member):
+        if not _has(masks, may, endings[k, MEMBER]):
             continue
         n_bytes, n_tokens = np.int64(endings[k, TO_BYTES]), np.int64(endings[k, TO_TOKENS])
-        if member < end:
-            n_bytes += sets[held, MUST_BYTES]
-            n_tokens += sets[held, MUST_TOKENS]
-            if members[first + member, NEEDED]:
-                n_bytes -= members[first + member, GIVES_BYTES]
-                n_tokens -= members[first + member, GIVES_TOKENS]
+        at, of = endings[k, ROW], musts + 2 * np.int64(endings[k, ENDS_AT])
+        if at >= 0:
+            n_bytes += masks[of] - members[at, GIVES_BYTES]
+            n_tokens += masks[of + 1] - members[at, GIVES_TOKENS]
         if n_bytes < least:
             least, most = n_bytes, n_tokens
         elif n_bytes == least:
@@ -465,6 +517,12 @@ def step(machine, state, place, count, top, byte):  # type: ignore[no-untyped-de
         if states[state, FINAL] and top != 0:
             state, count = stack[top, RETURN], stack[top, HELD]
             top = stack[top, PARENT]
+            continue
+        if states[state, OVER] > 0:
+            status, after, held = enter(machine, np.int64(states[state, OVER]), count)
+            if status != OK:
+                return status, state, place, count, top
+            state, count = after, held
             continue
         return DEAD, state, place, count, top
 
@@ -683,6 +741,8 @@ def walk(machine, tree, state, place, count, top, path, budget, row, out, needs,
                     outside = 1
                     if not _takes(machine, top, b):
                         dead = True
+                elif states[state, OVER] > 0:
+                    pass
                 elif in_name or row_of > 0:
                     dead = True
                 else:  # on to a child that an arc takes

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from copy import copy
 from functools import lru_cache
+from itertools import combinations
+from string import ascii_letters, digits
 
 import numpy as np
 
@@ -32,13 +34,15 @@ from grammar.pushdown_loops import (
     UNBUILT,
 )
 from grammar.string_tables import inside
-from grammar.term_arena import EPSILON, TAKEN, Limits
+from grammar.term_arena import EMPTY, EPSILON, Limits
 from grammar.terms import Terms
 from grammar.token_measure import TokenMeasure
 from grammar.vocabulary import Vocabulary
 
 _MANY_ARCS = 5
+_FEW_ALTERNATIVES = 3
 _FARTHEST = (1 << 31) - 1
+_LETTERS = frozenset((ascii_letters + digits).encode())
 
 Config = tuple[int, int, int, int]
 """State, place inside a string (or fixed bytes that are done), characters so far (or the set beside the state), stack."""
@@ -97,7 +101,7 @@ class PushdownStates:
             self._states, self._arcs, self._dense, self._pushes, self._runs, self._run_tokens,
             self._inside.table, self._inside.need, self._stack, self._slots, self._used,
             sets.endings, sets.orders, sets.members, sets.sets, sets.masks, sets.slots,
-            self._path, self._progress, self._eos, self.vocabulary.words,
+            self._path, self._progress, self._eos, sets.alternatives, sets.fewer, self.vocabulary.words,
         )  # fmt: skip
         self._machine = int(self._tables.ctypes.data)
 
@@ -133,31 +137,43 @@ class PushdownStates:
                 row[loops.COUNT] = 0
             if self._has_set[found]:
                 row[loops.ENDINGS], row[loops.LEADS_TO] = self._orders.endings_at(term)
+                if self._spellings[found] is not None:
+                    self._orders.note_free(term)
             self._put_sets_beside(found, term)
         return found
 
     def _put_sets_beside(self, state: int, term: int) -> None:
         """Where a state is only members that are left, or says that one was taken: it is replaced where it is met."""
-        data, left = self.terms.data(term), self.terms.members_left(term)
-        kind, value = TAKE, 0
-        if left is not None and self.terms.order_of(left[0]).beside:
+        left = self.terms.members_left(term)
+        kind, order, value = TAKE, 0, 0
+        if left is not None:
             kind, order = LEFT, self._order(left[0])
             value = self._orders.set_of(lambda: self._machine, self._used, order, left[1], left[2])
-        elif data[0] == TAKEN:
-            order, value = self._order(data[1]), data[2]
-        else:
+        elif not self.terms.is_taken(term):
             return
         row = self._states[state]
         row[loops.KIND], row[loops.COUNT], row[loops.FIRST], row[loops.LOW] = kind, 0, order, value
         self._kinds[state] = kind
 
-    def _order(self, index: int) -> int:
+    def _order(self, joined: int) -> int:
         """The number of an order in the tables."""
-        found = self._orders.number_of(index)
+        found = self._orders.number_of(joined)
         if found is None:
-            begin, more = (self._state(self.terms.any_left(index, first)) for first in (True, False))
-            found = self._orders.add(index, begin, more)
+            self._orders.begin(joined)
+            begin, more = (self._state(self.terms.any_left(joined, first)) for first in (True, False))
+            found = self._orders.add(joined, begin, more)
+            self._add_fewer(joined, found)
         return found
+
+    def _add_fewer(self, joined: int, number: int) -> None:
+        """Give an order of several alternatives those of less of them: where one is left, as nearly always after a member
+        or two, states are again as simple as those of one."""
+        alternatives = self.terms.joined(joined)
+        count = len(alternatives)
+        most = count if count <= _FEW_ALTERNATIVES else min(count, 2)
+        for left in (c for n in range(1, most) for c in combinations(range(count), n)):
+            goal = self._order(self.terms.join(tuple(alternatives[i] for i in left)))
+            self._orders.add_fewer(number, sum(1 << i for i in left), goal)
 
     def build_from(self, terms: Iterable[int]) -> None:
         """Build all states of these terms, which have few."""
@@ -190,6 +206,8 @@ class PushdownStates:
             self._make_dense(state, rows)
         if self._spellings[state] is not None:
             self._note_others(state, first, rows)
+        over = self.terms.over(self._term[state]) if self._has_set[state] else EMPTY
+        self._states[state, loops.OVER] = self._state(over) if over != EMPTY else 0
         self._states[state, loops.FIRST] = first
         self._states[state, loops.COUNT] = self._used_arcs - first
 
@@ -330,8 +348,8 @@ class PushdownStates:
                 if after is None:
                     continue
                 close = int(loops.need(self._machine, *after))
-                rank = (close, 0 if chr(byte).isalnum() else 1, byte)
-                if best is None or rank < (best[0], 0 if chr(best[1]).isalnum() else 1, best[1]):
+                rank = (close, 0 if byte in _LETTERS else 1, byte)
+                if best is None or rank < (best[0], 0 if best[1] in _LETTERS else 1, best[1]):
                     best = (close, byte, after)
             assert best is not None, "a state from which no text can be finished"
             out.append(best[1])
@@ -340,7 +358,7 @@ class PushdownStates:
 
     def _following(self, config: Config) -> list[int]:
         """Bytes worth trying: one of each range that leads somewhere else."""
-        at, place, _, top = config
+        at, place, held, top = config
         if self._states[at, loops.KIND] == STRING:
             if place == self._states[at, loops.BASE]:
                 return [0x22, 0x61]
@@ -356,11 +374,15 @@ class PushdownStates:
                 self._build(at)
             for mask, _, _ in self.terms.arcs(self._term[at]):
                 listed = bits(mask)
-                found.add(next((b for b in listed if chr(b).isalnum()), listed[0]))
-            if not (self._states[at, loops.FINAL] and top):
+                found.add(next((b for b in listed if b in _LETTERS), listed[0]))
+            if self._states[at, loops.FINAL] and top:
+                at, held, top = self._stack[top, [loops.RETURN, loops.HELD, loops.PARENT]].tolist()
+                place = int(self._states[at, loops.BASE])
+                continue
+            over = self._when_over(at, held)
+            if over is None:
                 return sorted(found)
-            at, top = int(self._stack[top, loops.RETURN]), int(self._stack[top, loops.PARENT])
-            place = int(self._states[at, loops.BASE])
+            at, held = over
 
     def _after(self, config: Config, byte: int) -> Config | None:
         while True:
@@ -370,6 +392,20 @@ class PushdownStates:
             if status == DEAD:
                 return None
             self._mend(status, at)
+
+    def _when_over(self, at: int, held: int) -> tuple[int, int] | None:
+        """State and set where a member is over without another byte; None if it may not be."""
+        if self._states[at, loops.COUNT] < 0:
+            self._build(at)
+        over = int(self._states[at, loops.OVER])
+        while over:
+            status, state, after = loops.enter(self._machine, over, held)
+            if status == OK:
+                return int(state), int(after)
+            if status == DEAD:
+                return None
+            self._mend(status, at)
+        return None
 
     def forced(self, state: int) -> bytes:
         """What every continuation begins with; empty where the text may end."""
@@ -394,12 +430,16 @@ class PushdownStates:
             return self._run_byte(config)
         beside = self._has_set[at]
         if self._states[at, loops.KIND] == NAME:
-            return None if not beside or self._orders.others_may_come(count) else self._run_byte(config)
+            free = not beside or self._orders.free_spelling(self._term[at], count) is not None
+            return None if free else self._run_byte(config)
         masks = [mask for mask, _, _ in self.terms.arcs(self._term[at])]
         if self._states[at, loops.FINAL]:
             return None if masks or not top else self._only_byte(self._after_string(top))
         if beside:
             masks = [mask for mask in masks if self._after(config, bits(mask)[0]) is not None]
+            over = self._when_over(at, count)
+            if over is not None:
+                return None if masks else self._only_byte((over[0], 0, over[1], top))
         if len(masks) == 1 and masks[0] & (masks[0] - 1) == 0:
             return masks[0].bit_length() - 1
         return None

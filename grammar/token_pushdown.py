@@ -140,7 +140,7 @@ class TokenPushdown(PushdownStates):
             + self._used_dense * 1024
             + self._used_pushes * 4
             + int(self._used[loops.STACKS]) * (6 * 8 + 8)
-            + self._orders.used_endings * 12
+            + self._orders.used_endings * 20
             + int(self._used[loops.SETS]) * 7 * 8
             + int(self._used[loops.MASK_WORDS]) * 8
         )
@@ -327,7 +327,7 @@ class TokenPushdown(PushdownStates):
             return self._string(at, place, count)
         spelling = self._free_spelling(at, place, count)
         if spelling is not None:
-            if by_names and at in self._others:
+            if by_names and at in self._others and spelling == self._spellings[at]:
                 return self._strings.names(spelling)
             return self._strings.free(spelling)
         pattern = self._pattern(at) if place == 0 else None
@@ -403,9 +403,7 @@ class TokenPushdown(PushdownStates):
         spelling = self._spellings[at]
         if spelling is None or (place and self._kinds[at] != NAME):
             return None
-        if self._has_set[at] and not self._orders.others_may_come(held):
-            return None  # it is other names that are free
-        return spelling
+        return self._orders.free_spelling(self._term[at], held) if self._has_set[at] else spelling
 
     def _pattern(self, at: int) -> tuple[PatternTable, int, int] | None:
         """(table, state, characters so far) inside of a string that has a pattern."""
@@ -423,7 +421,7 @@ class TokenPushdown(PushdownStates):
         if self._has_set[at]:
             tail = self._orders.must_come(held)[1]
         while data[0] == CAT:
-            tail += self._spelled.enough(data[2])
+            tail += self._behind(data[2])[1]
             data = self.terms.data(data[1])
         return self.measure.distances(data[1]), tail
 
@@ -458,7 +456,7 @@ class TokenPushdown(PushdownStates):
         if data[0] == STATE:
             return self.measure.distances(data[1]).farthest(0) + beside[1]
         if data[0] == CAT:
-            return self._need_of(data[1], beside, by_bytes) + self._spelled.enough(data[2])
+            return self._need_of(data[1], beside, by_bytes) + self._behind(data[2])[1]
         return max(
             self._part_need(term, p, beside, by_bytes) for p in data[1]
         )  # the shortest text may be any one's
@@ -472,7 +470,13 @@ class TokenPushdown(PushdownStates):
             return self._free_bytes(free) + beside[0]
         text = leading[0]
         spelled = len(text) if by_bytes else int(self.vocabulary.spelling.suffixes(text).max())
-        return spelled + self._spelled.enough(leading[1]) + beside[1]
+        return spelled + self._behind(leading[1])[1] + beside[1]
+
+    def _behind(self, term: int) -> tuple[int, int]:
+        """Bytes and tokens that are enough for a term behind a free one, to where a set beside it says what is left."""
+        if self.terms.takes(term):
+            return self._orders.farthest(term)
+        return self.measure.shortest(term), self._spelled.enough(term)
 
     def _free_bytes(self, term: int) -> int:
         """Like `_free_need`, in bytes."""
@@ -483,8 +487,9 @@ class TokenPushdown(PushdownStates):
         if data[0] == STATE:
             return self.measure.distances(data[1]).farthest(0)
         if data[0] == CAT:
-            return self._free_bytes(data[1]) + self.measure.shortest(data[2])
-        return min(self._free_bytes(p) for p in data[1] if self.terms.free_spelling(p) is not None)
+            return self._free_bytes(data[1]) + self._behind(data[2])[0]
+        free = [self._free_bytes(p) for p in data[1] if self.terms.free_spelling(p) is not None]
+        return max(free) if self.terms.takes(term) else min(free)  # a set may leave any one of them
 
     def _tokens(
         self, config: Config, tree: WalkTree, row: np.ndarray | None = None, budget: int = loops.NO_BUDGET

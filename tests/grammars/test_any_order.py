@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,11 @@ def objects(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 SCHEMAS = st.one_of(
     objects(SCALARS),
     objects(st.one_of(SCALARS, objects(SCALARS))),
-    st.lists(objects(SCALARS), min_size=2, max_size=3).map(lambda o: {"anyOf": o}),
+    st.lists(objects(SCALARS), min_size=2, max_size=5).map(lambda o: {"anyOf": o}),
+    st.lists(objects(st.one_of(SCALARS, objects(SCALARS))), min_size=2, max_size=3).map(
+        lambda o: {"anyOf": o}
+    ),
+    st.lists(objects(SCALARS), min_size=2, max_size=3).map(lambda o: {"oneOf": o}),
     st.lists(objects(SCALARS), min_size=2, max_size=2).map(lambda o: {"allOf": o}),
     objects(SCALARS).map(lambda o: {"type": "array", "items": o, "minItems": 1}),
 )
@@ -101,7 +106,9 @@ def test_as_with_a_state_for_each_set(schema: Any, rng: random.Random) -> None:
             assert (one.allowed(here) == other.allowed(there)).all(), schema
             assert one.can_end(here) == other.can_end(there)
             assert one.forced(here) == other.forced(there), schema
-            assert one.closing_text(here) == other.closing_text(there)
+            closing = one.closing_text(here)  # of several that are as short, each may say another
+            assert len(closing) == len(other.closing_text(there))
+            assert one.can_end(one.advance_bytes(here, closing))
             least = one.tokens_to_end(here)
             for budget in (least, least + 1, least + 4):
                 near = one.allowed_within(here, budget)
@@ -150,6 +157,68 @@ def test_orders_share_their_states() -> None:
         twice = text[:-1] + b"," + text[1:]
         assert one.advance_bytes(one.start, twice) < 0
     assert one.states == before
+
+
+def test_alternatives_share_their_states() -> None:
+    """Objects of which one is followed: which of them are left, and what is left of each, is no part of the states."""
+    names = [f"name{i}" for i in range(8)]
+    whole, text, either = {"type": "integer"}, {"type": "string"}, {"type": ["integer", "string"]}
+    of = ({n: {}, names[k]: whole, names[k + 1]: text} for k, n in enumerate(names[3:6]))
+    schema = {
+        "anyOf": [
+            {"type": "object", "properties": dict.fromkeys(names, either) | own, "required": list(own)[1:]}
+            for own in of
+        ]
+    }
+    one, rng, endings = machine(schema), random.Random(3), set()
+    one.explore(100_000, 60.0)
+    before = one.states
+    for _ in range(300):
+        value = {n: rng.choice([rng.randint(-99, 99), "ab"]) for n in rng.sample(names, 8)}
+        state = one.advance_bytes(one.start, json.dumps(value, separators=(",", ":")).encode())
+        kinds = [type(value[n]) for n in names]
+        fits = any(kinds[k : k + 2] == [int, str] for k in range(3))
+        assert (state >= 0) == fits
+        endings.add(fits)
+    assert one.states == before and endings == {True, False}
+
+
+def test_a_member_that_is_over_for_one_alternative_goes_on_for_another() -> None:
+    number, ten = {"type": "number"}, {"enum": [1, 10, 1.5]}
+    closed = {"type": "object", "additionalProperties": False}
+    schema = {
+        "anyOf": [
+            {**closed, "properties": {"a": number, "b": {"type": "null"}}, "required": ["a", "b"]},
+            {**closed, "properties": {"a": ten, "c": {"const": True}}, "required": ["a", "c"]},
+        ]
+    }
+    one = machine(schema)
+    for a, last in product(("1", "10", "1.5", "1.25", "2"), ('"b":null', '"c":true')):
+        good = last == '"b":null' or a in ("1", "10", "1.5")
+        for text in (f'{{"a":{a},{last}}}', f'{{{last},"a":{a}}}'):
+            assert (one.advance_bytes(one.start, text.encode()) >= 0) == good, text
+    assert one.forced(one.advance_bytes(one.start, b'{"a":2.5,')) == b'"b":null}'
+    assert one.forced(one.advance_bytes(one.start, b'{"c":true,')) == b'"a":1'
+    assert one.closing_text(one.advance_bytes(one.start, b'{"a":1')) in (b',"b":null}', b',"c":true}')
+
+
+def test_many_alternatives_keep_a_state_for_each_set() -> None:
+    """More than are followed beside the state."""
+    schema = {
+        "anyOf": [
+            {
+                "type": "object",
+                "properties": {"kind": {"const": i}, f"n{i}": {"type": "null"}},
+                "required": ["kind"],
+            }
+            for i in range(40)
+        ]
+    }
+    one = machine(schema)
+    for i in (0, 7, 39):
+        for text in (f'{{"n{i}":null,"kind":{i}}}', f'{{"kind":{i},"x":[1],"n{i}":null}}'):
+            assert one.must_end(one.advance_bytes(one.start, text.encode()))
+        assert one.advance_bytes(one.start, f'{{"kind":{i},"n{i}":1'.encode()) < 0
 
 
 def test_more_members_than_a_word_has_bits() -> None:
