@@ -19,9 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent
 # Inside a package, top to bottom. A module may import its own line and the lines below it.
 RUNTIME = [
     ["runtime.cli"],
-    ["runtime.bench", "runtime.environment"],
+    ["runtime.bench"],
     ["runtime.server", "runtime.programs"],
-    ["runtime.backends"],
+    ["runtime.backends", "runtime.environment"],
     ["runtime.engine", "runtime.parallel.ranks"],
     ["runtime.scheduler"],
     ["runtime.models", "runtime.sampling", "runtime.constrain", "runtime.kernels.cpu.path"],
