@@ -35,6 +35,7 @@ class Intake:
             whitespace=config.constrained_json_whitespace,
             objects=config.constrained_json_objects,
         )
+        self._prepared: set[Constraint] = set()
         self._workers = (
             workers_for(folder, tokenizer.ends, config)
             if strangers and tokenizer.has_text and not config.is_embedding
@@ -119,6 +120,9 @@ class Intake:
         if not self._tokenizer.has_text:
             raise Unsupported("constraints need a tokenizer; start the engine without --skip-tokenizer-init")
         if self._workers is None:
+            if s.constraint in self._prepared:  # once: the loop finds the table in the store then
+                self._prepared.discard(s.constraint)
+                await asyncio.to_thread(self._constraints.check, s.constraint, s.max_new_tokens)
             return  # the loop compiles it, and refuses what it has to
         began = perf_counter()
         try:
@@ -130,6 +134,7 @@ class Intake:
         """See `AsyncEngine.prepare_constraints`."""
         if not self._tokenizer.has_text:
             return
+        self._prepared.update(constraints)
         work = threading.Thread(
             target=self._constraints.prepare, args=(tuple(constraints),), name="constraints", daemon=True
         )
