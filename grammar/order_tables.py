@@ -2,7 +2,8 @@
 
 States of members' names are the same whatever is left; each knows its endings: the members it can lead to, with the bytes
 and tokens to there. A set says which of them may come, so a byte is followed if one of them may, and a new set is a mask
-and a row of numbers, made by the machine's loops (`pushdown_loops.set_of`).
+and a row of numbers, made by the machine's loops (`pushdown_loops.set_of`). Objects that are alternatives to each other are
+one order with a set for all; a member leads on with those whose member it is.
 """
 
 from __future__ import annotations

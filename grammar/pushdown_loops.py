@@ -7,6 +7,7 @@ they are first needed: a loop that meets one that is not built stops and says wh
 What an object may still hold, where members come in any order, is a set beside the state: states of members' names are
 the same for all sets, carry the set's number as their count, and say which members they can lead to (their endings).
 So does each entry of the stack. `enter` makes of a state that says "this member was taken" what follows in the new set.
+Where a value is one of several objects, the set is that of all of them: what is left of each, as long as the text fits it.
 
 A machine is the address of its tables' addresses (`machine_tables`), since handing arrays from one compiled
 function to another counts their references, which takes longer than a step does. Whoever calls keeps the arrays alive.
