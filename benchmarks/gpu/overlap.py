@@ -10,7 +10,6 @@ in how many multiprocessors the library's products leave alone. Milliseconds of 
 from __future__ import annotations
 
 import json
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +17,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from torch import Tensor
+from triton.testing import do_bench
 
 from runtime.kernels.decode import decode_attention
 
@@ -61,17 +61,10 @@ def captured(work: Callable[[], None]) -> torch.cuda.CUDAGraph:
     return graph
 
 
-def milliseconds(graph: torch.cuda.CUDAGraph, repeats: int = 25) -> float:
+def milliseconds(graph: torch.cuda.CUDAGraph) -> float:
     """Of one layer, the median."""
-    found = []
-    for _ in range(repeats):
-        begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begun.record()
-        graph.replay()
-        ended.record()
-        ended.synchronize()
-        found.append(begun.elapsed_time(ended) / LAYERS)
-    return statistics.median(found)
+    found: float = do_bench(graph.replay, warmup=50, rep=250, return_mode="median")
+    return found / LAYERS
 
 
 def in_turn(halves: list[Half], weights: list[Tensor], attends: bool = True, multiplies: bool = True) -> None:

@@ -52,9 +52,8 @@ class StepTrace:
         self.waits = 0  # times that queueing a batch made the host wait for the device
         self._ahead = isinstance(loop.runner, DeviceRunner)
         self._cuda = loop.device.startswith("cuda")
-        self._queued: list[
-            tuple[int, int, int, Any, Any]
-        ] = []  # no batch: the collector would look through all of them
+        # Numbers and events; batches that are kept would be the collector's to look through.
+        self._queued: list[tuple[int, int, int, Any, Any]] = []
         self._depth = 0
         self._restore: list[tuple[Any, str]] = []
         self._zero: Any = None
@@ -71,6 +70,7 @@ class StepTrace:
         self._through(self.loop.scheduler, "commit", self._plain("book"))
         if self._ahead:
             self._through(self.loop.runner, "launch", self._queue)
+            self._through(self.loop.runner, "draw", self._draw)
             self._through(self.loop.runner, "collect", self._read)
         else:
             self._through(self.loop.runner, "run", self._queue)
@@ -142,6 +142,23 @@ class StepTrace:
             self._queued.append((rows, prompts, batch.steps, first, self._event()))
             self.trace.span(HOST, name, start, self._now(), {"rows": len(batch.slices), "steps": batch.steps})
             return result
+
+        return call
+
+    def _draw(self, inner: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Around what queues the rest of a batch: the newest turn lasts until that is done."""
+
+        def call(pending: Any) -> None:
+            if self._depth or not (pending.held or pending.one_by_one):
+                return inner(pending)
+            start = self._now()
+            self._depth += 1
+            try:
+                inner(pending)
+            finally:
+                self._depth -= 1
+            self._queued[-1] = (*self._queued[-1][:4], self._event())
+            self.trace.span(HOST, "draw", start, self._now())
 
         return call
 

@@ -1,6 +1,6 @@
 """The constraints of one engine: compiled for its tokenizer when they are first met, checked against a request's budget.
 
-The text side uses one to refuse what cannot be enforced, the loop another to enforce it: what a compiled
+The loop uses one to enforce them, the text side another for those that a program told ahead: what a compiled
 constraint works out while it is used belongs to one thread.
 """
 

@@ -106,7 +106,8 @@ class AsyncEngine(LoopClient):
         return await self._intake.ids_of(request, self.info)
 
     async def check_constraint(self, request: Generate | Embed) -> None:
-        """Raises InvalidRequest if the constraint cannot be enforced exactly, or not within max_new_tokens."""
+        """Raises InvalidRequest if the constraint cannot be enforced exactly, or not within max_new_tokens. Of callers who are
+        trusted that is left to the loop, which compiles it anyway."""
         await self._intake.check_constraint(request.sampling)
 
     def prepare_constraints(self, constraints: Sequence[Constraint]) -> None:

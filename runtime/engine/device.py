@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,8 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
-from runtime.engine.graphs import DecodeGraphs, graph_sizes
+from runtime.engine.graphs import DecodeGraphs, graph_rows, graph_sizes
+from runtime.engine.pending import Held, Pending
 from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
@@ -32,46 +32,9 @@ from runtime.sampling.random import uniforms
 from runtime.sampling.sampler import Sampler, SamplingState, adjust, by_triton, count, fields_of
 
 log = logging.getLogger("runtime.engine")
-_READ_AGAIN = (
-    1 << 16
-)  # tokens whose keys a captured step reads once more, since each row of one request reads all of its own
+# Tokens whose keys a captured step reads once more at most, since each row of a request reads all of the request's.
+_READ_AGAIN = 1 << 16
 IN_FLIGHT = 4  # staging buffers; a batch's is free once its tokens were read
-
-
-@dataclass
-class Held:
-    """A draw that is not queued yet: its rows as `DeviceRunner._draw` has them."""
-
-    slices: list[Slice]
-    raw: Tensor
-    seats: Tensor
-    packed: Tensor
-
-
-@dataclass
-class Pending:
-    """A batch that was queued: `done` if its result is known, else where its tokens arrive when `event` has passed.
-
-    counts      int64 [rows], of a turn of several steps: steps of each row; `arrived` is then [steps * rows]
-    held        what `draw` has to queue still
-    one_by_one  all of it is left to `draw`: a turn of steps whose masks the host has to find one after another
-    follows     constraints that live on the host have to be told of its tokens
-    """
-
-    batch: Batch
-    done: Sampled | None = None
-    arrived: Tensor | None = None
-    event: torch.cuda.Event | None = None
-    prompt: dict[int, list[Any]] = field(default_factory=dict)
-    counts: np.ndarray | None = None
-    held: Held | None = None
-    one_by_one: bool = False
-    follows: bool = False
-
-    @property
-    def ready(self) -> bool:
-        """Whether collecting it would not wait."""
-        return self.event is None or bool(self.event.query())
 
 
 class DeviceRunner(ModelRunner):
@@ -101,7 +64,6 @@ class DeviceRunner(ModelRunner):
         self._results: list[Tensor] = []
         self._moves: list[Tensor] = []
         self._masks: list[Tensor] = []
-        self._cut: tuple[Tensor, Tensor] | None = None  # `_masks_of` the rows that are drawn
         self._turn = 0
         self.waited = 0.0  # seconds in which the host had nothing to do but wait for the device
         self._fields = np.zeros((seats + 1, 4))  # how each seat draws: `fields_of` its request
@@ -135,10 +97,8 @@ class DeviceRunner(ModelRunner):
         """Queue one batch. Batches are collected in the order in which they were launched; `draw` comes before the next."""
         captured = self._captured(batch)
         steps = batch.steps
-        if steps > 1 and any(self._waits(s) for s in batch.slices):
-            return Pending(batch, one_by_one=True, follows=True)
-        if steps > 1 and not captured:
-            return Pending(batch, done=self._one_by_one(batch))
+        if steps > 1 and (not captured or any(self._waits(s) for s in batch.slices)):
+            return Pending(batch, one_by_one=True)
         self._turn += 1
         self._seat(batch)
         updates = self._updates(batch)
@@ -149,10 +109,6 @@ class DeviceRunner(ModelRunner):
     def queues_turns(self, rows: int) -> bool:
         """Whether several steps of so many rows can be queued at once."""
         return self.graphs is not None and self.graphs.fits(rows)
-
-    def _one_by_one(self, batch: Batch) -> Sampled:
-        """The steps of a turn, each known before the next."""
-        return Sampled.of_turn(batch, [self.collect(self.launch(one)) for one in batch.singles()])
 
     def _captured(self, batch: Batch) -> bool:
         """Whether a graph computes the batch. A few known tokens of a request, which a constraint forced or which a cached
@@ -230,7 +186,7 @@ class DeviceRunner(ModelRunner):
     ) -> Pending:
         assert self.graphs is not None
         slices = [s for s in batch.slices if s.sample]
-        lines, ends = _graph_rows(batch.slices)
+        lines, ends = graph_rows(batch.slices)
         count = lines.shape[1]
         graph = self.graphs.graph(count)
         control = np.full((4, graph.size), -1, dtype=np.int64)
@@ -359,25 +315,21 @@ class DeviceRunner(ModelRunner):
     @torch.inference_mode()
     def draw(self, pending: Pending) -> None:
         """Queue the draw of a batch, if that waited for the tokens of the batch before: they are collected now."""
+        batch = pending.batch
         if pending.one_by_one:
             pending.one_by_one = False
-            pending.done = self._one_by_one(pending.batch)
-            return
+            pending.done = Sampled.of_turn(batch, [self.collect(self.launch(one)) for one in batch.singles()])
         held, pending.held = pending.held, None
         if held is None:
             return
         model: Any = self.model
-        slices = held.slices
-        states = [self._states[s.seat] for s in slices]
+        states = [self._states[s.seat] for s in held.slices]
         if any(s.logprobs is not None for s in states):
-            pending.done = self._sample(pending.batch.step, slices, model.finished(held.raw), pending.prompt)
+            pending.done = self._sample(batch.step, held.slices, model.finished(held.raw), pending.prompt)
             return
-        cut = self._masks_of(slices)
-        for i, piece in enumerate(slices):
-            if self._is_void(piece) and states[i].penalties is not None:  # no token of the text
-                states[i] = SamplingState(states[i].sampling, 0, self._no_ends)
-        marked = self._draws(held.raw, states, slices, 0, held.seats, held.packed, cut)
-        drawn = self._arriving(pending.batch, marked)
+        cut = self._masks_of(held.slices)
+        marked = self._draws(held.raw, states, held.slices, 0, held.seats, held.packed, cut)
+        drawn = self._arriving(batch, marked)
         pending.arrived, pending.event = drawn.arrived, drawn.event
 
     def _draws(
@@ -392,27 +344,44 @@ class DeviceRunner(ModelRunner):
     ) -> Tensor:
         """Tokens of these rows, -1 where the logits were not finite; each is its seat's newest then. `cut`: `_masks_of` them."""
         model: Any = self.model
-        plain = all(s.penalties is None for s in states)
-        logits = raw if plain and self._as_is else model.finished(raw)
-        if not plain:
+        as_is = self._as_is and all(s.penalties is None for s in states)
+        logits = raw if as_is else model.finished(raw)
+        tokens, best = self._pick(logits, states, slices, step, seats, packed, cut)
+        self._newest[seats] = tokens
+        return torch.where(torch.isfinite(best), tokens, -1)
+
+    def _pick(
+        self,
+        logits: Tensor,
+        states: list[SamplingState],
+        slices: list[Slice],
+        step: int,
+        seats: Tensor,
+        packed: Tensor,
+        cut: tuple[Tensor, Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the sampler says of logits, which are changed in place."""
+        if self._void:  # a draw that means nothing is no token of the text
+            bare = {i for i, s in enumerate(slices) if self._is_void(s)}
+            states = [_bare(s, self._no_ends) if i in bare else s for i, s in enumerate(states)]
+        if any(s.penalties is not None for s in states):
             adjust(logits, states, [s.output + step for s in slices])
         if cut is not None:
             from runtime.kernels.mask import mask_bits
 
             mask_bits(logits, *cut)
-        constrained = self.tables is not None and self.tables.has_any([s.seat for s in slices])
-        if constrained:
-            self.tables.mask(logits, seats)  # type: ignore[union-attr]
-        fields = self._fields[[s.seat for s in slices]]
-        tokens, best = self.sampler(logits, packed.view(torch.float64).view(5, -1), fields)
-        if constrained:
-            self.tables.take(tokens, seats)  # type: ignore[union-attr]
+        rows = [s.seat for s in slices]
+        tables = self.tables if self.tables is not None and self.tables.has_any(rows) else None
+        if tables is not None:
+            tables.mask(logits, seats)
+        tokens, best = self.sampler(logits, packed.view(torch.float64).view(5, -1), self._fields[rows])
+        if tables is not None:
+            tables.take(tokens, seats)
         count(tokens, states)
-        self._newest[seats] = tokens
-        return torch.where(torch.isfinite(best), tokens, -1)
+        return tokens, best
 
     def _allow(self, slices: list[Slice], states: list[SamplingState]) -> None:
-        self._cut = self._masks_of(slices)
+        """`_drawn` finds them."""
 
     def _masks_of(self, slices: list[Slice]) -> tuple[Tensor, Tensor] | None:
         """Rows whose masks are the host's, and these. They are found while the model runs, and go over in one transfer."""
@@ -432,22 +401,13 @@ class DeviceRunner(ModelRunner):
         return there[: len(rows)], there[len(rows) :].view(len(rows), words)
 
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
-        adjust(logits, states, [s.output for s in slices])
-        if self._cut is not None:
-            from runtime.kernels.mask import mask_bits
-
-            mask_bits(logits, *self._cut)
+        cut = self._masks_of(slices)
         packed = torch.from_numpy(self._packed(slices)).to(self.device)
-        seats = [s.seat for s in slices]
-        rows = None
-        if self.tables is not None and self.tables.has_any(seats):
-            rows = torch.tensor(seats, device=self.device)
-            self.tables.mask(logits, rows)
-        tokens, best = self.sampler(logits, packed.view(torch.float64).view(5, -1), self._fields[seats])
-        if self.tables is not None and rows is not None:
-            self.tables.take(tokens, rows)
-            self.tables.lose(s for s, b in zip(seats, best.tolist(), strict=True) if not math.isfinite(b))
-        count(tokens, states)
+        rows = [s.seat for s in slices]
+        seats = torch.tensor(rows, device=self.device)
+        tokens, best = self._pick(logits, states, slices, 0, seats, packed, cut)
+        if self.tables is not None and self.tables.has_any(rows):
+            self.tables.lose(s for s, b in zip(rows, best.tolist(), strict=True) if not math.isfinite(b))
         return tokens
 
     def _arriving(
@@ -493,18 +453,9 @@ class DeviceRunner(ModelRunner):
         return Sampled(pending.batch.step, tokens, [], pending.prompt, failed, forced)
 
 
-def _graph_rows(slices: list[Slice]) -> tuple[np.ndarray, np.ndarray]:
-    """What a captured step computes, int64 [4, rows] as kernels/decode_step.py takes it; the last rows of slices that draw."""
-    count = len(slices)
-    lengths = np.fromiter((len(s.tokens) or 1 for s in slices), np.int64, count)
-    ends = np.cumsum(lengths)
-    firsts = np.fromiter((s.start for s in slices), np.int64, count) - (ends - lengths)
-    rows = np.zeros((4, ends[-1]), dtype=np.int64)
-    rows[0] = np.repeat(np.fromiter((s.seat for s in slices), np.int64, count), lengths)
-    rows[1] = np.repeat(firsts, lengths) + np.arange(ends[-1])
-    rows[2, ends - 1] = np.fromiter((s.steps if s.sample else 0 for s in slices), np.int64, count)
-    rows[3] = np.fromiter((t for s in slices for t in s.tokens or (-1,)), np.int64, ends[-1])
-    return rows, ends[np.fromiter((s.sample for s in slices), bool, count)] - 1
+def _bare(state: SamplingState, no_ends: Tensor) -> SamplingState:
+    """The same without what it remembers of the text."""
+    return SamplingState(state.sampling, state.seed, no_ends, state.logprobs)
 
 
 def device_runner(

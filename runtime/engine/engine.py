@@ -87,12 +87,11 @@ def _may_be_on_a_gpu(config: EngineConfig) -> bool:
 
 
 class Engine:
-    """An engine of this process. Without `model_path` it runs the embedded model. On a GPU its loop has a process of its own, so
-    that what the caller computes takes no time from it and its memory is free once it was shut down.
+    """An engine without a server. Without `model_path` it runs the embedded model. Its loop is a thread here, or on a GPU a process
+    of its own: what the caller computes takes no time from it, and its memory is free once it was shut down.
 
-    Options are the fields of `runtime.config.EngineConfig`; `log_level` is of the runtime's loggers in this process. Usable as
-    a context manager; `shutdown` frees the
-    model. Raises EngineError if the model cannot be loaded.
+    Options are the fields of `runtime.config.EngineConfig`; `log_level` is of the runtime's loggers, here and there. Usable as a
+    context manager; `shutdown` frees the model. Raises EngineError if the model cannot be loaded.
     """
 
     def __init__(

@@ -11,16 +11,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionImpl, PagedInputs
+from runtime.batch import Slice
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
     """Batch sizes to capture: close together where padding would cost most."""
     sizes = [1, 2, 4, 8, 16, 24, 32, *range(48, 256, 16), *range(256, 512, 32), *range(512, 4097, 128)]
     return (*(s for s in sizes if s < largest), largest)
+
+
+def graph_rows(slices: list[Slice]) -> tuple[np.ndarray, np.ndarray]:
+    """What a captured step computes, int64 [4, rows] as kernels/decode_step.py takes it; the last rows of slices that draw."""
+    count = len(slices)
+    lengths = np.fromiter((len(s.tokens) or 1 for s in slices), np.int64, count)
+    ends = np.cumsum(lengths)
+    firsts = np.fromiter((s.start for s in slices), np.int64, count) - (ends - lengths)
+    rows = np.zeros((4, ends[-1]), dtype=np.int64)
+    rows[0] = np.repeat(np.fromiter((s.seat for s in slices), np.int64, count), lengths)
+    rows[1] = np.repeat(firsts, lengths) + np.arange(ends[-1])
+    rows[2, ends - 1] = np.fromiter((s.steps if s.sample else 0 for s in slices), np.int64, count)
+    rows[3] = np.fromiter((t for s in slices for t in s.tokens or (-1,)), np.int64, ends[-1])
+    return rows, ends[np.fromiter((s.sample for s in slices), bool, count)] - 1
 
 
 @dataclass(eq=False)

@@ -17,9 +17,10 @@ from runtime.config import EngineConfig
 from runtime.constrain.matcher import check_budget
 from runtime.constrain.precompile import precompile, read_constraints
 from runtime.engine.assemble import assemble
-from runtime.engine.device import DeviceRunner, Pending
+from runtime.engine.device import DeviceRunner
 from runtime.engine.faults import Fault, Faults
 from runtime.engine.messages import Add, Answer, Ask, End, In, Out, Output, Refused, Weights
+from runtime.engine.pending import Pending
 from runtime.engine.profile import Profiler
 from runtime.engine.turns import TurnLength
 from runtime.engine.update import WeightUpdate

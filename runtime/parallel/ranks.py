@@ -26,7 +26,8 @@ import zmq
 from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
 from runtime.engine.assemble import assemble, device_of
-from runtime.engine.device import DeviceRunner, Pending
+from runtime.engine.device import DeviceRunner
+from runtime.engine.pending import Pending
 from runtime.errors import EngineDead, EngineError
 from runtime.log import configure
 from runtime.parallel.group import Group

@@ -65,9 +65,8 @@ def landed(
     if sampled.forced and (forced := sampled.forced.get(piece.seat)):
         outputs = [*drawn, *forced]
     outputs, end = _accepted(request, outputs)
-    if len(outputs) > len(
-        drawn
-    ):  # a decode step would go on from the drawn token, not from the last; one in flight is void
+    if len(outputs) > len(drawn):
+        # A decode step would go on from the drawn token, not from the last; one that is in flight is void.
         request.outputs_here = 0
         request.pending = 0
     if not piece.tokens:  # what was computed behind an end is not what anybody would compute again

@@ -407,10 +407,10 @@ class Scheduler:
             if request.doomed:
                 self._leave_seat(request)
                 continue
-            event: Event | None
             if not piece.tokens and request.outputs_here == 0:  # forced tokens came between: the draw is void
                 request.landed = piece.start + 1
                 continue
+            event: Event | None
             if request.plain and not piece.tokens:
                 event = decoded(request, piece, drawn)
             else:

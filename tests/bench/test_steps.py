@@ -11,7 +11,8 @@ import torch
 
 from runtime.batch import Batch, Sampled, Slice
 from runtime.bench.steps import DEVICE, HOST, StepTrace, Turn
-from runtime.engine.device import DeviceRunner, Pending
+from runtime.engine.device import DeviceRunner
+from runtime.engine.pending import Pending
 
 
 class Event:
@@ -40,13 +41,19 @@ class Runner(DeviceRunner):
 
     def launch(self, batch: Batch) -> Pending:
         if batch.steps > 1:
-            done = [self.collect(self.launch(one)) for one in batch.singles()]
-            return Pending(batch, done=Sampled.of_turn(batch, done))
+            return Pending(batch, one_by_one=True)
         if batch.slices[0].tokens:
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
         return Pending(batch)
 
+    def draw(self, pending: Pending) -> None:
+        if pending.one_by_one:
+            pending.one_by_one = False
+            done = [self.collect(self.launch(one)) for one in pending.batch.singles()]
+            pending.done = Sampled.of_turn(pending.batch, done)
+
     def collect(self, pending: Pending) -> Sampled:
+        self.draw(pending)
         if pending.done is None:
             self.waited += 1.0
         return pending.done or Sampled(pending.batch.step, [7] * len(pending.batch.slices))
@@ -86,10 +93,14 @@ def spans(trace: StepTrace, lane: int) -> list[str]:
 
 def test_a_turn_that_is_run_step_by_step_is_one_span(loop: Any) -> None:
     with StepTrace(loop) as steps:
-        loop.runner.collect(loop.runner.launch(TURN))
-    assert spans(steps, HOST) == ["queue", "read"]
+        turn = loop.runner.launch(TURN)
+        loop.runner.draw(turn)
+        loop.runner.collect(turn)
+    assert spans(steps, HOST) == ["queue", "draw", "read"]
     assert spans(steps, DEVICE) == ["decode 2 x 2"]
-    assert steps.turns == [Turn(2, 0, 2, pytest.approx(0.01), pytest.approx(0.02))]
+    assert steps.turns == [Turn(2, 0, 2, pytest.approx(0.01), pytest.approx(0.03))], (
+        "it lasts until all is drawn"
+    )
 
 
 def test_waiting_is_seen(loop: Any) -> None:

@@ -23,6 +23,7 @@ from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
 from runtime.request import Request
+from runtime.sampling.penalties import Penalties
 from runtime.scheduler.scheduler import Scheduler
 
 WORDS = [b"ab", b"abc", b"true", b"10", b"and", b"then", "日本".encode()]
@@ -56,6 +57,7 @@ KINDS: list[tuple[str | None, dict[str, Any], int, LogprobOptions | None]] = [
     (DIGITS, {"temperature": 0, "ignore_eos": True}, 20, None),
     (ANY, {"temperature": 1.0}, 16, None),
     (FORCED, {"temperature": 0.8, "repetition_penalty": 1.4, "frequency_penalty": 0.3}, 60, None),
+    (None, {"temperature": 0}, 4, LogprobOptions(start=-1, top=1)),
 ]
 ALL = tuple(range(len(KINDS)))
 
@@ -217,6 +219,26 @@ def test_a_draw_where_a_token_is_forced_is_void(model: Decoder) -> None:
         found = generate(model, "graphs", jump=True, depth=2, which=which, ahead_from=1, pages=95)
     assert found["retractions"] > 0 and found["deepest"]["3"] == found["deepest"]["9"] == 2
     assert found["tokens"] == wanted["tokens"]
+
+
+def test_a_void_draw_beside_log_probabilities_is_no_token_for_penalties(
+    model: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second prompt ends in the batch in which the first request's void draw is made."""
+    counted: list[int] = []
+    add = Penalties.add
+
+    def noted(self: Penalties, token: Any) -> None:
+        counted.append(int(token))
+        add(self, token)
+
+    monkeypatch.setattr(Penalties, "add", noted)
+    with torch.inference_mode():
+        found = generate(model, "eager", jump=True, depth=2, which=(9, 10), ahead_from=1)
+    tokens = found["tokens"]["9"]
+    assert (
+        counted[: len(tokens)] == tokens and len(tokens) > 20
+    )  # what is drawn behind the end concerns nobody
 
 
 @pytest.mark.parametrize("room", [1 << 20, 1800])

@@ -133,6 +133,8 @@ def generate(
                 scores += [(p.id, round(p.logprob, 3)) for p, _ in event.prompt_scores or ()]
                 if event.request.id == "2" and len(tokens) == 3:
                     scheduler.abort("2")
+        if flight and isinstance(made, DeviceRunner):
+            made.draw(flight[-1])
         scheduler.check()
     out["2"] = (out["2"][0][:3], out["2"][1])
     return out

@@ -17,9 +17,10 @@ import torch
 from runtime.api import Constraint, SamplingParams
 from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
-from runtime.engine.device import DeviceRunner, Pending
+from runtime.engine.device import DeviceRunner
 from runtime.engine.loop import EngineLoop
 from runtime.engine.messages import Add, Output, Refused
+from runtime.engine.pending import Pending
 from runtime.errors import EngineDead, InvalidRequest, ModelError
 from runtime.parallel.group import Group
 from runtime.parallel.ranks import follow
