@@ -21,6 +21,7 @@ class Admission(msgspec.Struct, frozen=True):
     prompt  how many of them are the caller's prompt
     pages   pages of the cached prefix, shared with the cache, in order; the row starts with them
     max_new outputs at most, kept ones included
+    alone   what it writes is not for others to guess from, nor the other way round
     seed    of the request's random stream; token k of the output is drawn from (seed, k) alone
     """
 
@@ -32,6 +33,7 @@ class Admission(msgspec.Struct, frozen=True):
     seed: int
     logprobs: LogprobOptions | None = None
     max_new: int = 0
+    alone: bool = False
 
 
 class Slice(msgspec.Struct, frozen=True):
@@ -39,6 +41,8 @@ class Slice(msgspec.Struct, frozen=True):
 
     tokens   their ids. Empty: one position, whose id is the token sampled last for this seat (decode)
     pages    pages appended to the seat's row before this batch, so that the new positions have a place
+    guesses  only behind tokens, with `sample`: ids that may follow them. Their positions are computed as well and a token is drawn
+             behind each; what is drawn behind the first that was not drawn itself is dropped
     steps    only without tokens: positions computed one after another, each for the token drawn before it
     pool     the last position's vector (embedding or scores) is wanted
     sample   draw the next token from the last position (with `steps`, from each)
@@ -55,21 +59,32 @@ class Slice(msgspec.Struct, frozen=True):
     scores: int = -1
     steps: int = 1
     pool: bool = False
+    guesses: list[int] = []
 
     @property
     def count(self) -> int:
         """Positions."""
-        return len(self.tokens) or self.steps
+        return len(self.tokens) + len(self.guesses) if self.tokens else self.steps
+
+    @property
+    def ids(self) -> list[int]:
+        """Of its positions; empty where the id is the token sampled last."""
+        return self.tokens + self.guesses if self.guesses else self.tokens
 
 
 class Batch(msgspec.Struct, frozen=True):
     """One forward pass, or a turn of several: all slices are then without tokens. Seats in `released` are free before
-    `admitted` are seated."""
+    `admitted` are seated.
+
+    ahead  the next batch is likely to be made before this one's tokens are known: behind a token that was drawn, only what comes
+           with forced tokens is worth a guess
+    """
 
     step: int
     slices: list[Slice]
     admitted: list[Admission] = []
     released: list[int] = []
+    ahead: bool = False
 
     @property
     def tokens(self) -> int:
@@ -97,11 +112,13 @@ class Batch(msgspec.Struct, frozen=True):
 class Sampled(msgspec.Struct, frozen=True):
     """What the model did with a Batch.
 
-    tokens      `steps` ids for each slice with `sample`, in the batch's order
+    tokens      `steps` ids for each slice with `sample`, in the batch's order; one more for each guess that was drawn
     logprobs    for each of these, if its request asked: the token's log-probability, then the top ones
     prompt      by seat: log-probabilities (and top ones) of the positions that `scores` asked for, in order: entry k is
                 that of the token at position max(scores, start) + k + 1; absent past the last known token
+    verified    by seat: guesses that were drawn, if any
     forced      by seat: tokens that its constraint lets follow alone on the one that was drawn; they are outputs too
+    guesses     by seat: tokens that are likely behind all of these
     pooled      by seat, for slices with `pool`: its vector, as little-endian float32
     failed      seats whose logits were not finite; their tokens mean nothing
     """
@@ -113,6 +130,8 @@ class Sampled(msgspec.Struct, frozen=True):
     failed: list[int] = []
     forced: dict[int, list[int]] = {}
     pooled: dict[int, bytes] = {}
+    verified: dict[int, int] = {}
+    guesses: dict[int, list[int]] = {}
 
     @classmethod
     def of_turn(cls, batch: Batch, steps: Sequence[Sampled]) -> Sampled:
@@ -124,3 +143,36 @@ class Sampled(msgspec.Struct, frozen=True):
                 drawn[seat].append(token)
         failed = sorted({seat for one in steps for seat in one.failed})
         return cls(batch.step, [t for s in batch.slices for t in drawn[s.seat]], failed=failed)
+
+
+def draws(slices: Sequence[Slice]) -> list[Slice]:
+    """One slice for each token that is drawn in a pass: of those that guess, each with the guesses before its draw."""
+    drawn = [s for s in slices if s.sample]
+    if not any(s.guesses for s in drawn):
+        return drawn
+    return [
+        msgspec.structs.replace(s, guesses=s.guesses[:k], output=s.output + k) if s.guesses else s
+        for s in drawn
+        for k in range(len(s.guesses) + 1)
+    ]
+
+
+def verified(slices: Sequence[Slice], drawn: Sequence[int]) -> tuple[list[int], dict[int, int]]:
+    """Which of the `draws` of a pass stand, as indices, and how many guesses of each seat came true.
+
+    A draw stands if all guesses before it were drawn: then it was made from what the model would have seen without guessing.
+    """
+    kept: list[int] = []
+    right: dict[int, int] = {}
+    at = 0
+    for s in slices:
+        if not s.sample:
+            continue
+        count = 0
+        while count < len(s.guesses) and drawn[at + count] == s.guesses[count]:
+            count += 1
+        kept += range(at, at + count + 1)
+        if count:
+            right[s.seat] = count
+        at += len(s.guesses) + 1
+    return kept, right

@@ -127,6 +127,11 @@ class EngineConfig:
     disable_regex_jump_forward: bool = _option(
         False, "Draw every token of a constrained answer, also where only one text can follow."
     )
+    constrained_guesses: int = _option(
+        8,
+        "Tokens of a constrained answer that are guessed at once where they are likely (what earlier answers went on with, the rest "
+        "of a forced text); the model verifies them in one pass, so answers stay the same. 0: none.",
+    )
     constrained_json_whitespace: str = _option(
         "compact", "White space in constrained JSON: compact (none) or spaced (as json.dumps writes it)."
     )

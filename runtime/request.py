@@ -34,7 +34,8 @@ class Request:
     pending    outputs sampled in batches not committed yet
     outputs_here  outputs sampled since it took its seat, or since its constraint forced some
     told       outputs that callers know of
-    forced     outputs not told yet that were not sampled
+    forced     outputs not told yet that took no pass of their own: not drawn, or drawn behind a guess
+    guesses    tokens that are likely behind the known ones
     steady     no tokens are forced behind one that was drawn
     plain      tokens are all that is wanted: no log-probabilities, nothing forced, at least one output
     pool       a vector of the prompt is wanted, and no output
@@ -49,6 +50,7 @@ class Request:
         "doomed",
         "ends",
         "forced",
+        "guesses",
         "id",
         "in_flight",
         "landed",
@@ -97,6 +99,7 @@ class Request:
         self.id = id
         self.tokens = [*tokens, *forced]
         self.forced = len(forced)
+        self.guesses: list[int] = []
         self.steady = steady or sampling.constraint is None
         self.told = 0
         self.prompt = len(tokens)

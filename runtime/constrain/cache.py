@@ -15,6 +15,7 @@ from grammar.vocabulary import Vocabulary
 from runtime.api import Constraint
 from runtime.constrain.jump import Cuts, JumpForward
 from runtime.constrain.matcher import Matcher
+from runtime.constrain.recall import Recall
 from runtime.errors import InvalidRequest
 
 
@@ -42,6 +43,7 @@ class ConstraintCache:
         self.max_bytes = max_bytes
         self._known: OrderedDict[Constraint, CompiledConstraint | InvalidRequest] = OrderedDict()
         self._jumps: dict[Constraint, JumpForward] = {}
+        self._recalls: dict[Constraint, Recall] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -62,16 +64,18 @@ class ConstraintCache:
         while len(self._known) > 1 and (len(self._known) > self.capacity or self.held_bytes > self.max_bytes):
             gone, _ = self._known.popitem(last=False)
             self._jumps.pop(gone, None)
+            self._recalls.pop(gone, None)
         return found
 
     @property
     def held_bytes(self) -> int:
         """By all of them; machines grow while they are used."""
-        return sum(
+        machines = (
             found.automaton.held_bytes
             for found in self._known.values()
             if not isinstance(found, InvalidRequest) and found.automaton is not None
         )
+        return sum(machines) + sum(recall.held_bytes for recall in self._recalls.values())
 
     def get(self, constraint: Constraint) -> CompiledConstraint:
         """Compile `constraint`, or give it as it was compiled. Raises InvalidRequest if it is refused."""
@@ -95,6 +99,15 @@ class ConstraintCache:
         if constraint not in self._jumps or self._jumps[constraint].automaton is not automaton:
             self._jumps[constraint] = JumpForward(automaton, self.cuts)
         return self._jumps[constraint]
+
+    def recall(self, constraint: Constraint) -> Recall:
+        """What texts of `constraint` went on with."""
+        found = self._recalls.get(constraint)
+        if found is None:
+            found = Recall()
+            if constraint in self._known:  # else nothing would make it go
+                self._recalls[constraint] = found
+        return found
 
     def compile(self, constraint: Constraint) -> CompiledConstraint | InvalidRequest:
         """Compile it anew; a refusal is a value here."""

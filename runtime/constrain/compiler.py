@@ -21,6 +21,7 @@ from runtime.api import Constraint
 from runtime.constrain.cache import ConstraintCache
 from runtime.constrain.jump import Cuts, JumpForward
 from runtime.constrain.matcher import Matcher
+from runtime.constrain.recall import Recall
 from runtime.errors import InvalidRequest
 
 KINDS = ("regex", "json_schema", "ebnf", "structural_tag")
@@ -39,6 +40,8 @@ class ConstraintCompiler:
     store       where tables are found and kept; None: the user's cache folder
     cuts        how the tokenizer cuts texts; None: nothing is ever forced
     capacity    constraints that are kept
+    guesses     tokens that are guessed at most where they are likely, for the model to verify in one pass; 0: none
+    learns      guess from what earlier texts of a constraint went on with, too
     """
 
     def __init__(
@@ -52,7 +55,11 @@ class ConstraintCompiler:
         store: ConstraintStore | None = None,
         cuts: Cuts | None = None,
         capacity: int = 256,
+        guesses: int = 0,
+        learns: bool = True,
     ) -> None:
+        if guesses < 0:
+            raise InvalidRequest(f"constrained_guesses is {guesses}; give 0 (none) or more")
         if whitespace not in ("compact", "spaced"):
             raise InvalidRequest(f"constrained_json_whitespace is {whitespace!r}; choose compact or spaced")
         if objects not in get_args(Objects):
@@ -69,6 +76,8 @@ class ConstraintCompiler:
         self.store = ConstraintStore.default() if store is None else store
         self.cuts = cuts
         self.capacity = capacity
+        self.guesses = guesses
+        self.learns = learns
         self._compiling = threading.Lock()
         self._lock = threading.Lock()
         self._reading = threading.Lock()
@@ -130,6 +139,13 @@ class ConstraintCompiler:
         compiled = self._get(constraint)
         with self._lock:
             return self._cache.jump(constraint, compiled)
+
+    def recall(self, constraint: Constraint) -> Recall | None:
+        """What texts of a constraint went on with; None if nothing is learnt from them."""
+        if not self.learns or not self.guesses:
+            return None
+        with self._lock:
+            return self._cache.recall(constraint)
 
     def begin(self, constraint: Constraint, max_tokens: int) -> list[int]:
         """The tokens that every answer begins with, at most `max_tokens`. Raises InvalidRequest like `matcher`."""

@@ -135,7 +135,7 @@ class DeviceSeats(ConstrainedSeats):
         table = self.tables.take(fsm)
         if table is None:  # the host's, but nothing is forced: steps may be queued as if it were here
             super()._take(a, constraint)
-            self._jumps.pop(a.seat, None)
+            self._jumps.pop(a.seat, None)  # nor guessed
             return None
         self._here[a.seat] = fsm
         matcher = self.compiler.matcher(constraint, a.max_new)

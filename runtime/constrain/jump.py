@@ -3,19 +3,19 @@
 Where only one continuation exists its text is known, but not yet its tokens: how a tokenizer cuts the end
 of a text depends on what follows. So the forced text is tokenised together with what precedes it and with
 many continuations that the constraint allows, and only the tokens that they all share are given out; a
-token that a longer one could still swallow is held back too. Nothing is forced where the text may end.
+token that a longer one could still swallow is held back too, as a guess. Nothing is forced where the text may end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from grammar.automaton import TokenAutomaton
 
-_CONTEXT = 3  # tokens before a forced run that are tokenised again with it
+CONTEXT = 3  # tokens before a forced run that are tokenised again with it
 _LONGER = 256  # tokens looked at to see whether one could take the end of a run and more
 _SAMPLES = 16  # tokens out of the mask behind a run that serve as continuations
 _CACHE = 1 << 14
@@ -85,6 +85,17 @@ class Cuts:
         return found
 
 
+class Run(NamedTuple):
+    """Of a forced text: the tokens that must come, and behind them those that the tokenizer would write for the rest of it, which
+    a longer token or another cut may take the place of."""
+
+    tokens: tuple[int, ...]
+    guesses: tuple[int, ...]
+
+
+NOTHING = Run((), ())
+
+
 class JumpForward:
     """Forced tokens of one constraint for one tokenizer, remembered by place."""
 
@@ -94,19 +105,23 @@ class JumpForward:
         self._runs: dict[int, bytes] = {}
         self._next: dict[int, tuple[str, ...]] = {}
         self._grows: dict[tuple[int, bytes], bool] = {}
-        self._known: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
-        self._found: dict[tuple[int, tuple[int, ...]], tuple[int, ...]] = {}
+        self._known: dict[tuple[int, tuple[int, ...]], Run] = {}
+        self._found: dict[tuple[int, tuple[int, ...]], Run] = {}
 
     def tokens(self, state: int, before: Sequence[int] = ()) -> tuple[int, ...]:
         """The tokens that must follow in `state`, after the tokens `before` of the constrained text."""
+        return self.run(state, before).tokens
+
+    def run(self, state: int, before: Sequence[int] = ()) -> Run:
+        """What is forced in `state`, after the tokens `before` of the constrained text."""
         run = self._runs.get(state)
         if run is None:
             run = self.automaton.forced(state)
             if len(run) <= _SHORT:
                 _keep(self._runs, state, run)
         if not run:
-            return ()
-        key = (state, tuple(before[-_CONTEXT:]))
+            return NOTHING
+        key = (state, tuple(before[-CONTEXT:]))
         found = self._known.get(key)
         if found is None:  # what a model writes is new every time, what it ends with is not
             short = (state, self._tail(key[1], run))
@@ -134,24 +149,27 @@ class JumpForward:
         spelled = self.automaton.vocabulary.tokens
         return b"".join(spelled[t] for t in tokens)
 
-    def _find(self, state: int, run: bytes, context: tuple[int, ...]) -> tuple[int, ...]:
+    def _find(self, state: int, run: bytes, context: tuple[int, ...]) -> Run:
         prefix = self._bytes(context)
         text = _whole_characters(prefix + run)
         if text is None or len(text.encode()) <= len(prefix):
-            return ()
+            return NOTHING
         goal = self.automaton.advance_bytes(state, run)
         ids, pieces = self._cuts.pieces(text, keep=True)
         if ids[: len(context)] != context:  # a tokenizer that treats the beginning of a text otherwise
             context, prefix = (), b""
             text = _whole_characters(run)
             if text is None:
-                return ()
+                return NOTHING
             ids, pieces = self._cuts.pieces(text, keep=True)
+        own = ids[len(context) :]
+        sure = own
         if text.encode() == prefix + run:
             last = self._end_of(text, ids, pieces)
             most = self._cuts.changed(last, self._continuations(goal))
-            ids = ids[: max(len(ids) - most, len(context))]
-        return self._safe(ids[len(context) :], run, goal)
+            sure = own[: max(len(own) - most, 0)]
+        safe = self._safe(sure, run, goal)
+        return Run(safe, tuple(own[len(safe) :]))
 
     def _end_of(self, text: str, ids: Sequence[int], pieces: Sequence[int | None]) -> str:
         """The last two pieces of a text; what follows it changes no others. The whole text if they are not known."""

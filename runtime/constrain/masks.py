@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,11 +14,29 @@ from grammar.constraint_errors import ConstraintError
 from runtime.api import Constraint, LogprobOptions
 from runtime.batch import Admission
 from runtime.constrain.compiler import ConstraintCompiler
-from runtime.constrain.jump import JumpForward
+from runtime.constrain.jump import CONTEXT, JumpForward
 from runtime.constrain.matcher import Matcher
+from runtime.constrain.recall import CONTESTED, UNKNOWN, Recall
 from runtime.errors import EngineError
 
 log = logging.getLogger("runtime.engine")
+
+
+@dataclass(slots=True)
+class _Jumps:
+    """What a seat's tokens need no pass of the model's own for.
+
+    outputs  so far
+    recall   what earlier texts went on with; None: nothing is learnt
+    rest     likely tokens behind the newest output: what is left of a forced text
+    sure     guesses that are forced if those before them come true, by index
+    """
+
+    jump: JumpForward
+    outputs: list[int]
+    recall: Recall | None
+    rest: Sequence[int] = ()
+    sure: dict[int, int] = field(default_factory=dict)
 
 
 class ConstrainedSeats:
@@ -30,7 +50,7 @@ class ConstrainedSeats:
         self._width = width
         self._device = device
         self._matchers: dict[int, Matcher] = {}
-        self._jumps: dict[int, tuple[JumpForward, list[int]]] = {}  # with the outputs so far
+        self._jumps: dict[int, _Jumps] = {}
         self._failed: set[int] = set()
 
     def seat(self, a: Admission) -> None:
@@ -55,7 +75,10 @@ class ConstrainedSeats:
         if (
             jump is not None and a.logprobs is None
         ):  # the log-probability of a token that was not drawn is not known
-            self._jumps[a.seat] = jump, a.tokens[a.prompt :]
+            recall = self.compiler.recall(constraint)
+            if a.alone and recall is not None:
+                recall = Recall()
+            self._jumps[a.seat] = _Jumps(jump, a.tokens[a.prompt :], recall)
 
     def _give_up(self, seat: int, error: Exception) -> None:
         log.warning("a constraint failed while its text was written: %s", error)
@@ -75,21 +98,29 @@ class ConstrainedSeats:
         """Whether the seat's request has a constraint."""
         return seat in self._matchers or seat in self._failed
 
-    def bits(self, seat: int) -> np.ndarray:
-        """uint32: bit t is set if token t may come next. Of a seat that `has` one; read it before the next call."""
+    def bits(self, seat: int, guesses: Sequence[int] = ()) -> np.ndarray:
+        """uint32: bit t is set if token t may come next, behind `guesses`. Of a seat that `has` one; read it before the next call."""
         if seat not in self._failed:
             try:
-                return self._matchers[seat].mask()
+                place: Matcher | None = self._matchers[seat]
+                if guesses:
+                    sure = self._jumps[seat].sure.get(len(guesses))
+                    if sure is not None:  # as if it were appended without the model
+                        return _only(sure, self._width)
+                    place = self._matchers[seat].after(guesses)
+                if place is not None:
+                    return place.mask()
             except ConstraintError as error:
-                self._give_up(seat, error)
+                if not guesses:  # what would fail behind a wrong guess need not fail
+                    self._give_up(seat, error)
         return np.zeros(0, np.uint32)
 
-    def allowed(self, seat: int) -> Tensor | None:
-        """bool [width]: the tokens that may come next; None if all may."""
+    def allowed(self, seat: int, guesses: Sequence[int] = ()) -> Tensor | None:
+        """bool [width]: the tokens that may come next, behind `guesses`; None if all may."""
         if not self.has(seat):
             return None
         row = np.zeros(self._width, dtype=np.bool_)
-        mask = np.unpackbits(self.bits(seat).view(np.uint8), bitorder="little")[: self._width]
+        mask = np.unpackbits(self.bits(seat, guesses).view(np.uint8), bitorder="little")[: self._width]
         row[: len(mask)] = mask
         return torch.from_numpy(row).to(self._device)
 
@@ -102,6 +133,7 @@ class ConstrainedSeats:
             return True
         if matcher.ended:  # it goes on to its budget: the end is not to be the end for it (`ignore_eos`)
             return token in matcher.automaton.vocabulary.eos
+        before = matcher.state
         try:
             matcher.advance(token)
         except ValueError:
@@ -109,22 +141,73 @@ class ConstrainedSeats:
         except ConstraintError as error:
             self._give_up(seat, error)
             return False
-        if seat in self._jumps:
-            self._jumps[seat][1].append(token)
+        if (jumps := self._jumps.get(seat)) is not None:
+            if jumps.recall is not None:
+                jumps.recall.learn(before, jumps.outputs, token)
+            jumps.outputs.append(token)
         return True
 
     def forced(self, seat: int) -> list[int]:
         """The tokens that must follow now; they are taken."""
-        if seat not in self._jumps:
+        jumps = self._jumps.get(seat)
+        if jumps is None:
             return []
-        jump, outputs = self._jumps[seat]
         matcher = self._matchers[seat]
         try:
-            found = matcher.forced_tokens(jump, outputs)
+            found, jumps.rest = matcher.forced_run(jumps.jump, jumps.outputs)
             for token in found:
                 matcher.advance(token)
         except ConstraintError as error:
             self._give_up(seat, error)
             return []
-        outputs += found
+        jumps.outputs += found
+        return list(found)
+
+    def guesses(self, seat: int) -> list[int]:
+        """Tokens that are likely to come now, after what is `forced`: what came here before, else the rest of a forced text."""
+        jumps = self._jumps.get(seat)
+        if jumps is None or not self.compiler.guesses:
+            return []
+        matcher = self._matchers[seat]
+        most = self.compiler.guesses if matcher.left is None else min(self.compiler.guesses, matcher.left - 1)
+        found: list[int] = []
+        jumps.sure = {}
+        try:
+            self._chain(matcher, jumps, found, 0 if matcher.ended else most)
+        except ConstraintError:  # behind a wrong guess, perhaps
+            pass
         return found
+
+    def _chain(self, matcher: Matcher, jumps: _Jumps, found: list[int], most: int) -> None:
+        """Add what is likely to `found`, until it holds `most` tokens; what is forced behind the last is `sure` as well."""
+        automaton, state = matcher.automaton, matcher.state
+        rest, sure = list(jumps.rest), 0
+        while most:
+            before = [*jumps.outputs[-CONTEXT:], *found]
+            if found and not sure:
+                run = jumps.jump.run(state, before)
+                if run.tokens:
+                    rest, sure = [*run.tokens, *run.guesses], len(run.tokens)
+                elif not rest:
+                    rest = list(run.guesses)
+            expected = rest.pop(0) if rest else UNKNOWN
+            token = expected
+            if sure:
+                sure -= 1
+                jumps.sure[len(found)] = expected
+            elif jumps.recall is not None and (known := jumps.recall.next(state, before)) != UNKNOWN:
+                token = known
+            if token != expected:  # what follows there does not follow here
+                rest = []
+            if len(found) == most or token in (UNKNOWN, CONTESTED) or token in automaton.vocabulary.eos:
+                return
+            state = automaton.step(state, token)
+            if state < 0:
+                return
+            found.append(token)
+
+
+def _only(token: int, width: int) -> np.ndarray:
+    row = np.zeros(-(-width // 32), np.uint32)
+    row[token >> 5] = np.uint32(1 << (token & 31))
+    return row

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from grammar.automaton import TokenAutomaton
-from runtime.constrain.jump import JumpForward
+from runtime.constrain.jump import NOTHING, JumpForward, Run
 from runtime.errors import InvalidRequest
 
 
@@ -124,16 +124,31 @@ class Matcher:
         """May nothing but the end follow?"""
         return self.ended or self.automaton.must_end(self.state)
 
+    def after(self, tokens: Sequence[int]) -> Matcher | None:
+        """The place after `tokens` more; None if the constraint forbids one of them, or ends with it."""
+        state = self.state
+        for token in tokens:
+            if self.ended or token in self.automaton.vocabulary.eos:
+                return None
+            state = self.automaton.step(state, token)
+            if state < 0:
+                return None
+        return Matcher(self.automaton, self.max_tokens, state, self.used + len(tokens), self.ended)
+
     def forced_tokens(self, jump: JumpForward, before: Sequence[int] = ()) -> list[int]:
         """Tokens that can be appended without asking the model, within the budget; `advance` over them.
 
         jump     of this matcher's automaton
         before   the tokens of the constrained text so far
         """
+        return list(self.forced_run(jump, before).tokens)
+
+    def forced_run(self, jump: JumpForward, before: Sequence[int] = ()) -> Run:
+        """`forced_tokens`, with what is likely behind them."""
         if self.ended:
-            return []
-        found = jump.tokens(self.state, before)
-        return list(found if self.left is None else found[: self.left])
+            return NOTHING
+        run = jump.run(self.state, before)
+        return run if self.left is None or len(run.tokens) <= self.left else Run(run.tokens[: self.left], ())
 
 
 def check_budget(least: int, max_tokens: int | None) -> None:

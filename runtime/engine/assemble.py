@@ -105,6 +105,8 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
             cuts=None
             if config.disable_regex_jump_forward
             else Cuts(partial(tokenizer.encode, first=False), tokenizer.pieces),
+            guesses=config.constrained_guesses,
+            learns=group is None,  # ranks must all expect the same, whenever each compiled a constraint
         )
         if device.startswith("cuda"):  # elsewhere it would take the core of a run that may need no constraint
             constraints.warm_up()

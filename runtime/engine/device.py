@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionImpl, PagedInputs
-from runtime.batch import Batch, Sampled, Slice
+from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
-from runtime.engine.graphs import DecodeGraphs, graph_rows, graph_sizes
+from runtime.engine.graphs import DecodeGraphs, drawn_rows, graph_rows, graph_sizes
 from runtime.engine.pending import Held, Pending
 from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore
@@ -115,7 +115,7 @@ class DeviceRunner(ModelRunner):
         prompt ends with, are so many rows of it."""
         if self.graphs is None or self.head is not None or any(s.scores >= 0 for s in batch.slices):
             return False
-        runs = [(len(s.tokens) - 1, s.start + len(s.tokens)) for s in batch.slices if len(s.tokens) > 1]
+        runs = [(s.count - 1, s.start + s.count) for s in batch.slices if s.tokens and s.count > 1]
         more = sum(count for count, _ in runs)
         again = sum(count * length for count, length in runs)
         return again <= _READ_AGAIN and self.graphs.fits(len(batch.slices) + more, runs=more > 0)
@@ -185,7 +185,7 @@ class DeviceRunner(ModelRunner):
         self, batch: Batch, steps: int, rows: np.ndarray, columns: np.ndarray, pages: list[int]
     ) -> Pending:
         assert self.graphs is not None
-        slices = [s for s in batch.slices if s.sample]
+        slices = draws(batch.slices)
         lines, ends = graph_rows(batch.slices)
         count = lines.shape[1]
         graph = self.graphs.graph(count)
@@ -195,8 +195,8 @@ class DeviceRunner(ModelRunner):
         seats = lines[0, ends]
         plain = bool(self._plain[seats].all())
         likeliest = plain and not self._fields[seats, 0].any()
-        draws = () if likeliest else tuple(self._packed(slices, k) for k in range(steps))
-        sent = self._send(control.reshape(-1), rows, columns, pages, seats, ends, *draws)
+        packed = () if likeliest else tuple(self._packed(slices, k) for k in range(steps))
+        sent = self._send(control.reshape(-1), rows, columns, pages, seats, ends, *packed)
         self._update_table(*sent[1:4])
         graph.start(sent[0])
         there, rest = sent[4], sent[6:]
@@ -210,7 +210,7 @@ class DeviceRunner(ModelRunner):
             logits = graph.logits[:count] if whole else graph.logits[sent[5]]
             return self._draw(batch, slices, logits, there, rest[0], {})
         written = torch.empty(steps, count, dtype=torch.int64, device=self.device)
-        states = [self._states[s.seat] for s in slices] if not plain else []
+        states = self._states_of(slices) if not plain else []
         for k in range(steps):
             graph.replay()
             if likeliest:
@@ -230,17 +230,18 @@ class DeviceRunner(ModelRunner):
         slots: list[np.ndarray] = [np.array([self._slot(s) for s in slices[:decodes]], dtype=np.int64)]
         for piece in slices[decodes:]:
             end = piece.start + piece.count
-            ids += piece.tokens
+            ids += piece.ids
             positions.append(np.arange(piece.start, end))
             slots.append(self._rows.slots(piece.seat, end)[piece.start :])
         starts = np.cumsum([0, *(s.count for s in slices)])
         seats = [s.seat for s in slices]
         lengths = [s.start + s.count for s in slices]
-        wanted = [i for i, s in enumerate(slices) if s.sample or s.pool]
-        chosen = [slices[i] for i in wanted]
+        pooled = [i for i, s in enumerate(slices) if s.pool] if self.head is not None else []
+        chosen = [slices[i] for i in pooled] or draws(slices)
+        wanted = starts[1:][pooled] - 1 if pooled else drawn_rows(slices, starts[1:])
         sent = self._send(
             ids, np.concatenate(positions), np.concatenate(slots), seats, lengths, starts,
-            starts[1:][wanted] - 1, rows, columns, pages, [seats[i] for i in wanted], self._packed(chosen),
+            wanted, rows, columns, pages, [s.seat for s in chosen], self._packed(chosen),
         )  # fmt: skip
         self._update_table(*sent[7:10])
         ids_there = sent[0]
@@ -270,9 +271,9 @@ class DeviceRunner(ModelRunner):
             hidden = model(ids_there, sent[1], self.attention)
             scores = self._prompt_scores(batch, hidden)
             hidden = hidden[sent[6]]
-        if wanted and self.head is not None:
-            return Pending(batch, done=self._pooled(batch, wanted, hidden))
-        if not wanted:  # waited for all the same, or the host would run ahead of its staging buffers
+        if pooled:
+            return Pending(batch, done=self._pooled(batch, pooled, hidden))
+        if not chosen:  # waited for all the same, or the host would run ahead of its staging buffers
             return self._arriving(batch, sent[0][:0], scores)
         return self._draw(batch, chosen, model.raw_logits(hidden), sent[10], sent[11], scores)
 
@@ -307,9 +308,9 @@ class DeviceRunner(ModelRunner):
         if any(self._waits(s) for s in slices):
             held = Held(slices, raw, seats, packed)
             return Pending(batch, prompt=scores, held=held, follows=True)
-        states = [self._states[s.seat] for s in slices]
+        states = self._states_of(slices)
         if any(s.logprobs is not None for s in states):
-            return Pending(batch, done=self._sample(batch.step, slices, model.finished(raw), scores))
+            return Pending(batch, done=self._sample(batch, slices, model.finished(raw), scores))
         return self._arriving(batch, self._draws(raw, states, slices, 0, seats, packed), scores)
 
     @torch.inference_mode()
@@ -323,9 +324,9 @@ class DeviceRunner(ModelRunner):
         if held is None:
             return
         model: Any = self.model
-        states = [self._states[s.seat] for s in held.slices]
+        states = self._states_of(held.slices)
         if any(s.logprobs is not None for s in states):
-            pending.done = self._sample(batch.step, held.slices, model.finished(held.raw), pending.prompt)
+            pending.done = self._sample(batch, held.slices, model.finished(held.raw), pending.prompt)
             return
         cut = self._masks_of(held.slices)
         marked = self._draws(held.raw, states, held.slices, 0, held.seats, held.packed, cut)
@@ -395,7 +396,7 @@ class DeviceRunner(ModelRunner):
         flat[: len(rows)] = rows
         bits = flat[len(rows) :].view(np.uint32).reshape(len(rows), words)
         for row, at in zip(bits, rows, strict=True):
-            mask = self.tables.bits(slices[at].seat)[:words]
+            mask = self.tables.bits(slices[at].seat, slices[at].guesses)[:words]
             row[: len(mask)], row[len(mask) :] = mask, 0
         there = host.to(self.device, non_blocking=True)
         return there[: len(rows)], there[len(rows) :].view(len(rows), words)
@@ -441,16 +442,15 @@ class DeviceRunner(ModelRunner):
         if counts is not None:  # [steps, rows]: each row's own, one row after another
             by_row = arrived.reshape(-1, len(counts)).T
             arrived = by_row[np.arange(by_row.shape[1]) < counts[:, None]]
+        if pending.follows:
+            drawn, bad = arrived.tolist(), (arrived < 0).tolist()
+            return self._sampled(pending.batch, draws(pending.batch.slices), drawn, bad, [], pending.prompt)
         failed: list[int] = []
         if len(arrived) and arrived.min() < 0:
             seats = [s.seat for s in pending.batch.slices if s.sample for _ in range(s.steps)]
             failed = sorted({seat for seat, token in zip(seats, arrived.tolist(), strict=True) if token < 0})
             arrived = np.maximum(arrived, 0)
-        tokens = arrived.tolist()
-        forced: dict[int, list[int]] = {}
-        if pending.follows:
-            forced = self._follow([s for s in pending.batch.slices if s.sample], tokens, failed)
-        return Sampled(pending.batch.step, tokens, [], pending.prompt, failed, forced)
+        return Sampled(pending.batch.step, arrived.tolist(), [], pending.prompt, failed)
 
 
 def _bare(state: SamplingState, no_ends: Tensor) -> SamplingState:

@@ -26,17 +26,26 @@ def graph_sizes(largest: int) -> tuple[int, ...]:
 
 
 def graph_rows(slices: list[Slice]) -> tuple[np.ndarray, np.ndarray]:
-    """What a captured step computes, int64 [4, rows] as kernels/decode_step.py takes it; the last rows of slices that draw."""
+    """What a captured step computes, int64 [4, rows] as kernels/decode_step.py takes it; the rows that draw."""
     count = len(slices)
-    lengths = np.fromiter((len(s.tokens) or 1 for s in slices), np.int64, count)
+    lengths = np.fromiter((len(s.tokens) + len(s.guesses) or 1 for s in slices), np.int64, count)
     ends = np.cumsum(lengths)
     firsts = np.fromiter((s.start for s in slices), np.int64, count) - (ends - lengths)
     rows = np.zeros((4, ends[-1]), dtype=np.int64)
     rows[0] = np.repeat(np.fromiter((s.seat for s in slices), np.int64, count), lengths)
     rows[1] = np.repeat(firsts, lengths) + np.arange(ends[-1])
     rows[2, ends - 1] = np.fromiter((s.steps if s.sample else 0 for s in slices), np.int64, count)
-    rows[3] = np.fromiter((t for s in slices for t in s.tokens or (-1,)), np.int64, ends[-1])
-    return rows, ends[np.fromiter((s.sample for s in slices), bool, count)] - 1
+    rows[3] = np.fromiter((t for s in slices for t in s.ids or (-1,)), np.int64, ends[-1])
+    return rows, drawn_rows(slices, ends)
+
+
+def drawn_rows(slices: list[Slice], ends: np.ndarray) -> np.ndarray:
+    """int64: rows from which tokens are drawn, as `runtime.batch.draws` has them; `ends` [slices] are the rows behind each slice."""
+    drawn = np.fromiter((s.sample for s in slices), np.int64, len(slices))
+    if any(s.guesses for s in slices):
+        drawn += np.fromiter((len(s.guesses) for s in slices), np.int64, len(slices))
+    behind = np.cumsum(drawn)
+    return np.repeat(ends - behind, drawn) + np.arange(behind[-1])
 
 
 @dataclass(eq=False)

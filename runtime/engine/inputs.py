@@ -67,7 +67,7 @@ class PageRows:
 
 @dataclass(frozen=True)
 class ForwardInputs:
-    """ids int64 [tokens] and positions int64 [tokens]; `last` int64 [slices]: row of each slice's last token."""
+    """ids int64 [tokens] and positions int64 [tokens]; `last` int64 [slices]: row of each slice's last position."""
 
     ids: Tensor
     positions: Tensor
@@ -87,7 +87,7 @@ class ForwardInputs:
             count, end = piece.count, piece.start + piece.count
             row = rows.slots(piece.seat, end)
             if piece.tokens:
-                ids[at : at + count] = piece.tokens
+                ids[at : at + count] = piece.ids
             else:
                 ids[at] = 0
                 decodes.append(at)

@@ -299,6 +299,8 @@ class EngineLoop:
             "prompt_tokens": s.prompt_tokens,
             "reused_tokens": s.cached_tokens,
             "retractions": s.retractions,
+            "guessed_tokens": s.guessed_tokens,
+            "verified_tokens": s.verified_tokens,
         }
 
     def _ask_update(self, m: Ask) -> None:

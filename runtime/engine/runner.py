@@ -8,7 +8,7 @@ from torch import Tensor
 
 from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
 from runtime.attention.base import AttentionImpl
-from runtime.batch import Admission, Batch, Sampled, Slice
+from runtime.batch import Admission, Batch, Sampled, Slice, draws, verified
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.masks import ConstrainedSeats
 from runtime.engine.inputs import ForwardInputs, PageRows
@@ -20,6 +20,8 @@ from runtime.sampling.penalties import Penalties
 from runtime.sampling.sampler import Sampler, SamplingState, by_torch, logprobs_of, sample
 
 _SCORE_ROWS = 256  # positions whose whole distribution is in memory at once
+# Guesses that are worth it where a request's next step is queued before its token is known: behind guesses it cannot be.
+_WORTH = 3
 
 
 class ModelRunner:
@@ -87,9 +89,14 @@ class ModelRunner:
         if not wanted:
             return Sampled(batch.step, [], prompt=prompt)
         rows = inputs.last if len(wanted) == len(batch.slices) else inputs.last[wanted]
-        slices = [batch.slices[i] for i in wanted]
+        slices = draws(batch.slices)
+        if len(slices) > len(wanted):
+            counts = [len(batch.slices[i].guesses) for i in wanted]
+            back = [count - k for count in counts for k in range(count + 1)]
+            rows = rows.repeat_interleave(torch.tensor(counts, device=self.device) + 1)
+            rows = rows - torch.tensor(back, device=self.device)
         logits = self.model.logits(hidden[rows])
-        return self._sample(batch.step, slices, logits, prompt)
+        return self._sample(batch, slices, logits, prompt)
 
     def forward(self, inputs: ForwardInputs) -> Tensor:
         """Hidden states [tokens, hidden]."""
@@ -138,8 +145,17 @@ class ModelRunner:
         penalties = Penalties(s, a.tokens, a.prompt, self.model.spec.vocabulary, self.device)
         return SamplingState(s, a.seed, ends, a.logprobs, penalties)
 
-    def _sample(self, step: int, slices: list[Slice], logits: Tensor, prompt: dict[int, list]) -> Sampled:  # type: ignore[type-arg]
+    def _states_of(self, slices: list[Slice]) -> list[SamplingState]:
+        """Of the slices' seats; a state of its own for each draw behind a guess."""
         states = [self._states[s.seat] for s in slices]
+        return [
+            SamplingState(state.sampling, state.seed, self._no_ends) if s.guesses else state
+            for s, state in zip(slices, states, strict=True)
+        ]
+
+    def _sample(self, batch: Batch, slices: list[Slice], logits: Tensor, prompt: dict[int, list]) -> Sampled:  # type: ignore[type-arg]
+        """Draw for `slices`, the batch's `draws`."""
+        states = self._states_of(slices)
         self._allow(slices, states)
         scored = [i for i, state in enumerate(states) if state.logprobs is not None]
         raw = logits[scored].clone() if scored else None
@@ -153,21 +169,45 @@ class ModelRunner:
             for i, value in zip(scored, logprobs_of(raw, tokens[scored], tops), strict=True):
                 logprobs[i] = value
         drawn, bad = torch.stack((tokens, broken.long())).tolist()  # the only wait for the device
-        failed = [s.seat for s, b in zip(slices, bad, strict=True) if b]
-        forced = self._follow(slices, drawn, failed)
-        return Sampled(step, drawn, logprobs, prompt, failed, forced)
+        return self._sampled(batch, slices, drawn, bad, logprobs, prompt)
+
+    def _sampled(
+        self,
+        batch: Batch,
+        slices: list[Slice],
+        drawn: list[int],
+        bad: list[int],
+        logprobs: list[tuple[TokenLogprob, list[TokenLogprob]] | None],
+        prompt: dict[int, list],  # type: ignore[type-arg]
+    ) -> Sampled:
+        """Of the batch's `draws`, those that stand; constraints are told of them. `bad` ones may be negative."""
+        right: dict[int, int] = {}
+        if any(s.guesses for s in slices):
+            kept, right = verified(batch.slices, drawn)
+            slices, drawn, bad = [slices[i] for i in kept], [drawn[i] for i in kept], [bad[i] for i in kept]
+            logprobs = [logprobs[i] for i in kept] if logprobs else logprobs
+        failed: list[int] = []
+        if any(bad):
+            failed = sorted({s.seat for s, b in zip(slices, bad, strict=True) if b})
+            drawn = [max(token, 0) for token in drawn]
+        forced, guesses = self._follow(slices, drawn, failed, ahead=batch.ahead)
+        return Sampled(batch.step, drawn, logprobs, prompt, failed, forced, verified=right, guesses=guesses)
 
     def _is_void(self, piece: Slice) -> bool:
         """Whether a draw means nothing: it was asked for before it was known that its place is that of a forced token."""
         return piece.seat in self._void and not piece.tokens
 
-    def _follow(self, slices: list[Slice], drawn: list[int], failed: list[int]) -> dict[int, list[int]]:
-        """Tell constraints what was drawn. Returns what they force behind it, by seat; `failed` grows by the seats whose
-        constraint forbids their token."""
+    def _follow(
+        self, slices: list[Slice], drawn: list[int], failed: list[int], *, ahead: bool
+    ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+        """Tell constraints what was drawn. Returns what they force behind it and what is likely behind that, by seat; `failed`
+        grows by the seats whose constraint forbids their token."""
         forced: dict[int, list[int]] = {}
+        guesses: dict[int, list[int]] = {}
         if self._constrained is None:
-            return forced
-        for piece, token in zip(slices, drawn, strict=True):
+            return forced, guesses
+        newest = {s.seat: i for i, s in enumerate(slices)}
+        for i, (piece, token) in enumerate(zip(slices, drawn, strict=True)):
             seat = piece.seat
             if self._is_void(piece):
                 continue
@@ -176,19 +216,24 @@ class ModelRunner:
                 continue
             if not self._constrained.advance(seat, token):
                 failed.append(seat)
-            elif found := self._constrained.forced(seat):
-                forced[seat] = found
-                self._void.add(seat)
+            elif newest[seat] == i:
                 penalties = self._states[seat].penalties
-                for following in found if penalties is not None else ():
-                    penalties.add(following)  # type: ignore[union-attr]
-        return forced
+                if found := self._constrained.forced(seat):
+                    forced[seat] = found
+                    self._void.add(seat)
+                    for following in found if penalties is not None else ():
+                        penalties.add(following)  # type: ignore[union-attr]
+                likely = self._constrained.guesses(seat) if penalties is None and (found or not ahead) else []
+                if len(likely) >= (_WORTH if ahead else 1):
+                    guesses[seat] = likely
+                    self._void.add(seat)
+        return forced, guesses
 
     def _allow(self, slices: list[Slice], states: list[SamplingState]) -> None:
         """Find what the constraints allow these rows; nothing of the model's is waited for."""
         if self._constrained is not None:
             for piece, state in zip(slices, states, strict=True):
-                state.allowed = self._constrained.allowed(piece.seat)
+                state.allowed = self._constrained.allowed(piece.seat, piece.guesses)
 
     def _drawn(self, logits: Tensor, states: list[SamplingState], slices: list[Slice]) -> Tensor:
         """Draw for rows whose masks are in their states: int64 [rows]; the logits are changed in place."""

@@ -36,6 +36,18 @@ class Reserve:
 
 @dataclass
 class Budget:
-    """What is left in the batch being built: `tokens` of prompt."""
+    """What is left in the batch being built: `tokens` of prompt, `guesses` of likely outputs, and `reads` of keys for these
+    (each guess looks at all that precedes it)."""
 
     tokens: int
+    guesses: int = 0
+    reads: int = 1 << 15
+
+    def guess(self, wanted: int, before: int, new: int) -> int:
+        """How many of so many tokens may be guessed behind `before` others, `new` of which are computed with them."""
+        return max(0, min(wanted, self.guesses, self.tokens - new, self.reads // max(1, before)))
+
+    def guessed(self, count: int, before: int) -> None:
+        self.guesses -= count
+        self.tokens -= count
+        self.reads -= count * before

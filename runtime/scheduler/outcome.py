@@ -11,8 +11,8 @@ from runtime.request import Request, Scores
 
 
 class Event(msgspec.Struct):
-    """What became of a request in a step. `tokens` are new outputs, `forced` of them not drawn; `prompt_scores` come once,
-    when complete."""
+    """What became of a request in a step. `tokens` are new outputs, `forced` of them without a pass of their own (not drawn, or
+    drawn behind a guess); `prompt_scores` come once, when complete."""
 
     request: Request
     tokens: list[int]
@@ -44,7 +44,7 @@ def landed(
     """Record what a slice did; None if there is nothing to tell. What a prompt has computed goes into the cache."""
     scores = None
     if piece.tokens or piece.scores >= 0:
-        request.landed = piece.start + piece.count
+        request.landed = piece.start + (len(piece.tokens) or piece.count)
         if piece.scores >= 0:
             request.prompt_scores += sampled.prompt.get(piece.seat, [])
         if request.logprobs and not request.scored and request.landed == len(request.tokens):
@@ -65,13 +65,20 @@ def landed(
     if sampled.forced and (forced := sampled.forced.get(piece.seat)):
         outputs = [*drawn, *forced]
     outputs, end = _accepted(request, outputs)
-    if len(outputs) > len(drawn):
-        # A decode step would go on from the drawn token, not from the last; one that is in flight is void.
+    guesses = sampled.guesses.get(piece.seat, [])
+    if piece.guesses:  # behind those that were drawn lies another text
+        right = sampled.verified.get(piece.seat, 0)
+        request.landed = request.scheduled = min(request.landed + right, len(request.tokens) - 1)
+    if len(outputs) > len(drawn) or guesses or piece.guesses:
+        # A decode step would go on from the row that was drawn last, not from the last token; one that is in flight is void.
         request.outputs_here = 0
         request.pending = 0
+        request.scheduled = min(request.scheduled, len(request.tokens) - 1)
+    request.guesses = guesses
     if not piece.tokens:  # what was computed behind an end is not what anybody would compute again
         request.landed = piece.start + min(len(outputs), piece.steps)
-    forced_now = request.forced + max(0, len(outputs) - len(drawn))
+    own = 1 if piece.guesses else len(drawn)
+    forced_now = request.forced + max(0, len(outputs) - own)
     if forced_now or request.told + len(outputs) != request.outputs:
         outputs = request.tokens[request.prompt + request.told :]
     request.told, request.forced = request.outputs, 0

@@ -37,6 +37,7 @@ class Scheduler:
     depth         batches that may be handed out before the first is committed (1 or 2)
     reuse         keep and share prefixes
     turn          decode steps of a batch in which nothing but decoding happens; may be set at any time
+    guesses       tokens that are guessed in one step at most
     ahead_from    running requests from which those that may have tokens forced do not wait for each token: a void draw now and
                   then then costs less than the host's work between two steps
     """
@@ -54,6 +55,7 @@ class Scheduler:
         depth: int = 1,
         reuse: bool = True,
         turn: int = 1,
+        guesses: int = 64,
         ahead_from: int = 8,
     ) -> None:
         if policy not in POLICIES:
@@ -65,12 +67,15 @@ class Scheduler:
         self.chunk = max(chunk, page_size)
         self.depth = depth
         self.turn = turn
+        self.guesses = guesses
         self.ahead_from = ahead_from
         self.waiting: list[Request] = []
         self.running: dict[int, Request] = {}
         self.retractions = 0
         self.prompt_tokens = 0
         self.cached_tokens = 0
+        self.guessed_tokens = 0
+        self.verified_tokens = 0
         self._policy = POLICIES[policy]
         self._reserve = Reserve(conservativeness=conservativeness)
         self._seats = list(range(max_running))
@@ -154,17 +159,18 @@ class Scheduler:
         if len(self._flight) >= self.depth:
             return None
         self._reserve.step()
-        budget = Budget(tokens=self.chunk)
+        budget = Budget(tokens=self.chunk, guesses=self.guesses)
+        ahead = self.ahead
         slices: list[Slice] = []
         owners: list[Request] = []
         admitted: list[Admission] = []
-        self._decode(slices, owners, self._steps_together() if self.turn > 1 else 1)
+        self._decode(slices, owners, self._steps_together() if self.turn > 1 else 1, ahead)
         self._continue_prefills(budget, slices, owners)
         self._admit_waiting(budget, slices, owners, admitted)
         if not slices:
             return None
         self._steps += 1
-        batch = Batch(self._steps, slices, admitted, self._released)
+        batch = Batch(self._steps, slices, admitted, self._released, ahead)
         self._released = []
         self._flight.append((batch, owners))
         return batch
@@ -183,12 +189,11 @@ class Scheduler:
             need += max(0, self.cache.room(r, r.scheduled + more))
         return self.turn if need <= self.cache.available else 1
 
-    def _decode(self, slices: list[Slice], owners: list[Request], steps: int) -> None:
+    def _decode(self, slices: list[Slice], owners: list[Request], steps: int, ahead: bool) -> None:
         """Tokens for each request that can go on; under pressure the latest arrivals give way, and `steps` is 1."""
         size = self.cache.page_size
         ready: list[tuple[Request, int, int]] = []  # with steps, and pages to add
         total = 0
-        ahead = self.ahead
         for request in self._ranked():
             known, pending, scheduled = len(request.tokens), request.pending, request.scheduled
             output = known - request.prompt + pending
@@ -295,13 +300,12 @@ class Scheduler:
         """Add a slice of the request's known tokens; False if there is no room."""
         start = request.scheduled
         count = min(len(request.tokens) - start, budget.tokens)
-        if pages:
-            added = self._grow_under_pressure(request, start + count)
-        else:
-            added = self.cache.grow(request, start + count)
+        last = start + count == len(request.tokens)
+        guesses = self._guesses(request, budget, count) if last and request.guesses else []
+        end = start + count + len(guesses)
+        added = self._grow_under_pressure(request, end) if pages else self.cache.grow(request, end)
         if added is None:
             return False
-        last = start + count == len(request.tokens)
         wants_top = request.logprobs is not None and request.logprobs.top > 0
         sample = last and (request.max_new > request.outputs or (request.max_new == 0 and wants_top))
         scores = -1
@@ -317,14 +321,28 @@ class Scheduler:
                 request.outputs,
                 scores,
                 pool=last and request.pool,
+                guesses=guesses,
             )
         )
         owners.append(request)
         request.in_flight += 1
-        request.scheduled += count
+        request.scheduled = end
         request.pending += sample
         budget.tokens -= count
         return True
+
+    def _guesses(self, request: Request, budget: Budget, count: int) -> list[int]:
+        """What is guessed behind the request's known tokens, of which `count` are computed in this batch. Nobody has to give way
+        for it."""
+        known = len(request.tokens)
+        wanted = min(len(request.guesses), request.max_new - request.outputs - 1)
+        found = request.guesses[: budget.guess(wanted, known, count)]
+        request.guesses = []
+        if found and self.cache.room(request, known + len(found)) > self.cache.pool.free:
+            return []
+        budget.guessed(len(found), known)
+        self.guessed_tokens += len(found)
+        return found
 
     def _admit_waiting(
         self, budget: Budget, slices: list[Slice], owners: list[Request], admitted: list[Admission]
@@ -376,6 +394,7 @@ class Scheduler:
                     request.seed,
                     request.logprobs,
                     request.max_new,
+                    bool(request.salt),
                 )
             )
             started.add(id(request))
@@ -393,6 +412,7 @@ class Scheduler:
         """Record the oldest batch in flight; what became of its requests, in the batch's order."""
         batch, owners = self._flight.popleft()
         assert batch.step == sampled.step, f"batch {batch.step} is due, not {sampled.step}"
+        self.verified_tokens += sum(sampled.verified.values())
         events: list[Event] = []
         at, tokens = 0, sampled.tokens
         for piece, request in zip(batch.slices, owners, strict=True):
@@ -401,6 +421,8 @@ class Scheduler:
                 drawn = []
             elif piece.steps == 1:
                 drawn = [tokens[at]]
+                if piece.guesses:
+                    drawn = tokens[at : at + 1 + sampled.verified.get(piece.seat, 0)]
             else:
                 drawn = tokens[at : at + piece.steps]
             at += len(drawn)
@@ -453,6 +475,7 @@ class Scheduler:
         self._released.append(request.seat)
         request.seat = -1
         request.pending = 0
+        request.guesses = []
         if request.broken:
             self.cache.discard(request)
         else:

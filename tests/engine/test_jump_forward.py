@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 import sglc as sgl
+from runtime.api import Constraint, Generate, SamplingParams, TextSegment
 from runtime.config import embedded_model_path
 from runtime.errors import InvalidRequest
 from runtime.tokenizer.tokenizer import Tokenizer
@@ -144,3 +146,57 @@ def test_streams_and_samples(engines: tuple[sgl.Engine, sgl.Engine]) -> None:
     state = program.run(backend=engines[0], stream=True)
     assert "".join(state.text_iter("a")) == state["a"] and re.fullmatch(PATTERNS[2], state["a"])
     assert all(re.fullmatch(PATTERNS[1], b) for b in state["b"]) and len(state["b"]) == 4
+
+
+RECORD = json.dumps(
+    {
+        "type": "object",
+        "properties": {
+            "kind": {"enum": ["apple", "pear", "plum"]},
+            "ripe": {"type": "boolean"},
+            "note": {"type": "string", "maxLength": 12},
+            "sizes": {"type": "array", "items": {"enum": [10, 20, 30]}, "minItems": 2, "maxItems": 3},
+        },
+        "required": ["kind", "sizes"],
+    }
+)
+
+
+def _drawn(answers: list[dict[str, Any]]) -> int:
+    return sum(a["meta_info"]["completion_tokens_wo_jump_forward"] for a in answers)
+
+
+def test_guesses_save_passes_and_change_no_answer() -> None:
+    """What earlier answers went on with is expected of later ones; the model is asked all the same."""
+    prompts = [f"Fruit number {k}:" for k in range(6)]
+    params = [
+        {"json_schema": RECORD, "max_new_tokens": 120, "temperature": k % 2 / 2, "seed": k} for k in range(6)
+    ]
+    with sgl.Engine() as guessing, sgl.Engine(constrained_guesses=0) as other:
+        wanted = other.generate(prompts, params)
+        rounds = [guessing.generate(prompts, params) for _ in range(3)]
+        for answers in rounds:
+            assert [a["text"] for a in answers] == [a["text"] for a in wanted]
+            assert [a["meta_info"]["completion_tokens"] for a in answers] == [
+                a["meta_info"]["completion_tokens"] for a in wanted
+            ]
+        assert _drawn(rounds[2]) < 0.7 * _drawn(wanted)
+        told = guessing.get_server_info()
+        assert 0 < told["verified_tokens"] <= told["guessed_tokens"]
+        assert other.get_server_info()["guessed_tokens"] == 0
+
+
+async def test_who_keeps_apart_neither_teaches_nor_learns() -> None:
+    sampling = SamplingParams(constraint=Constraint("json_schema", RECORD), max_new_tokens=120, temperature=0)
+    with sgl.Engine() as engine:
+
+        async def drawn(salt: str) -> int:
+            call = Generate(prompt=(TextSegment("Fruit:"),), sampling=sampling, salt=salt)
+            usage = [delta.usage async for delta in engine.async_engine.generate([call])][-1]
+            assert usage is not None
+            return usage.completion_tokens - usage.forced_tokens
+
+        first = await drawn("one")
+        assert await drawn("two") == await drawn("one") == first
+        assert await drawn("") == first > await drawn("")
+        assert await drawn("two") == first

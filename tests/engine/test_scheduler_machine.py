@@ -29,6 +29,19 @@ def forced_after(tokens: list[int]) -> list[int]:
     return [(number >> k) % VOCABULARY for k in range(number % 7)] if number % 3 == 0 else []
 
 
+def guessed_after(tokens: list[int]) -> list[int]:
+    """What is thought likely behind these tokens: right so far, wrong from somewhere on, or nothing. Nothing is forced inside."""
+    number = hash((*tokens, -2)) % 1000
+    seen, found = list(tokens), []
+    for k in range(number % 6):
+        token = next_token(seen)
+        seen.append(token)
+        if forced_after(seen):
+            break
+        found.append(token if k < number // 6 % 6 else token + 1)
+    return found
+
+
 def alone(prompt: list[int], max_new: int, constrained: bool = False) -> list[int]:
     """What a request gets when nothing else runs."""
     tokens = [*prompt, *begun(prompt, max_new)] if constrained else list(prompt)
@@ -61,6 +74,7 @@ def one_by_one(piece: Slice) -> list[Slice]:
             piece.output + k,
             piece.scores,
             pool=piece.pool,
+            guesses=piece.guesses,
         )
         for k in range(piece.steps)
     ]
@@ -87,12 +101,14 @@ class FakeRunner:
                 self.constrained.add(a.seat)
         tokens, prompt = [], {}
         forced: dict[int, list[int]] = {}
+        guesses: dict[int, list[int]] = {}
+        right: dict[int, int] = {}
         pooled: dict[int, bytes] = {}
         assert batch.steps == 1 or not any(s.tokens for s in batch.slices)
         for s in (single for piece in batch.slices for single in one_by_one(piece)):
             row = self.rows[s.seat]
             row += s.pages
-            new = s.tokens or [self.last[s.seat]]
+            new = s.ids or [self.last[s.seat]]
             for i, token in enumerate(new):
                 position = s.start + i
                 self.slots[row[position // self.page_size] * self.page_size + position % self.page_size] = (
@@ -112,11 +128,27 @@ class FakeRunner:
             if s.pool:
                 pooled[s.seat] = bytes(seen)
             if s.sample:
-                self.last[s.seat] = next_token(seen)
-                tokens.append(self.last[s.seat])
-                if s.seat in self.constrained and (found := forced_after([*seen, self.last[s.seat]])):
-                    forced[s.seat] = found
-        return Sampled(batch.step, tokens, prompt=prompt, forced=forced, pooled=pooled)
+                seen = seen[: length - len(s.guesses)]
+                drawn = next_token(seen)
+                tokens.append(drawn)
+                for guess in s.guesses:
+                    if guess != drawn:
+                        break
+                    right[s.seat] = right.get(s.seat, 0) + 1
+                    seen.append(drawn)
+                    drawn = next_token(seen)
+                    tokens.append(drawn)
+                self.last[s.seat] = (
+                    drawn if not s.guesses else -1
+                )  # a step behind guesses must not count on it
+                if s.seat in self.constrained:
+                    if found := forced_after([*seen, drawn]):
+                        forced[s.seat] = found
+                    if (found or not batch.ahead) and (likely := guessed_after([*seen, drawn, *found])):
+                        guesses[s.seat] = likely
+        return Sampled(
+            batch.step, tokens, prompt=prompt, forced=forced, pooled=pooled, verified=right, guesses=guesses
+        )
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -136,6 +168,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             context=40,
             turn=self.turn,
             ahead_from=self.ahead_from,
+            guesses=5,
         )
         self.runner = FakeRunner(self.page_size)
         self.flight: deque[Sampled] = deque()
@@ -191,7 +224,8 @@ class SchedulerMachine(RuleBasedStateMachine):
     def launch(self) -> None:
         batch = self.scheduler.next_batch()
         if batch is not None:
-            assert sum(len(s.tokens) for s in batch.slices) <= 8
+            assert sum(len(s.ids) for s in batch.slices) <= 8
+            assert sum(len(s.guesses) for s in batch.slices) <= 5
             self.flight.append(self.runner.run(batch))
 
     @rule()

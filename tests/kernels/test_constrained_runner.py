@@ -34,8 +34,9 @@ VOCABULARY = Vocabulary.of([*(bytes([b]) for b in range(256)), *WORDS, b"</s>"],
 class Compiler(ConstraintCompiler):
     """One whose vocabulary is known already; bytes are its tokenizer's tokens."""
 
-    def __init__(self, jump: bool) -> None:
-        super().__init__("nowhere", (EOS,), cuts=Cuts(lambda text: list(text.encode())) if jump else None)
+    def __init__(self, jump: bool, guesses: int = 0) -> None:
+        cuts = Cuts(lambda text: list(text.encode())) if jump else None
+        super().__init__("nowhere", (EOS,), cuts=cuts, guesses=guesses)
 
     @cached_property
     def _cache(self) -> ConstraintCache:
@@ -45,6 +46,7 @@ class Compiler(ConstraintCompiler):
 SHORT = "(ab|日本|c)+d?"
 DIGITS = "[0-9]{2,30}"
 FORCED = "(x|y), and then it is over: [a-z]{2,9}"
+CHOSEN = "(x|y), then (red|green|bluish) or (one|two|three)s, and so on: [a-z]{2,5}"
 ANY = r"\w{3,40}( true)?"
 KINDS: list[tuple[str | None, dict[str, Any], int, LogprobOptions | None]] = [
     (SHORT, {"temperature": 0}, 9, None),
@@ -58,6 +60,7 @@ KINDS: list[tuple[str | None, dict[str, Any], int, LogprobOptions | None]] = [
     (ANY, {"temperature": 1.0}, 16, None),
     (FORCED, {"temperature": 0.8, "repetition_penalty": 1.4, "frequency_penalty": 0.3}, 60, None),
     (None, {"temperature": 0}, 4, LogprobOptions(start=-1, top=1)),
+    (CHOSEN, {"temperature": 1.0}, 50, None),
 ]
 ALL = tuple(range(len(KINDS)))
 
@@ -74,7 +77,7 @@ def model() -> Decoder:
     return made.to("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def request(i: int, compiler: ConstraintCompiler, runner: ModelRunner) -> Request:
+def request(i: int, compiler: ConstraintCompiler, runner: ModelRunner, seed: int) -> Request:
     pattern, fields, max_new, logprobs = KINDS[i]
     constraint = None if pattern is None else Constraint("regex", pattern)
     sampling = SamplingParams(constraint=constraint, **fields)
@@ -82,7 +85,7 @@ def request(i: int, compiler: ConstraintCompiler, runner: ModelRunner) -> Reques
     if constraint is not None and logprobs is None:
         forced = compiler.begin(constraint, max_new)[: max_new - 1]
     return Request(
-        str(i), [(7 * i + k) % 250 for k in range(3 + 2 * i)], sampling, max_new=max_new, seed=40 + i, logprobs=logprobs,
+        str(i), [(7 * i + k) % 250 for k in range(3 + 2 * i)], sampling, max_new=max_new, seed=seed + i, logprobs=logprobs,
         ends=frozenset() if sampling.ignore_eos else frozenset((EOS,)), forced=forced,
         steady=runner.steady(sampling, logprobs),
     )  # fmt: skip
@@ -99,6 +102,8 @@ def generate(
     turn: int = 1,
     room: int = 1 << 20,
     ahead_from: int = 8,
+    compiler: Compiler | None = None,
+    seed: int = 40,
 ) -> dict[str, Any]:
     """Tokens of these requests, the most draws of each in flight at once, and retractions; number 8 is aborted half way."""
     device = next(model.parameters()).device
@@ -114,7 +119,7 @@ def generate(
         ahead_from=ahead_from,
     )
     store = KVStore(model.spec, pages, 1, torch.float32, str(device))
-    compiler = Compiler(jump)
+    compiler = compiler or Compiler(jump)
     made: ModelRunner
     if kind == "plain":
         made = ModelRunner(model, store, PlainAttention(store), (EOS,), compiler)
@@ -132,7 +137,7 @@ def generate(
         )
         assert made.tables is not None
         made.tables.tables.max_bytes = room
-    waiting = [request(i, compiler, made) for i in which]
+    waiting = [request(i, compiler, made, seed) for i in which]
     everyone = {r.id: r for r in waiting}
     deepest = dict.fromkeys(everyone, 0)
     flight: deque[Any] = deque()
@@ -163,7 +168,13 @@ def generate(
     tokens = {id: r.tokens[r.prompt :] for id, r in everyone.items()}
     if "8" in tokens:
         tokens["8"] = tokens["8"][:3]
-    return {"tokens": tokens, "deepest": deepest, "retractions": scheduler.retractions}
+    return {
+        "tokens": tokens,
+        "deepest": deepest,
+        "retractions": scheduler.retractions,
+        "guessed": scheduler.guessed_tokens,
+        "right": scheduler.verified_tokens,
+    }
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["drawn", "jumping"])
@@ -239,6 +250,31 @@ def test_a_void_draw_beside_log_probabilities_is_no_token_for_penalties(
     assert (
         counted[: len(tokens)] == tokens and len(tokens) > 20
     )  # what is drawn behind the end concerns nobody
+
+
+GUESSING: list[tuple[str, dict[str, Any]]] = [
+    ("plain", {}),
+    ("eager", {"depth": 2}),
+    ("graphs", {"depth": 2}),
+    ("graphs", {"depth": 2, "ahead_from": 1}),
+    ("graphs", {"depth": 2, "ahead_from": 1, "pages": 80}),
+]
+
+
+@pytest.mark.parametrize(("kind", "options"), GUESSING, ids=[f"{k}-{len(o)}" for k, o in GUESSING])
+def test_guesses_change_no_token(model: Decoder, kind: str, options: dict[str, Any]) -> None:
+    """What these requests wrote is guessed when they come again, rightly, and where others write something else, wrongly."""
+    which = (3, 11, 7, 10)
+    compiler = Compiler(True, guesses=6)
+    with torch.inference_mode():
+        once = generate(model, "plain", jump=True, which=which, compiler=compiler)
+        again = generate(model, kind, jump=True, which=which, compiler=compiler, **options)
+        wanted = generate(model, "plain", jump=True, which=which, seed=90)
+        other = generate(model, kind, jump=True, which=which, compiler=compiler, seed=90, **options)
+    assert again["tokens"] == once["tokens"] and other["tokens"] == wanted["tokens"]
+    assert again["right"] > 0 and again["right"] >= again["guessed"] - 6
+    assert 0 < other["guessed"] > other["right"]
+    assert wanted["guessed"] == 0
 
 
 @pytest.mark.parametrize("room", [1 << 20, 1800])
