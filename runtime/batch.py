@@ -42,7 +42,8 @@ class Slice(msgspec.Struct, frozen=True):
     tokens   their ids. Empty: one position, whose id is the token sampled last for this seat (decode)
     pages    pages appended to the seat's row before this batch, so that the new positions have a place
     guesses  only behind tokens, with `sample`: ids that may follow them. Their positions are computed as well and a token is drawn
-             behind each; what is drawn behind the first that was not drawn itself is dropped
+             for each place; what is drawn behind the first wrong guess is dropped
+    sure     indices of guesses that are forced if those before them are right: nothing is drawn for their places
     steps    only without tokens: positions computed one after another, each for the token drawn before it
     pool     the last position's vector (embedding or scores) is wanted
     sample   draw the next token from the last position (with `steps`, from each)
@@ -60,6 +61,13 @@ class Slice(msgspec.Struct, frozen=True):
     steps: int = 1
     pool: bool = False
     guesses: list[int] = []
+    sure: list[int] = []
+
+    @property
+    def draws(self) -> list[int]:
+        """How many guesses precede each draw."""
+        last = len(self.guesses)
+        return [k for k in range(last + 1) if k == last or k not in self.sure]
 
     @property
     def count(self) -> int:
@@ -112,13 +120,13 @@ class Batch(msgspec.Struct, frozen=True):
 class Sampled(msgspec.Struct, frozen=True):
     """What the model did with a Batch.
 
-    tokens      `steps` ids for each slice with `sample`, in the batch's order; one more for each guess that was drawn
+    tokens      `steps` ids for each slice with `sample`, in the batch's order; one more for each guess that was right
     logprobs    for each of these, if its request asked: the token's log-probability, then the top ones
     prompt      by seat: log-probabilities (and top ones) of the positions that `scores` asked for, in order: entry k is
                 that of the token at position max(scores, start) + k + 1; absent past the last known token
-    verified    by seat: guesses that were drawn, if any
+    verified    by seat: guesses that were right, if any
     forced      by seat: tokens that its constraint lets follow alone on the one that was drawn; they are outputs too
-    guesses     by seat: tokens that are likely behind all of these
+    guesses     by seat: tokens that are likely behind all of these, and which are sure as a slice has it
     pooled      by seat, for slices with `pool`: its vector, as little-endian float32
     failed      seats whose logits were not finite; their tokens mean nothing
     """
@@ -131,7 +139,7 @@ class Sampled(msgspec.Struct, frozen=True):
     forced: dict[int, list[int]] = {}
     pooled: dict[int, bytes] = {}
     verified: dict[int, int] = {}
-    guesses: dict[int, list[int]] = {}
+    guesses: dict[int, tuple[list[int], list[int]]] = {}
 
     @classmethod
     def of_turn(cls, batch: Batch, steps: Sequence[Sampled]) -> Sampled:
@@ -153,26 +161,34 @@ def draws(slices: Sequence[Slice]) -> list[Slice]:
     return [
         msgspec.structs.replace(s, guesses=s.guesses[:k], output=s.output + k) if s.guesses else s
         for s in drawn
-        for k in range(len(s.guesses) + 1)
+        for k in s.draws
     ]
 
 
-def verified(slices: Sequence[Slice], drawn: Sequence[int]) -> tuple[list[int], dict[int, int]]:
-    """Which of the `draws` of a pass stand, as indices, and how many guesses of each seat came true.
+def verified(
+    slices: Sequence[Slice], drawn: Sequence[int]
+) -> tuple[list[tuple[Slice, int, int]], dict[int, int]]:
+    """What `drawn`, the tokens of the `draws` of a pass, come to.
 
-    A draw stands if all guesses before it were drawn: then it was made from what the model would have seen without guessing.
+    A draw stands if all guesses before it are right: then it was made from what the model would have seen without guessing.
+    Returns (slice, token, index of its draw; -1 where none was needed) for each output, and by seat how many guesses were right.
     """
-    kept: list[int] = []
+    out: list[tuple[Slice, int, int]] = []
     right: dict[int, int] = {}
     at = 0
     for s in slices:
         if not s.sample:
             continue
-        count = 0
-        while count < len(s.guesses) and drawn[at + count] == s.guesses[count]:
-            count += 1
-        kept += range(at, at + count + 1)
-        if count:
-            right[s.seat] = count
-        at += len(s.guesses) + 1
-    return kept, right
+        index = at
+        for k in range(len(s.guesses) + 1):
+            if k < len(s.guesses) and k in s.sure:
+                out.append((s, s.guesses[k], -1))
+                continue
+            out.append((s, drawn[index], index))
+            if k == len(s.guesses) or drawn[index] != s.guesses[k]:
+                if k:
+                    right[s.seat] = k
+                break
+            index += 1
+        at += len(s.draws) if s.guesses else 1
+    return out, right

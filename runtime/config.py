@@ -127,10 +127,10 @@ class EngineConfig:
     disable_regex_jump_forward: bool = _option(
         False, "Draw every token of a constrained answer, also where only one text can follow."
     )
-    constrained_guesses: int = _option(
-        8,
+    constrained_guesses: int | None = _option(
+        None,
         "Tokens of a constrained answer that are guessed at once where they are likely (what earlier answers went on with, the rest "
-        "of a forced text); the model verifies them in one pass, so answers stay the same. 0: none.",
+        "of a forced text); the model verifies them in one pass, so answers stay the same. Default: none, on a GPU 8.",
     )
     constrained_json_whitespace: str = _option(
         "compact", "White space in constrained JSON: compact (none) or spaced (as json.dumps writes it)."

@@ -35,7 +35,7 @@ class Request:
     outputs_here  outputs sampled since it took its seat, or since its constraint forced some
     told       outputs that callers know of
     forced     outputs not told yet that took no pass of their own: not drawn, or drawn behind a guess
-    guesses    tokens that are likely behind the known ones
+    guesses    tokens that are likely behind the known ones; `sure` as a slice has it
     steady     no tokens are forced behind one that was drawn
     plain      tokens are all that is wanted: no log-probabilities, nothing forced, at least one output
     pool       a vector of the prompt is wanted, and no output
@@ -75,6 +75,7 @@ class Request:
         "shared",
         "skipped",
         "steady",
+        "sure",
         "tokens",
         "told",
     )
@@ -100,6 +101,7 @@ class Request:
         self.tokens = [*tokens, *forced]
         self.forced = len(forced)
         self.guesses: list[int] = []
+        self.sure: list[int] = []
         self.steady = steady or sampling.constraint is None
         self.told = 0
         self.prompt = len(tokens)

@@ -105,7 +105,9 @@ class ConstrainedSeats:
                 place: Matcher | None = self._matchers[seat]
                 if guesses:
                     sure = self._jumps[seat].sure.get(len(guesses))
-                    if sure is not None:  # as if it were appended without the model
+                    if (
+                        sure is not None
+                    ):  # what follows behind the last guess is forced: as if it were appended
                         return _only(sure, self._width)
                     place = self._matchers[seat].after(guesses)
                 if place is not None:
@@ -163,11 +165,12 @@ class ConstrainedSeats:
         jumps.outputs += found
         return list(found)
 
-    def guesses(self, seat: int) -> list[int]:
-        """Tokens that are likely to come now, after what is `forced`: what came here before, else the rest of a forced text."""
+    def guesses(self, seat: int) -> tuple[list[int], list[int]]:
+        """Tokens that are likely to come now, after what is `forced`: what came here before, else the rest of a forced text. And
+        the indices of those that are forced if those before them come."""
         jumps = self._jumps.get(seat)
         if jumps is None or not self.compiler.guesses:
-            return []
+            return [], []
         matcher = self._matchers[seat]
         most = self.compiler.guesses if matcher.left is None else min(self.compiler.guesses, matcher.left - 1)
         found: list[int] = []
@@ -176,7 +179,7 @@ class ConstrainedSeats:
             self._chain(matcher, jumps, found, 0 if matcher.ended else most)
         except ConstraintError:  # behind a wrong guess, perhaps
             pass
-        return found
+        return found, [k for k in jumps.sure if k < len(found)]
 
     def _chain(self, matcher: Matcher, jumps: _Jumps, found: list[int], most: int) -> None:
         """Add what is likely to `found`, until it holds `most` tokens; what is forced behind the last is `sure` as well."""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 UNKNOWN, CONTESTED = -1, -2
-_MOST = 7  # times in a row that are remembered
-_STRANGER = 2  # another token takes so much away
+# What a token's weight is: when it is new, what each time adds, at most, what another token takes away, and from where on it is
+# expected. So it comes at least three times in four, unless it came once and nothing else ever did.
+_NEW, _MORE, _MOST, _LESS, _ENOUGH = 2, 1, 8, 3, 2
 _BYTES = 300  # of a place
 
 Key = tuple[int, int, int]
@@ -38,13 +39,13 @@ class Recall:
         key = _key(state, before)
         found = self._find(key)
         if found is None:
-            now = token, 1
+            now = token, _NEW
         else:
-            last, times = found
+            last, weight = found
             if last == token:
-                now = token, min(times + 1, _MOST)
-            elif times >= _STRANGER:
-                now = last, times - _STRANGER
+                now = token, min(weight + _MORE, _MOST)
+            elif weight >= _LESS:
+                now = last, weight - _LESS
             else:
                 now = token, 0
         self._keep(key, now)
@@ -54,7 +55,7 @@ class Recall:
         found = self._find(_key(state, before))
         if found is None:
             return UNKNOWN
-        return found[0] if found[1] else CONTESTED
+        return found[0] if found[1] >= _ENOUGH else CONTESTED
 
     def _find(self, key: Key) -> tuple[int, int] | None:
         found = self._young.get(key)

@@ -105,7 +105,7 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
             cuts=None
             if config.disable_regex_jump_forward
             else Cuts(partial(tokenizer.encode, first=False), tokenizer.pieces),
-            guesses=config.constrained_guesses,
+            guesses=_guesses(config, device),
             learns=group is None,  # ranks must all expect the same, whenever each compiled a constraint
         )
         if device.startswith("cuda"):  # elsewhere it would take the core of a run that may need no constraint
@@ -113,6 +113,13 @@ def assemble(config: EngineConfig, group: Group | None = None) -> Assembled:
     seats = config.seats(device)
     runner = _runner(config, model, store, ends, constraints, seats, context, sampler)
     return Assembled(device, model, pages, context, seats, ends, constraints, runner)
+
+
+def _guesses(config: EngineConfig, device: str) -> int:
+    """Where a row more costs little of a step they are worth it; on a CPU it costs most of one."""
+    if config.constrained_guesses is not None:
+        return config.constrained_guesses
+    return 8 if device.startswith("cuda") else 0
 
 
 def _runner(

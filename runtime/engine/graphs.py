@@ -41,11 +41,11 @@ def graph_rows(slices: list[Slice]) -> tuple[np.ndarray, np.ndarray]:
 
 def drawn_rows(slices: list[Slice], ends: np.ndarray) -> np.ndarray:
     """int64: rows from which tokens are drawn, as `runtime.batch.draws` has them; `ends` [slices] are the rows behind each slice."""
-    drawn = np.fromiter((s.sample for s in slices), np.int64, len(slices))
     if any(s.guesses for s in slices):
-        drawn += np.fromiter((len(s.guesses) for s in slices), np.int64, len(slices))
-    behind = np.cumsum(drawn)
-    return np.repeat(ends - behind, drawn) + np.arange(behind[-1])
+        firsts = ((s, end - len(s.guesses) - 1) for s, end in zip(slices, ends.tolist(), strict=True))
+        return np.array([first + k for s, first in firsts if s.sample for k in s.draws], dtype=np.int64)
+    drawn: np.ndarray = ends[np.fromiter((s.sample for s in slices), bool, len(slices))] - 1
+    return drawn
 
 
 @dataclass(eq=False)

@@ -91,10 +91,10 @@ class ModelRunner:
         rows = inputs.last if len(wanted) == len(batch.slices) else inputs.last[wanted]
         slices = draws(batch.slices)
         if len(slices) > len(wanted):
-            counts = [len(batch.slices[i].guesses) for i in wanted]
-            back = [count - k for count in counts for k in range(count + 1)]
-            rows = rows.repeat_interleave(torch.tensor(counts, device=self.device) + 1)
-            rows = rows - torch.tensor(back, device=self.device)
+            chosen = [batch.slices[i] for i in wanted]
+            counts = torch.tensor([len(s.draws) for s in chosen], device=self.device)
+            back = [len(s.guesses) - k for s in chosen for k in s.draws]
+            rows = rows.repeat_interleave(counts) - torch.tensor(back, device=self.device)
         logits = self.model.logits(hidden[rows])
         return self._sample(batch, slices, logits, prompt)
 
@@ -182,10 +182,12 @@ class ModelRunner:
     ) -> Sampled:
         """Of the batch's `draws`, those that stand; constraints are told of them. `bad` ones may be negative."""
         right: dict[int, int] = {}
-        if any(s.guesses for s in slices):
-            kept, right = verified(batch.slices, drawn)
-            slices, drawn, bad = [slices[i] for i in kept], [drawn[i] for i in kept], [bad[i] for i in kept]
-            logprobs = [logprobs[i] for i in kept] if logprobs else logprobs
+        if any(s.guesses for s in batch.slices):
+            outputs, right = verified(batch.slices, drawn)
+            slices, drawn = [s for s, _, _ in outputs], [token for _, token, _ in outputs]
+            bad = [bad[i] if i >= 0 else 0 for _, _, i in outputs]
+            if logprobs:
+                logprobs = [logprobs[i] if i >= 0 else None for _, _, i in outputs]
         failed: list[int] = []
         if any(bad):
             failed = sorted({s.seat for s, b in zip(slices, bad, strict=True) if b})
@@ -199,11 +201,11 @@ class ModelRunner:
 
     def _follow(
         self, slices: list[Slice], drawn: list[int], failed: list[int], *, ahead: bool
-    ) -> tuple[dict[int, list[int]], dict[int, list[int]]]:
+    ) -> tuple[dict[int, list[int]], dict[int, tuple[list[int], list[int]]]]:
         """Tell constraints what was drawn. Returns what they force behind it and what is likely behind that, by seat; `failed`
         grows by the seats whose constraint forbids their token."""
         forced: dict[int, list[int]] = {}
-        guesses: dict[int, list[int]] = {}
+        guesses: dict[int, tuple[list[int], list[int]]] = {}
         if self._constrained is None:
             return forced, guesses
         newest = {s.seat: i for i, s in enumerate(slices)}
@@ -223,10 +225,11 @@ class ModelRunner:
                     self._void.add(seat)
                     for following in found if penalties is not None else ():
                         penalties.add(following)  # type: ignore[union-attr]
-                likely = self._constrained.guesses(seat) if penalties is None and (found or not ahead) else []
-                if len(likely) >= (_WORTH if ahead else 1):
-                    guesses[seat] = likely
-                    self._void.add(seat)
+                if penalties is None and (found or not ahead):
+                    likely = self._constrained.guesses(seat)
+                    if len(likely[0]) >= (_WORTH if ahead else 1):
+                        guesses[seat] = likely
+                        self._void.add(seat)
         return forced, guesses
 
     def _allow(self, slices: list[Slice], states: list[SamplingState]) -> None:

@@ -9,6 +9,8 @@ from runtime.batch import Sampled, Slice
 from runtime.kv.cache import PrefixCache
 from runtime.request import Request, Scores
 
+_NO_GUESSES: tuple[list[int], list[int]] = ([], [])
+
 
 class Event(msgspec.Struct):
     """What became of a request in a step. `tokens` are new outputs, `forced` of them without a pass of their own (not drawn, or
@@ -65,16 +67,16 @@ def landed(
     if sampled.forced and (forced := sampled.forced.get(piece.seat)):
         outputs = [*drawn, *forced]
     outputs, end = _accepted(request, outputs)
-    guesses = sampled.guesses.get(piece.seat, [])
+    guesses, sure = sampled.guesses.get(piece.seat, _NO_GUESSES)
     if piece.guesses:  # behind those that were drawn lies another text
         right = sampled.verified.get(piece.seat, 0)
         request.landed = request.scheduled = min(request.landed + right, len(request.tokens) - 1)
     if len(outputs) > len(drawn) or guesses or piece.guesses:
-        # A decode step would go on from the row that was drawn last, not from the last token; one that is in flight is void.
+        # A decode step would go on from what was drawn last, not from the last token; one that is in flight is void.
         request.outputs_here = 0
         request.pending = 0
         request.scheduled = min(request.scheduled, len(request.tokens) - 1)
-    request.guesses = guesses
+    request.guesses, request.sure = guesses, sure
     if not piece.tokens:  # what was computed behind an end is not what anybody would compute again
         request.landed = piece.start + min(len(outputs), piece.steps)
     own = 1 if piece.guesses else len(drawn)

@@ -322,6 +322,7 @@ class Scheduler:
                 scores,
                 pool=last and request.pool,
                 guesses=guesses,
+                sure=request.sure if guesses else [],
             )
         )
         owners.append(request)

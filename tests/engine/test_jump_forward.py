@@ -172,7 +172,7 @@ def test_guesses_save_passes_and_change_no_answer() -> None:
     params = [
         {"json_schema": RECORD, "max_new_tokens": 120, "temperature": k % 2 / 2, "seed": k} for k in range(6)
     ]
-    with sgl.Engine() as guessing, sgl.Engine(constrained_guesses=0) as other:
+    with sgl.Engine(constrained_guesses=8) as guessing, sgl.Engine() as other:
         wanted = other.generate(prompts, params)
         rounds = [guessing.generate(prompts, params) for _ in range(3)]
         for answers in rounds:
@@ -188,7 +188,7 @@ def test_guesses_save_passes_and_change_no_answer() -> None:
 
 async def test_who_keeps_apart_neither_teaches_nor_learns() -> None:
     sampling = SamplingParams(constraint=Constraint("json_schema", RECORD), max_new_tokens=120, temperature=0)
-    with sgl.Engine() as engine:
+    with sgl.Engine(constrained_guesses=8) as engine:
 
         async def drawn(salt: str) -> int:
             call = Generate(prompt=(TextSegment("Fruit:"),), sampling=sampling, salt=salt)

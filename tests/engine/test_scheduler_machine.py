@@ -101,7 +101,7 @@ class FakeRunner:
                 self.constrained.add(a.seat)
         tokens, prompt = [], {}
         forced: dict[int, list[int]] = {}
-        guesses: dict[int, list[int]] = {}
+        guesses: dict[int, tuple[list[int], list[int]]] = {}
         right: dict[int, int] = {}
         pooled: dict[int, bytes] = {}
         assert batch.steps == 1 or not any(s.tokens for s in batch.slices)
@@ -145,7 +145,9 @@ class FakeRunner:
                     if found := forced_after([*seen, drawn]):
                         forced[s.seat] = found
                     if (found or not batch.ahead) and (likely := guessed_after([*seen, drawn, *found])):
-                        guesses[s.seat] = likely
+                        now = [*seen, drawn, *found]
+                        sure = [k for k in range(1, len(likely)) if next_token(now + likely[:k]) == likely[k]]
+                        guesses[s.seat] = likely, sure[::2]
         return Sampled(
             batch.step, tokens, prompt=prompt, forced=forced, pooled=pooled, verified=right, guesses=guesses
         )
