@@ -84,8 +84,8 @@ class Batch(msgspec.Struct, frozen=True):
     """One forward pass, or a turn of several: all slices are then without tokens. Seats in `released` are free before
     `admitted` are seated.
 
-    ahead  the next batch is likely to be made before this one's tokens are known: behind a token that was drawn, only what comes
-           with forced tokens is worth a guess
+    ahead  the next batch is likely to be made before this one's tokens are known, which it cannot be for whoever guesses: nobody
+           should
     """
 
     step: int

@@ -20,8 +20,6 @@ from runtime.sampling.penalties import Penalties
 from runtime.sampling.sampler import Sampler, SamplingState, by_torch, logprobs_of, sample
 
 _SCORE_ROWS = 256  # positions whose whole distribution is in memory at once
-# Guesses that are worth it where a request's next step is queued before its token is known: behind guesses it cannot be.
-_WORTH = 3
 
 
 class ModelRunner:
@@ -225,11 +223,9 @@ class ModelRunner:
                     self._void.add(seat)
                     for following in found if penalties is not None else ():
                         penalties.add(following)  # type: ignore[union-attr]
-                if penalties is None and (found or not ahead):
-                    likely = self._constrained.guesses(seat)
-                    if len(likely[0]) >= (_WORTH if ahead else 1):
-                        guesses[seat] = likely
-                        self._void.add(seat)
+                if penalties is None and not ahead and (likely := self._constrained.guesses(seat))[0]:
+                    guesses[seat] = likely
+                    self._void.add(seat)
         return forced, guesses
 
     def _allow(self, slices: list[Slice], states: list[SamplingState]) -> None:

@@ -144,7 +144,7 @@ class FakeRunner:
                 if s.seat in self.constrained:
                     if found := forced_after([*seen, drawn]):
                         forced[s.seat] = found
-                    if (found or not batch.ahead) and (likely := guessed_after([*seen, drawn, *found])):
+                    if not batch.ahead and (likely := guessed_after([*seen, drawn, *found])):
                         now = [*seen, drawn, *found]
                         sure = [k for k in range(1, len(likely)) if next_token(now + likely[:k]) == likely[k]]
                         guesses[s.seat] = likely, sure[::2]
