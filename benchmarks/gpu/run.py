@@ -162,6 +162,8 @@ class Bench:
             self.log("mixed", temperature=temperature, s=s, written=written, tokens_per_s=written / s)
             for share in trace.shares():
                 self.log("mixed_share", temperature=temperature, **share)
+            for gap in trace.gaps():
+                self.log("mixed_gap", temperature=temperature, **gap)
 
 
 def _short(line: str) -> str:

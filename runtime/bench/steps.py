@@ -214,3 +214,26 @@ class StepTrace:
             for k, (n, steps, rows, p, s) in sorted(found.items())
         ]
         return [*shares, {"kind": "idle", "s": round(idle, 4)}]
+
+    def gaps(self, most: int = 8) -> list[dict[str, Any]]:
+        """The longest times in which the device had nothing to do, in order: when, before which turn, and the host's milliseconds
+        in them by what it did."""
+        found: list[tuple[float, float, str]] = []
+        last = self.turns[0].began if self.turns else 0.0
+        for turn in self.turns:
+            if turn.began > last:
+                found.append((last, turn.began, turn.name))
+            last = max(last, turn.ended)
+        longest = sorted(sorted(found, key=lambda gap: gap[0] - gap[1])[:most])
+        spans = [e for e in self.trace.events if e["ph"] == "X" and e["tid"] == HOST]
+        gaps = []
+        for began, ended, name in longest:
+            host: dict[str, float] = {}
+            for e in spans:
+                start, length = e["ts"] / 1e6, e["dur"] / 1e6
+                if (both := min(ended, start + length) - max(began, start)) > 0:
+                    host[e["name"]] = round(host.get(e["name"], 0.0) + both * 1e3, 2)
+            gaps.append(
+                {"at": round(began, 4), "ms": round((ended - began) * 1e3, 2), "before": name, "host": host}
+            )
+        return gaps

@@ -11,6 +11,7 @@ import torch
 
 from runtime.batch import Batch, Sampled, Slice
 from runtime.bench.steps import DEVICE, HOST, StepTrace, Turn
+from runtime.chrome_trace import ChromeTrace
 from runtime.engine.device import DeviceRunner
 from runtime.engine.pending import Pending
 
@@ -139,3 +140,18 @@ def test_the_loop_is_left_as_it_was(loop: Any) -> None:
         assert {*vars(loop.scheduler)} == {"next_batch", "commit"}
         raise KeyError
     assert not vars(loop.scheduler) and {*vars(loop.runner)} == {"waited"}
+
+
+def test_gaps_say_what_the_host_did_in_them() -> None:
+    steps = StepTrace.__new__(StepTrace)
+    steps.trace = ChromeTrace("step")
+    steps.turns = [
+        Turn(4, 0, 1, 1.0, 1.5), Turn(4, 0, 1, 1.5, 2.0), Turn(0, 9, 1, 2.25, 3.0), Turn(5, 0, 1, 3.001, 4.0),
+    ]  # fmt: skip
+    steps.trace.span(HOST, "plan", 1.9, 2.1)
+    steps.trace.span(HOST, "book", 2.1, 2.2)
+    steps.trace.span(DEVICE, "decode 4", 1.5, 2.1)
+    first, second = steps.gaps()
+    assert first == {"at": 2.0, "ms": 250.0, "before": "prefill 9", "host": {"plan": 100.0, "book": 100.0}}
+    assert (second["ms"], second["before"], second["host"]) == (1.0, "decode 5", {})
+    assert steps.gaps(1) == [first]
