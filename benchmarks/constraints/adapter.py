@@ -49,8 +49,7 @@ class SglcMatcher(Matcher):
         return self.state >= 0
 
     def forced_tokens(self) -> list[int]:
-        run = self.adapter.jump(self.automaton).run(self.state, self.path)
-        return [*run.tokens, *(run.guesses if self.adapter.guesses else ())]
+        return list(self.adapter.jump(self.automaton).tokens(self.state, self.path))
 
 
 class Sglc(Adapter):
@@ -63,7 +62,6 @@ class Sglc(Adapter):
         objects: str = "open",
         copy: str = "0",
         store: str = "",
-        guesses: str = "0",
     ) -> None:
         self.options = Options(
             any_order=order == "any",
@@ -71,9 +69,6 @@ class Sglc(Adapter):
             objects=objects,  # type: ignore[arg-type]
         )
         self.copy = copy == "1"  # also write the harness's own bit row: for its cross-check
-        self.guesses = (
-            guesses == "1"
-        )  # tokens that are guessed and verified in the pass of what is forced, too
         self.store = ConstraintStore(store) if store else None
 
     def setup(self, vocab: Any) -> None:

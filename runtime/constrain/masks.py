@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,29 +13,12 @@ from grammar.constraint_errors import ConstraintError
 from runtime.api import Constraint, LogprobOptions
 from runtime.batch import Admission
 from runtime.constrain.compiler import ConstraintCompiler
-from runtime.constrain.jump import CONTEXT, JumpForward
+from runtime.constrain.guess import Jumps
 from runtime.constrain.matcher import Matcher
-from runtime.constrain.recall import CONTESTED, UNKNOWN, Recall
+from runtime.constrain.recall import Recall
 from runtime.errors import EngineError
 
 log = logging.getLogger("runtime.engine")
-
-
-@dataclass(slots=True)
-class _Jumps:
-    """What a seat's tokens need no pass of the model's own for.
-
-    outputs  so far
-    recall   what earlier texts went on with; None: nothing is learnt
-    rest     likely tokens behind the newest output: what is left of a forced text
-    sure     guesses that are forced if those before them come true, by index
-    """
-
-    jump: JumpForward
-    outputs: list[int]
-    recall: Recall | None
-    rest: Sequence[int] = ()
-    sure: dict[int, int] = field(default_factory=dict)
 
 
 class ConstrainedSeats:
@@ -50,7 +32,7 @@ class ConstrainedSeats:
         self._width = width
         self._device = device
         self._matchers: dict[int, Matcher] = {}
-        self._jumps: dict[int, _Jumps] = {}
+        self._jumps: dict[int, Jumps] = {}
         self._failed: set[int] = set()
 
     def seat(self, a: Admission) -> None:
@@ -78,7 +60,7 @@ class ConstrainedSeats:
             recall = self.compiler.recall(constraint)
             if a.alone and recall is not None:
                 recall = Recall()
-            self._jumps[a.seat] = _Jumps(jump, a.tokens[a.prompt :], recall)
+            self._jumps[a.seat] = Jumps(jump, a.tokens[a.prompt :], recall)
 
     def _give_up(self, seat: int, error: Exception) -> None:
         log.warning("a constraint failed while its text was written: %s", error)
@@ -144,9 +126,7 @@ class ConstrainedSeats:
             self._give_up(seat, error)
             return False
         if (jumps := self._jumps.get(seat)) is not None:
-            if jumps.recall is not None:
-                jumps.recall.learn(before, jumps.outputs, token)
-            jumps.outputs.append(token)
+            jumps.took(before, token)
         return True
 
     def forced(self, seat: int) -> list[int]:
@@ -156,14 +136,10 @@ class ConstrainedSeats:
             return []
         matcher = self._matchers[seat]
         try:
-            found, jumps.rest = matcher.forced_run(jumps.jump, jumps.outputs)
-            for token in found:
-                matcher.advance(token)
+            return jumps.forced(matcher)
         except ConstraintError as error:
             self._give_up(seat, error)
             return []
-        jumps.outputs += found
-        return list(found)
 
     def guesses(self, seat: int) -> tuple[list[int], list[int]]:
         """Tokens that are likely to come now, after what is `forced`: what came here before, else the rest of a forced text. And
@@ -172,42 +148,10 @@ class ConstrainedSeats:
         if jumps is None or not self.compiler.guesses:
             return [], []
         matcher = self._matchers[seat]
-        most = self.compiler.guesses if matcher.left is None else min(self.compiler.guesses, matcher.left - 1)
-        found: list[int] = []
-        jumps.sure = {}
         try:
-            self._chain(matcher, jumps, found, 0 if matcher.ended else most)
+            return jumps.likely(matcher, self.compiler.guesses)
         except ConstraintError:  # behind a wrong guess, perhaps
-            pass
-        return found, [k for k in jumps.sure if k < len(found)]
-
-    def _chain(self, matcher: Matcher, jumps: _Jumps, found: list[int], most: int) -> None:
-        """Add what is likely to `found`, until it holds `most` tokens; what is forced behind the last is `sure` as well."""
-        automaton, state = matcher.automaton, matcher.state
-        rest, sure = list(jumps.rest), 0
-        while most:
-            before = [*jumps.outputs[-CONTEXT:], *found]
-            if found and not sure:
-                run = jumps.jump.run(state, before)
-                if run.tokens:
-                    rest, sure = [*run.tokens, *run.guesses], len(run.tokens)
-                elif not rest:
-                    rest = list(run.guesses)
-            expected = rest.pop(0) if rest else UNKNOWN
-            token = expected
-            if sure:
-                sure -= 1
-                jumps.sure[len(found)] = expected
-            elif jumps.recall is not None and (known := jumps.recall.next(state, before)) != UNKNOWN:
-                token = known
-            if token != expected:  # what follows there does not follow here
-                rest = []
-            if len(found) == most or token in (UNKNOWN, CONTESTED) or token in automaton.vocabulary.eos:
-                return
-            state = automaton.step(state, token)
-            if state < 0:
-                return
-            found.append(token)
+            return [], []
 
 
 def _only(token: int, width: int) -> np.ndarray:
