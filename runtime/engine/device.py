@@ -22,6 +22,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
+from runtime.engine.first_launches import launch_all
 from runtime.engine.graphs import DecodeGraphs, drawn_rows, graph_rows, graph_sizes
 from runtime.engine.pending import Held, Pending
 from runtime.engine.runner import ModelRunner
@@ -154,17 +155,18 @@ class DeviceRunner(ModelRunner):
         return rows, columns, pages
 
     def _send(self, *parts: Any) -> list[Tensor]:
-        """int64 arrays to the device in one transfer; their views there."""
+        """int64 arrays to the device in one transfer; their views there, each from a multiple of 16 bytes: for others
+        kernels would be compiled once more."""
         arrays = [np.asarray(p, dtype=np.int64) for p in parts]
-        total = sum(len(a) for a in arrays)
-        host = self._buffer(self._staging, total)
-        flat = host.numpy()
-        at = 0
+        begins = [0]
         for array in arrays:
+            begins.append(begins[-1] + len(array) + len(array) % 2)
+        host = self._buffer(self._staging, begins[-1])
+        flat = host.numpy()
+        for at, array in zip(begins, arrays, strict=False):
             flat[at : at + len(array)] = array
-            at += len(array)
-        there = host[:total].to(self.device, non_blocking=True)
-        return list(there.split([len(a) for a in arrays]))
+        there = host[: begins[-1]].to(self.device, non_blocking=True)
+        return [there[at : at + len(a)] for at, a in zip(begins, arrays, strict=False)]
 
     def _buffer(self, ring: list[Tensor], size: int) -> Tensor:
         """Host memory of this turn that no copy still reads or writes."""
@@ -497,4 +499,8 @@ def device_runner(
     runner.capture()
     if runner.graphs is not None:
         log.info("decode graphs captured in %.1f s", time.perf_counter() - began)
+    if store.k.device.type == "cuda":
+        began = time.perf_counter()
+        launch_all(runner)
+        log.info("all else was launched once in %.1f s", time.perf_counter() - began)
     return runner

@@ -109,8 +109,9 @@ def newest_token(
 
 
 @triton.jit(
-    do_not_specialize=["window"]
-)  # a window of 1 leaves an empty loop, which Triton 3.6 does not compile
+    do_not_specialize=["window"],  # one of 1 leaves an empty loop, which Triton 3.6 does not compile
+    do_not_specialize_on_alignment=["seats", "lengths", "slots"],
+)
 def _decode(
     q,
     pool_k,
@@ -143,7 +144,7 @@ def _decode(
     BLOCK_D: tl.constexpr,
     PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr,
+    JOINED: tl.constexpr,
     SHORTEST: tl.constexpr,
     COLS: tl.constexpr,
     SOFTCAP: tl.constexpr,
@@ -162,13 +163,16 @@ def _decode(
     split = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
     groups = tl.num_programs(0)
+    splits = 1
+    if JOINED:
+        splits = tl.num_programs(1)  # no constant: each number would be another kernel to compile
     length = tl.load(lengths + request)
     seat = tl.load(seats + request).to(tl.int64)  # here, so that it does not wait for the length
     first = tl.maximum(length - window, 0)
     cached = length  # positions that are attended to from the pool
     if PACKED:
         cached = tl.maximum(length - 1, 0)
-    share = tl.cdiv(tl.cdiv(cached - first, SPLITS), BLOCK_N) * BLOCK_N
+    share = tl.cdiv(tl.cdiv(cached - first, splits), BLOCK_N) * BLOCK_N
     share = tl.maximum(share, SHORTEST)  # a part shorter than this costs more to join than to read
     used = tl.cdiv(cached - first, share)
     if split < tl.maximum(used, 1):
@@ -239,16 +243,16 @@ def _decode(
             top = higher
         acc = acc / tl.where(total > 0, total, 1.0)[:, None]
         result = out + request * groups * GROUP * DIM + at
-        if SPLITS > 1:
+        if JOINED:
             place = request * groups + head
             if used > 1:
-                base = (place * SPLITS + split) * GROUP
+                base = (place * splits + split) * GROUP
                 tl.store(weights + base + g, top + tl.log2(total), mask=g < GROUP)
                 tl.store(partial + base * DIM + g[:, None] * DIM + d[None, :], acc, mask=rows)
                 if arrive(arrived + place) == used - 1:
                     join_parts(
-                        partial + place * SPLITS * GROUP * DIM,
-                        weights + place * SPLITS * GROUP,
+                        partial + place * splits * GROUP * DIM,
+                        weights + place * splits * GROUP,
                         used,
                         out + place * GROUP * DIM,
                         GROUP,
@@ -432,7 +436,7 @@ def _launch(
         BLOCK_D=max(16, triton.next_power_of_2(dim)),
         PAGE=page_size,
         BLOCK_N=t.block_n,
-        SPLITS=splits,
+        JOINED=splits > 1,
         SHORTEST=max(t.shortest, t.block_n),
         COLS=min(512, triton.next_power_of_2(group * dim)),
         SOFTCAP=softcap is not None,

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from runtime.kernels.tuning import early_starts
 
+_BLOCK = 128  # rows of a program, whatever their number: each other block would be another kernel to compile
+
 
 @dataclass(frozen=True)
 class StepInputs:
@@ -36,7 +38,7 @@ def begin_reference(control: Tensor, table: Tensor, newest: Tensor, page_size: i
     return StepInputs(ids, at, torch.where(positions >= 0, slots, -1), seats.int(), (positions + 1).int())
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _begin(
     control,
     table,
@@ -65,7 +67,7 @@ def _begin(
     tl.store(lengths + at, (position + 1).to(tl.int32), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["size"])
 def _end(control, tokens, best, newest, marked, size, BLOCK: tl.constexpr, EARLY: tl.constexpr):
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
@@ -88,11 +90,13 @@ def begin_step(control: Tensor, table: Tensor, newest: Tensor, page_size: int) -
     """control int64 [4, size], table int32 [seats, width], newest int64 [seats] -> what the model takes."""
     size = _check(control)
     device = control.device
-    wide = torch.empty(3, size, dtype=torch.int64, device=device)
-    short = torch.empty(2, size, dtype=torch.int32, device=device)
+    apart = (
+        triton.cdiv(size, 4) * 4
+    )  # rows that begin at 16 bytes, so that no kernel has a variant for others
+    wide = torch.empty(3, apart, dtype=torch.int64, device=device)[:, :size]
+    short = torch.empty(2, apart, dtype=torch.int32, device=device)[:, :size]
     found = StepInputs(*wide, *short)
-    block = min(128, triton.next_power_of_2(size))
-    _begin[(triton.cdiv(size, block),)](
+    _begin[(triton.cdiv(size, _BLOCK),)](
         control,
         table,
         newest,
@@ -104,8 +108,8 @@ def begin_step(control: Tensor, table: Tensor, newest: Tensor, page_size: int) -
         size,
         table.stride(0),
         PAGE=page_size,
-        BLOCK=block,
-        num_warps=max(1, block // 32),
+        BLOCK=_BLOCK,
+        num_warps=_BLOCK // 32,
     )
     return found
 
@@ -117,18 +121,17 @@ def end_step(control: Tensor, tokens: Tensor, best: Tensor, newest: Tensor) -> T
     """
     size = _check(control)
     marked = torch.empty(size, dtype=torch.int64, device=control.device)
-    block = min(128, triton.next_power_of_2(size))
     early = early_starts(control.device, size)
-    _end[(triton.cdiv(size, block),)](
+    _end[(triton.cdiv(size, _BLOCK),)](
         control,
         tokens,
         best,
         newest,
         marked,
         size,
-        BLOCK=block,
+        BLOCK=_BLOCK,
         EARLY=early,
-        num_warps=max(1, block // 32),
+        num_warps=_BLOCK // 32,
         **({"launch_pdl": True} if early else {}),
     )
     return marked

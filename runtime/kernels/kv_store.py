@@ -14,7 +14,7 @@ def store_kv_reference(k: Tensor, v: Tensor | None, pool_k: Tensor, pool_v: Tens
         pool_v[slots[keep]] = v[keep].to(pool_v.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["slots"])
 def _store_kv(
     k, v, pool_k, pool_v, slots, k_stride, v_stride, pool_stride, WIDTH: tl.constexpr, BLOCK: tl.constexpr
 ):

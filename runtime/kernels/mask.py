@@ -25,7 +25,7 @@ def follow_reference(table: Tensor, place: Tensor, tokens: Tensor) -> Tensor:
     return torch.where(known & (goal >= 0) & (distance[goal.clamp(min=0)] < left), goal, -1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["seats"])
 def _mask(logits, seats, places, width, stride, FIELDS: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = places + tl.load(seats + row) * FIELDS
@@ -48,7 +48,7 @@ def _mask(logits, seats, places, width, stride, FIELDS: tl.constexpr, BLOCK: tl.
         tl.store(cell, float("-inf"), mask=(at < width) & cut & ~broken)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["tokens", "seats"])
 def _advance(tokens, seats, places, FIELDS: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     place = places + tl.load(seats + row) * FIELDS
@@ -65,7 +65,7 @@ def _advance(tokens, seats, places, FIELDS: tl.constexpr):
         tl.store(place + 5, tl.load(place + 5) - 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["rows", "bits"])
 def _mask_bits(logits, rows, bits, width, stride, words, BLOCK: tl.constexpr):
     number = tl.program_id(0).to(tl.int64)
     row = tl.load(rows + number).to(tl.int64)

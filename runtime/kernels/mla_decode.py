@@ -39,7 +39,7 @@ def mla_decode_reference(
     return out.to(q.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["seats", "lengths"])
 def _mla_decode(
     q,
     q_rope,
@@ -62,15 +62,18 @@ def _mla_decode(
     BLOCK_R: tl.constexpr,
     PAGE: tl.constexpr,
     BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr,
+    JOINED: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     group = tl.program_id(0)
     split = tl.program_id(1)
+    splits = 1
+    if JOINED:
+        splits = tl.num_programs(1)  # no constant: each number would be another kernel to compile
     request = tl.program_id(2).to(tl.int64)
     length = tl.load(lengths + request)
     seat = tl.load(seats + request).to(tl.int64)  # here, so that it does not wait for the length
-    share = tl.maximum(tl.cdiv(tl.cdiv(length, SPLITS), BLOCK_N), 2) * BLOCK_N
+    share = tl.maximum(tl.cdiv(tl.cdiv(length, splits), BLOCK_N), 2) * BLOCK_N
     used = tl.cdiv(length, share)
     if split < tl.maximum(used, 1):
         row = table + seat * width
@@ -109,17 +112,17 @@ def _mla_decode(
             total = total * keep + tl.sum(probs, 1)
             top = higher
         acc = acc / tl.where(total > 0, total, 1.0)[:, None]
-        if SPLITS > 1:
+        if JOINED:
             place = request * tl.num_programs(0) + group
             if used > 1:
                 i = tl.arange(0, BLOCK_H)
-                base = (place * SPLITS + split) * BLOCK_H
+                base = (place * splits + split) * BLOCK_H
                 tl.store(weights + base + i, top + tl.log2(total))
                 tl.store(partial + base * LATENT + i[:, None] * LATENT + latent[None, :], acc, mask=in_latent)
                 if arrive(arrived + place) == used - 1:
                     join_parts(
-                        partial + place * SPLITS * BLOCK_H * LATENT,
-                        weights + place * SPLITS * BLOCK_H,
+                        partial + place * splits * BLOCK_H * LATENT,
+                        weights + place * splits * BLOCK_H,
                         used,
                         out + (request * heads + group * BLOCK_H) * LATENT,
                         tl.minimum(BLOCK_H, heads - group * BLOCK_H),
@@ -219,7 +222,7 @@ def mla_decode_attention(
         BLOCK_R=max(16, triton.next_power_of_2(rope)),
         PAGE=page_size,
         BLOCK_N=t.block_n,
-        SPLITS=t.splits,
+        JOINED=t.splits > 1,
         STAGES=t.stages,
         num_warps=t.warps,
     )

@@ -131,7 +131,8 @@ def _attend(
     return acc, total, top
 
 
-@triton.jit
+# A batch's prompts come after its single tokens, so these begin anywhere.
+@triton.jit(do_not_specialize_on_alignment=["seats", "starts", "lengths"])
 def _prefill(
     q,
     k,
@@ -271,8 +272,8 @@ def fresh_attention(
     """The same for prompts that nothing precedes: k, v [tokens, kv_heads, head_dim] are rows beside q's."""
     lengths = starts[1:] - starts[:-1]
     out = _output(q, out)
-    _launch(
-        q, k, v, starts, lengths, starts, starts, 0, max_new, scale, window, softcap, slopes, 1.0,
+    _launch(  # no table and no seats are read
+        q, k, v, starts, lengths, lengths, lengths, 0, max_new, scale, window, softcap, slopes, 1.0,
         out, tiles,
     )  # fmt: skip
     return out

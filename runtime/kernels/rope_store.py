@@ -135,7 +135,7 @@ def rotated(
     return wide.to(x.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["positions", "slots"])
 def _rope_store(
     q,
     k,

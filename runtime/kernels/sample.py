@@ -21,7 +21,7 @@ _UNUSED_BITS = {
 }  # low bits of a float32 that are always 0
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["packed"])
 def _parts(
     x, packed, high, index, mass, rows, columns, stride, parts, PART: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -72,7 +72,7 @@ def _fits(number, mass, share, top_k, top_p, min_p, total):
     return few & light & ((min_p <= 0.0) | (share.to(tl.float64) >= min_p))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["packed"])
 def _pick(
     x, packed, high, index, mass, tokens, best, rows, columns, stride, parts,
     PART: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, UNUSED: tl.constexpr,
