@@ -152,14 +152,16 @@ class Bench:
             print(f"profile of batch {batch}, {s:.3f} s", *lines, sep="\n", flush=True)
 
     def a(self) -> None:
+        from runtime.bench.compiled import Compiled
         from runtime.bench.steps import StepTrace
 
         work = mixed(self.driver.vocabulary)
         for temperature in (0.0, 0.6):
             self.driver.flush()
-            with StepTrace(self.driver.loop) as trace:
+            with StepTrace(self.driver.loop) as trace, Compiled() as made:
                 s, written = self.run([p for p, _ in work], [n for _, n in work], temperature)
             self.log("mixed", temperature=temperature, s=s, written=written, tokens_per_s=written / s)
+            self.log("compiled", temperature=temperature, **made.summary())
             for share in trace.shares():
                 self.log("mixed_share", temperature=temperature, **share)
             for gap in trace.gaps():
@@ -188,6 +190,7 @@ def main(
     """Measure and print."""
     import torch
 
+    from runtime.bench.compiled import Compiled
     from runtime.bench.driver import Driver
     from runtime.config import EngineConfig
 
@@ -219,16 +222,18 @@ def main(
             "context_length": 10240,
         }
     imported = time.perf_counter()
-    driver = Driver(EngineConfig.of({"model_path": folder, **chosen, **json.loads(options)}))
-    built = time.perf_counter()
-    bench = Bench(model, driver, log, tb_s, tflops)
-    bench.batches = None if batches is None else [int(x) for x in batches.split(",")]
-    bench.run(bench.prompts(1, 16), 1)
+    with Compiled() as made:
+        driver = Driver(EngineConfig.of({"model_path": folder, **chosen, **json.loads(options)}))
+        built = time.perf_counter()
+        bench = Bench(model, driver, log, tb_s, tflops)
+        bench.batches = None if batches is None else [int(x) for x in batches.split(",")]
+        bench.run(bench.prompts(1, 16), 1)
     log(
         "startup",
         imports_s=imported - BEGAN,
         build_s=built - imported,
         first_token_s=time.perf_counter() - BEGAN,
+        compiled=made.summary(),
     )
     bench.run(bench.prompts(64 if model in SHAPES else 4, 500 if model in SHAPES else 50), 16)
     for name in tests.split(","):

@@ -15,6 +15,7 @@ from runtime.attention.plain import PlainAttention
 from runtime.attention.triton import TritonAttention
 from runtime.batch import Batch
 from runtime.engine.device import DeviceRunner, device_runner
+from runtime.engine.first_launches import launch_all
 from runtime.engine.graphs import graph_sizes
 from runtime.engine.runner import ModelRunner
 from runtime.kernels.tuning import decode_tiles
@@ -235,6 +236,7 @@ def test_vectors_are_those_of_the_plain_runner(kind: str, page_size: int, device
                 model, store, TritonAttention(store), (), None, head, seats=4, context=96, largest_graph=4
             )
             assert made.graphs is None  # type: ignore[attr-defined]
+            launch_all(made)  # type: ignore[arg-type]
         generator = torch.Generator().manual_seed(8)
         prompts = [torch.randint(0, 97, (n,), generator=generator).tolist() for n in (40, 3, 5, 1)]
         prompts += [prompts[0], prompts[0][:20] + prompts[1]]
@@ -272,6 +274,25 @@ def test_prompts_attended_from_their_rows(
         wanted = generate(model, 1, "plain", device)
         monkeypatch.setattr("runtime.attention.triton.fresh_path", lambda *_: path)
         assert generate(model, 1, "graphs", device, 2) == wanted
+
+
+@pytest.mark.parametrize("kind", ["llama", "latents", "not fused"])
+def test_what_was_launched_before_the_first_request_changes_nothing(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    plain = device_runner
+
+    def warm(*args: Any, **options: Any) -> DeviceRunner:
+        made = plain(*args, **options)
+        launch_all(made)
+        return made
+
+    model = decoder(kind, device)
+    with torch.inference_mode():
+        wanted = generate(model, 4, "plain", device)
+        monkeypatch.setattr(f"{__name__}.device_runner", warm)
+        monkeypatch.setattr("runtime.engine.first_launches._PROMPT", 9)  # the interpreter is slow
+        assert generate(model, 4, "graphs", device, 2) == wanted
 
 
 def test_what_cannot_be_fused_is_told() -> None:
