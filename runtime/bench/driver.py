@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ import torch
 from runtime.api import SamplingParams
 from runtime.bench.workload import Asked
 from runtime.config import EngineConfig
+from runtime.engine.collector import settle
 from runtime.engine.loop import EngineLoop
 from runtime.engine.messages import Add, Ask, Out, Output, Refused
 from runtime.errors import EngineError, InvalidRequest
@@ -61,8 +61,7 @@ class Driver:
 
     def __init__(self, config: EngineConfig) -> None:
         self.loop = EngineLoop(config)
-        gc.collect()
-        gc.freeze()  # as an engine's process does
+        settle()  # as an engine's process does
         self.vocabulary = self.loop.model.spec.vocabulary
         self._tokenizer: Any = None
         self._number = 0

@@ -8,7 +8,6 @@ kernel kills a process whose parent has died.
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -26,6 +25,7 @@ import msgspec
 import zmq
 
 from runtime.config import EngineConfig
+from runtime.engine.collector import IdleCollector, settle
 from runtime.engine.messages import Beat, Failed, In, Lost, Out, Ready, Stop
 from runtime.engine.transport import error_of
 from runtime.errors import EngineDead, EngineError
@@ -316,8 +316,7 @@ def main(folder: str, parent: int, level: str, format: str) -> None:
         finally:
             started.set()
             beats.join()  # a socket is one thread's at a time
-        gc.collect()
-        gc.freeze()  # what is here now stays: nobody needs to look through it while tokens are waited for
+        settle()
     except Exception as error:
         code = error.code if isinstance(error, EngineError) else "internal_error"
         reason = error.message if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
@@ -345,6 +344,7 @@ def _serve(loop: EngineLoop, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]
     """Messages in, steps, messages out, until told to stop."""
     decoder = msgspec.msgpack.Decoder(list[In])
     told = time.monotonic()
+    collector = IdleCollector()
     while True:
         out: list[Out] = []
         while inbox.poll(0 if loop.busy or out else 500):
@@ -352,6 +352,7 @@ def _serve(loop: EngineLoop, inbox: zmq.Socket[bytes], outbox: zmq.Socket[bytes]
                 if isinstance(message, Stop):
                     return
                 out += loop.handle(message)
+        collector.look(busy=loop.busy)
         out += loop.step()
         if time.monotonic() - told > BEAT_SECONDS:
             told = time.monotonic()

@@ -26,6 +26,7 @@ import zmq
 from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
 from runtime.engine.assemble import assemble, device_of
+from runtime.engine.collector import settle
 from runtime.engine.device import DeviceRunner
 from runtime.engine.pending import Pending
 from runtime.errors import EngineDead, EngineError
@@ -167,7 +168,9 @@ def main(folder: str, rank: int) -> None:
         group = Group(
             rank, config.tensor_parallel_size, Path(folder), device_of(config, rank), config.dist_timeout
         )
-        follow(assemble(config, group).runner, inbox, outbox, rank)
+        runner = assemble(config, group).runner
+        settle()
+        follow(runner, inbox, outbox, rank)
     except Exception as error:
         log.exception("rank %d has ended", rank)
         known = isinstance(error, EngineError)
