@@ -8,6 +8,13 @@ import pytest
 
 import sglc as sgl
 from benchmarks.determinism import outputs
+from runtime.kernels.cpu.build import Variant
+
+
+@pytest.fixture(scope="module", autouse=True)
+def built() -> None:
+    """The embedded model's kernels, so that none of its engines begins without them and goes on with them."""
+    Variant("uint16", 32).build()
 
 
 @pytest.mark.parametrize("options", [{}, {"disable_radix_cache": True}], ids=["cache", "no cache"])
