@@ -38,9 +38,10 @@ PATTERNS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def engines() -> Iterator[tuple[sgl.Engine, sgl.Engine]]:
-    with sgl.Engine() as jumping, sgl.Engine(disable_regex_jump_forward=True) as drawing:
+@pytest.fixture(scope="module", params=[0, 8], ids=["forced", "guessed"])
+def engines(request: pytest.FixtureRequest) -> Iterator[tuple[sgl.Engine, sgl.Engine]]:
+    jumps = {"constrained_guesses": request.param}
+    with sgl.Engine(**jumps) as jumping, sgl.Engine(disable_regex_jump_forward=True) as drawing:
         yield jumping, drawing
 
 
