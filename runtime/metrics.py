@@ -148,6 +148,11 @@ def _engine(stats: dict[str, Any], restarts: int, up: bool) -> Iterable[Any]:
     yield _counter("prefix_cache_hits", "Prompt tokens that were found there.", reused)
     yield _gauge("cache_hit_rate", "Share of prompt tokens found in the cache.", reused / max(seen, 1))
     yield _counter("num_preemptions", "Retractions: samples that gave way to others.", stats["retractions"])
+    guessed, verified = stats["guessed_tokens"], stats["verified_tokens"]
+    yield _counter(
+        "spec_decode_num_draft_tokens", "Tokens of constrained answers that were guessed.", guessed
+    )
+    yield _counter("spec_decode_num_accepted_tokens", "Guessed tokens that the model wrote.", verified)
 
 
 def _gauge(name: str, help: str, value: float) -> GaugeMetricFamily:

@@ -17,6 +17,8 @@ STATS = {
     "prompt_tokens": 40,
     "reused_tokens": 10,
     "retractions": 7,
+    "guessed_tokens": 9,
+    "verified_tokens": 4,
 }
 
 
@@ -78,6 +80,8 @@ def test_names_and_values() -> None:
         "kv_cache_usage_perc": 0.25,
         "cache_hit_rate": 0.25,
         "num_preemptions_total": 7,
+        "spec_decode_num_draft_tokens_total": 9,
+        "spec_decode_num_accepted_tokens_total": 4,
         "engine_up": 1,
         "engine_restarts_total": 2,
     }
