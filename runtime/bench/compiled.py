@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Any
 
 
 @dataclass
 class Made:
-    """Of one kernel: variants, and the seconds that callers waited for them."""
+    """Of one kernel: variants, and the seconds that they took; some may be made at the same time."""
 
     count: int = 0
     s: float = 0.0
@@ -21,7 +22,7 @@ class Compiled:
 
     def __init__(self) -> None:
         self.kernels: dict[str, Made] = {}
-        self._began = 0.0
+        self._began: dict[int, float] = {}  # by thread
         self._knobs: Any = None
         self._before: tuple[Any, Any] = (None, None)
 
@@ -51,12 +52,12 @@ class Compiled:
         return hook
 
     def _begin(self, name: str) -> None:
-        self._began = time.perf_counter()
+        self._began[get_ident()] = time.perf_counter()
 
     def _end(self, name: str) -> None:
         made = self.kernels.setdefault(name, Made())
         made.count += 1
-        made.s += time.perf_counter() - self._began
+        made.s += time.perf_counter() - self._began[get_ident()]
 
     @property
     def s(self) -> float:

@@ -22,7 +22,8 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
-from runtime.engine.first_launches import launch_all
+from runtime.engine.compile_ahead import compile_ahead
+from runtime.engine.first_launches import launch_all, rehearse
 from runtime.engine.graphs import DecodeGraphs, drawn_rows, graph_rows, graph_sizes
 from runtime.engine.pending import Held, Pending
 from runtime.engine.runner import ModelRunner
@@ -89,6 +90,10 @@ class DeviceRunner(ModelRunner):
         """Capture the graphs; takes seconds, with a progress bar."""
         if self.graphs is not None:
             self.graphs.capture(self.spare)
+
+    def forget(self) -> None:
+        """No seat has a newest token."""
+        self._newest.zero_()
 
     def run(self, batch: Batch) -> Sampled:
         return self.collect(self.launch(batch))
@@ -495,11 +500,14 @@ def device_runner(
         graph_sizes=graph_sizes(largest_graph) if own and largest_graph and head is None else (),
         sampler=sampler,
     )
+    on_cuda = store.k.device.type == "cuda"
+    if on_cuda and model.group is None:  # ranks would have to fail together
+        compile_ahead(lambda: rehearse(runner), store.k.device)
     began = time.perf_counter()
     runner.capture()
     if runner.graphs is not None:
         log.info("decode graphs captured in %.1f s", time.perf_counter() - began)
-    if store.k.device.type == "cuda":
+    if on_cuda:
         began = time.perf_counter()
         launch_all(runner)
         log.info("all else was launched once in %.1f s", time.perf_counter() - began)

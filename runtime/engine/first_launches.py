@@ -22,6 +22,14 @@ _PROMPT = 300
 _SAMPLING = SamplingParams(temperature=1.0, top_p=0.9)
 
 
+@torch.inference_mode()
+def rehearse(runner: DeviceRunner) -> None:
+    """What a start launches, without graphs."""
+    if runner.graphs is not None:
+        runner.graphs.rehearse(runner.spare)
+    launch_all(runner)
+
+
 def launch_all(runner: DeviceRunner) -> None:
     """Seats and pages are used as if nobody had any: nobody has. What is left in them means nothing to those who come."""
     store = runner.store
@@ -36,6 +44,7 @@ def launch_all(runner: DeviceRunner) -> None:
             batch = _batch(runner, rows, start, tokens, taken)
             if batch.slices:
                 runner.collect(runner.launch(batch))
+                runner.forget()
                 taken = [s.seat for s in batch.slices]
     if runner.tables is not None:
         from runtime.kernels.mask import mask_bits

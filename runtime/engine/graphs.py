@@ -102,6 +102,12 @@ class DecodeGraphs:
         """The smallest that holds so many rows."""
         return self._graphs[next(s for s in self._sizes if s >= count)]
 
+    def rehearse(self, spare: int) -> None:
+        """Some steps, none captured, that launch what those of all sizes do: tiles change at powers of two."""
+        for size in self._sizes:
+            if size & (size - 1) == 0 or size == self._sizes[-1]:
+                self._step(self._rows(size, spare))
+
     def capture(self, spare: int) -> None:
         """Capture all sizes, the largest first, so that the others find their memory made. `spare` is a seat nobody has."""
         from tqdm import tqdm

@@ -4,7 +4,7 @@
 
 The device runner works on the CPU and launches nothing: each launch is looked at as Triton's cache does. Tokens are all 0. Prints a
 line of JSON for each variant: the kernel, what the caller chose (constants, warps), what Triton made of the other
-arguments, and whether the start needed it.
+arguments, and when it was first launched: in the rehearsal, at the start, in the run.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import sys
 from collections import deque
 from typing import Any
+from unittest.mock import patch
 
 os.environ.pop("TRITON_INTERPRET", None)  # before triton is loaded
 
@@ -28,7 +29,7 @@ from triton.runtime.jit import JITFunction
 from runtime.api import SamplingParams
 from runtime.attention.triton import TritonAttention
 from runtime.engine.device import DeviceRunner, device_runner
-from runtime.engine.first_launches import launch_all
+from runtime.engine.first_launches import launch_all, rehearse
 from runtime.kernels import tuning, whole_step
 from runtime.kernels.mask import FIELDS, advance, mask, mask_bits
 from runtime.kv.store import KVStore
@@ -98,6 +99,7 @@ def serve(runner: DeviceRunner, scheduler: Scheduler, requests: list[Request]) -
 
 def main(shape: str = "tiny") -> None:
     seen = Seen()
+    seen.when = "rehearsal"
     JITFunction.run = seen.look  # type: ignore[method-assign]
     JITFunction.__getitem__ = lambda kernel, grid: (
         lambda *a, **k: seen.look(kernel, *a, grid=grid, warmup=False, **k)
@@ -111,10 +113,14 @@ def main(shape: str = "tiny") -> None:
     *_, vocabulary, _, seats = SHAPES[shape]
     scheduler = Scheduler(pages=20_000, page_size=1, context=2048, chunk=600, depth=2, max_running=seats)
     store = KVStore(model.spec, scheduler.cache.pool.total, 1, torch.bfloat16, "cpu")
-    runner = device_runner(
-        model, store, TritonAttention(store), (), None, seats=seats, context=2048, largest_graph=seats
-    )
+    with patch.object(DeviceRunner, "capture"):
+        runner = device_runner(
+            model, store, TritonAttention(store), (), None, seats=seats, context=2048, largest_graph=seats
+        )
     runner.tables = Places(seats)  # type: ignore[assignment]
+    rehearse(runner)
+    seen.when = "start"
+    runner.capture()
     launch_all(runner)
     runner.tables = None
     seen.when = "run"

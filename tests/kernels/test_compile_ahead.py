@@ -1,0 +1,92 @@
+"""Kernels of a rehearsal are compiled in threads; what fails there is left to its first launch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from triton import knobs
+
+from runtime.engine.compile_ahead import compile_ahead
+
+ROOT = Path(__file__).resolve().parents[2]
+# Triton without a GPU: a driver that knows for which card to compile, and would fail if anything were launched.
+ON_NO_DEVICE = """
+from types import SimpleNamespace
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+driver.set_active(SimpleNamespace(
+    get_current_device=lambda: 0, get_current_stream=lambda _: 0,
+    get_current_target=lambda: GPUTarget("cuda", 90, 32),
+))
+from runtime.engine.compile_ahead import compile_ahead
+from runtime.kernels import activation, norm
+def rehearsal():
+    for dtype in (torch.bfloat16, torch.float32, torch.bfloat16):
+        x = torch.zeros(3, 256, dtype=dtype)
+        norm.rms_norm(x, x[0], 1e-5)
+    activation.gated_mul(x, "silu")
+print(compile_ahead(rehearsal, None), [len(k.device_caches[0][0]) for k in (norm._rms_norm, activation._gated)])
+"""
+
+
+def test_what_is_missing_is_compiled_and_not_launched(tmp_path: Path) -> None:
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    told = subprocess.run(
+        [sys.executable, "-c", ON_NO_DEVICE],
+        env={**env, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.strip() == "3 [2, 1]"
+
+
+class Kernel:
+    def __init__(self) -> None:
+        self.made: list[str] = []
+
+    def preload(self, variant: str) -> None:
+        if variant == "bad":
+            raise RuntimeError("does not compile")
+        self.made.append(variant)
+
+
+def launch(kernel: Kernel, variant: str, module: str = "m", name: str = "k") -> Any:
+    return knobs.runtime.jit_cache_hook(
+        fn=SimpleNamespace(module=module, name=name, jit_function=kernel),
+        compile={"key": variant, "specialization_data": variant},
+    )
+
+
+def test_each_variant_once_and_failures_are_left_to_the_launch() -> None:
+    kernel = Kernel()
+    begin: list[Any] = []
+
+    def rehearsal() -> None:
+        for variant in ("a", "b", "a", "bad"):
+            assert launch(kernel, variant)  # true: Triton does nothing
+        begin.append(launch(kernel, "c", "runtime.kernels.decode_step", "_begin"))
+
+    before = knobs.runtime.jit_cache_hook
+    assert compile_ahead(rehearsal, None) == 2
+    assert sorted(kernel.made) == ["a", "b"]
+    assert begin == [None]  # launched as ever: ids come from it
+    assert knobs.runtime.jit_cache_hook is before
+
+
+def test_a_rehearsal_that_fails_compiles_nothing() -> None:
+    kernel = Kernel()
+
+    def rehearsal() -> None:
+        launch(kernel, "a")
+        raise RuntimeError("no memory")
+
+    assert compile_ahead(rehearsal, None) == 0
+    assert kernel.made == []
+    assert knobs.runtime.jit_cache_hook is None
