@@ -1,16 +1,21 @@
 """Compiling kernels side by side, at a start without a kernel cache: one after another they take 18 s, while 15 cores look on.
 
-A rehearsal goes through everything that will be launched; launches whose kernels are missing are left out and noted, and the
-kernels made in threads. Whatever fails here is compiled at its first launch, as ever.
+A rehearsal goes through everything that will be launched. Launches whose kernels are missing are left out, and threads make
+these meanwhile; a launch that comes again once its kernel is there computes with whatever the others left, which nobody
+reads. Whatever fails here is compiled at its first launch, as ever. Where a start of the same kind has left its
+kernels in Triton's cache there is nothing to gain, and a mark beside them says so.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,34 +25,75 @@ log = logging.getLogger("runtime.engine")
 _LAUNCHED = ("runtime.kernels.decode_step", "_begin")
 
 
+@dataclass(frozen=True)
+class StartKind:
+    """Starts that need the same kernels. `mark`: the file that says that they are in the cache; None: nobody can tell."""
+
+    mark: Path | None
+
+    @classmethod
+    def of(cls, *facts: object) -> StartKind:
+        """`facts`: what, beside the kernels' own text and Triton, decides what is compiled; told apart by how they print."""
+        try:
+            import triton
+            from triton import knobs
+
+            digest = hashlib.sha256(repr((triton.__version__, facts)).encode())
+            for source in sorted((Path(__file__).parents[1] / "kernels").glob("*.py")):
+                digest.update(source.read_bytes())
+            return cls(Path(knobs.cache.dir) / f"started-{digest.hexdigest()[:32]}")
+        except Exception:
+            log.debug("nobody can tell whether kernels are in a cache", exc_info=True)
+            return cls(None)
+
+    def seen(self) -> bool:
+        try:
+            return self.mark is not None and self.mark.exists()
+        except OSError:
+            return False
+
+    def keep(self) -> None:
+        """Its kernels have been launched, so they are in the cache."""
+        try:
+            if self.mark is not None:
+                self.mark.touch()
+        except OSError:
+            log.debug("%s cannot be written", self.mark, exc_info=True)
+
+
 def compile_ahead(rehearsal: Callable[[], object], device: torch.device | None) -> int:
     """Kernels that were made. `device`: for which; None: Triton's current one."""
     began = time.perf_counter()
     try:
-        missing = _missing(rehearsal)
-        rehearsed = time.perf_counter()
-        with ThreadPoolExecutor(min(len(missing) or 1, os.cpu_count() or 1)) as threads:
-            made = sum(threads.map(lambda one: _make(one[0], one[1], device), missing))
+        with ThreadPoolExecutor(os.cpu_count() or 1, "kernels") as threads:
+            found = _missing(
+                rehearsal, lambda kernel, variant: threads.submit(_make, kernel, variant, device)
+            )
+            rehearsed = time.perf_counter()
+            made = sum(future.result() for future in found)
     except Exception:
         log.debug("kernels are compiled one after another", exc_info=True)
         return 0
     took = rehearsed - began, time.perf_counter() - rehearsed
-    log.info("%d kernels made side by side, after a rehearsal of %.1f s in %.1f s", made, *took)
+    log.info("%d kernels made side by side, in a rehearsal of %.1f s and %.1f s after it", made, *took)
     return made
 
 
-def _missing(rehearsal: Callable[[], object]) -> list[tuple[Any, str]]:
-    """Kernels with the variants that the rehearsal would have compiled."""
+def _missing(rehearsal: Callable[[], object], make: Callable[[Any, str], Future[bool]]) -> list[Future[bool]]:
+    """`make` is given each kernel with a variant that the rehearsal would have compiled, as soon as it is met."""
     from triton import knobs
 
-    found: dict[tuple[int, str], tuple[Any, str]] = {}
+    found: dict[tuple[int, str], Future[bool]] = {}
     before = knobs.runtime.jit_cache_hook
 
     def leave_out(**facts: Any) -> Any:
-        if (facts["fn"].module, facts["fn"].name) == _LAUNCHED:
+        own = (facts["fn"].module, facts["fn"].name) == _LAUNCHED
+        if own or facts["is_manual_warmup"]:  # the latter are ours, from a thread
             return before(**facts) if before is not None else None
         kernel, wanted = facts["fn"].jit_function, facts["compile"]
-        found[id(kernel), wanted["key"]] = kernel, wanted["specialization_data"]
+        key = id(kernel), wanted["key"]
+        if key not in found:
+            found[key] = make(kernel, wanted["specialization_data"])
         return True  # neither compiled nor launched
 
     knobs.runtime.jit_cache_hook = leave_out

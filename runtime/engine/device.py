@@ -22,7 +22,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
-from runtime.engine.compile_ahead import compile_ahead
+from runtime.engine.compile_ahead import StartKind, compile_ahead
 from runtime.engine.first_launches import launch_all, rehearse
 from runtime.engine.graphs import DecodeGraphs, drawn_rows, graph_rows, graph_sizes
 from runtime.engine.pending import Held, Pending
@@ -500,9 +500,17 @@ def device_runner(
         graph_sizes=graph_sizes(largest_graph) if own and largest_graph and head is None else (),
         sampler=sampler,
     )
-    on_cuda = store.k.device.type == "cuda"
+    device = store.k.device
+    on_cuda = device.type == "cuda"
+    kind = StartKind(None)
     if on_cuda and model.group is None:  # ranks would have to fail together
-        compile_ahead(lambda: rehearse(runner), store.k.device)
+        kind = StartKind.of(
+            torch.cuda.get_device_name(device), str(model.spec), model.dtype, store.k.dtype, store.page_size,
+            runner.table.shape, largest_graph, type(attention).__name__, constraints is None, head is None,
+            getattr(sampler, "__name__", type(sampler).__name__),
+        )  # fmt: skip
+        if not kind.seen():
+            compile_ahead(lambda: rehearse(runner), device)
     began = time.perf_counter()
     runner.capture()
     if runner.graphs is not None:
@@ -510,5 +518,6 @@ def device_runner(
     if on_cuda:
         began = time.perf_counter()
         launch_all(runner)
+        kind.keep()
         log.info("all else was launched once in %.1f s", time.perf_counter() - began)
     return runner

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from triton import knobs
 
-from runtime.engine.compile_ahead import compile_ahead
+from runtime.engine.compile_ahead import StartKind, compile_ahead
 
 ROOT = Path(__file__).resolve().parents[2]
 # Triton without a GPU: a driver that knows for which card to compile, and would fail if anything were launched.
@@ -27,7 +29,7 @@ driver.set_active(SimpleNamespace(
 from runtime.engine.compile_ahead import compile_ahead
 from runtime.kernels import activation, norm
 def rehearsal():
-    for dtype in (torch.bfloat16, torch.float32, torch.bfloat16):
+    for dtype in (torch.bfloat16, torch.float32):
         x = torch.zeros(3, 256, dtype=dtype)
         norm.rms_norm(x, x[0], 1e-5)
     activation.gated_mul(x, "silu")
@@ -61,6 +63,7 @@ def launch(kernel: Kernel, variant: str, module: str = "m", name: str = "k") -> 
     return knobs.runtime.jit_cache_hook(
         fn=SimpleNamespace(module=module, name=name, jit_function=kernel),
         compile={"key": variant, "specialization_data": variant},
+        is_manual_warmup=False,
     )
 
 
@@ -80,7 +83,21 @@ def test_each_variant_once_and_failures_are_left_to_the_launch() -> None:
     assert knobs.runtime.jit_cache_hook is before
 
 
-def test_a_rehearsal_that_fails_compiles_nothing() -> None:
+def test_kernels_are_made_while_the_rehearsal_goes_on() -> None:
+    kernel = Kernel()
+
+    def rehearsal() -> None:
+        launch(kernel, "a")
+        end = time.monotonic() + 10
+        while not kernel.made and time.monotonic() < end:
+            time.sleep(0.001)
+        launch(kernel, "b" if kernel.made else "bad")
+
+    assert compile_ahead(rehearsal, None) == 2
+    assert kernel.made == ["a", "b"]
+
+
+def test_a_rehearsal_may_fail() -> None:
     kernel = Kernel()
 
     def rehearsal() -> None:
@@ -88,5 +105,27 @@ def test_a_rehearsal_that_fails_compiles_nothing() -> None:
         raise RuntimeError("no memory")
 
     assert compile_ahead(rehearsal, None) == 0
-    assert kernel.made == []
+    assert kernel.made == ["a"]  # its thread was on the way
     assert knobs.runtime.jit_cache_hook is None
+
+
+def test_a_kind_of_start_is_known_where_its_kernels_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kind = StartKind.of("a card", (1, 2))
+    assert not kind.seen()
+    kind.keep()
+    assert StartKind.of("a card", (1, 2)).seen()
+    assert not StartKind.of("another card", (1, 2)).seen()
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "elsewhere"))  # not there yet
+    other = StartKind.of("a card", (1, 2))
+    other.keep()
+    assert not other.seen() and not StartKind(None).seen()
+
+
+def test_other_kernels_are_another_kind_of_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    StartKind.of("a card").keep()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: b"changed")
+    assert not StartKind.of("a card").seen()
