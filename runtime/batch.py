@@ -85,7 +85,7 @@ class Batch(msgspec.Struct, frozen=True):
     `admitted` are seated.
 
     ahead  the next batch is likely to be made before this one's tokens are known, which it cannot be for whoever guesses: nobody
-           should
+           should, nor is there time to learn for it
     """
 
     step: int

@@ -33,13 +33,16 @@ def main(
     tokenizer: Annotated[Path | None, typer.Option(help="Folder with tokenizer.json.")] = None,
     requests: Annotated[int, typer.Option(help="At a time.")] = 64,
     different: Annotated[bool, typer.Option(help="A schema of its own for each.")] = False,
+    guesses: Annotated[
+        int, typer.Option(help="Guess so many tokens behind each drawn one; 0: none, nor learn any.")
+    ] = 0,
     steps: int = 100,
     seed: int = 1,
 ) -> None:
     folder = tokenizer or embedded_model_path()
     made = Tokenizer(folder)
     compiler = ConstraintCompiler(
-        folder, made.ends, cuts=Cuts(partial(made.encode, first=False), made.pieces)
+        folder, made.ends, cuts=Cuts(partial(made.encode, first=False), made.pieces), guesses=guesses
     )
     seats = ConstrainedSeats(compiler, made.size, "cpu")
     rng = random.Random(seed)
@@ -69,6 +72,9 @@ def main(
         taken = [(i, token) for i, token in enumerate(tokens) if token is not None]
         timed("advance", lambda taken=taken: [seats.advance(i, t) for i, t in taken])
         found = timed("forced", lambda taken=taken: [seats.forced(i) for i, _ in taken])
+        if guesses:
+            spent.setdefault("guesses", [])
+            timed("guesses", lambda taken=taken: [seats.guesses(i) for i, _ in taken])
         drawn += len(taken)
         forced += sum(map(len, found))
         runs += sum(map(bool, found))

@@ -168,11 +168,11 @@ class DeviceSeats(ConstrainedSeats):
         """Nothing was left to draw for these: other rules forbid what the constraint allows. `advance` tells of them."""
         self._lost.update(seats)
 
-    def advance(self, seat: int, token: int) -> bool:
+    def advance(self, seat: int, token: int, *, learn: bool = True) -> bool:
         if seat in self._lost:
             self._lost.discard(seat)
             return False
-        return super().advance(seat, token)
+        return super().advance(seat, token, learn=learn)
 
     def tell(self, send: Callable[[np.ndarray], Tensor]) -> None:
         """Bring the places up to date. `send`: an int64 array to the device."""

@@ -31,9 +31,9 @@ class Jumps:
     rest: Sequence[int] = ()
     sure: dict[int, int] = field(default_factory=dict)
 
-    def took(self, state: int, token: int) -> None:
+    def took(self, state: int, token: int, *, learn: bool = True) -> None:
         """`token` came in `state`."""
-        if self.recall is not None:
+        if learn and self.recall is not None:
             self.recall.learn(state, self.outputs, token)
         self.outputs.append(token)
 

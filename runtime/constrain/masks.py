@@ -108,8 +108,9 @@ class ConstrainedSeats:
         row[: len(mask)] = mask
         return torch.from_numpy(row).to(self._device)
 
-    def advance(self, seat: int, token: int) -> bool:
-        """Take the token that was drawn; False if the constraint forbids it (other rules left nothing that it allows)."""
+    def advance(self, seat: int, token: int, *, learn: bool = True) -> bool:
+        """Take the token that was drawn; False if the constraint forbids it (other rules left nothing that it allows). `learn`:
+        other texts may expect it here."""
         if seat in self._failed:
             return False
         matcher = self._matchers.get(seat)
@@ -126,7 +127,7 @@ class ConstrainedSeats:
             self._give_up(seat, error)
             return False
         if (jumps := self._jumps.get(seat)) is not None:
-            jumps.took(before, token)
+            jumps.took(before, token, learn=learn)
         return True
 
     def forced(self, seat: int) -> list[int]:

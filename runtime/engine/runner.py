@@ -214,7 +214,7 @@ class ModelRunner:
             self._void.discard(seat)
             if seat in failed:
                 continue
-            if not self._constrained.advance(seat, token):
+            if not self._constrained.advance(seat, token, learn=not ahead):
                 failed.append(seat)
             elif newest[seat] == i:
                 penalties = self._states[seat].penalties
