@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -19,7 +20,7 @@ from runtime.batch import Batch, Sampled
 from runtime.config import EngineConfig
 from runtime.engine.device import DeviceRunner
 from runtime.engine.loop import EngineLoop
-from runtime.engine.messages import Add, Output, Refused
+from runtime.engine.messages import Add, Output
 from runtime.engine.pending import Pending
 from runtime.errors import EngineDead, InvalidRequest, ModelError
 from runtime.parallel.group import Group
@@ -136,29 +137,60 @@ def test_sizes_that_do_not_divide_are_refused(tmp_path: Path) -> None:
         EngineLoop(options(path, tensor_parallel_size=0))
 
 
-@pytest.mark.timeout(120)
-def test_constraints_hold_on_every_rank() -> None:
-    config = EngineConfig.of(
-        {"device": "cpu", "threads": 1, "tensor_parallel_size": 2, "max_total_tokens": 600}
-    )
-    loop = EngineLoop(config)
-    try:
-        sampling = SamplingParams(max_new_tokens=12, constraint=Constraint("regex", "(yes|no), [a-z]{3}"))
-        loop.handle(Add("a", [5, 6, 7], sampling, seed=3))
-        out: list[int] = []
-        done = False
-        while not done:
-            for message in loop.step():
-                assert not isinstance(message, Refused), message
-                assert isinstance(message, Output)
-                out += message.tokens
-                done = done or message.finish is not None
-        from runtime.tokenizer.tokenizer import Tokenizer
+def _written(loop: EngineLoop, requests: list[Add]) -> dict[str, list[int]]:
+    out: dict[str, list[int]] = {r.id: [] for r in requests}
+    left = len(requests)
+    for request in requests:
+        loop.handle(request)
+    while left:
+        for message in loop.step():
+            assert isinstance(message, Output), message
+            out[message.id] += message.tokens
+            left -= message.finish is not None
+    return out
 
-        text = Tokenizer(config.folder).decode([t for t in out if t not in loop.ends])
-        assert text.startswith(("yes, ", "no, "))
-    finally:
-        loop.close()
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("guesses", [0, 8])
+def test_constraints_hold_on_every_rank(guesses: int) -> None:
+    schema = {"type": "object", "properties": {"name": {"type": "string", "maxLength": 4}, "ok": {"type": "boolean"},
+                                               "more": {"type": "string", "maxLength": 3}},
+              "required": ["name", "ok", "more"], "additionalProperties": False}  # fmt: skip
+    constraints = [Constraint("regex", "(yes|no), [a-z]{3}"), Constraint("json_schema", json.dumps(schema))]
+    found = []
+    for ranks in (1, 2):
+        config = EngineConfig.of(
+            {
+                "device": "cpu",
+                "threads": 1,
+                "tensor_parallel_size": ranks,
+                "max_total_tokens": 600,
+                "constrained_guesses": guesses,
+                "dtype": "float32",
+            }
+        )
+        loop = EngineLoop(config)
+        try:
+            requests = [
+                Add(
+                    str(i),
+                    [5, 6, 7 + i],
+                    SamplingParams(max_new_tokens=40, constraint=constraints[i % 2]),
+                    seed=i,
+                )
+                for i in range(4)
+            ]
+            found.append(_written(loop, requests))
+            assert (loop.scheduler.guessed_tokens > 0) == (guesses > 0)
+        finally:
+            loop.close()
+    from runtime.tokenizer.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer(config.folder)
+    texts = [tokenizer.decode([t for t in ids if t not in loop.ends]) for ids in found[1].values()]
+    assert found[0] == found[1]
+    assert all(text.startswith(("yes, ", "no, ")) for text in texts[::2])
+    assert all(list(json.loads(text)) == ["name", "ok", "more"] for text in texts[1::2])
 
 
 class _Slow(DeviceRunner):
