@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import torch
 log = logging.getLogger("runtime.engine")
 # It writes ids and places that others look up: left out, they would look anywhere.
 _LAUNCHED = ("runtime.kernels.decode_step", "_begin")
+_SOURCES = sorted((Path(__file__).parents[1] / "kernels").glob("*.py"))
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class StartKind:
             from triton import knobs
 
             digest = hashlib.sha256(repr((triton.__version__, facts)).encode())
-            for source in sorted((Path(__file__).parents[1] / "kernels").glob("*.py")):
+            for source in [Path(__file__), *_SOURCES]:
                 digest.update(source.read_bytes())
             return cls(Path(knobs.cache.dir) / f"started-{digest.hexdigest()[:32]}")
         except Exception:
@@ -59,6 +61,38 @@ class StartKind:
                 self.mark.touch()
         except OSError:
             log.debug("%s cannot be written", self.mark, exc_info=True)
+
+
+def settle_keys() -> None:
+    """Find out what the kernels are called in Triton's cache, each after those that it calls.
+
+    Triton 3.6 leaves a callee's constants out of its caller's key unless it has looked at the callee before, so the key of a
+    kernel would depend on which was launched first: a rehearsal would make others than a plain start looks for.
+    """
+    try:
+        from triton.runtime.jit import JITCallable
+
+        modules = [import_module(f"runtime.kernels.{source.stem}") for source in _SOURCES]
+    except Exception:
+        log.debug("kernels of an earlier start may not be found", exc_info=True)
+        return
+    settled: set[int] = set()
+
+    def settle(function: Any) -> None:
+        if id(function) in settled:
+            return
+        settled.add(id(function))
+        plain = function.fn
+        for name in plain.__code__.co_names:
+            called = plain.__globals__.get(name)
+            if isinstance(called, JITCallable):
+                settle(called)
+        function.cache_key  # noqa: B018  # it keeps it
+
+    for module in modules:
+        for value in list(vars(module).values()):
+            if isinstance(value, JITCallable):
+                settle(value)
 
 
 def compile_ahead(rehearsal: Callable[[], object], device: torch.device | None) -> int:

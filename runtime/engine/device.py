@@ -22,7 +22,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
-from runtime.engine.compile_ahead import StartKind, compile_ahead
+from runtime.engine.compile_ahead import StartKind, compile_ahead, settle_keys
 from runtime.engine.first_launches import launch_all, rehearse
 from runtime.engine.graphs import DecodeGraphs, drawn_rows, graph_rows, graph_sizes
 from runtime.engine.pending import Held, Pending
@@ -482,6 +482,8 @@ def device_runner(
     from runtime.attention.triton import TritonAttention
     from runtime.models.fused import FusedDecoder, why_not  # triton is not everywhere
 
+    if store.k.device.type == "cuda":
+        settle_keys()
     own = isinstance(attention, TritonAttention)
     reason = why_not(model)
     layers = FusedDecoder(model, store) if reason is None else model

@@ -38,15 +38,79 @@ print(compile_ahead(rehearsal, None), [len(k.device_caches[0][0]) for k in (norm
 
 
 def test_what_is_missing_is_compiled_and_not_launched(tmp_path: Path) -> None:
+    assert told_by(ON_NO_DEVICE, tmp_path) == "3 [2, 1]"
+
+
+# Every kernel's key, after a first look at some in another order, if told to settle them before.
+KEYS = """
+import sys
+from importlib import import_module
+from pathlib import Path
+import runtime.kernels
+from triton.runtime.jit import JITCallable
+from runtime.engine.compile_ahead import settle_keys
+if "settled" in sys.argv:
+    settle_keys()
+folder = Path(runtime.kernels.__file__).parent
+modules = [import_module(f"runtime.kernels.{p.stem}") for p in sorted(folder.glob("*.py"))]
+found = {f"{v.module}.{v.fn.__name__}": v for m in modules for v in vars(m).values() if isinstance(v, JITCallable)}
+for name in sorted(found, reverse="backwards" in sys.argv):
+    found[name].cache_key
+print(*(f"{name} {found[name].cache_key}" for name in sorted(found)), sep="\\n")
+"""
+# A launch is made ahead, or compiled as ever without being launched: the names of what lies in the cache then.
+MADE = """
+import sys
+from triton.runtime.jit import JITFunction
+from runtime.engine.compile_ahead import settle_keys
+from runtime.kernels import argmax, decode, prefill, tuned, tuning, whole_step
+from tests.kernels.launches import decoder
+from runtime.models.fused import _step_parts
+from runtime.kv.store import KVStore
+settle_keys()
+tuning.processors = whole_step.processors = lambda device: 132
+model = decoder("tiny")
+spec, layers = _step_parts(model, KVStore(model.spec, 8, 1, torch.bfloat16, "cpu"))
+step = whole_step.WholeStep(layers, model.norm.weight.data, spec, tuned.STEP_8B)
+i32, i64 = (torch.zeros(4, dtype=d) for d in (torch.int32, torch.int64))
+def rehearsal():
+    step(torch.zeros(1, spec.hidden, dtype=torch.bfloat16), i32.view(1, 4), i32[:1], i32[:1], i64[:1])
+    argmax.argmax(torch.zeros(3, 8192, dtype=torch.bfloat16))
+if "ahead" in sys.argv:
+    print(compile_ahead(rehearsal, None))
+else:
+    decode._decode.cache_key, prefill._prefill.cache_key  # a plain start comes to these before
+    run = JITFunction.run
+    JITFunction.run = lambda kernel, *a, grid, warmup, **k: run(kernel, *a, grid=grid, warmup=True, **k)
+    rehearsal()
+"""
+
+
+def told_by(program: str, cache: Path, *words: str) -> str:
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     told = subprocess.run(
-        [sys.executable, "-c", ON_NO_DEVICE],
-        env={**env, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)},
+        [sys.executable, "-c", program, *words],
+        env={**env, "PYTHONPATH": f"{env.get('PYTHONPATH', '')}:{ROOT}", "TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
         text=True,
     )
     assert told.returncode == 0, told.stderr
-    assert told.stdout.strip() == "3 [2, 1]"
+    return told.stdout.strip()
+
+
+def test_keys_do_not_depend_on_who_was_looked_at_first(tmp_path: Path) -> None:
+    settled = told_by(KEYS, tmp_path, "settled")
+    assert "whole_step._step" in settled
+    assert settled == told_by(KEYS, tmp_path, "settled", "backwards")
+
+
+def test_what_was_made_ahead_is_what_a_plain_start_looks_for(tmp_path: Path) -> None:
+    driver = ON_NO_DEVICE.partition("from runtime.kernels")[0]
+    assert told_by(driver + MADE, tmp_path, "ahead") == "3"
+    made = {p.name for p in tmp_path.iterdir()}
+    assert any(p.name == "_step.cubin" for p in tmp_path.glob("*/*"))
+    told_by(driver + MADE, tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == made
 
 
 class Kernel:
