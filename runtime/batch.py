@@ -13,6 +13,9 @@ import msgspec
 
 from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
 
+# Ids, and the indices of those that are forced if the ones before them are right.
+Guesses = tuple[tuple[int, ...], tuple[int, ...]]
+
 
 class Admission(msgspec.Struct, frozen=True):
     """A request takes a seat (again, after it was retracted).
@@ -60,8 +63,8 @@ class Slice(msgspec.Struct, frozen=True):
     scores: int = -1
     steps: int = 1
     pool: bool = False
-    guesses: list[int] = []
-    sure: list[int] = []
+    guesses: tuple[int, ...] = ()
+    sure: tuple[int, ...] = ()
 
     @property
     def draws(self) -> list[int]:
@@ -77,7 +80,7 @@ class Slice(msgspec.Struct, frozen=True):
     @property
     def ids(self) -> list[int]:
         """Of its positions; empty where the id is the token sampled last."""
-        return self.tokens + self.guesses if self.guesses else self.tokens
+        return [*self.tokens, *self.guesses] if self.guesses else self.tokens
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -139,7 +142,7 @@ class Sampled(msgspec.Struct, frozen=True):
     forced: dict[int, list[int]] = {}
     pooled: dict[int, bytes] = {}
     verified: dict[int, int] = {}
-    guesses: dict[int, tuple[list[int], list[int]]] = {}
+    guesses: dict[int, Guesses] = {}
 
     @classmethod
     def of_turn(cls, batch: Batch, steps: Sequence[Sampled]) -> Sampled:

@@ -100,8 +100,8 @@ class Request:
         self.id = id
         self.tokens = [*tokens, *forced]
         self.forced = len(forced)
-        self.guesses: list[int] = []
-        self.sure: list[int] = []
+        self.guesses: tuple[int, ...] = ()
+        self.sure: tuple[int, ...] = ()
         self.steady = steady or sampling.constraint is None
         self.told = 0
         self.prompt = len(tokens)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from runtime.batch import Guesses
 from runtime.constrain.jump import CONTEXT, JumpForward
 from runtime.constrain.matcher import Matcher
 from runtime.constrain.recall import CONTESTED, UNKNOWN, Recall
@@ -45,7 +46,7 @@ class Jumps:
         self.outputs += found
         return list(found)
 
-    def likely(self, matcher: Matcher, most: int) -> tuple[list[int], list[int]]:
+    def likely(self, matcher: Matcher, most: int) -> Guesses:
         """At most `most` tokens that are likely to come at the matcher's place, after what is `forced`; and the indices of those that
         are forced if those before them come. What is forced behind the last is in `sure` alone."""
         found: list[int] = []
@@ -53,7 +54,7 @@ class Jumps:
         if matcher.left is not None:
             most = min(most, matcher.left - 1)
         if most <= 0 or matcher.ended:
-            return found, []
+            return (), ()
         automaton, state = matcher.automaton, matcher.state
         rest, forced = list(self.rest), 0
         while True:
@@ -79,4 +80,4 @@ class Jumps:
             if state < 0:
                 break
             found.append(token)
-        return found, [k for k in self.sure if k < len(found)]
+        return tuple(found), tuple(k for k in self.sure if k < len(found))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from grammar.constraint_errors import ConstraintError
 from runtime.api import Constraint, LogprobOptions
-from runtime.batch import Admission
+from runtime.batch import Admission, Guesses
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.guess import Jumps
 from runtime.constrain.matcher import Matcher
@@ -142,17 +142,17 @@ class ConstrainedSeats:
             self._give_up(seat, error)
             return []
 
-    def guesses(self, seat: int) -> tuple[list[int], list[int]]:
+    def guesses(self, seat: int) -> Guesses:
         """Tokens that are likely to come now, after what is `forced`: what came here before, else the rest of a forced text. And
         the indices of those that are forced if those before them come."""
         jumps = self._jumps.get(seat)
         if jumps is None or not self.compiler.guesses:
-            return [], []
+            return (), ()
         matcher = self._matchers[seat]
         try:
             return jumps.likely(matcher, self.compiler.guesses)
         except ConstraintError:  # behind a wrong guess, perhaps
-            return [], []
+            return (), ()
 
 
 def _only(token: int, width: int) -> np.ndarray:

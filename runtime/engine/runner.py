@@ -8,7 +8,7 @@ from torch import Tensor
 
 from runtime.api import LogprobOptions, SamplingParams, TokenLogprob
 from runtime.attention.base import AttentionImpl
-from runtime.batch import Admission, Batch, Sampled, Slice, draws, verified
+from runtime.batch import Admission, Batch, Guesses, Sampled, Slice, draws, verified
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.masks import ConstrainedSeats
 from runtime.engine.inputs import ForwardInputs, PageRows
@@ -199,11 +199,11 @@ class ModelRunner:
 
     def _follow(
         self, slices: list[Slice], drawn: list[int], failed: list[int], *, ahead: bool
-    ) -> tuple[dict[int, list[int]], dict[int, tuple[list[int], list[int]]]]:
+    ) -> tuple[dict[int, list[int]], dict[int, Guesses]]:
         """Tell constraints what was drawn. Returns what they force behind it and what is likely behind that, by seat; `failed`
         grows by the seats whose constraint forbids their token."""
         forced: dict[int, list[int]] = {}
-        guesses: dict[int, tuple[list[int], list[int]]] = {}
+        guesses: dict[int, Guesses] = {}
         if self._constrained is None:
             return forced, guesses
         newest = {s.seat: i for i, s in enumerate(slices)}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import msgspec
 
 from runtime.api import Finish, TokenLogprob
-from runtime.batch import Sampled, Slice
+from runtime.batch import Guesses, Sampled, Slice
 from runtime.kv.cache import PrefixCache
 from runtime.request import Request, Scores
 
-_NO_GUESSES: tuple[list[int], list[int]] = ([], [])
+_NO_GUESSES: Guesses = ((), ())
 
 
 class Event(msgspec.Struct):

@@ -301,7 +301,7 @@ class Scheduler:
         start = request.scheduled
         count = min(len(request.tokens) - start, budget.tokens)
         last = start + count == len(request.tokens)
-        guesses = self._guesses(request, budget, count) if last and request.guesses else []
+        guesses = self._guesses(request, budget, count) if last and request.guesses else ()
         end = start + count + len(guesses)
         added = self._grow_under_pressure(request, end) if pages else self.cache.grow(request, end)
         if added is None:
@@ -322,7 +322,7 @@ class Scheduler:
                 scores,
                 pool=last and request.pool,
                 guesses=guesses,
-                sure=request.sure if guesses else [],
+                sure=request.sure if guesses else (),
             )
         )
         owners.append(request)
@@ -332,15 +332,15 @@ class Scheduler:
         budget.tokens -= count
         return True
 
-    def _guesses(self, request: Request, budget: Budget, count: int) -> list[int]:
+    def _guesses(self, request: Request, budget: Budget, count: int) -> tuple[int, ...]:
         """What is guessed behind the request's known tokens, of which `count` are computed in this batch. Nobody has to give way
         for it."""
         known = len(request.tokens)
         wanted = min(len(request.guesses), request.max_new - request.outputs - 1)
         found = request.guesses[: budget.guess(wanted, known, count)]
-        request.guesses = []
+        request.guesses = ()
         if found and self.cache.room(request, known + len(found)) > self.cache.pool.free:
-            return []
+            return ()
         budget.guessed(len(found), known)
         self.guessed_tokens += len(found)
         return found
@@ -476,7 +476,7 @@ class Scheduler:
         self._released.append(request.seat)
         request.seat = -1
         request.pending = 0
-        request.guesses = []
+        request.guesses = ()
         if request.broken:
             self.cache.discard(request)
         else:

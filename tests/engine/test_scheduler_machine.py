@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from runtime.api import Constraint, Finish, LogprobOptions, SamplingParams, TokenLogprob
-from runtime.batch import Batch, Sampled, Slice
+from runtime.batch import Batch, Guesses, Sampled, Slice
 from runtime.errors import TooLong
 from runtime.request import Request
 from runtime.scheduler.scheduler import Scheduler
@@ -101,7 +101,7 @@ class FakeRunner:
                 self.constrained.add(a.seat)
         tokens, prompt = [], {}
         forced: dict[int, list[int]] = {}
-        guesses: dict[int, tuple[list[int], list[int]]] = {}
+        guesses: dict[int, Guesses] = {}
         right: dict[int, int] = {}
         pooled: dict[int, bytes] = {}
         assert batch.steps == 1 or not any(s.tokens for s in batch.slices)
@@ -147,7 +147,7 @@ class FakeRunner:
                     if not batch.ahead and (likely := guessed_after([*seen, drawn, *found])):
                         now = [*seen, drawn, *found]
                         sure = [k for k in range(1, len(likely)) if next_token(now + likely[:k]) == likely[k]]
-                        guesses[s.seat] = likely, sure[::2]
+                        guesses[s.seat] = tuple(likely), tuple(sure[::2])
         return Sampled(
             batch.step, tokens, prompt=prompt, forced=forced, pooled=pooled, verified=right, guesses=guesses
         )
