@@ -183,7 +183,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True):
     stream    False: only the final Delta is wanted
     uses      how many later calls are known to extend this prompt (0: not known); a cache hint
     label     what a timeline calls it; nothing depends on it
-    salt      only calls of the same salt share cached prefixes
+    salt      only calls of the same salt share cached prefixes; what is written under one is nobody's to guess from
     """
 
     prompt: Prompt
