@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from runtime.api import SamplingParams
 from runtime.batch import Admission, Batch, Slice
 from runtime.kernels.tuning import EARLY_ROWS
+from runtime.sampling.sampler import fields_of
 
 if TYPE_CHECKING:
     from runtime.engine.device import DeviceRunner
@@ -46,18 +48,25 @@ def launch_all(runner: DeviceRunner) -> None:
                 runner.collect(runner.launch(batch))
                 runner.forget()
                 taken = [s.seat for s in batch.slices]
-    if runner.tables is not None:
-        from runtime.kernels.mask import mask_bits
+    if runner.head is None:
+        for dtype in (runner.model.dtype, torch.float32):
+            _draw(runner, dtype)
 
-        logits = torch.zeros(1, runner.model.spec.vocabulary, dtype=runner.model.dtype, device=runner.device)
-        seat = torch.zeros(1, dtype=torch.int64, device=runner.device)
+
+def _draw(runner: DeviceRunner, dtype: torch.dtype) -> None:
+    """From logits as the model makes them, or in float32, as for penalties and log-probabilities; under a constraint, too."""
+    from runtime.kernels.mask import mask_bits
+
+    device, vocabulary = runner.device, runner.model.spec.vocabulary
+    logits = torch.zeros(1, vocabulary, dtype=dtype, device=device)
+    if runner.tables is not None:
+        seat = torch.zeros(1, dtype=torch.int64, device=device)
         runner.tables.mask(logits, seat)
         runner.tables.take(seat, seat)
-        mask_bits(
-            logits,
-            seat.int(),
-            torch.zeros(1, -(-logits.shape[1] // 32), dtype=torch.int32, device=runner.device),
-        )
+        mask_bits(logits, seat.int(), torch.zeros(1, -(-vocabulary // 32), dtype=torch.int32, device=device))
+    fields = np.array([fields_of(_SAMPLING)])
+    packed = torch.from_numpy(np.append(fields.T, [[0.5]], axis=0)).to(device)
+    runner.sampler(logits, packed, fields)
 
 
 def _batch(runner: DeviceRunner, rows: int, start: int, tokens: int, taken: list[int]) -> Batch:

@@ -129,6 +129,7 @@ def main(shape: str = "tiny") -> None:
         SamplingParams(temperature=0),
         SamplingParams(temperature=0.7),
         SamplingParams(temperature=1, top_p=0.9),
+        SamplingParams(temperature=0.5, frequency_penalty=0.3),
     )
     requests = [
         Request(
@@ -169,13 +170,14 @@ class Places:
 
 def cut(rows: int, vocabulary: int, tables: Places) -> None:
     """What a step with constraints launches, with views as the runner has them."""
-    logits = torch.zeros(rows, vocabulary, dtype=torch.bfloat16)
-    sent = torch.zeros(2 * rows + 2, dtype=torch.int64)
-    tables.mask(logits, sent[1 : rows + 1])
-    tables.take(sent[rows + 1 : 2 * rows + 1], sent[1 : rows + 1])
     words = -(-vocabulary // 32)
-    there = torch.zeros(rows * (words + 1), dtype=torch.int32)
-    mask_bits(logits, there[:rows], there[rows:].view(rows, words))
+    for dtype in (torch.bfloat16, torch.float32):
+        logits = torch.zeros(rows, vocabulary, dtype=dtype)
+        sent = torch.zeros(2 * rows + 2, dtype=torch.int64)
+        tables.mask(logits, sent[1 : rows + 1])
+        tables.take(sent[rows + 1 : 2 * rows + 1], sent[1 : rows + 1])
+        there = torch.zeros(rows * (words + 1), dtype=torch.int32)
+        mask_bits(logits, there[:rows], there[rows:].view(rows, words))
 
 
 if __name__ == "__main__":
