@@ -361,8 +361,6 @@ def _bounds(plains: Conjunction, whole: bool, ignore_unknown_formats: bool) -> n
         excluded += [_decimal(v, place) for v in schema.get(NOT_VALUES, ()) if _is_number(v)]
         if "multipleOf" in schema:
             divisors.append(_decimal(schema["multipleOf"], place))
-            if divisors[-1] <= 0:
-                raise SchemaError("multipleOf is above 0", f"{place.pointer}/multipleOf")
         lows = [
             (schema.get("minimum"), schema.get("exclusiveMinimum") is True),
             (schema.get("exclusiveMinimum"), True),

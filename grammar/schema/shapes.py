@@ -68,3 +68,6 @@ def _check_shapes(place: Place) -> None:
             if wrong:
                 shown = json.dumps(value)[:40]
                 raise SchemaError(f"{keyword} is {kind}, not {shown}", f"{place.pointer}/{keyword}")
+    if "multipleOf" in schema and schema["multipleOf"] <= 0:
+        shown = json.dumps(schema["multipleOf"])
+        raise SchemaError(f"multipleOf is above 0, not {shown}", f"{place.pointer}/multipleOf")

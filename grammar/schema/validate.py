@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 from grammar.constraint_errors import SchemaError
@@ -212,4 +213,5 @@ def _number(value: int | float, schema: dict[str, Any]) -> bool:
     if open_high is not None and number >= open_high:
         return False
     divisor = limit("multipleOf")
-    return divisor is None or number % divisor == 0
+    # Decimals would round what has more than 28 digits.
+    return divisor is None or (Fraction(number) / Fraction(divisor)).denominator == 1

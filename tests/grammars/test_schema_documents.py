@@ -81,6 +81,9 @@ REFUSED: list[tuple[Any, str, str]] = [
     ({"$ref": "#/allOf/²", "allOf": [{}]}, "#/$ref", "names nothing in this document"),
     ({"$id": "http://[", "$ref": "b", "$defs": {"a": {"$id": "c"}}}, "#/$ref", "is outside of this document"),
     ({"multipleOf": 0.123456789}, "#/multipleOf", "more than 20,000 states"),
+    ({"type": "integer", "multipleOf": 0}, "#/multipleOf", "above 0, not 0"),
+    ({"allOf": [{"const": 0, "multipleOf": 0}]}, "#/allOf/0/multipleOf", "above 0, not 0"),
+    ({"enum": [1, "a"], "multipleOf": -0.5}, "#/multipleOf", "above 0, not -0.5"),
     ({"divisibleBy": 2}, "#/divisibleBy", "use multipleOf"),
     ({"not": {"contains": {"const": 1}, "minContains": 0}}, "#/not/contains", "no exact opposite"),
     ({"enum": [{"a": 1}], "properties": {"a": {"$dynamicRef": "#x"}}}, "#/properties/a/$dynamicRef", "is not supported"),
@@ -122,3 +125,21 @@ def test_case_is_ignored_in_all_alphabets_by_patterns_of_schemas() -> None:
     for text, good in (('"Éßa"', False), ('"Éxa"', True), ('"éxé"', False)):
         assert pattern.accepts(text) == good
     assert not compile_constraint("regex", "(?i)é").accepts("É")  # ASCII, as with re.ASCII
+
+
+@pytest.mark.parametrize(
+    ("value", "divisor", "fits"),
+    [
+        (1, 1e-30, True),
+        (1e300, 3, False),
+        (9 * 10**40, 9, True),
+        (9 * 10**40 + 1, 9, False),
+        (1.5, 0.1, True),
+        (1e308, 5e-324, True),
+        (0, 7, True),
+    ],
+)
+def test_multiples_of_any_size_are_exact(value: float, divisor: float, fits: bool) -> None:
+    schema = {"enum": [value, "other"], "multipleOf": divisor}
+    constraint = compile_constraint("json_schema", schema)
+    assert constraint.accepts(json.dumps(value)) == fits and constraint.accepts('"other"')
