@@ -106,7 +106,7 @@ def compile_ahead(rehearsal: Callable[[], object], device: torch.device | None) 
             rehearsed = time.perf_counter()
             made = sum(future.result() for future in found)
     except Exception:
-        log.debug("kernels are compiled one after another", exc_info=True)
+        log.info("kernels are compiled one after another, at their first launches", exc_info=True)
         return 0
     took = rehearsed - began, time.perf_counter() - rehearsed
     log.info("%d kernels made side by side, in a rehearsal of %.1f s and %.1f s after it", made, *took)

@@ -24,7 +24,8 @@ from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
 from runtime.engine.compile_ahead import StartKind, compile_ahead, settle_keys
 from runtime.engine.first_launches import launch_all, rehearse
-from runtime.engine.graphs import DecodeGraphs, drawn_rows, graph_rows, graph_sizes
+from runtime.engine.graphs import DecodeGraphs, graph_rows, graph_sizes
+from runtime.engine.inputs import drawn_rows
 from runtime.engine.pending import Held, Pending
 from runtime.engine.runner import ModelRunner
 from runtime.kv.store import KVStore

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Slice
+from runtime.engine.inputs import drawn_rows
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
@@ -37,15 +38,6 @@ def graph_rows(slices: list[Slice]) -> tuple[np.ndarray, np.ndarray]:
     rows[2, ends - 1] = np.fromiter((s.steps if s.sample else 0 for s in slices), np.int64, count)
     rows[3] = np.fromiter((t for s in slices for t in s.ids or (-1,)), np.int64, ends[-1])
     return rows, drawn_rows(slices, ends)
-
-
-def drawn_rows(slices: list[Slice], ends: np.ndarray) -> np.ndarray:
-    """int64: rows from which tokens are drawn, as `runtime.batch.draws` has them; `ends` [slices] are the rows behind each slice."""
-    if any(s.guesses for s in slices):
-        firsts = ((s, end - len(s.guesses) - 1) for s, end in zip(slices, ends.tolist(), strict=True))
-        return np.array([first + k for s, first in firsts if s.sample for k in s.draws], dtype=np.int64)
-    drawn: np.ndarray = ends[np.fromiter((s.sample for s in slices), bool, len(slices))] - 1
-    return drawn
 
 
 @dataclass(eq=False)

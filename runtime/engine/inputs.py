@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionInputs, Span
-from runtime.batch import Batch
+from runtime.batch import Batch, Slice
 
 
 class PageRows:
@@ -63,6 +63,15 @@ class PageRows:
         pages = -(-length // self.page_size)
         slots = self.table[seat, :pages, None] * self.page_size + np.arange(self.page_size)
         return slots.reshape(-1)[:length]
+
+
+def drawn_rows(slices: list[Slice], ends: np.ndarray) -> np.ndarray:
+    """int64: rows from which tokens are drawn, as `runtime.batch.draws` has them; `ends` [slices] are the rows behind each slice."""
+    if any(s.guesses for s in slices):
+        firsts = ((s, end - len(s.guesses) - 1) for s, end in zip(slices, ends.tolist(), strict=True))
+        return np.array([first + k for s, first in firsts if s.sample for k in s.draws], dtype=np.int64)
+    drawn: np.ndarray = ends[np.fromiter((s.sample for s in slices), bool, len(slices))] - 1
+    return drawn
 
 
 @dataclass(frozen=True)

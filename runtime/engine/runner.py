@@ -11,7 +11,7 @@ from runtime.attention.base import AttentionImpl
 from runtime.batch import Admission, Batch, Guesses, Sampled, Slice, draws, verified
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.masks import ConstrainedSeats
-from runtime.engine.inputs import ForwardInputs, PageRows
+from runtime.engine.inputs import ForwardInputs, PageRows, drawn_rows
 from runtime.kernels.cpu.path import FastDecoder, choose
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
@@ -83,16 +83,13 @@ class ModelRunner:
             ends = [i for i, s in enumerate(batch.slices) if s.pool]
             return self._pooled(batch, ends, hidden[inputs.last[ends]])
         prompt = self._prompt_scores(batch, hidden)
-        wanted = [i for i, s in enumerate(batch.slices) if s.sample]
-        if not wanted:
-            return Sampled(batch.step, [], prompt=prompt)
-        rows = inputs.last if len(wanted) == len(batch.slices) else inputs.last[wanted]
         slices = draws(batch.slices)
-        if len(slices) > len(wanted):
-            chosen = [batch.slices[i] for i in wanted]
-            counts = torch.tensor([len(s.draws) for s in chosen], device=self.device)
-            back = [len(s.guesses) - k for s in chosen for k in s.draws]
-            rows = rows.repeat_interleave(counts) - torch.tensor(back, device=self.device)
+        if not slices:
+            return Sampled(batch.step, [], prompt=prompt)
+        rows = inputs.last
+        if slices != batch.slices:
+            behind = np.cumsum([s.count for s in batch.slices])
+            rows = torch.from_numpy(drawn_rows(batch.slices, behind)).to(self.device)
         logits = self.model.logits(hidden[rows])
         return self._sample(batch, slices, logits, prompt)
 
@@ -146,10 +143,10 @@ class ModelRunner:
     def _states_of(self, slices: list[Slice]) -> list[SamplingState]:
         """Of the slices' seats; a state of its own for each draw behind a guess."""
         states = [self._states[s.seat] for s in slices]
-        return [
-            SamplingState(state.sampling, state.seed, self._no_ends) if s.guesses else state
-            for s, state in zip(slices, states, strict=True)
-        ]
+        for i, piece in enumerate(slices):
+            if piece.guesses:
+                states[i] = SamplingState(states[i].sampling, states[i].seed, self._no_ends)
+        return states
 
     def _sample(self, batch: Batch, slices: list[Slice], logits: Tensor, prompt: dict[int, list]) -> Sampled:  # type: ignore[type-arg]
         """Draw for `slices`, the batch's `draws`."""

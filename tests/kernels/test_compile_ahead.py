@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -116,11 +116,13 @@ def test_what_was_made_ahead_is_what_a_plain_start_looks_for(tmp_path: Path) -> 
 class Kernel:
     def __init__(self) -> None:
         self.made: list[str] = []
+        self.any = threading.Event()
 
     def preload(self, variant: str) -> None:
         if variant == "bad":
             raise RuntimeError("does not compile")
         self.made.append(variant)
+        self.any.set()
 
 
 def launch(kernel: Kernel, variant: str, module: str = "m", name: str = "k") -> Any:
@@ -152,10 +154,7 @@ def test_kernels_are_made_while_the_rehearsal_goes_on() -> None:
 
     def rehearsal() -> None:
         launch(kernel, "a")
-        end = time.monotonic() + 10
-        while not kernel.made and time.monotonic() < end:
-            time.sleep(0.001)
-        launch(kernel, "b" if kernel.made else "bad")
+        launch(kernel, "b" if kernel.any.wait(10) else "bad")
 
     assert compile_ahead(rehearsal, None) == 2
     assert kernel.made == ["a", "b"]
