@@ -42,6 +42,7 @@ class PagedInputs:
     max_new     bound of the new tokens of one request, max_length bound of `lengths`
     decodes     requests [0, decodes) have one new token each, row i for request i; prompts follow
     prompts     (first row, tokens, tokens before them) of every prompt
+    apart       no two of the decodes are of one request, so each may store and attend without waiting for the others
     """
 
     table: Tensor
@@ -53,6 +54,7 @@ class PagedInputs:
     max_length: int
     decodes: int
     prompts: tuple[tuple[int, int, int], ...] = ()
+    apart: bool = True
 
     @cached_property
     def fresh(self) -> tuple[tuple[int, int], ...]:

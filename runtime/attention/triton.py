@@ -146,9 +146,7 @@ class TritonAttention:
         """
         at = self.inputs
         assert at is not None
-        if at.decodes != len(qkv):
-            return None
-        if not self.in_one_launch(len(qkv), spec):
+        if at.decodes != len(qkv) or not at.apart or not self.in_one_launch(len(qkv), spec):
             return None
         how = self._how(len(qkv), spec)
         return packed_decode_attention(
@@ -165,8 +163,8 @@ class TritonAttention:
         )
 
     def in_one_launch(self, rows: int, spec: AttnSpec) -> bool:
-        """Whether `run_packed` takes so many single tokens. Each must then be another request's: what one row stores, no other
-        row of the launch is sure to see."""
+        """Whether `run_packed` takes so many single tokens of requests that are apart: what one row stores, no other row of the
+        launch is sure to see."""
         store = self.store
         return decode_tiles(store.k.device, rows, spec.kv_heads, spec.head_dim, store.k.dtype).packed
 

@@ -196,7 +196,7 @@ class DeviceRunner(ModelRunner):
         slices = draws(batch.slices)
         lines, ends = graph_rows(batch.slices)
         count = lines.shape[1]
-        graph = self.graphs.graph(count)
+        graph = self.graphs.graph(count, runs=count > len(batch.slices))
         control = np.full((4, graph.size), -1, dtype=np.int64)
         control[0] = self.spare
         control[:, :count] = lines

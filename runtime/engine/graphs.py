@@ -19,6 +19,8 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Slice
 from runtime.engine.inputs import drawn_rows
 
+_LARGEST_RUNS = 64  # rows of graphs that are captured once more for runs of one request
+
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
     """Batch sizes to capture: close together where padding would cost most."""
@@ -47,7 +49,6 @@ class DecodeGraph:
     control  int64 [4, size]: what kernels/decode_step.py reads and moves on
     marked   int64 [size]: the likeliest token of each row, -1 where its logit is not finite
     logits   [size, vocabulary] in the model's dtype, before scale and cap
-    runs     rows may be successive tokens of one request: no launch both stores keys and attends to them
     """
 
     size: int
@@ -55,7 +56,6 @@ class DecodeGraph:
     control: Tensor
     marked: Tensor
     logits: Tensor
-    runs: bool
 
     def start(self, control: Tensor) -> None:
         """Rows of the turn's first step, int64 [4 * size], on the device."""
@@ -84,21 +84,45 @@ class DecodeGraphs:
         self._newest = newest
         self._page_size = page_size
         self._sizes = sizes
-        self._graphs: dict[int, DecodeGraph] = {}
+        self._graphs: dict[tuple[int, bool], DecodeGraph] = {}  # by size, and whether rows are apart
 
     def fits(self, count: int, *, runs: bool = False) -> bool:
         """Whether there is a graph for so many rows; `runs`: some are successive tokens of one request."""
-        return bool(self._graphs) and count <= self._sizes[-1] and (not runs or self.graph(count).runs)
+        return (
+            bool(self._graphs)
+            and count <= self._sizes[-1]
+            and (self._size(count), not runs) in self._graphs
+        )
 
-    def graph(self, count: int) -> DecodeGraph:
+    def graph(self, count: int, *, runs: bool = False) -> DecodeGraph:
         """The smallest that holds so many rows."""
-        return self._graphs[next(s for s in self._sizes if s >= count)]
+        return self._graphs[self._size(count), not runs]
+
+    def _size(self, count: int) -> int:
+        return next(s for s in self._sizes if s >= count)
 
     def rehearse(self, spare: int) -> None:
         """Some steps, none captured, that launch what those of all sizes do: tiles change at powers of two."""
         for size in self._sizes:
             if size & (size - 1) == 0 or size == self._sizes[-1]:
-                self._step(self._rows(size, spare))
+                for apart in self._ways(size):
+                    if not (apart and self._whole(size)):  # what makes that kernel needs no rehearsal
+                        self._step(self._rows(size, spare), apart)
+
+    def _whole(self, size: int) -> bool:
+        """Whether a step of this size is one launch."""
+        return bool(getattr(self._model, "in_one_launch", lambda _: False)(size))
+
+    def _ways(self, size: int) -> tuple[bool, ...]:
+        """Whether rows are apart, in a graph of this size: both, where a launch stores keys and attends, but for large
+        sizes, where runs of one request are rare; else a graph of rows that are not serves all."""
+        attention: Any = self._attention
+        fused = self._whole(size) or any(
+            attention.in_one_launch(size, x.attention) for x in set(self._model.spec.layers)
+        )
+        if not fused:
+            return (False,)
+        return (True, False) if size <= _LARGEST_RUNS else (True,)
 
     def capture(self, spare: int) -> None:
         """Capture all sizes, the largest first, so that the others find their memory made. `spare` is a seat nobody has."""
@@ -112,20 +136,27 @@ class DecodeGraphs:
         stream = torch.cuda.Stream()
         bar = tqdm(sorted(self._sizes, reverse=True), desc="decode graphs", unit="size", disable=None)
         for size in bar:
-            control = self._rows(size, spare)
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                self._step(control)  # kernels are compiled and scratch is made outside of the graph
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=pool, stream=stream):
-                marked, logits = self._step(control)
-            self._graphs[size] = DecodeGraph(size, graph, control, marked, logits, self._runs(size))
+            for apart in self._ways(size):
+                control = self._rows(size, spare)
+                stream.wait_stream(torch.cuda.current_stream())
+                with torch.cuda.stream(stream):
+                    # kernels are compiled and scratch is made outside of the graph
+                    self._step(control, apart)
+                torch.cuda.current_stream().wait_stream(stream)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=stream):
+                    marked, logits = self._step(control, apart)
+                self._keep(DecodeGraph(size, graph, control, marked, logits), apart)
         bar.close()
+
+    def _keep(self, graph: DecodeGraph, apart: bool) -> None:
+        self._graphs[graph.size, apart] = graph
+        if not apart:
+            self._graphs.setdefault((graph.size, True), graph)
 
     def release(self) -> None:
         """Give the graphs up. What NCCL does in one keeps its communicator from ending."""
-        for held in self._graphs.values():
+        for held in set(self._graphs.values()):
             if held.graph is not None and hasattr(held.graph, "reset"):
                 held.graph.reset()
         self._graphs.clear()
@@ -135,19 +166,16 @@ class DecodeGraphs:
         control[0] = spare
         return control
 
-    def _runs(self, size: int) -> bool:
-        attention: Any = self._attention
-        return not any(attention.in_one_launch(size, x.attention) for x in set(self._model.spec.layers))
-
     def _imitate(self, spare: int) -> None:
         """Steps that are run anew each time, where nothing can be captured."""
         for size in self._sizes:
-            control = self._rows(size, spare)
-            found = DecodeGraph(size, None, control, *self._step(control), self._runs(size))
-            found.graph = _Rerun(self._step, found)
-            self._graphs[size] = found
+            for apart in self._ways(size):
+                control = self._rows(size, spare)
+                found = DecodeGraph(size, None, control, *self._step(control, apart))
+                found.graph = _Rerun(self._step, found, apart)
+                self._keep(found, apart)
 
-    def _step(self, control: Tensor) -> tuple[Tensor, Tensor]:
+    def _step(self, control: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
         from runtime.kernels.argmax import argmax
         from runtime.kernels.decode_step import begin_step, end_step
 
@@ -163,6 +191,7 @@ class DecodeGraphs:
                 max_new=1,
                 max_length=self._table.shape[1] * self._page_size,
                 decodes=size,
+                apart=apart,
             )
         )
         hidden = self._model(rows.ids, rows.positions, self._attention)
@@ -175,8 +204,9 @@ class DecodeGraphs:
 class _Rerun:
     step: Any
     owner: DecodeGraph
+    apart: bool
 
     def replay(self) -> None:
-        marked, logits = self.step(self.owner.control)
+        marked, logits = self.step(self.owner.control, self.apart)
         self.owner.marked.copy_(marked)
         self.owner.logits.copy_(logits)

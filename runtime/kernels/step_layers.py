@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-_FOREVER = (1 << 31) - 1  # a window that no context fills
+FOREVER = (1 << 31) - 1  # a window that no context fills
+_MOST_GROUP = 16  # query heads of a key's
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,48 @@ class StepSpec:
     qk_offset: float
     page_size: int
 
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def wide(self) -> int:
+        """Of the packed projection."""
+        return (self.heads + 2 * self.kv_heads) * self.dim
+
+
+@dataclass(frozen=True)
+class StepRanks:
+    """Memory through which the ranks of a step exchange sums.
+
+    boxes  int64 [ranks]: where each rank's box lies, as seen from here; `box_bytes` of it, zero at first
+    state  int32 [2]: launches, a rank is lost
+    looks  how often a thread looks before it gives a rank up
+    """
+
+    rank: int
+    boxes: Tensor
+    state: Tensor
+    looks: int
+
+
+def box_bytes(hidden: int, rows: int, programs: int, ranks: int) -> int:
+    own = -(-(hidden // programs + 2) // 16) * 16
+    return 2 * ranks * programs * own * rows // 2 * 8
+
 
 def address_table(layers: Sequence[StepLayer], device: torch.device) -> Tensor:
     """int64 [layers, FIELDS]: addresses (0: no such tensor), and windows."""
     rows = [
-        [0 if t is None else t.data_ptr() for t in layer.tensors()] + [layer.window or _FOREVER]
+        [0 if t is None else t.data_ptr() for t in layer.tensors()] + [layer.window or FOREVER]
         for layer in layers
     ]
     return torch.tensor(rows, dtype=torch.int64, device=device)
+
+
+def finite_window(layers: Sequence[StepLayer]) -> int:
+    """The window of those layers that have one."""
+    return next((layer.window for layer in layers if layer.window), FOREVER)
 
 
 def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype) -> str | None:
@@ -81,18 +116,20 @@ def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype) -> 
     first = layers[0]
     shapes = [[None if t is None else t.shape for t in layer.tensors()] for layer in layers]
     tensors = [t for layer in layers for t in layer.tensors() if t is not None]
-    largest = max(spec.inner * 2, (spec.heads + 2 * spec.kv_heads) * spec.dim) * spec.hidden
-    widths = (spec.hidden, spec.inner, spec.dim)
+    widths = (spec.hidden, spec.inner)
     checks = (
-        (dtype.itemsize == 2, f"its type is {dtype}, not one of two bytes"),
+        (dtype == torch.bfloat16, f"its type is {dtype}, not torch.bfloat16"),
         (first.pool_k.dtype == dtype, f"its keys and values are stored as {first.pool_k.dtype}"),
         (all(row == shapes[0] for row in shapes), "its layers differ in their shapes"),
+        (len({layer.window for layer in layers} - {None}) < 2, "its layers have several windows"),
         (
             all(t.data_ptr() % 16 == 0 and t.is_contiguous() for t in tensors),
             "its tensors are not contiguous or not aligned to 16 bytes",
         ),
         (all(t.device == first.qkv.device for t in tensors), "its tensors lie on several devices"),
-        (all(k % 2 == 0 for k in widths), f"its widths {widths} are not even"),
-        (largest < 1 << 31, f"its largest matrix has {largest} elements"),
+        (all(k % 8 == 0 for k in widths), f"its widths {widths} are no multiples of 8"),
+        (spec.dim % 32 == 0 and spec.dim <= 128, f"its heads have {spec.dim} numbers, not 32, 64, 96 or 128"),
+        (spec.group <= _MOST_GROUP, f"{spec.group} of its heads share a key"),
+        (first.pool_k.shape[0] < 1 << 31, f"its cache has {first.pool_k.shape[0]} places"),
     )
     return next((reason for good, reason in checks if not good), None)

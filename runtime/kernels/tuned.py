@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from runtime.kernels.tuning import LinearTiles, StepTiles
+from runtime.kernels.tuning import LinearTiles
 
 LIBRARY = LinearTiles("library")
 HOPPER = ("NVIDIA H200", "NVIDIA H100 80GB HBM3")
@@ -106,10 +106,5 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         ),
     }
 )
-# The quickest step in one launch of models like Llama-3.1-8B: 4.028 ms against 4.292 by launches at a context of 1,024, 4.582
-# against 4.788 at 8,192.
-STEP_8B = StepTiles(warps=8, block=32768, splits=16, lines=0)
-# (device, hidden, inner, layers): steps of one row that are taken in one launch; from benchmarks/gpu/whole_step.py.
-STEPS: Mapping[tuple[str, int, int, int], StepTiles] = MappingProxyType(
-    {("NVIDIA H200", 4096, 14336, 32): STEP_8B}
-)
+# (device, hidden, inner, layers): up to so many rows a step is one launch; from benchmarks/gpu/whole_step.py.
+STEPS: Mapping[tuple[str, int, int, int], int] = MappingProxyType({("NVIDIA H200", 4096, 14336, 32): 32})

@@ -61,22 +61,6 @@ class LinearTiles:
     splits: int = 1
 
 
-@dataclass(frozen=True)
-class StepTiles:
-    """All layers of a step in one launch (kernels/whole_step.py).
-
-    block   elements of the rows that are multiplied at once; two such blocks wait in registers
-    splits  programs of a KV head, of at least `block_n` positions each
-    lines   lines of 128 bytes that a program asks for ahead of each phase; twice as many of the output projection
-    """
-
-    warps: int
-    block: int
-    splits: int
-    block_n: int = 64
-    lines: int = 512
-
-
 @lru_cache(maxsize=16)
 def device_name(index: int) -> str:
     return torch.cuda.get_device_name(index)
@@ -212,11 +196,11 @@ def linear_tiles(
     return LinearTiles("tiled", triton_width(rows), 64, block_k, 4, 4, max(1, splits))
 
 
-def step_tiles(device: torch.device, hidden: int, inner: int, layers: int) -> StepTiles | None:
-    """How to run all layers of a step of one row in one launch; None where a launch for each part is as quick."""
+def step_rows(device: torch.device, hidden: int, inner: int, layers: int) -> int:
+    """Up to how many rows all layers of a step are quickest in one launch (kernels/whole_step.py); 0: at none."""
     from runtime.kernels.tuned import STEPS  # a table of this module's classes
 
-    return STEPS.get((_name(device), hidden, inner, layers))
+    return STEPS.get((_name(device), hidden, inner, layers), 0)
 
 
 def triton_width(size: int) -> int:

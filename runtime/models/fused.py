@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionImpl
+from runtime.kernels import nvrtc
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
@@ -21,7 +22,7 @@ from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.step_layers import why_not as why_not_whole
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
-from runtime.kernels.tuning import StepTiles, step_tiles
+from runtime.kernels.tuning import step_rows
 from runtime.kernels.whole_step import WholeStep
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
@@ -63,12 +64,9 @@ class FusedDecoder:
     prunes = True
 
     def __init__(
-        self, model: Decoder, store: KVStore, step: StepTiles | Literal["measured"] | None = "measured"
+        self, model: Decoder, store: KVStore, step: WholeStep | Literal["measured"] | None = "measured"
     ) -> None:
-        """`step`: how a step of one row runs in one launch; "measured": as the tables say; None: it does not.
-
-        Raises ValueError if one launch is asked for and cannot compute this model.
-        """
+        """`step`: what runs steps of few rows in one launch; "measured": as the tables say; None: nothing does."""
         self.model = model
         self.spec = model.spec
         self.dtype = model.dtype
@@ -79,9 +77,13 @@ class FusedDecoder:
         self._scratch = linear_scratch(store.k.device)
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
-        self._step = _whole_step(model, store, step)
-        rows = ", one launch for all of them at one row" if self._step else ""
+        self._step = _measured(model, store) if step == "measured" else step
+        rows = f", one launch for all of them up to {self._step.rows} rows" if self._step else ""
         self.form = f"fused kernels{rows}"
+
+    def in_one_launch(self, rows: int) -> bool:
+        """Whether a step of so many requests is one launch. Each row must be another request's then."""
+        return self._step is not None and rows <= self._step.rows
 
     def _linear(self, x: Tensor, layer: Any, **more: Any) -> Tensor:
         return skinny_linear(x, layer.weight, bias=layer.bias, scratch=self._scratch, **more)
@@ -105,9 +107,9 @@ class FusedDecoder:
         x = self.model.embedding(ids)
         if self.spec.embed_scale != 1.0:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
-        if len(ids) == 1 and self._step is not None:
+        if self._step is not None and len(ids) <= self._step.rows:
             at: Any = impl.inputs  # type: ignore[attr-defined]
-            if at.decodes == 1:
+            if at.decodes == len(ids) and at.apart:
                 h = self._step(x, at.table, at.seats, at.lengths, at.slots)
                 return h if rows is None else h[rows]
         if len(ids) == 1 and self.model.group is None:
@@ -179,27 +181,28 @@ class FusedDecoder:
         return self.model.finished(raw)
 
 
-def _whole_step(
-    model: Decoder, store: KVStore, step: StepTiles | Literal["measured"] | None
-) -> WholeStep | None:
-    """What runs steps of one row in one launch; None if nothing should, or if nothing can and the tables asked."""
-    tiles = step
-    if step == "measured":
-        layers, inner = len(model.spec.layers), model.spec.layers[0].mlp.size
-        tiles = step_tiles(store.k.device, model.spec.hidden, inner, layers)
-    if not isinstance(tiles, StepTiles):
+def _measured(model: Decoder, store: KVStore) -> WholeStep | None:
+    """What runs steps in one launch where that was measured to be quicker; None if nothing can."""
+    device = store.k.device
+    rows = step_rows(device, model.spec.hidden, model.spec.layers[0].mlp.size, len(model.spec.layers))
+    if not rows or nvrtc.why_not(device) is not None:
         return None
-    parts = _step_parts(model, store)
-    why = parts if isinstance(parts, str) else why_not_whole(*parts, model.dtype)
-    if isinstance(parts, str) or why is not None:
-        if step == "measured":
-            return None
-        raise ValueError(f"one launch cannot run this model's steps: {why}")
-    spec, step_layers = parts
-    return WholeStep(step_layers, model.norm.weight.data, spec, tiles)  # type: ignore[union-attr]
+    parts = step_parts(model, store)
+    if isinstance(parts, str) or why_not_whole(*parts, model.dtype) is not None:
+        return None
+    return whole_step(model, store, rows)
 
 
-def _step_parts(model: Decoder, store: KVStore) -> tuple[StepSpec, list[StepLayer]] | str:
+def whole_step(model: Decoder, store: KVStore, rows: int, **options: Any) -> WholeStep:
+    """The model's steps of up to `rows` rows in one launch. Raises ValueError if none can compute them."""
+    parts = step_parts(model, store)
+    if isinstance(parts, str):
+        raise ValueError(f"one launch cannot run this model's steps: {parts}")
+    spec, layers = parts
+    return WholeStep(layers, model.norm.weight.data, spec, rows=rows, **options)  # type: ignore[union-attr]
+
+
+def step_parts(model: Decoder, store: KVStore) -> tuple[StepSpec, list[StepLayer]] | str:
     """The model's layers for `WholeStep`, or why it is not for them."""
     modules: list[Any] = list(model.layers)
     first = modules[0].spec

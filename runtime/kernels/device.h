@@ -1,0 +1,144 @@
+// What the CUDA sources here need of the device beyond plain C++: each a few instructions of PTX. tests/kernels/emulator/device.h
+// has the same functions for a CPU.
+
+#pragma once
+
+typedef unsigned short u16;
+typedef unsigned long long u64;
+constexpr int FOREVER = 0x7fffffff;
+
+extern __shared__ char shared_start[];
+
+__device__ inline char* shared_memory() { return shared_start; }
+__device__ inline int thread_index() { return threadIdx.x; }
+__device__ inline int block() { return blockIdx.x; }
+__device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
+__device__ inline void spin() {}
+__device__ inline long long now() {
+    long long t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
+}
+
+template <class T>
+__device__ inline T least(T a, T b) { return a < b ? a : b; }
+template <class T>
+__device__ inline T larger(T a, T b) { return a > b ? a : b; }
+
+// ---- bfloat16 ---------------------------------------------------------------------------------------------------------
+
+__device__ inline float to_float(u16 v) { return __uint_as_float((unsigned)v << 16); }
+__device__ inline float low_of(unsigned pair) { return __uint_as_float(pair << 16); }
+__device__ inline float high_of(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
+__device__ inline unsigned pack(float low, float high) {
+    unsigned pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+__device__ inline u16 to_bfloat(float v) { return (u16)pack(v, 0.0f); }
+__device__ inline float rounded(float v) { return low_of(pack(v, 0.0f)); }
+
+// ---- memory -----------------------------------------------------------------------------------------------------------
+
+// What no thread writes while the kernel runs.
+template <class T>
+__device__ inline T load_fixed(const T* p) { return __ldg(p); }
+// What other multiprocessors wrote: the nearest cache may be stale.
+template <class T>
+__device__ inline T load_shared_l2(const T* p) { return __ldcg(p); }
+__device__ inline int load_acquire(const int* p) {
+    int v;
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
+}
+__device__ inline void add_release(int* p, int v) {
+    asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
+}
+// Adds and returns what was there; orders what came before and what follows.
+__device__ inline int add_both(int* p, int v) {
+    int old;
+    asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
+    return old;
+}
+// Whole words between devices; each says by itself whether it has arrived.
+__device__ inline void store_system(u64* p, u64 v) {
+    asm volatile("st.relaxed.sys.global.b64 [%0], %1;" ::"l"(p), "l"(v) : "memory");
+}
+__device__ inline u64 load_system(const u64* p) {
+    u64 v;
+    asm volatile("ld.relaxed.sys.global.b64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
+    return v;
+}
+
+// ---- threads ----------------------------------------------------------------------------------------------------------
+
+template <class T>
+__device__ inline T shuffle_xor(T v, int i) { return __shfl_xor_sync(0xffffffffu, v, i); }
+template <class T>
+__device__ inline T shuffle(T v, int lane) { return __shfl_sync(0xffffffffu, v, lane); }
+__device__ inline float shuffle_down(float v, int i) { return __shfl_down_sync(0xffffffffu, v, i); }
+__device__ inline float shuffle_up(float v, int i) { return __shfl_up_sync(0xffffffffu, v, i); }
+__device__ inline unsigned lanes_where(bool v) { return __ballot_sync(0xffffffffu, v); }
+__device__ inline int count_bits(unsigned v) { return __popc(v); }
+__device__ inline void warp_together() { __syncwarp(); }
+__device__ inline void all_together() { __syncthreads(); }
+__device__ inline void barrier_of(int name, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
+}
+
+// Of a warpgroup: registers of each thread from here on.
+template <int COUNT>
+__device__ inline void fewer_registers() { asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+template <int COUNT>
+__device__ inline void more_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT)); }
+
+// ---- copies that run ahead, and their barriers in shared memory -------------------------------------------------------
+
+__device__ inline void begin_barrier(u64* at, int count) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(at)), "r"(count) : "memory");
+}
+// Waits until the barrier's phase of this parity is over.
+__device__ inline void wait_for(u64* at, unsigned parity) {
+    asm volatile(
+        "{\n"
+        ".reg .pred over;\n"
+        "again:\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 over, [%0], %1;\n"
+        "@!over bra again;\n"
+        "}\n" ::"r"(shared_address(at)), "r"(parity) : "memory");
+}
+// The warp has read what it waited for.
+__device__ inline void release(u64* at, int lane) {
+    __syncwarp();
+    if (lane == 0) asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(shared_address(at)) : "memory");
+}
+// 16 bytes, or zeros.
+__device__ inline void copy_16(void* to, const void* from, bool live) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(to)), "l"(from), "r"(live ? 16 : 0) : "memory");
+}
+// This thread's arrival, once all that it has begun to copy is there.
+__device__ inline void arrive_when_copied(u64* at) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(at)) : "memory");
+}
+
+// ---- tensor units -----------------------------------------------------------------------------------------------------
+
+// d [16, 8] += a [16, 16] b [16, 8]
+__device__ inline void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// Four matrices of 8 by 8, transposed; lane 8 i + j gives the address of row j of matrix i.
+__device__ inline void load_transposed(unsigned (&v)[4], const void* at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(shared_address(at)) : "memory");
+}
+// A matrix of 8 by 8 held as a fragment, transposed.
+__device__ inline unsigned transposed(unsigned v) {
+    unsigned t;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v));
+    return t;
+}

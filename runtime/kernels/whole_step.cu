@@ -1,0 +1,842 @@
+// All decoder layers of a decode step of a few rows, in one launch.
+//
+// One program a multiprocessor stays for the whole step. Its producer warps stream what it will multiply (its rows of every
+// matrix, its part of the cached keys and values) through a ring in shared memory; what they fetch depends on nothing that
+// this launch computes, so they run ahead across phases and the memory never waits for a barrier. Eight consumer warps each
+// take an eighth of the columns, multiply on the tensor units (m16n8k16: 16 rows of a matrix by 8 rows of the batch), add
+// their sums up in shared memory, and meet the other programs between phases.
+//
+// A slice of a stage is what one warp reads: 16 rows of 128 numbers, or 16 positions of a head. Within a fragment of 32 columns
+// a thread reads 8 successive ones of either operand: the order of a sum's terms does not matter as long as both agree.
+//
+// Compiled by NVRTC for one model and number of rows; the macros that kernels/whole_step.py defines are its shapes.
+
+#include <device.h>
+
+constexpr int CONSUMERS = 256;  // threads
+constexpr int WARPS = CONSUMERS / 32;
+constexpr int FEEDERS = PRODUCERS * 32;
+constexpr int SLICE = 4096;  // bytes: 16 rows of 256
+constexpr int STAGE = WARPS * SLICE;
+constexpr int CHUNK = WARPS * 128;  // columns of a stage
+constexpr int BATCHES = ROWS / 8;   // of 8 rows
+constexpr int TILES = GROUPED / BATCHES;  // of 16 matrix rows whose sums a warp holds at once
+constexpr int PADDED = 20;  // 16 sums of a column, and room that spreads them over the banks
+constexpr int SUMS = TILES * ROWS * PADDED;  // floats of a warp
+constexpr int WIDE = (HEADS + 2 * KV_HEADS) * DIM;
+constexpr int ATT = HEADS * DIM;
+constexpr int GROUP = HEADS / KV_HEADS;
+constexpr int QUERIES = (GROUP + 7) / 8;  // of 8 heads
+constexpr int QUERY_STRIDE = DIM + 8;
+constexpr int HALF = TURNED / 2;
+constexpr int FIELDS = 15;
+constexpr int SPAN_STEP = CONSUMERS / 2;  // positions of a stage
+constexpr int MOST_UNITS = 8;  // parts of contexts a program, at most
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float NOWHERE = -1e30f;  // below every score, and finite
+
+struct Args {
+    const long long* table;  // [layers, FIELDS]: addresses of a layer's tensors, by their place in StepLayer
+    const u16* x;  // [rows, HIDDEN]
+    u16* hidden;  // [rows, HIDDEN], out
+    const u16* last_norm;
+    u16* h;  // [rows, HIDDEN]: the residual times the next norm's weight
+    u16* qkv;  // [rows, WIDE]
+    u16* attended;  // [rows, ATT]
+    u16* gated;  // [rows, INNER]
+    float* squares;  // [rows, programs]: of each program's part of the residual
+    float* partial;  // [MOST_UNITS * programs, GROUP * DIM]
+    float* weights;  // [MOST_UNITS * programs, GROUP]
+    int* arrived;  // [rows, KV_HEADS], zero between launches
+    int* counter;  // zero between launches
+    const int* pages;  // [seats, width]
+    const int* seats;
+    const int* lengths;
+    const long long* slots;
+    long long* stamps;  // [layers, 5, programs] or null
+    const long long* boxes;  // [RANKS] addresses
+    int* state;  // [2]: launches, a rank is lost
+    long long rows, layers, width, window, rank, looks;
+    double scale, softcap, eps, offset, qk_eps, qk_offset;
+};
+
+struct Shared {
+    char* ring;
+    float* sums;  // [WARPS, SUMS], or [WARPS, 8 * QUERIES, QUERY_STRIDE]
+    float* residual;  // [ROWS, own rows]
+    float* side;  // [own rows]: what the end of a phase adds or multiplies
+    float* bias;
+    float* factor;  // [ROWS]
+    u16* queries;  // [8 * QUERIES, QUERY_STRIDE]
+    float* new_key;  // [DIM]
+    float* new_value;
+    float* tops;  // [WARPS, 8 * QUERIES]
+    float* totals;
+    int* firsts;  // [2, ROWS + 1]: parts of contexts before a row's, without and with a window
+    int* lengths;  // [ROWS]
+    int* spans;  // [2]
+    int* flag;
+    u64* full;  // [STAGES]
+    u64* empty;
+};
+
+constexpr int most(int n) { return n / PROGRAMS + 2; }  // rows of a matrix of n that a program has
+constexpr int OWN = most(HIDDEN);
+constexpr int WIDEST = most(WIDE) > OWN ? most(WIDE) : OWN;
+constexpr int SUM_FLOATS = SUMS > 8 * QUERIES * QUERY_STRIDE ? SUMS : 8 * QUERIES * QUERY_STRIDE;
+
+__device__ inline char* carve(char*& at, int bytes) {
+    char* found = at;
+    at += (bytes + 15) / 16 * 16;
+    return found;
+}
+
+__device__ inline Shared carved(char* at) {
+    Shared s;
+    s.ring = carve(at, STAGES * STAGE);
+    s.sums = (float*)carve(at, WARPS * SUM_FLOATS * 4);
+    s.residual = (float*)carve(at, ROWS * OWN * 4);
+    s.side = (float*)carve(at, OWN * 4);
+    s.bias = (float*)carve(at, WIDEST * 4);
+    s.factor = (float*)carve(at, ROWS * 4);
+    s.queries = (u16*)carve(at, 8 * QUERIES * QUERY_STRIDE * 2);
+    s.new_key = (float*)carve(at, DIM * 4);
+    s.new_value = (float*)carve(at, DIM * 4);
+    s.tops = (float*)carve(at, WARPS * 8 * QUERIES * 4);
+    s.totals = (float*)carve(at, WARPS * 8 * QUERIES * 4);
+    s.firsts = (int*)carve(at, 2 * (ROWS + 1) * 4);
+    s.lengths = (int*)carve(at, ROWS * 4);
+    s.spans = (int*)carve(at, 8);
+    s.flag = (int*)carve(at, 4);
+    s.full = (u64*)carve(at, STAGES * 8);
+    s.empty = (u64*)carve(at, STAGES * 8);
+    return s;
+}
+
+constexpr int padded(int bytes) { return (bytes + 15) / 16 * 16; }
+static_assert(STAGES * STAGE + padded(WARPS * SUM_FLOATS * 4) + padded(ROWS * OWN * 4) + padded(OWN * 4) + padded(WIDEST * 4) +
+                      padded(ROWS * 4) + padded(8 * QUERIES * QUERY_STRIDE * 2) + 2 * padded(DIM * 4) +
+                      2 * padded(WARPS * 8 * QUERIES * 4) + padded(2 * (ROWS + 1) * 4) + padded(ROWS * 4) + 32 +
+                      2 * padded(STAGES * 8) <=
+                  SHARED_BYTES,
+              "the host counted less shared memory");
+
+// A row's 16-byte pieces change places so that neither the fragments of a product (two rows, four pieces) nor transposed
+// loads (eight rows, one piece) meet in a bank.
+__device__ inline int place(int row, int piece) {
+    return row * 256 + ((piece ^ (((row & 1) << 2) | ((row >> 1) & 3))) << 4);
+}
+
+struct Ring {
+    int stage = 0;
+    unsigned parity = 0;
+
+    __device__ void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+__device__ inline int share(int n, int program) { return (int)((long long)program * n / PROGRAMS); }
+
+__device__ inline long long field(const Args& a, int layer, int at) { return load_fixed(a.table + layer * FIELDS + at); }
+
+// ---- producers ------------------------------------------------------------------------------------------------------
+
+__device__ inline char* claimed(Shared& s, Ring& r) {
+    wait_for(s.empty + r.stage, r.parity ^ 1);
+    return s.ring + r.stage * STAGE;
+}
+
+__device__ inline void sent(Shared& s, Ring& r) {
+    arrive_when_copied(s.full + r.stage);
+    r.next();
+}
+
+template <int K, bool GATED>
+__device__ void stream(Shared& s, Ring& r, const u16* w, int first, int last, int n, int thread) {
+    constexpr int HEIGHT = GATED ? 8 : 16;
+    constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK;
+    int tiles = (last - first + HEIGHT - 1) / HEIGHT;
+    for (int from = 0; from < tiles; from += TILES)
+        for (int chunk = 0; chunk < CHUNKS; chunk++)
+            for (int tile = from; tile < from + TILES && tile < tiles; tile++) {
+                char* stage = claimed(s, r);
+                int top = first + tile * HEIGHT;
+#pragma unroll
+                for (int piece = thread; piece < CHUNK / 8; piece += FEEDERS) {
+                    int column = chunk * CHUNK + piece * 8;
+                    char* slice = stage + (piece >> 4) * SLICE;
+                    const u16* at = w + (long long)top * K + column;
+#pragma unroll
+                    for (int row = 0; row < 16; row++) {
+                        int local = GATED ? row & 7 : row;
+                        const u16* source = at + (long long)local * K + (GATED && row >= 8 ? (long long)n * K : 0);
+                        if (top + local < last) copy_16(slice + place(row, piece & 15), column < K ? source : w, column < K);
+                    }
+                }
+                sent(s, r);
+            }
+}
+
+struct Unit {
+    int row, head, part, parts, begin, end, length;
+};
+
+// The part of a context that comes at `at` in the order of rows, heads, parts. All lanes of a warp ask together.
+__device__ inline Unit unit_at(Shared& s, const Args& a, int kind, int window, int at, int lane) {
+    const int* firsts = s.firsts + kind * (ROWS + 1);
+    int row = 0;
+    for (int from = 0; from < ROWS; from += 32) {
+        int i = from + lane;
+        row += count_bits(lanes_where(i < (int)a.rows && at >= firsts[i + 1 > ROWS ? ROWS : i + 1] * KV_HEADS));
+    }
+    Unit u;
+    u.row = row;
+    u.parts = firsts[row + 1] - firsts[row];
+    int within = at - firsts[row] * KV_HEADS;
+    u.head = within / u.parts;
+    u.part = within % u.parts;
+    u.length = s.lengths[row];
+    int oldest = u.length > window ? u.length - window : 0;
+    int span = s.spans[kind];
+    u.begin = oldest + u.part * span;
+    u.end = least(u.begin + span, u.length - 1);
+    return u;
+}
+
+__device__ inline int kind_of(int window) { return window == FOREVER ? 0 : 1; }
+
+__device__ void stream_contexts(Shared& s, Ring& r, const Args& a, int layer, int program, int thread) {
+    constexpr int PIECES = DIM / 8;
+    const u16* pool_k = (const u16*)field(a, layer, 7);
+    const u16* pool_v = (const u16*)field(a, layer, 8);
+    int window = (int)field(a, layer, 14);
+    int kind = kind_of(window);
+    int units = s.firsts[kind * (ROWS + 1) + (int)a.rows] * KV_HEADS;
+    for (int at = program; at < units; at += PROGRAMS) {
+        Unit u = unit_at(s, a, kind, window, at, thread & 31);
+        const int* pages = a.pages + (long long)a.seats[u.row] * a.width;
+        for (int start = u.begin; start < u.end; start += SPAN_STEP) {
+#pragma unroll 1
+            for (int both = 0; both < 2; both++) {
+                char* stage = claimed(s, r);
+                const u16* pool = (both ? pool_v : pool_k) + u.head * DIM;
+                constexpr int AT_ONCE = 4;  // places that are looked up together
+#pragma unroll 1
+                for (int from = thread; from < SPAN_STEP * PIECES; from += FEEDERS * AT_ONCE) {
+                    int slots[AT_ONCE];
+#pragma unroll
+                    for (int i = 0; i < AT_ONCE; i++) {
+                        int position = start + (from + i * FEEDERS) / PIECES;
+                        slots[i] = position < u.end ? load_fixed(pages + position / PAGE) * PAGE + position % PAGE : -1;
+                    }
+#pragma unroll
+                    for (int i = 0; i < AT_ONCE; i++) {
+                        int index = from + i * FEEDERS, position = index / PIECES, piece = index % PIECES;
+                        if (index < SPAN_STEP * PIECES)
+                            copy_16(stage + (position >> 4) * SLICE + place(position & 15, piece),
+                                    pool + (long long)larger(slots[i], 0) * (KV_HEADS * DIM) + piece * 8, slots[i] >= 0);
+                    }
+                }
+                sent(s, r);
+            }
+        }
+    }
+}
+
+// ---- consumers ------------------------------------------------------------------------------------------------------
+
+__device__ inline void together() { barrier_of(1, CONSUMERS); }
+
+__device__ inline void leave(const Args& a, int thread) {
+    together();
+    if (thread == 0) add_release(a.counter, 1);
+}
+
+__device__ inline void meet(const Args& a, int thread, int target) {
+    if (thread == 0)
+        while (load_acquire(a.counter) < target) spin();
+    together();
+}
+
+__device__ inline void stamp(const Args& a, int thread, int at) {
+    if (a.stamps && thread == 0) a.stamps[(long long)at * PROGRAMS + block()] = now();
+}
+
+__device__ inline float warp_sum(float v) {
+#pragma unroll
+    for (int i = 16; i; i >>= 1) v += shuffle_xor(v, i);
+    return v;
+}
+
+// What makes each row's norm of the residual, from all programs' sums of squares.
+__device__ void find_factors(Shared& s, const Args& a, int warp, int lane) {
+    for (int row = warp; row < (int)a.rows; row += WARPS) {
+        float sum = 0;
+        for (int i = lane; i < PROGRAMS; i += 32) sum += load_shared_l2(a.squares + row * PROGRAMS + i);
+        sum = warp_sum(sum);
+        if (lane == 0) s.factor[row] = rsqrtf(sum / HIDDEN + (float)a.eps);
+    }
+}
+
+// y[first:last] of all rows; `end(tile row in own rows, batch row, y)` takes each, with GATED `end(.., gate, up)`.
+template <int K, bool GATED, class End>
+__device__ void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, int thread, End end) {
+    constexpr int HEIGHT = GATED ? 8 : 16;
+    constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK;
+    int warp = thread >> 5, lane = thread & 31;
+    int tiles = (count + HEIGHT - 1) / HEIGHT;
+    int own = lane >> 2, quarter = lane & 3;
+    for (int from = 0; from < tiles; from += TILES) {
+        float sums[TILES][BATCHES][4];
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int b = 0; b < BATCHES; b++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) sums[t][b][i] = 0;
+#pragma unroll 1
+        for (int chunk = 0; chunk < CHUNKS; chunk++) {
+            int column = chunk * CHUNK + warp * 128 + quarter * 8;
+            uint4 in[4][BATCHES];
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+#pragma unroll
+                for (int b = 0; b < BATCHES; b++) {
+                    in[j][b] = uint4{0, 0, 0, 0};
+                    if (b * 8 + own < rows && column + j * 32 < K)
+                        in[j][b] = load_shared_l2((const uint4*)(x + (long long)(b * 8 + own) * K + column + j * 32));
+                }
+#pragma unroll
+            for (int t = 0; t < TILES; t++) {
+                if (from + t >= tiles) break;
+                wait_for(s.full + r.stage, r.parity);
+                const char* slice = s.ring + r.stage * STAGE + warp * SLICE;
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    uint4 low = *(const uint4*)(slice + place(own, j * 4 + quarter));
+                    uint4 high = *(const uint4*)(slice + place(own + 8, j * 4 + quarter));
+#pragma unroll
+                    for (int b = 0; b < BATCHES; b++) {
+                        mma(sums[t][b], low.x, high.x, low.y, high.y, in[j][b].x, in[j][b].y);
+                        mma(sums[t][b], low.z, high.z, low.w, high.w, in[j][b].z, in[j][b].w);
+                    }
+                }
+                release(s.empty + r.stage, lane);
+                r.next();
+            }
+        }
+        if (from) together();  // the sums before have been read
+        float* mine = s.sums + warp * SUMS;
+#pragma unroll
+        for (int t = 0; t < TILES; t++) {
+            if (from + t >= tiles) break;
+#pragma unroll
+            for (int b = 0; b < BATCHES; b++)
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    mine[(t * ROWS + b * 8 + quarter * 2 + (i & 1)) * PADDED + own + (i >> 1) * 8] = sums[t][b][i];
+        }
+        together();
+        int there = least(TILES, tiles - from);
+        if (GATED) {
+            for (int i = thread; i < there * ROWS * 8; i += CONSUMERS) {
+                int row = i & 7, column = (i >> 3) % ROWS, t = (i >> 3) / ROWS;
+                const float* at = s.sums + (t * ROWS + column) * PADDED + row;
+                float gate = 0, up = 0;
+#pragma unroll
+                for (int w = 0; w < WARPS; w++) {
+                    gate += at[w * SUMS];
+                    up += at[w * SUMS + 8];
+                }
+                end((from + t) * 8 + row, column, gate, up);
+            }
+        } else {
+            for (int i = thread; i < there * ROWS * 16; i += CONSUMERS) {
+                int row = i & 15, column = (i >> 4) % ROWS, t = (i >> 4) / ROWS;
+                const float* at = s.sums + (t * ROWS + column) * PADDED + row;
+                float y = 0;
+#pragma unroll
+                for (int w = 0; w < WARPS; w++) y += at[w * SUMS];
+                end((from + t) * 16 + row, column, y, 0.0f);
+            }
+        }
+    }
+}
+
+__device__ inline float activated(float x) {
+    if (GATE == 0) return x / (1 + expf(-x));
+    if (GATE == 1) return 0.5f * x * (1 + erff(x * 0.7071067811865476f));
+    return x / (1 + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));  // 0.5 (1 + tanh z) is sigmoid(2 z)
+}
+
+// The sums of this program's rows over all ranks, in the order of ranks; each pair of rows goes to the other ranks as two bfloat16
+// and the number of the exchange, in one store of 8 bytes. All lanes of a warp come here together.
+__device__ inline float over_ranks(const Args& a, float y, int place_in_box, int lane, unsigned tag, bool live) {
+    if (RANKS == 1) return y;
+    constexpr int BOX = (OWN + 15) / 16 * 16 * ROWS / 2;  // words of a program
+    float next = shuffle_down(y, 1);
+    unsigned pair = pack(y, next);
+    long long part = ((long long)(tag & 1) * RANKS * PROGRAMS + block()) * BOX + place_in_box / 2;
+    u64 word = ((u64)tag << 32) | pair;
+    int rank = (int)a.rank;
+    if (live && !(lane & 1))
+        for (int i = 1; i < RANKS; i++)
+            store_system((u64*)a.boxes[(rank + i) % RANKS] + part + (long long)rank * PROGRAMS * BOX, word);
+    float low = 0, high = 0;
+    for (int i = 0; i < RANKS; i++) {
+        unsigned got = pair;
+        if (i != rank && live && !(lane & 1)) {
+            const u64* at = (const u64*)a.boxes[rank] + part + (long long)i * PROGRAMS * BOX;
+            u64 seen = load_system(at);
+            long long left = load_acquire(a.state + 1) ? 0 : a.looks;
+            while ((unsigned)(seen >> 32) != tag && left > 0) {
+                spin();
+                seen = load_system(at);
+                left--;
+            }
+            got = (unsigned)seen;
+            if ((unsigned)(seen >> 32) != tag) {
+                a.state[1] = 1;
+                got = 0x7fff7fff;  // not numbers
+            }
+        }
+        low += low_of(got);
+        high += high_of(got);
+    }
+    float other = shuffle_up(high, 1);
+    return lane & 1 ? other : low;
+}
+
+// Heads of a projection as queries, and the new token's key and value: normed, rotated, and the latter two stored.
+__device__ void turn_heads(Shared& s, const Args& a, const Unit& u, int layer, bool stores, int warp, int lane) {
+    const u16* row = a.qkv + (long long)u.row * WIDE;
+    const float* cos = (const float*)field(a, layer, 5);
+    const float* sin = (const float*)field(a, layer, 6);
+    long long position = u.length > 0 ? u.length - 1 : 0;
+    for (int i = warp; i < GROUP + (stores ? 2 : 0); i += WARPS) {
+        bool key = i == GROUP, value = i > GROUP;
+        const u16* from = row + (i < GROUP ? u.head * GROUP + i : (key ? HEADS : HEADS + KV_HEADS) + u.head) * DIM;
+        float own[DIM / 32], across[DIM / 32], c[DIM / 32], n[DIM / 32];
+#pragma unroll
+        for (int j = 0; j < DIM / 32; j++) {
+            int d = lane + j * 32;
+            int other = INTERLEAVED ? d ^ 1 : (d < HALF ? d + HALF : d - HALF);
+            own[j] = to_float(load_shared_l2(from + d));
+            across[j] = d < TURNED ? to_float(load_shared_l2(from + other)) : 0;
+            int pair = INTERLEAVED ? d / 2 : d % (HALF > 0 ? HALF : 1);
+            c[j] = d < TURNED ? load_fixed(cos + position * HALF + pair) : 1;
+            n[j] = d < TURNED ? load_fixed(sin + position * HALF + pair) : 0;
+        }
+        if (NORM && !value) {
+            float squares = 0;
+#pragma unroll
+            for (int j = 0; j < DIM / 32; j++) squares += own[j] * own[j];
+            float factor = rsqrtf(warp_sum(squares) / DIM + (float)a.qk_eps);
+            const u16* w = (const u16*)field(a, layer, key ? 4 : 3);
+#pragma unroll
+            for (int j = 0; j < DIM / 32; j++) {
+                int d = lane + j * 32;
+                int other = INTERLEAVED ? d ^ 1 : (d < HALF ? d + HALF : d - HALF);
+                float scale = to_float(load_fixed(w + d)) + (float)a.qk_offset;
+                own[j] = rounded((QK_OFFSET ? own[j] * factor : rounded(own[j] * factor)) * scale);
+                if (d < TURNED) {
+                    scale = to_float(load_fixed(w + other)) + (float)a.qk_offset;
+                    across[j] = rounded((QK_OFFSET ? across[j] * factor : rounded(across[j] * factor)) * scale);
+                }
+            }
+        }
+        long long slot = stores ? a.slots[u.row] : -1;
+#pragma unroll
+        for (int j = 0; j < DIM / 32; j++) {
+            int d = lane + j * 32;
+            float sign = INTERLEAVED ? (d & 1 ? 1 : -1) : (d < HALF ? -1 : 1);
+            u16 turned = to_bfloat(value ? own[j] : own[j] * c[j] + sign * across[j] * n[j]);
+            if (i < GROUP) {
+                s.queries[i * QUERY_STRIDE + d] = turned;
+            } else {
+                (value ? s.new_value : s.new_key)[d] = to_float(turned);
+                u16* pool = (u16*)field(a, layer, value ? 8 : 7);
+                if (slot >= 0) pool[(slot * KV_HEADS + u.head) * DIM + d] = turned;
+            }
+        }
+    }
+}
+
+__device__ inline float scored(const Args& a, float product) {
+    if (!SOFTCAP) return product * (float)a.scale * LOG2E;
+    return tanhf(product * (float)a.scale / (float)a.softcap) * (float)a.softcap * LOG2E;
+}
+
+__device__ void attend(Shared& s, Ring& r, const Args& a, int layer, int thread) {
+    int warp = thread >> 5, lane = thread & 31, own = lane >> 2, quarter = lane & 3;
+    int window = (int)field(a, layer, 14);
+    int kind = kind_of(window);
+    int units = s.firsts[kind * (ROWS + 1) + (int)a.rows] * KV_HEADS;
+    for (int at = block(); at < units; at += PROGRAMS) {
+        Unit u = unit_at(s, a, kind, window, at, lane);
+        bool last = u.part == u.parts - 1 && u.length > 0;
+        turn_heads(s, a, u, layer, last, warp, lane);
+        together();
+        uint4 q[DIM / 32][QUERIES];
+#pragma unroll
+        for (int g = 0; g < DIM / 32; g++)
+#pragma unroll
+            for (int b = 0; b < QUERIES; b++)
+                q[g][b] = *(const uint4*)(s.queries + (b * 8 + own) * QUERY_STRIDE + g * 32 + quarter * 8);
+        float top[QUERIES][2], total[QUERIES][2], out[DIM / 16][QUERIES][4];
+#pragma unroll
+        for (int b = 0; b < QUERIES; b++) {
+            top[b][0] = top[b][1] = NOWHERE;
+            total[b][0] = total[b][1] = 0;
+#pragma unroll
+            for (int d = 0; d < DIM / 16; d++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) out[d][b][i] = 0;
+        }
+        if (last && warp == 0) {  // the new token itself, which no stage holds
+#pragma unroll
+            for (int i = 0; i < GROUP; i++) {
+                float sum = 0;
+#pragma unroll
+                for (int j = 0; j < DIM / 32; j++)
+                    sum += to_float(s.queries[i * QUERY_STRIDE + lane + j * 32]) * s.new_key[lane + j * 32];
+                float score = scored(a, warp_sum(sum));
+                if ((i & 7) >> 1 == quarter) top[i / 8][i & 1] = score;
+            }
+#pragma unroll
+            for (int b = 0; b < QUERIES; b++) {
+                if (own == 0) total[b][0] = total[b][1] = 1;
+#pragma unroll
+                for (int d = 0; d < DIM / 16; d++)
+#pragma unroll
+                    for (int i = 0; i < 4; i++) out[d][b][i] = s.new_value[d * 16 + own + (i >> 1) * 8];
+            }
+        }
+#pragma unroll 1
+        for (int start = u.begin; start < u.end; start += SPAN_STEP) {
+            float score[QUERIES][4];
+#pragma unroll
+            for (int b = 0; b < QUERIES; b++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) score[b][i] = 0;
+            wait_for(s.full + r.stage, r.parity);
+            const char* slice = s.ring + r.stage * STAGE + warp * SLICE;
+#pragma unroll
+            for (int g = 0; g < DIM / 32; g++) {
+                uint4 low = *(const uint4*)(slice + place(own, g * 4 + quarter));
+                uint4 high = *(const uint4*)(slice + place(own + 8, g * 4 + quarter));
+#pragma unroll
+                for (int b = 0; b < QUERIES; b++) {
+                    mma(score[b], low.x, high.x, low.y, high.y, q[g][b].x, q[g][b].y);
+                    mma(score[b], low.z, high.z, low.w, high.w, q[g][b].z, q[g][b].w);
+                }
+            }
+            release(s.empty + r.stage, lane);
+            r.next();
+            int position = start + warp * 16 + own;
+            unsigned probs[QUERIES][2];
+            float keep[QUERIES][2];
+#pragma unroll
+            for (int b = 0; b < QUERIES; b++)
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    float first = position < u.end ? scored(a, score[b][c]) : NOWHERE;
+                    float second = position + 8 < u.end ? scored(a, score[b][c + 2]) : NOWHERE;
+                    float high = larger(first, second);
+#pragma unroll
+                    for (int i = 4; i < 32; i <<= 1) high = larger(high, shuffle_xor(high, i));
+                    high = larger(high, top[b][c]);
+                    keep[b][c] = exp2f(top[b][c] - high);
+                    top[b][c] = high;
+                    score[b][c] = position < u.end ? exp2f(first - high) : 0;
+                    score[b][c + 2] = position + 8 < u.end ? exp2f(second - high) : 0;
+                    total[b][c] = total[b][c] * keep[b][c] + score[b][c] + score[b][c + 2];
+                }
+#pragma unroll
+            for (int b = 0; b < QUERIES; b++) {
+                probs[b][0] = transposed(pack(score[b][0], score[b][1]));
+                probs[b][1] = transposed(pack(score[b][2], score[b][3]));
+            }
+            wait_for(s.full + r.stage, r.parity);
+            slice = s.ring + r.stage * STAGE + warp * SLICE;
+#pragma unroll
+            for (int d = 0; d < DIM / 16; d++) {
+                unsigned v[4];
+                load_transposed(v, slice + place((lane & 7) + ((lane >> 4) & 1) * 8, d * 2 + ((lane >> 3) & 1)));
+#pragma unroll
+                for (int b = 0; b < QUERIES; b++) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) out[d][b][i] *= keep[b][i & 1];
+                    mma(out[d][b], v[0], v[1], v[2], v[3], probs[b][0], probs[b][1]);
+                }
+            }
+            release(s.empty + r.stage, lane);
+            r.next();
+        }
+        float* mine = s.sums + warp * (8 * QUERIES * QUERY_STRIDE);
+#pragma unroll
+        for (int b = 0; b < QUERIES; b++)
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                int head = b * 8 + quarter * 2 + c;
+                float sum = total[b][c];
+#pragma unroll
+                for (int i = 4; i < 32; i <<= 1) sum += shuffle_xor(sum, i);
+                if (own == 0) {
+                    s.tops[warp * 8 * QUERIES + head] = top[b][c];
+                    s.totals[warp * 8 * QUERIES + head] = sum;
+                }
+#pragma unroll
+                for (int d = 0; d < DIM / 16; d++) {
+                    mine[head * QUERY_STRIDE + d * 16 + own] = out[d][b][c];
+                    mine[head * QUERY_STRIDE + d * 16 + own + 8] = out[d][b][c + 2];
+                }
+            }
+        together();
+        u16* result = a.attended + (long long)u.row * ATT + u.head * GROUP * DIM;
+        for (int i = thread; i < GROUP * DIM; i += CONSUMERS) {
+            int head = i / DIM, d = i % DIM;
+            float high = NOWHERE;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) high = larger(high, s.tops[w * 8 * QUERIES + head]);
+            float sum = 0, y = 0;
+#pragma unroll
+            for (int w = 0; w < WARPS; w++) {
+                float weight = exp2f(s.tops[w * 8 * QUERIES + head] - high);
+                sum += weight * s.totals[w * 8 * QUERIES + head];
+                y += weight * s.sums[w * (8 * QUERIES * QUERY_STRIDE) + head * QUERY_STRIDE + d];
+            }
+            y = sum > 0 ? y / sum : 0;
+            if (u.parts == 1) {
+                result[i] = to_bfloat(y);
+            } else {
+                a.partial[(long long)at * GROUP * DIM + i] = y;
+                if (d == 0) a.weights[at * GROUP + head] = sum > 0 ? high + log2f(sum) : NOWHERE;
+            }
+        }
+        if (u.parts > 1) {  // who comes last joins the parts
+            together();
+            int* arrived = a.arrived + u.row * KV_HEADS + u.head;
+            if (thread == 0) *s.flag = add_both(arrived, 1) == u.parts - 1;
+            together();
+            if (*s.flag) {
+                int begin = at - u.part;
+                for (int i = thread; i < GROUP * DIM; i += CONSUMERS) {
+                    int head = i / DIM;
+                    float high = NOWHERE, sum = 0, y = 0;
+                    for (int part = begin; part < begin + u.parts; part++)
+                        high = larger(high, load_shared_l2(a.weights + part * GROUP + head));
+                    for (int part = begin; part < begin + u.parts; part++) {
+                        float weight = exp2f(load_shared_l2(a.weights + part * GROUP + head) - high);
+                        sum += weight;
+                        y += weight * load_shared_l2(a.partial + (long long)part * GROUP * DIM + i);
+                    }
+                    result[i] = to_bfloat(y / sum);
+                }
+                if (thread == 0) *arrived = 0;
+            }
+        }
+    }
+}
+
+// How contexts are cut: so that the program with most to read has least. One warp.
+__device__ void cut_contexts(Shared& s, const Args& a, int lane) {
+    for (int i = lane; i < (int)a.rows; i += 32) s.lengths[i] = a.lengths[i];
+    warp_together();
+    for (int kind = 0; kind < 2; kind++) {
+        int window = kind ? (int)a.window : FOREVER;
+        int longest = 1;
+        for (int i = 0; i < (int)a.rows; i++) longest = larger(longest, least(s.lengths[i], window));
+        int span = lane < 24 ? SPAN_STEP * (lane + 1) : (SPAN_STEP * 32) << (lane - 24);
+        int parts = 0;
+        for (int i = 0; i < (int)a.rows; i++) {
+            int cached = least(s.lengths[i], window) - 1;
+            parts += larger(1, (cached + span - 1) / span);
+        }
+        int rounds = (parts * KV_HEADS + PROGRAMS - 1) / PROGRAMS;
+        // a round's overhead counts as much as 96 positions
+        long long cost = (long long)rounds * (least(span, longest) + 96);
+        if (rounds > MOST_UNITS && parts > (int)a.rows) cost = (long long)1 << 40;
+        long long best = (cost << 5) | lane;
+        for (int i = 16; i; i >>= 1) {
+            long long other = shuffle_xor(best, i);
+            best = other < best ? other : best;
+        }
+        span = shuffle(span, (int)(best & 31));
+        if (lane == 0) {
+            s.spans[kind] = span;
+            int first = 0;
+            for (int i = 0; i <= (int)a.rows; i++) {
+                s.firsts[kind * (ROWS + 1) + i] = first;
+                if (i < (int)a.rows) {
+                    int cached = least(s.lengths[i], window) - 1;
+                    first += larger(1, (cached + span - 1) / span);
+                }
+            }
+        }
+    }
+}
+
+// The residual's own rows into the next norm's input, and their squares.
+__device__ inline void put_squares(Shared& s, const Args& a, int count, int warp, int lane) {
+    together();
+    for (int row = warp; row < (int)a.rows; row += WARPS) {
+        float sum = 0;
+        for (int i = lane; i < count; i += 32) sum += s.residual[row * OWN + i] * s.residual[row * OWN + i];
+        sum = warp_sum(sum);
+        if (lane == 0) a.squares[row * PROGRAMS + block()] = sum;
+    }
+}
+
+__device__ void feed(Shared& s, const Args& a, int thread) {
+    Ring r;
+    int program = block();
+    int first = share(HIDDEN, program), last = share(HIDDEN, program + 1);
+    for (int layer = 0; layer < (int)a.layers; layer++) {
+        stream<HIDDEN, false>(s, r, (const u16*)field(a, layer, 1), share(WIDE, program), share(WIDE, program + 1), WIDE, thread);
+        stream_contexts(s, r, a, layer, program, thread);
+        stream<ATT, false>(s, r, (const u16*)field(a, layer, 9), first, last, HIDDEN, thread);
+        stream<HIDDEN, true>(s, r, (const u16*)field(a, layer, 12), share(INNER, program), share(INNER, program + 1), INNER, thread);
+        stream<INNER, false>(s, r, (const u16*)field(a, layer, 13), first, last, HIDDEN, thread);
+    }
+}
+
+__device__ void compute(Shared& s, const Args& a, int thread) {
+    Ring r;
+    int program = block(), warp = thread >> 5, lane = thread & 31;
+    int rows = (int)a.rows;
+    int first = share(HIDDEN, program), count = share(HIDDEN, program + 1) - first;
+    int qkv_first = share(WIDE, program), qkv_count = share(WIDE, program + 1) - qkv_first;
+    int up_first = share(INNER, program), up_count = share(INNER, program + 1) - up_first;
+    float offset = (float)a.offset;
+    unsigned exchange = RANKS > 1 ? (unsigned)load_acquire(a.state) * (2 * (unsigned)a.layers) : 0;
+    int target = 0;
+    {
+        const u16* norm = (const u16*)field(a, 0, 0);
+        for (int i = thread; i < count * rows; i += CONSUMERS) {
+            int n = i % count, row = i / count;
+            float value = to_float(a.x[(long long)row * HIDDEN + first + n]);
+            s.residual[row * OWN + n] = value;
+            a.h[(long long)row * HIDDEN + first + n] = to_bfloat(value * (to_float(norm[first + n]) + offset));
+        }
+    }
+    put_squares(s, a, count, warp, lane);
+    leave(a, thread);
+    target += PROGRAMS;
+    for (int layer = 0; layer < (int)a.layers; layer++) {
+        auto residual = [&](int n, int row, float y, float) {
+            bool live = n < count && row < rows;
+            y = over_ranks(a, y, row * ((OWN + 15) / 16 * 16) + n, lane, exchange + 1, live);
+            if (!live) return;
+            float value = rounded(y + s.bias[n] + s.residual[row * OWN + n]);
+            s.residual[row * OWN + n] = value;
+            a.h[(long long)row * HIDDEN + first + n] = to_bfloat(value * s.side[n]);
+        };
+        if (QKV_BIAS) {
+            const u16* bias = (const u16*)field(a, layer, 2);
+            for (int i = thread; i < qkv_count; i += CONSUMERS) s.bias[i] = to_float(load_fixed(bias + qkv_first + i));
+        }
+        meet(a, thread, target);
+        find_factors(s, a, warp, lane);
+        multiply<HIDDEN, false>(s, r, a.h, rows, qkv_count, thread, [&](int n, int row, float y, float) {
+            if (n >= qkv_count || row >= rows) return;
+            y *= s.factor[row];
+            if (QKV_BIAS) y += s.bias[n];
+            a.qkv[(long long)row * WIDE + qkv_first + n] = to_bfloat(y);
+        });
+        stamp(a, thread, layer * 5);
+        leave(a, thread);
+        target += PROGRAMS;
+
+        meet(a, thread, target);
+        attend(s, r, a, layer, thread);
+        stamp(a, thread, layer * 5 + 1);
+        leave(a, thread);
+        target += PROGRAMS;
+
+        {
+            const u16* bias = (const u16*)field(a, layer, 10);
+            const u16* norm = (const u16*)field(a, layer, 11);
+            for (int i = thread; i < count; i += CONSUMERS) {
+                s.bias[i] = OUT_BIAS ? to_float(load_fixed(bias + first + i)) : 0;
+                s.side[i] = to_float(load_fixed(norm + first + i)) + offset;
+            }
+        }
+        meet(a, thread, target);
+        multiply<ATT, false>(s, r, a.attended, rows, count, thread, residual);
+        exchange++;
+        put_squares(s, a, count, warp, lane);
+        stamp(a, thread, layer * 5 + 2);
+        leave(a, thread);
+        target += PROGRAMS;
+
+        meet(a, thread, target);
+        find_factors(s, a, warp, lane);
+        multiply<HIDDEN, true>(s, r, a.h, rows, up_count, thread, [&](int n, int row, float gate, float up) {
+            if (n >= up_count || row >= rows) return;
+            float factor = s.factor[row];
+            a.gated[(long long)row * INNER + up_first + n] = to_bfloat(activated(gate * factor) * (up * factor));
+        });
+        stamp(a, thread, layer * 5 + 3);
+        leave(a, thread);
+        target += PROGRAMS;
+
+        {
+            const u16* norm = layer + 1 < (int)a.layers ? (const u16*)field(a, layer + 1, 0) : a.last_norm;
+            for (int i = thread; i < count; i += CONSUMERS) {
+                s.bias[i] = 0;
+                s.side[i] = to_float(load_fixed(norm + first + i)) + offset;
+            }
+        }
+        meet(a, thread, target);
+        multiply<INNER, false>(s, r, a.gated, rows, count, thread, residual);
+        exchange++;
+        put_squares(s, a, count, warp, lane);
+        stamp(a, thread, layer * 5 + 4);
+        leave(a, thread);
+        target += PROGRAMS;
+    }
+    meet(a, thread, target);
+    find_factors(s, a, warp, lane);
+    together();
+    for (int i = thread; i < count * rows; i += CONSUMERS) {
+        int n = i % count, row = i / count;
+        float value = s.residual[row * OWN + n] * s.factor[row];
+        if (!OFFSET) value = rounded(value);
+        a.hidden[(long long)row * HIDDEN + first + n] = to_bfloat(value * s.side[n]);
+    }
+    leave(a, thread);
+    target += PROGRAMS;
+    if (program == 0) {  // nobody looks at the counter any more
+        meet(a, thread, target);
+        if (thread == 0) {
+            *a.counter = 0;
+            if (RANKS > 1) a.state[0] += 1;
+        }
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) whole_step(const __grid_constant__ Args a) {
+    Shared s = carved(shared_memory());
+    int thread = thread_index();
+    if (thread == 0) {
+        for (int i = 0; i < STAGES; i++) {
+            begin_barrier(s.full + i, FEEDERS);
+            begin_barrier(s.empty + i, WARPS);
+        }
+    }
+    for (int i = thread; i < 8 * QUERIES * QUERY_STRIDE; i += CONSUMERS + FEEDERS) s.queries[i] = 0;
+    if (thread < 32) cut_contexts(s, a, thread);
+    all_together();
+    if (thread >= CONSUMERS) {
+        fewer_registers<40>();
+        feed(s, a, thread - CONSUMERS);
+    } else {
+        more_registers<232>();
+        compute(s, a, thread);
+    }
+}

@@ -1,0 +1,33 @@
+"""CUDA sources as libraries for a CPU, so that they are tested without a GPU (device.h beside this)."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+def library(folder: Path, macros: Mapping[str, int]) -> Any:
+    """whole_step.cpp with these macros, compiled into `folder` unless it is there."""
+    assert COMPILER is not None
+    options = [f"-D{name}={value}" for name, value in sorted(macros.items())]
+    path = folder / f"{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}.so"
+    if not path.exists():
+        kernels = HERE.parents[2] / "runtime" / "kernels"
+        command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}", f"-I{kernels}", *options]
+        subprocess.run([*command, "-o", str(path), str(HERE / "whole_step.cpp")], check=True)
+    return ctypes.CDLL(str(path))
+
+
+def run(library: Any, arguments: list[ctypes.Structure], seed: int) -> None:
+    """Launch on as many devices as there are arguments. Raises RuntimeError if the threads wait for each other for ever."""
+    all_of_them = (type(arguments[0]) * len(arguments))(*arguments)
+    if not library.run(ctypes.byref(all_of_them), len(arguments), ctypes.c_uint(seed)):
+        raise RuntimeError("the kernel's threads wait for each other")

@@ -1,0 +1,316 @@
+// runtime/kernels/device.h for a CPU: every thread of every program is a fiber, and a warp's instructions wait for its lanes.
+//
+// Fibers go on in changing orders, and copies that were begun land at some later time, so what lacks a wait reads old memory.
+
+#pragma once
+
+#include <ucontext.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+typedef unsigned short u16;
+typedef unsigned long long u64;
+constexpr int FOREVER = 0x7fffffff;
+
+#define __device__
+#define __global__
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct uint4 {
+    unsigned x, y, z, w;
+};
+
+namespace emulator {
+
+struct Gate {  // opens when so many have come
+    unsigned opened = 0;
+    int come = 0;
+};
+
+struct Lane {
+    u64 words[8];
+};
+
+struct Warp {
+    Gate gate;
+    Lane lanes[2][32];
+};
+
+struct Program {
+    int index;
+    std::vector<char> memory;
+    std::vector<Warp> warps;
+    Gate gates[16];
+};
+
+struct Copy {
+    void* to;
+    const void* from;
+    bool live;
+    u64* arrives;  // an arrival instead
+};
+
+struct Fiber {
+    ucontext_t context;
+    std::unique_ptr<char[]> stack;
+    Program* program;
+    int thread;
+    bool over = false;
+    const unsigned* word = nullptr;  // it waits until this
+    unsigned old = 0;  // is another than this
+    std::vector<Copy> copies;
+};
+
+inline Fiber* self;
+inline ucontext_t home;
+
+inline void yield() { swapcontext(&self->context, &home); }
+
+inline void pass(Gate& gate, int count) {
+    if (++gate.come == count) {
+        gate.come = 0;
+        gate.opened++;
+        return;
+    }
+    self->word = &gate.opened;
+    self->old = gate.opened;
+    yield();
+    self->word = nullptr;
+}
+
+// What all lanes of the warp brought.
+inline const Lane* gathered(const Lane& mine) {
+    Warp& warp = self->program->warps[self->thread / 32];
+    Lane* lanes = warp.lanes[warp.gate.opened & 1];
+    lanes[self->thread % 32] = mine;
+    pass(warp.gate, 32);
+    return lanes;
+}
+
+struct Barrier {
+    uint16_t expected, missing;
+    uint32_t phase;
+};
+static_assert(sizeof(Barrier) == 8);
+
+inline void arrive(u64* at) {
+    Barrier* b = (Barrier*)at;
+    if (--b->missing == 0) {
+        b->missing = b->expected;
+        b->phase ^= 1;
+    }
+}
+
+inline void land(Fiber& fiber) {
+    for (const Copy& c : fiber.copies)
+        if (c.arrives)
+            arrive(c.arrives);
+        else if (c.live)
+            memcpy(c.to, c.from, 16);
+        else
+            memset(c.to, 0, 16);
+    fiber.copies.clear();
+}
+
+inline unsigned bits(float v) {
+    unsigned b;
+    memcpy(&b, &v, 4);
+    return b;
+}
+inline float number(unsigned b) {
+    float v;
+    memcpy(&v, &b, 4);
+    return v;
+}
+
+template <class T>
+T from_lane(T v, int lane) {
+    Lane mine{};
+    memcpy(mine.words, &v, sizeof v);
+    const Lane* all = gathered(mine);
+    memcpy(&v, all[lane & 31].words, sizeof v);
+    return v;
+}
+
+}  // namespace emulator
+
+inline char* shared_memory() { return (char*)(((uintptr_t)emulator::self->program->memory.data() + 127) / 128 * 128); }
+inline int thread_index() { return emulator::self->thread; }
+inline int block() { return emulator::self->program->index; }
+inline void spin() { emulator::yield(); }
+inline long long now() {
+    static long long ticks = 0;
+    return ++ticks;
+}
+template <class T>
+T least(T a, T b) { return a < b ? a : b; }
+template <class T>
+T larger(T a, T b) { return a > b ? a : b; }
+
+inline float rsqrtf(float v) { return 1 / sqrtf(v); }
+inline float to_float(u16 v) { return emulator::number((unsigned)v << 16); }
+inline float low_of(unsigned pair) { return emulator::number(pair << 16); }
+inline float high_of(unsigned pair) { return emulator::number(pair & 0xffff0000u); }
+inline u16 to_bfloat(float v) {
+    unsigned b = emulator::bits(v);
+    if (v != v) return 0x7fff;
+    return (u16)((b + 0x7fff + ((b >> 16) & 1)) >> 16);
+}
+inline unsigned pack(float low, float high) { return to_bfloat(low) | (unsigned)to_bfloat(high) << 16; }
+inline float rounded(float v) { return to_float(to_bfloat(v)); }
+
+template <class T>
+T load_fixed(const T* p) { return *p; }
+template <class T>
+T load_shared_l2(const T* p) { return *p; }
+inline int load_acquire(const int* p) { return *p; }
+inline void add_release(int* p, int v) { *p += v; }
+inline int add_both(int* p, int v) { return (*p += v) - v; }
+inline void store_system(u64* p, u64 v) { *p = v; }
+inline u64 load_system(const u64* p) { return *p; }
+
+template <class T>
+T shuffle_xor(T v, int i) { return emulator::from_lane(v, (emulator::self->thread & 31) ^ i); }
+template <class T>
+T shuffle(T v, int lane) { return emulator::from_lane(v, lane); }
+inline float shuffle_down(float v, int i) {
+    int lane = emulator::self->thread & 31;
+    return emulator::from_lane(v, lane + i < 32 ? lane + i : lane);
+}
+inline float shuffle_up(float v, int i) {
+    int lane = emulator::self->thread & 31;
+    return emulator::from_lane(v, lane >= i ? lane - i : lane);
+}
+inline unsigned lanes_where(bool v) {
+    const emulator::Lane* all = emulator::gathered({{v}});
+    unsigned found = 0;
+    for (int i = 0; i < 32; i++) found |= (unsigned)all[i].words[0] << i;
+    return found;
+}
+inline int count_bits(unsigned v) { return __builtin_popcount(v); }
+inline void warp_together() { emulator::gathered({}); }
+inline void barrier_of(int name, int threads) { emulator::pass(emulator::self->program->gates[name], threads); }
+inline void all_together() { barrier_of(0, 32 * (int)emulator::self->program->warps.size()); }
+template <int COUNT>
+void fewer_registers() {}
+template <int COUNT>
+void more_registers() {}
+
+inline void begin_barrier(u64* at, int count) { *(emulator::Barrier*)at = {(uint16_t)count, (uint16_t)count, 0}; }
+inline void wait_for(u64* at, unsigned parity) {
+    emulator::Barrier* b = (emulator::Barrier*)at;
+    while (b->phase == parity) {
+        emulator::self->word = &b->phase;
+        emulator::self->old = b->phase;
+        emulator::yield();
+        emulator::self->word = nullptr;
+    }
+}
+inline void release(u64* at, int lane) {
+    warp_together();
+    if (lane == 0) emulator::arrive(at);
+}
+inline void copy_16(void* to, const void* from, bool live) { emulator::self->copies.push_back({to, from, live, nullptr}); }
+inline void arrive_when_copied(u64* at) { emulator::self->copies.push_back({nullptr, nullptr, false, at}); }
+
+inline float half_of(u64 pair, int which) { return which ? high_of((unsigned)pair) : low_of((unsigned)pair); }
+
+inline void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
+    const emulator::Lane* all = emulator::gathered({{a0, a1, a2, a3, b0, b1}});
+    int own = (emulator::self->thread & 31) >> 2, quarter = emulator::self->thread & 3;
+    for (int i = 0; i < 4; i++) {
+        int row = own + (i >> 1) * 8, column = quarter * 2 + (i & 1);
+        float sum = d[i];
+        for (int k = 0; k < 16; k++) {
+            float a = half_of(all[(row & 7) * 4 + (k & 7) / 2].words[(row >> 3) + 2 * (k >> 3)], k & 1);
+            float b = half_of(all[column * 4 + (k & 7) / 2].words[4 + (k >> 3)], k & 1);
+            sum += a * b;
+        }
+        d[i] = sum;
+    }
+}
+inline void load_transposed(unsigned (&v)[4], const void* at) {
+    const emulator::Lane* all = emulator::gathered({{(u64)at}});
+    int own = (emulator::self->thread & 31) >> 2, quarter = emulator::self->thread & 3;
+    for (int i = 0; i < 4; i++) {
+        const u16* first = (const u16*)all[i * 8 + quarter * 2].words[0];
+        const u16* second = (const u16*)all[i * 8 + quarter * 2 + 1].words[0];
+        v[i] = first[own] | (unsigned)second[own] << 16;
+    }
+}
+inline unsigned transposed(unsigned v) {
+    const emulator::Lane* all = emulator::gathered({{v}});
+    int own = (emulator::self->thread & 31) >> 2, quarter = emulator::self->thread & 3;
+    auto element = [&](int row, int column) {
+        return (unsigned)(all[row * 4 + column / 2].words[0] >> (column & 1) * 16) & 0xffff;
+    };
+    return element(quarter * 2, own) | element(quarter * 2 + 1, own) << 16;
+}
+
+namespace emulator {
+
+// Runs `body` as every thread of `programs` programs, on each of `devices` devices with the arguments of its own.
+template <class Arguments>
+bool run(void (*body)(const Arguments), const Arguments* arguments, int devices, int programs, int threads, int bytes, unsigned seed) {
+    static void (*chosen)(const Arguments);
+    static const Arguments* given;
+    chosen = body;
+    std::mt19937 random(seed);
+    std::vector<std::unique_ptr<Program>> all;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<const Arguments*> whose;
+    for (int device = 0; device < devices; device++)
+        for (int p = 0; p < programs; p++) {
+            all.push_back(std::make_unique<Program>());
+            all.back()->index = p;
+            all.back()->memory.resize(bytes + 128);
+            for (char& c : all.back()->memory) c = (char)0xff;  // not numbers
+            all.back()->warps.resize(threads / 32);
+            for (int t = 0; t < threads; t++) {
+                fibers.push_back(std::make_unique<Fiber>());
+                Fiber& f = *fibers.back();
+                f.program = all.back().get();
+                f.thread = t;
+                f.stack.reset(new char[1 << 16]);
+                getcontext(&f.context);
+                f.context.uc_stack.ss_sp = f.stack.get();
+                f.context.uc_stack.ss_size = 1 << 16;
+                f.context.uc_link = &home;
+                makecontext(&f.context, (void (*)()) +[] {
+                    chosen(*given);
+                    self->over = true;
+                }, 0);
+                whose.push_back(arguments + device);
+            }
+        }
+    size_t left = fibers.size();
+    for (long long round = 0; left; round++) {
+        size_t begin = random() % fibers.size();
+        bool back = random() & 1, moved = false;
+        for (size_t i = 0; i < fibers.size(); i++) {
+            size_t at = (begin + (back ? fibers.size() - i : i)) % fibers.size();
+            Fiber& f = *fibers[at];
+            if (!f.copies.empty() && (random() & 1 || !moved)) {
+                land(f);
+                moved = true;
+            }
+            if (f.over || (f.word && *f.word == f.old)) continue;
+            self = &f;
+            given = whose[at];
+            swapcontext(&home, &f.context);
+            moved = true;
+            left -= f.over;
+        }
+        if (!moved || round > 2000000) return false;  // nobody can go on
+    }
+    for (auto& f : fibers) land(*f);
+    return true;
+}
+
+}  // namespace emulator
