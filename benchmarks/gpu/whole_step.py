@@ -151,25 +151,41 @@ def check(b: Bench, step: WholeStep, rows: int) -> dict[str, Any]:
     return {"error": found, "usual": usual, "same": same, "ok": same and found < 1.3 * usual + 1e-3}
 
 
-def phases_us(b: Bench, step: WholeStep, rows: int) -> dict[str, float]:
-    """Microseconds from the last program's end of a phase to that of the next, and the spread of programs within."""
-    stamps = torch.zeros(len(step.layers), 5, step.programs, dtype=torch.int64, device=b.device)
+def phases_us(b: Bench, step: WholeStep, rows: int) -> tuple[dict[str, float], dict[str, float]]:
+    """Microseconds from the last program's end of a phase to that of the next, and when programs met and were done within
+    it; and how far programs that attend came in attention."""
+    stamps = torch.zeros(len(step.layers), 14, step.programs, dtype=torch.int64, device=b.device)
     for _ in range(3):
         step(b.x(rows), *b.inputs(rows), stamps=stamps)
-    ends = stamps.cpu().double() / 1e3
-    last = ends.amax(-1).flatten()
-    spans = torch.cat((torch.zeros(1).double(), last.diff())).view(-1, 5)[1:].median(0).values
-    early = (ends.amax(-1, keepdim=True) - ends).median(-1).values.median(0).values
-    found = dict(zip(PHASES, spans.tolist(), strict=True))
-    return found | {f"{name} spread": v for name, v in zip(PHASES, early.tolist(), strict=True)}
+    at = stamps.cpu()
+    at = torch.where(at > 0, at - at[at > 0].min(), -1).double() / 1e3
+    last = at[:, :5].amax(-1).flatten()
+    begun = torch.cat((torch.zeros(1).double(), last[:-1])).view(-1, 5)
+    found = {}
+    for i, name in enumerate(PHASES):
+        found[name] = float((last.view(-1, 5) - begun)[1:, i].median())
+        done = at[1:, i].median(-1).values
+        found[f"{name} done"] = float((done - begun[1:, i]).median())
+        if name != "attention":
+            met = at[1:, 5 + (i if i == 0 else i - 1)].median(-1).values
+            found[f"{name} met"] = float((met - begun[1:, i]).median())
+    within = {}
+    for k, name in zip(range(9, 14), ("turned", "read", "added", "told", "joined"), strict=True):
+        marks = at[1:, k]
+        came = torch.where(marks > 0, marks, float("nan"))
+        since = came - begun[1:, 1:2]
+        since = torch.where(since > 0, since, float("nan"))
+        within[name] = float(since.nanmedian())
+        within[f"{name} last"] = float(since.nan_to_num(-1).amax(-1).median())
+    return found, within
 
 
 def shown(row: dict[str, Any]) -> str:
     line = f"{row['model']:5} {row['rows']:3} rows, context {row['context']}: {row['step_ms']:7.3f} ms"
     line += f" ({row['launches_ms']:.3f} by launches)  {'ok' if row['ok'] else 'WRONG'}"
     line += f" {row['error']:.1e} ({row['usual']:.1e}){'' if row['same'] else ' CHANGES FROM LAUNCH TO LAUNCH'}  "
-    p = row["phases_us"]
-    return line + " ".join(f"{name} {p[name]:.1f}(-{p[name + ' spread']:.1f})" for name in PHASES)
+    line += "\n    " + " ".join(f"{name} {us:.2f}" for name, us in row["phases_us"].items())
+    return line + "\n    " + " ".join(f"{name} {us:.2f}" for name, us in row["attention_us"].items())
 
 
 def main(
@@ -186,13 +202,14 @@ def main(
     wanted = [int(n) for n in rows.split(",")]
     for model in models.split(","):
         b = Bench(model, context, max(wanted), page)
+        usual = {count: b.step_ms(None, count) if timed else 0.0 for count in wanted}
         step = whole_step(b.model, b.store, max(wanted))
         for count in wanted:
             row = {"model": model, "rows": count, "context": context, "page": page, **check(b, step, count)}
             wrong = wrong or not row["ok"]
-            row["phases_us"] = phases_us(b, step, count)
+            row["phases_us"], row["attention_us"] = phases_us(b, step, count)
             row["step_ms"] = b.step_ms(step, count) if timed else 0.0
-            row["launches_ms"] = b.step_ms(None, count) if timed else 0.0
+            row["launches_ms"] = usual[count]
             print(shown(row), flush=True)
             if out is not None:
                 with out.open("a") as log:

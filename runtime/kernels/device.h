@@ -43,6 +43,22 @@ __device__ inline float rounded(float v) { return low_of(pack(v, 0.0f)); }
 // What no thread writes while the kernel runs.
 template <class T>
 __device__ inline T load_fixed(const T* p) { return __ldg(p); }
+// The same, asked for here and not where it is needed.
+__device__ inline long long load_early(const long long* p) {
+    long long v;
+    asm volatile("ld.global.nc.b64 %0, [%1];" : "=l"(v) : "l"(p));
+    return v;
+}
+__device__ inline u16 load_early(const u16* p) {
+    u16 v;
+    asm volatile("ld.global.nc.b16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+__device__ inline float load_early(const float* p) {
+    float v;
+    asm volatile("ld.global.nc.b32 %0, [%1];" : "=f"(v) : "l"(p));
+    return v;
+}
 // What other multiprocessors wrote: the nearest cache may be stale.
 template <class T>
 __device__ inline T load_shared_l2(const T* p) { return __ldcg(p); }

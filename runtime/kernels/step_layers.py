@@ -93,7 +93,7 @@ class StepRanks:
 
 
 def box_bytes(hidden: int, rows: int, programs: int, ranks: int) -> int:
-    own = -(-(hidden // programs + 2) // 16) * 16
+    own = -(-hidden // programs // 16) * 16
     return 2 * ranks * programs * own * rows // 2 * 8
 
 

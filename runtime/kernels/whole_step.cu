@@ -20,9 +20,7 @@ constexpr int SLICE = 4096;  // bytes: 16 rows of 256
 constexpr int STAGE = WARPS * SLICE;
 constexpr int CHUNK = WARPS * 128;  // columns of a stage
 constexpr int BATCHES = ROWS / 8;   // of 8 rows
-constexpr int TILES = GROUPED / BATCHES;  // of 16 matrix rows whose sums a warp holds at once
 constexpr int PADDED = 20;  // 16 sums of a column, and room that spreads them over the banks
-constexpr int SUMS = TILES * ROWS * PADDED;  // floats of a warp
 constexpr int WIDE = (HEADS + 2 * KV_HEADS) * DIM;
 constexpr int ATT = HEADS * DIM;
 constexpr int GROUP = HEADS / KV_HEADS;
@@ -30,6 +28,7 @@ constexpr int QUERIES = (GROUP + 7) / 8;  // of 8 heads
 constexpr int QUERY_STRIDE = DIM + 8;
 constexpr int HALF = TURNED / 2;
 constexpr int FIELDS = 15;
+constexpr int MARKS = 14;
 constexpr int SPAN_STEP = CONSUMERS / 2;  // positions of a stage
 constexpr int MOST_UNITS = 8;  // parts of contexts a program, at most
 constexpr float LOG2E = 1.4426950408889634f;
@@ -69,19 +68,30 @@ struct Shared {
     float* factor;  // [ROWS]
     u16* queries;  // [8 * QUERIES, QUERY_STRIDE]
     float* new_key;  // [DIM]
-    float* new_value;
-    float* tops;  // [WARPS, 8 * QUERIES]
+    float* new_value;  // [2, DIM]: of one unit and the next, by turns
+    float* tops;  // [WARPS + 1, 8 * QUERIES], the last of the new token
     float* totals;
     int* firsts;  // [2, ROWS + 1]: parts of contexts before a row's, without and with a window
     int* lengths;  // [ROWS]
     int* spans;  // [2]
     int* flag;
+    long long* fields;  // [2, FIELDS]: of this layer and the next, by turns
+    int* slots;  // [FEEDERS]: places of a stage's positions in a pool
     u64* full;  // [STAGES]
     u64* empty;
 };
 
-constexpr int most(int n) { return n / PROGRAMS + 2; }  // rows of a matrix of n that a program has
+constexpr int most(int n) { return (n + PROGRAMS - 1) / PROGRAMS; }  // rows of a matrix of n that a program has
+// Of 16 matrix rows whose sums a warp holds at once.
+constexpr int tiles_of(int n, int height) {
+    int all = (most(n) + height - 1) / height;
+    return all < GROUPED / BATCHES ? all : GROUPED / BATCHES;
+}
+constexpr int larger_of(int a, int b) { return a > b ? a : b; }
+constexpr int TILES = larger_of(larger_of(tiles_of(HIDDEN, 16), tiles_of(WIDE, 16)), tiles_of(INNER, 8));
+constexpr int SUMS = TILES * ROWS * PADDED;  // floats of a warp
 constexpr int OWN = most(HIDDEN);
+static_assert(OWN <= CONSUMERS && most(WIDE) <= CONSUMERS, "a thread each");
 constexpr int WIDEST = most(WIDE) > OWN ? most(WIDE) : OWN;
 constexpr int SUM_FLOATS = SUMS > 8 * QUERIES * QUERY_STRIDE ? SUMS : 8 * QUERIES * QUERY_STRIDE;
 
@@ -101,13 +111,15 @@ __device__ inline Shared carved(char* at) {
     s.factor = (float*)carve(at, ROWS * 4);
     s.queries = (u16*)carve(at, 8 * QUERIES * QUERY_STRIDE * 2);
     s.new_key = (float*)carve(at, DIM * 4);
-    s.new_value = (float*)carve(at, DIM * 4);
-    s.tops = (float*)carve(at, WARPS * 8 * QUERIES * 4);
+    s.new_value = (float*)carve(at, 2 * DIM * 4);
+    s.tops = (float*)carve(at, (WARPS + 1) * 8 * QUERIES * 4);
     s.totals = (float*)carve(at, WARPS * 8 * QUERIES * 4);
     s.firsts = (int*)carve(at, 2 * (ROWS + 1) * 4);
     s.lengths = (int*)carve(at, ROWS * 4);
     s.spans = (int*)carve(at, 8);
     s.flag = (int*)carve(at, 4);
+    s.fields = (long long*)carve(at, 2 * FIELDS * 8);
+    s.slots = (int*)carve(at, FEEDERS * 4);
     s.full = (u64*)carve(at, STAGES * 8);
     s.empty = (u64*)carve(at, STAGES * 8);
     return s;
@@ -115,8 +127,8 @@ __device__ inline Shared carved(char* at) {
 
 constexpr int padded(int bytes) { return (bytes + 15) / 16 * 16; }
 static_assert(STAGES * STAGE + padded(WARPS * SUM_FLOATS * 4) + padded(ROWS * OWN * 4) + padded(OWN * 4) + padded(WIDEST * 4) +
-                      padded(ROWS * 4) + padded(8 * QUERIES * QUERY_STRIDE * 2) + 2 * padded(DIM * 4) +
-                      2 * padded(WARPS * 8 * QUERIES * 4) + padded(2 * (ROWS + 1) * 4) + padded(ROWS * 4) + 32 +
+                      padded(ROWS * 4) + padded(8 * QUERIES * QUERY_STRIDE * 2) + 3 * padded(DIM * 4) +
+                      2 * padded((WARPS + 1) * 8 * QUERIES * 4) + padded(2 * (ROWS + 1) * 4) + padded(ROWS * 4) + 32 + padded(2 * FIELDS * 8) + FEEDERS * 4 +
                       2 * padded(STAGES * 8) <=
                   SHARED_BYTES,
               "the host counted less shared memory");
@@ -141,8 +153,6 @@ struct Ring {
 
 __device__ inline int share(int n, int program) { return (int)((long long)program * n / PROGRAMS); }
 
-__device__ inline long long field(const Args& a, int layer, int at) { return load_fixed(a.table + layer * FIELDS + at); }
-
 // ---- producers ------------------------------------------------------------------------------------------------------
 
 __device__ inline char* claimed(Shared& s, Ring& r) {
@@ -155,14 +165,16 @@ __device__ inline void sent(Shared& s, Ring& r) {
     r.next();
 }
 
-template <int K, bool GATED>
-__device__ void stream(Shared& s, Ring& r, const u16* w, int first, int last, int n, int thread) {
-    constexpr int HEIGHT = GATED ? 8 : 16;
+template <int K, int N, bool GATED>
+__device__ void stream(Shared& s, Ring& r, const u16* w, int program, int thread) {
+    constexpr int HEIGHT = GATED ? 8 : 16, TURN = tiles_of(N, HEIGHT);
     constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK;
+    constexpr long long n = N;
+    int first = share(N, program), last = share(N, program + 1);
     int tiles = (last - first + HEIGHT - 1) / HEIGHT;
-    for (int from = 0; from < tiles; from += TILES)
+    for (int from = 0; from < tiles; from += TURN)
         for (int chunk = 0; chunk < CHUNKS; chunk++)
-            for (int tile = from; tile < from + TILES && tile < tiles; tile++) {
+            for (int tile = from; tile < from + TURN && tile < tiles; tile++) {
                 char* stage = claimed(s, r);
                 int top = first + tile * HEIGHT;
 #pragma unroll
@@ -173,7 +185,7 @@ __device__ void stream(Shared& s, Ring& r, const u16* w, int first, int last, in
 #pragma unroll
                     for (int row = 0; row < 16; row++) {
                         int local = GATED ? row & 7 : row;
-                        const u16* source = at + (long long)local * K + (GATED && row >= 8 ? (long long)n * K : 0);
+                        const u16* source = at + (long long)local * K + (GATED && row >= 8 ? n * K : 0);
                         if (top + local < last) copy_16(slice + place(row, piece & 15), column < K ? source : w, column < K);
                     }
                 }
@@ -209,37 +221,34 @@ __device__ inline Unit unit_at(Shared& s, const Args& a, int kind, int window, i
 
 __device__ inline int kind_of(int window) { return window == FOREVER ? 0 : 1; }
 
-__device__ void stream_contexts(Shared& s, Ring& r, const Args& a, int layer, int program, int thread) {
+// Where a stage's position lies in a pool; -1: nowhere.
+__device__ inline int slot_of(const int* pages, int position, int end) {
+    return position < end ? load_fixed(pages + position / PAGE) * PAGE + position % PAGE : -1;
+}
+
+__device__ void stream_contexts(Shared& s, Ring& r, const Args& a, const u16* pool_k, const u16* pool_v, int window, int program, int thread) {
     constexpr int PIECES = DIM / 8;
-    const u16* pool_k = (const u16*)field(a, layer, 7);
-    const u16* pool_v = (const u16*)field(a, layer, 8);
-    int window = (int)field(a, layer, 14);
+    static_assert(FEEDERS == SPAN_STEP, "each finds a position's place");
     int kind = kind_of(window);
     int units = s.firsts[kind * (ROWS + 1) + (int)a.rows] * KV_HEADS;
     for (int at = program; at < units; at += PROGRAMS) {
         Unit u = unit_at(s, a, kind, window, at, thread & 31);
         const int* pages = a.pages + (long long)a.seats[u.row] * a.width;
+        int slot = slot_of(pages, u.begin + thread, u.end);
         for (int start = u.begin; start < u.end; start += SPAN_STEP) {
+            barrier_of(2, FEEDERS);  // the places before have been read
+            s.slots[thread] = slot;
+            slot = slot_of(pages, start + SPAN_STEP + thread, u.end);
+            barrier_of(2, FEEDERS);
 #pragma unroll 1
             for (int both = 0; both < 2; both++) {
                 char* stage = claimed(s, r);
                 const u16* pool = (both ? pool_v : pool_k) + u.head * DIM;
-                constexpr int AT_ONCE = 4;  // places that are looked up together
-#pragma unroll 1
-                for (int from = thread; from < SPAN_STEP * PIECES; from += FEEDERS * AT_ONCE) {
-                    int slots[AT_ONCE];
-#pragma unroll
-                    for (int i = 0; i < AT_ONCE; i++) {
-                        int position = start + (from + i * FEEDERS) / PIECES;
-                        slots[i] = position < u.end ? load_fixed(pages + position / PAGE) * PAGE + position % PAGE : -1;
-                    }
-#pragma unroll
-                    for (int i = 0; i < AT_ONCE; i++) {
-                        int index = from + i * FEEDERS, position = index / PIECES, piece = index % PIECES;
-                        if (index < SPAN_STEP * PIECES)
-                            copy_16(stage + (position >> 4) * SLICE + place(position & 15, piece),
-                                    pool + (long long)larger(slots[i], 0) * (KV_HEADS * DIM) + piece * 8, slots[i] >= 0);
-                    }
+#pragma unroll 4
+                for (int index = thread; index < SPAN_STEP * PIECES; index += FEEDERS) {
+                    int position = index / PIECES, piece = index % PIECES, from = s.slots[position];
+                    copy_16(stage + (position >> 4) * SLICE + place(position & 15, piece),
+                            pool + (long long)larger(from, 0) * (KV_HEADS * DIM) + piece * 8, from >= 0);
                 }
                 sent(s, r);
             }
@@ -262,8 +271,9 @@ __device__ inline void meet(const Args& a, int thread, int target) {
     together();
 }
 
-__device__ inline void stamp(const Args& a, int thread, int at) {
-    if (a.stamps && thread == 0) a.stamps[(long long)at * PROGRAMS + block()] = now();
+// When this program came so far: the ends of the phases first, then when it had met the others, then steps of attention.
+__device__ inline void stamp(const Args& a, int thread, int layer, int at) {
+    if (a.stamps && thread == 0) a.stamps[((long long)layer * MARKS + at) * PROGRAMS + block()] = now();
 }
 
 __device__ inline float warp_sum(float v) {
@@ -272,47 +282,76 @@ __device__ inline float warp_sum(float v) {
     return v;
 }
 
-// What makes each row's norm of the residual, from all programs' sums of squares.
-__device__ void find_factors(Shared& s, const Args& a, int warp, int lane) {
-    for (int row = warp; row < (int)a.rows; row += WARPS) {
-        float sum = 0;
-        for (int i = lane; i < PROGRAMS; i += 32) sum += load_shared_l2(a.squares + row * PROGRAMS + i);
-        sum = warp_sum(sum);
-        if (lane == 0) s.factor[row] = rsqrtf(sum / HIDDEN + (float)a.eps);
+// What makes each row's norm of the residual, from all programs' sums of squares: asked for early, added up late.
+struct Factors {
+    static constexpr int EACH = (PROGRAMS + 31) / 32;
+    float squares[BATCHES][EACH];
+
+    __device__ void ask(const Args& a, int warp, int lane) {
+#pragma unroll
+        for (int b = 0; b < BATCHES; b++)
+#pragma unroll
+            for (int i = 0; i < EACH; i++) {
+                int row = b * WARPS + warp, from = lane + i * 32;
+                squares[b][i] = row < (int)a.rows && from < PROGRAMS ? load_shared_l2(a.squares + row * PROGRAMS + from) : 0;
+            }
     }
-}
+    __device__ void put(Shared& s, const Args& a, int warp, int lane) {
+#pragma unroll
+        for (int b = 0; b < BATCHES; b++) {
+            float sum = 0;
+#pragma unroll
+            for (int i = 0; i < EACH; i++) sum += squares[b][i];
+            sum = warp_sum(sum);
+            if (lane == 0) s.factor[b * WARPS + warp] = rsqrtf(sum / HIDDEN + (float)a.eps);
+        }
+    }
+};
+
+struct Nothing {
+    __device__ void operator()() const {}
+};
 
 // y[first:last] of all rows; `end(tile row in own rows, batch row, y)` takes each, with GATED `end(.., gate, up)`.
-template <int K, bool GATED, class End>
-__device__ void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, int thread, End end) {
-    constexpr int HEIGHT = GATED ? 8 : 16;
+// `meanwhile` comes before the sums of the warps are added up.
+template <int K, int N, bool GATED, class Meanwhile, class End>
+__device__ void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, int thread, Meanwhile meanwhile, End end) {
+    constexpr int HEIGHT = GATED ? 8 : 16, TURN = tiles_of(N, HEIGHT);
     constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK;
+    // chunks of x that are asked for together: one wait for several
+    constexpr int MOST_DEPTH = TURN > 4 || BATCHES > 2 ? 1 : BATCHES == 2 ? 2 : 5;
+    constexpr int DEPTH = MOST_DEPTH < CHUNKS ? MOST_DEPTH : CHUNKS;
     int warp = thread >> 5, lane = thread & 31;
     int tiles = (count + HEIGHT - 1) / HEIGHT;
     int own = lane >> 2, quarter = lane & 3;
-    for (int from = 0; from < tiles; from += TILES) {
-        float sums[TILES][BATCHES][4];
+    for (int from = 0; from < tiles; from += TURN) {
+        float sums[TURN][BATCHES][4];
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
+        for (int t = 0; t < TURN; t++)
 #pragma unroll
             for (int b = 0; b < BATCHES; b++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) sums[t][b][i] = 0;
 #pragma unroll 1
-        for (int chunk = 0; chunk < CHUNKS; chunk++) {
-            int column = chunk * CHUNK + warp * 128 + quarter * 8;
-            uint4 in[4][BATCHES];
+        for (int chunk = 0; chunk < CHUNKS; chunk += DEPTH) {
+            uint4 ins[DEPTH][4][BATCHES];
 #pragma unroll
-            for (int j = 0; j < 4; j++)
+            for (int c = 0; c < DEPTH; c++)
 #pragma unroll
-                for (int b = 0; b < BATCHES; b++) {
-                    in[j][b] = uint4{0, 0, 0, 0};
-                    if (b * 8 + own < rows && column + j * 32 < K)
-                        in[j][b] = load_shared_l2((const uint4*)(x + (long long)(b * 8 + own) * K + column + j * 32));
-                }
+                for (int j = 0; j < 4; j++)
 #pragma unroll
-            for (int t = 0; t < TILES; t++) {
-                if (from + t >= tiles) break;
+                    for (int b = 0; b < BATCHES; b++) {
+                        int column = (chunk + c) * CHUNK + warp * 128 + quarter * 8 + j * 32;
+                        ins[c][j][b] = uint4{0, 0, 0, 0};
+                        if (b * 8 + own < rows && column < K)
+                            ins[c][j][b] = load_shared_l2((const uint4*)(x + (long long)(b * 8 + own) * K + column));
+                    }
+#pragma unroll
+            for (int i = 0; i < DEPTH * TURN; i++) {
+                constexpr int turn = TURN;
+                int t = i % turn;
+                auto& in = ins[i / turn];
+                if (from + t >= tiles || chunk + i / turn >= CHUNKS) continue;
                 wait_for(s.full + r.stage, r.parity);
                 const char* slice = s.ring + r.stage * STAGE + warp * SLICE;
 #pragma unroll
@@ -329,10 +368,13 @@ __device__ void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, 
                 r.next();
             }
         }
-        if (from) together();  // the sums before have been read
+        if (from)
+            together();  // the sums before have been read
+        else
+            meanwhile();
         float* mine = s.sums + warp * SUMS;
 #pragma unroll
-        for (int t = 0; t < TILES; t++) {
+        for (int t = 0; t < TURN; t++) {
             if (from + t >= tiles) break;
 #pragma unroll
             for (int b = 0; b < BATCHES; b++)
@@ -341,7 +383,7 @@ __device__ void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, 
                     mine[(t * ROWS + b * 8 + quarter * 2 + (i & 1)) * PADDED + own + (i >> 1) * 8] = sums[t][b][i];
         }
         together();
-        int there = least(TILES, tiles - from);
+        int there = least(TURN, tiles - from);
         if (GATED) {
             for (int i = thread; i < there * ROWS * 8; i += CONSUMERS) {
                 int row = i & 7, column = (i >> 3) % ROWS, t = (i >> 3) / ROWS;
@@ -411,32 +453,45 @@ __device__ inline float over_ranks(const Args& a, float y, int place_in_box, int
     return lane & 1 ? other : low;
 }
 
+// A lane's coordinates of a row's rotation.
+struct Turn {
+    float cos[DIM / 32], sin[DIM / 32];
+
+    __device__ void ask(const float* all_cos, const float* all_sin, int length, int lane) {
+        long long position = length > 0 ? length - 1 : 0;
+#pragma unroll
+        for (int j = 0; j < DIM / 32; j++) {
+            int d = lane + j * 32;
+            int pair = INTERLEAVED ? d / 2 : d % (HALF > 0 ? HALF : 1);
+            cos[j] = d < TURNED ? load_early(all_cos + position * HALF + pair) : 1;
+            sin[j] = d < TURNED ? load_early(all_sin + position * HALF + pair) : 0;
+        }
+    }
+};
+
 // Heads of a projection as queries, and the new token's key and value: normed, rotated, and the latter two stored.
-__device__ void turn_heads(Shared& s, const Args& a, const Unit& u, int layer, bool stores, int warp, int lane) {
+__device__ void turn_heads(Shared& s, const Args& a, const Unit& u, const Turn& turn, const long long* fields, float* new_value, bool stores, int warp, int lane) {
     const u16* row = a.qkv + (long long)u.row * WIDE;
-    const float* cos = (const float*)field(a, layer, 5);
-    const float* sin = (const float*)field(a, layer, 6);
-    long long position = u.length > 0 ? u.length - 1 : 0;
-    for (int i = warp; i < GROUP + (stores ? 2 : 0); i += WARPS) {
-        bool key = i == GROUP, value = i > GROUP;
-        const u16* from = row + (i < GROUP ? u.head * GROUP + i : (key ? HEADS : HEADS + KV_HEADS) + u.head) * DIM;
-        float own[DIM / 32], across[DIM / 32], c[DIM / 32], n[DIM / 32];
+    for (int i = warp; i < GROUP + (stores ? 1 : 0); i += WARPS) {
+        bool key = i == GROUP;
+        const u16* from = row + (i < GROUP ? u.head * GROUP + i : HEADS + u.head) * DIM;
+        float own[DIM / 32], across[DIM / 32];
+        u16 value[DIM / 32];
+        long long slot = key ? a.slots[u.row] : -1;
 #pragma unroll
         for (int j = 0; j < DIM / 32; j++) {
             int d = lane + j * 32;
             int other = INTERLEAVED ? d ^ 1 : (d < HALF ? d + HALF : d - HALF);
             own[j] = to_float(load_shared_l2(from + d));
             across[j] = d < TURNED ? to_float(load_shared_l2(from + other)) : 0;
-            int pair = INTERLEAVED ? d / 2 : d % (HALF > 0 ? HALF : 1);
-            c[j] = d < TURNED ? load_fixed(cos + position * HALF + pair) : 1;
-            n[j] = d < TURNED ? load_fixed(sin + position * HALF + pair) : 0;
+            value[j] = key ? load_shared_l2(row + (HEADS + KV_HEADS + u.head) * DIM + d) : 0;
         }
-        if (NORM && !value) {
+        if (NORM) {
             float squares = 0;
 #pragma unroll
             for (int j = 0; j < DIM / 32; j++) squares += own[j] * own[j];
             float factor = rsqrtf(warp_sum(squares) / DIM + (float)a.qk_eps);
-            const u16* w = (const u16*)field(a, layer, key ? 4 : 3);
+            const u16* w = (const u16*)fields[key ? 4 : 3];
 #pragma unroll
             for (int j = 0; j < DIM / 32; j++) {
                 int d = lane + j * 32;
@@ -449,18 +504,21 @@ __device__ void turn_heads(Shared& s, const Args& a, const Unit& u, int layer, b
                 }
             }
         }
-        long long slot = stores ? a.slots[u.row] : -1;
 #pragma unroll
         for (int j = 0; j < DIM / 32; j++) {
             int d = lane + j * 32;
             float sign = INTERLEAVED ? (d & 1 ? 1 : -1) : (d < HALF ? -1 : 1);
-            u16 turned = to_bfloat(value ? own[j] : own[j] * c[j] + sign * across[j] * n[j]);
-            if (i < GROUP) {
+            u16 turned = to_bfloat(own[j] * turn.cos[j] + sign * across[j] * turn.sin[j]);
+            if (!key) {
                 s.queries[i * QUERY_STRIDE + d] = turned;
-            } else {
-                (value ? s.new_value : s.new_key)[d] = to_float(turned);
-                u16* pool = (u16*)field(a, layer, value ? 8 : 7);
-                if (slot >= 0) pool[(slot * KV_HEADS + u.head) * DIM + d] = turned;
+                continue;
+            }
+            s.new_key[d] = to_float(turned);
+            new_value[d] = to_float(value[j]);
+            if (slot >= 0) {
+                long long at = (slot * KV_HEADS + u.head) * DIM + d;
+                ((u16*)fields[7])[at] = turned;
+                ((u16*)fields[8])[at] = value[j];
             }
         }
     }
@@ -471,15 +529,71 @@ __device__ inline float scored(const Args& a, float product) {
     return tanhf(product * (float)a.scale / (float)a.softcap) * (float)a.softcap * LOG2E;
 }
 
-__device__ void attend(Shared& s, Ring& r, const Args& a, int layer, int thread) {
+// Joins the parts of a context: a thread's numbers of eight parts are asked for together.
+__device__ inline void join(const Args& a, u16* result, int begin, int parts, int thread) {
+    constexpr int EACH = (GROUP * DIM + CONSUMERS - 1) / CONSUMERS;
+    float high[EACH], sum[EACH], y[EACH];
+#pragma unroll
+    for (int e = 0; e < EACH; e++) high[e] = NOWHERE, sum[e] = y[e] = 0;
+    for (int from = 0; from < parts; from += 8) {
+        float weight[EACH][8], value[EACH][8];
+#pragma unroll
+        for (int e = 0; e < EACH; e++)
+#pragma unroll
+            for (int p = 0; p < 8; p++) {
+                int i = thread + e * CONSUMERS, part = begin + from + p;
+                bool live = from + p < parts && i < GROUP * DIM;
+                weight[e][p] = live ? load_shared_l2(a.weights + part * GROUP + i / DIM) : NOWHERE;
+                value[e][p] = live ? load_shared_l2(a.partial + (long long)part * GROUP * DIM + i) : 0;
+            }
+#pragma unroll
+        for (int e = 0; e < EACH; e++) {
+            float top = high[e];
+#pragma unroll
+            for (int p = 0; p < 8; p++) top = larger(top, weight[e][p]);
+            float keep = exp2f(high[e] - top);
+            high[e] = top;
+            sum[e] *= keep;
+            y[e] *= keep;
+#pragma unroll
+            for (int p = 0; p < 8; p++) {
+                float share = from + p < parts ? exp2f(weight[e][p] - top) : 0;
+                sum[e] += share;
+                y[e] += share * value[e][p];
+            }
+        }
+    }
+#pragma unroll
+    for (int e = 0; e < EACH; e++) {
+        int i = thread + e * CONSUMERS;
+        if (i < GROUP * DIM) result[i] = to_bfloat(y[e] / sum[e]);
+    }
+}
+
+__device__ void attend(Shared& s, Ring& r, const Args& a, const long long* fields, int layer, int thread, int target) {
     int warp = thread >> 5, lane = thread & 31, own = lane >> 2, quarter = lane & 3;
-    int window = (int)field(a, layer, 14);
+    int window = (int)fields[14];
     int kind = kind_of(window);
     int units = s.firsts[kind * (ROWS + 1) + (int)a.rows] * KV_HEADS;
+    const float* cos = (const float*)fields[5];
+    const float* sin = (const float*)fields[6];
+    Unit u;
+    Turn turn;
+    if (block() < units) {  // what depends on nobody is under way before all meet
+        u = unit_at(s, a, kind, window, block(), lane);
+        turn.ask(cos, sin, u.length, lane);
+    }
+    auto mark = [&](int at) { stamp(a, thread, layer, at); };
+    meet(a, thread, target);
+    float* new_value = s.new_value;
     for (int at = block(); at < units; at += PROGRAMS) {
-        Unit u = unit_at(s, a, kind, window, at, lane);
+        new_value = new_value == s.new_value ? s.new_value + DIM : s.new_value;  // slower warps still add the unit before up
+        if (at != block()) {
+            u = unit_at(s, a, kind, window, at, lane);
+            turn.ask(cos, sin, u.length, lane);
+        }
         bool last = u.part == u.parts - 1 && u.length > 0;
-        turn_heads(s, a, u, layer, last, warp, lane);
+        turn_heads(s, a, u, turn, fields, new_value, last, warp, lane);
         together();
         uint4 q[DIM / 32][QUERIES];
 #pragma unroll
@@ -497,25 +611,16 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, int layer, int thread)
 #pragma unroll
                 for (int i = 0; i < 4; i++) out[d][b][i] = 0;
         }
-        if (last && warp == 0) {  // the new token itself, which no stage holds
-#pragma unroll
-            for (int i = 0; i < GROUP; i++) {
+        if (last)  // the new token itself, which no stage holds
+            for (int i = warp; i < GROUP; i += WARPS) {
                 float sum = 0;
 #pragma unroll
                 for (int j = 0; j < DIM / 32; j++)
                     sum += to_float(s.queries[i * QUERY_STRIDE + lane + j * 32]) * s.new_key[lane + j * 32];
                 float score = scored(a, warp_sum(sum));
-                if ((i & 7) >> 1 == quarter) top[i / 8][i & 1] = score;
+                if (lane == 0) s.tops[WARPS * 8 * QUERIES + i] = score;
             }
-#pragma unroll
-            for (int b = 0; b < QUERIES; b++) {
-                if (own == 0) total[b][0] = total[b][1] = 1;
-#pragma unroll
-                for (int d = 0; d < DIM / 16; d++)
-#pragma unroll
-                    for (int i = 0; i < 4; i++) out[d][b][i] = s.new_value[d * 16 + own + (i >> 1) * 8];
-            }
-        }
+        mark(9);
 #pragma unroll 1
         for (int start = u.begin; start < u.end; start += SPAN_STEP) {
             float score[QUERIES][4];
@@ -577,6 +682,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, int layer, int thread)
             release(s.empty + r.stage, lane);
             r.next();
         }
+        mark(10);
         float* mine = s.sums + warp * (8 * QUERIES * QUERY_STRIDE);
 #pragma unroll
         for (int b = 0; b < QUERIES; b++)
@@ -600,10 +706,11 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, int layer, int thread)
         u16* result = a.attended + (long long)u.row * ATT + u.head * GROUP * DIM;
         for (int i = thread; i < GROUP * DIM; i += CONSUMERS) {
             int head = i / DIM, d = i % DIM;
-            float high = NOWHERE;
+            float high = last ? s.tops[WARPS * 8 * QUERIES + head] : NOWHERE;
 #pragma unroll
             for (int w = 0; w < WARPS; w++) high = larger(high, s.tops[w * 8 * QUERIES + head]);
-            float sum = 0, y = 0;
+            float sum = last ? exp2f(s.tops[WARPS * 8 * QUERIES + head] - high) : 0;
+            float y = last ? sum * new_value[d] : 0;
 #pragma unroll
             for (int w = 0; w < WARPS; w++) {
                 float weight = exp2f(s.tops[w * 8 * QUERIES + head] - high);
@@ -618,25 +725,16 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, int layer, int thread)
                 if (d == 0) a.weights[at * GROUP + head] = sum > 0 ? high + log2f(sum) : NOWHERE;
             }
         }
+        mark(11);
         if (u.parts > 1) {  // who comes last joins the parts
             together();
             int* arrived = a.arrived + u.row * KV_HEADS + u.head;
             if (thread == 0) *s.flag = add_both(arrived, 1) == u.parts - 1;
             together();
+            mark(12);
             if (*s.flag) {
-                int begin = at - u.part;
-                for (int i = thread; i < GROUP * DIM; i += CONSUMERS) {
-                    int head = i / DIM;
-                    float high = NOWHERE, sum = 0, y = 0;
-                    for (int part = begin; part < begin + u.parts; part++)
-                        high = larger(high, load_shared_l2(a.weights + part * GROUP + head));
-                    for (int part = begin; part < begin + u.parts; part++) {
-                        float weight = exp2f(load_shared_l2(a.weights + part * GROUP + head) - high);
-                        sum += weight;
-                        y += weight * load_shared_l2(a.partial + (long long)part * GROUP * DIM + i);
-                    }
-                    result[i] = to_bfloat(y / sum);
-                }
+                join(a, result, at - u.part, u.parts, thread);
+                mark(13);
                 if (thread == 0) *arrived = 0;
             }
         }
@@ -695,13 +793,19 @@ __device__ inline void put_squares(Shared& s, const Args& a, int count, int warp
 __device__ void feed(Shared& s, const Args& a, int thread) {
     Ring r;
     int program = block();
-    int first = share(HIDDEN, program), last = share(HIDDEN, program + 1);
-    for (int layer = 0; layer < (int)a.layers; layer++) {
-        stream<HIDDEN, false>(s, r, (const u16*)field(a, layer, 1), share(WIDE, program), share(WIDE, program + 1), WIDE, thread);
-        stream_contexts(s, r, a, layer, program, thread);
-        stream<ATT, false>(s, r, (const u16*)field(a, layer, 9), first, last, HIDDEN, thread);
-        stream<HIDDEN, true>(s, r, (const u16*)field(a, layer, 12), share(INNER, program), share(INNER, program + 1), INNER, thread);
-        stream<INNER, false>(s, r, (const u16*)field(a, layer, 13), first, last, HIDDEN, thread);
+    const long long* row = a.table;
+    long long qkv = load_early(row + 1), keys = load_early(row + 7), values = load_early(row + 8), window = load_early(row + 14);
+    for (int layer = 0; layer < (int)a.layers; layer++, row += FIELDS) {
+        long long out = load_early(row + 9), up = load_early(row + 12), down = load_early(row + 13);
+        stream<HIDDEN, WIDE, false>(s, r, (const u16*)qkv, program, thread);
+        stream_contexts(s, r, a, (const u16*)keys, (const u16*)values, (int)window, program, thread);
+        if (layer + 1 < (int)a.layers) {  // so that nothing waits for an address
+            const long long* next = row + FIELDS;
+            qkv = load_early(next + 1), keys = load_early(next + 7), values = load_early(next + 8), window = load_early(next + 14);
+        }
+        stream<ATT, HIDDEN, false>(s, r, (const u16*)out, program, thread);
+        stream<HIDDEN, INNER, true>(s, r, (const u16*)up, program, thread);
+        stream<INNER, HIDDEN, false>(s, r, (const u16*)down, program, thread);
     }
 }
 
@@ -715,19 +819,33 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
     float offset = (float)a.offset;
     unsigned exchange = RANKS > 1 ? (unsigned)load_acquire(a.state) * (2 * (unsigned)a.layers) : 0;
     int target = 0;
-    {
-        const u16* norm = (const u16*)field(a, 0, 0);
-        for (int i = thread; i < count * rows; i += CONSUMERS) {
-            int n = i % count, row = i / count;
-            float value = to_float(a.x[(long long)row * HIDDEN + first + n]);
-            s.residual[row * OWN + n] = value;
-            a.h[(long long)row * HIDDEN + first + n] = to_bfloat(value * (to_float(norm[first + n]) + offset));
-        }
+    Factors factors;
+    auto put_factors = [&] { factors.put(s, a, warp, lane); };
+    // What the end of a phase adds or multiplies is asked for phases before.
+    u16 qkv_bias = 0, out_bias = 0, mlp_norm = 0, next_norm = 0;
+    long long next_field = 0;
+    auto ask_own = [&](u16& value, long long address, int from, int size) {
+        if (thread < size) value = load_early((const u16*)address + from + thread);
+    };
+    if (thread < FIELDS) s.fields[thread] = load_early(a.table + thread);
+    together();
+    ask_own(next_norm, s.fields[0], first, count);
+    if (QKV_BIAS) ask_own(qkv_bias, s.fields[2], qkv_first, qkv_count);
+    if (thread < count) s.side[thread] = to_float(next_norm) + offset;
+    together();
+    for (int i = thread; i < count * rows; i += CONSUMERS) {
+        int n = i % count, row = i / count;
+        float value = to_float(a.x[(long long)row * HIDDEN + first + n]);
+        s.residual[row * OWN + n] = value;
+        a.h[(long long)row * HIDDEN + first + n] = to_bfloat(value * s.side[n]);
     }
     put_squares(s, a, count, warp, lane);
     leave(a, thread);
     target += PROGRAMS;
     for (int layer = 0; layer < (int)a.layers; layer++) {
+        const long long* fields = s.fields + (layer & 1) * FIELDS;
+        long long* next_fields = s.fields + ((layer + 1) & 1) * FIELDS;
+        bool more = layer + 1 < (int)a.layers;
         auto residual = [&](int n, int row, float y, float) {
             bool live = n < count && row < rows;
             y = over_ranks(a, y, row * ((OWN + 15) / 16 * 16) + n, lane, exchange + 1, live);
@@ -736,72 +854,72 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
             s.residual[row * OWN + n] = value;
             a.h[(long long)row * HIDDEN + first + n] = to_bfloat(value * s.side[n]);
         };
-        if (QKV_BIAS) {
-            const u16* bias = (const u16*)field(a, layer, 2);
-            for (int i = thread; i < qkv_count; i += CONSUMERS) s.bias[i] = to_float(load_fixed(bias + qkv_first + i));
-        }
+        if (QKV_BIAS && thread < qkv_count) s.bias[thread] = to_float(qkv_bias);
         meet(a, thread, target);
-        find_factors(s, a, warp, lane);
-        multiply<HIDDEN, false>(s, r, a.h, rows, qkv_count, thread, [&](int n, int row, float y, float) {
+        stamp(a, thread, layer, 5);
+        factors.ask(a, warp, lane);
+        multiply<HIDDEN, WIDE, false>(s, r, a.h, rows, qkv_count, thread, put_factors, [&](int n, int row, float y, float) {
             if (n >= qkv_count || row >= rows) return;
             y *= s.factor[row];
             if (QKV_BIAS) y += s.bias[n];
             a.qkv[(long long)row * WIDE + qkv_first + n] = to_bfloat(y);
         });
-        stamp(a, thread, layer * 5);
+        stamp(a, thread, layer, 0);
         leave(a, thread);
         target += PROGRAMS;
 
-        meet(a, thread, target);
-        attend(s, r, a, layer, thread);
-        stamp(a, thread, layer * 5 + 1);
+        if (more && thread < FIELDS) next_field = load_early(a.table + (layer + 1) * FIELDS + thread);
+        ask_own(mlp_norm, fields[11], first, count);
+        if (OUT_BIAS) ask_own(out_bias, fields[10], first, count);
+        attend(s, r, a, fields, layer, thread, target);
+        stamp(a, thread, layer, 1);
         leave(a, thread);
         target += PROGRAMS;
 
-        {
-            const u16* bias = (const u16*)field(a, layer, 10);
-            const u16* norm = (const u16*)field(a, layer, 11);
-            for (int i = thread; i < count; i += CONSUMERS) {
-                s.bias[i] = OUT_BIAS ? to_float(load_fixed(bias + first + i)) : 0;
-                s.side[i] = to_float(load_fixed(norm + first + i)) + offset;
-            }
+        if (thread < count) {
+            s.bias[thread] = OUT_BIAS ? to_float(out_bias) : 0;
+            s.side[thread] = to_float(mlp_norm) + offset;
         }
+        if (thread < FIELDS) next_fields[thread] = next_field;
         meet(a, thread, target);
-        multiply<ATT, false>(s, r, a.attended, rows, count, thread, residual);
+        stamp(a, thread, layer, 6);
+        multiply<ATT, HIDDEN, false>(s, r, a.attended, rows, count, thread, Nothing(), residual);
         exchange++;
         put_squares(s, a, count, warp, lane);
-        stamp(a, thread, layer * 5 + 2);
+        stamp(a, thread, layer, 2);
         leave(a, thread);
         target += PROGRAMS;
 
+        ask_own(next_norm, more ? next_fields[0] : (long long)a.last_norm, first, count);
+        if (QKV_BIAS && more) ask_own(qkv_bias, next_fields[2], qkv_first, qkv_count);
         meet(a, thread, target);
-        find_factors(s, a, warp, lane);
-        multiply<HIDDEN, true>(s, r, a.h, rows, up_count, thread, [&](int n, int row, float gate, float up) {
+        stamp(a, thread, layer, 7);
+        factors.ask(a, warp, lane);
+        multiply<HIDDEN, INNER, true>(s, r, a.h, rows, up_count, thread, put_factors, [&](int n, int row, float gate, float up) {
             if (n >= up_count || row >= rows) return;
             float factor = s.factor[row];
             a.gated[(long long)row * INNER + up_first + n] = to_bfloat(activated(gate * factor) * (up * factor));
         });
-        stamp(a, thread, layer * 5 + 3);
+        stamp(a, thread, layer, 3);
         leave(a, thread);
         target += PROGRAMS;
 
-        {
-            const u16* norm = layer + 1 < (int)a.layers ? (const u16*)field(a, layer + 1, 0) : a.last_norm;
-            for (int i = thread; i < count; i += CONSUMERS) {
-                s.bias[i] = 0;
-                s.side[i] = to_float(load_fixed(norm + first + i)) + offset;
-            }
+        if (thread < count) {
+            s.bias[thread] = 0;
+            s.side[thread] = to_float(next_norm) + offset;
         }
         meet(a, thread, target);
-        multiply<INNER, false>(s, r, a.gated, rows, count, thread, residual);
+        stamp(a, thread, layer, 8);
+        multiply<INNER, HIDDEN, false>(s, r, a.gated, rows, count, thread, Nothing(), residual);
         exchange++;
         put_squares(s, a, count, warp, lane);
-        stamp(a, thread, layer * 5 + 4);
+        stamp(a, thread, layer, 4);
         leave(a, thread);
         target += PROGRAMS;
     }
     meet(a, thread, target);
-    find_factors(s, a, warp, lane);
+    factors.ask(a, warp, lane);
+    factors.put(s, a, warp, lane);
     together();
     for (int i = thread; i < count * rows; i += CONSUMERS) {
         int n = i % count, row = i / count;
@@ -833,10 +951,10 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) whole_step(
     if (thread < 32) cut_contexts(s, a, thread);
     all_together();
     if (thread >= CONSUMERS) {
-        fewer_registers<40>();
+        fewer_registers<72>();
         feed(s, a, thread - CONSUMERS);
     } else {
-        more_registers<232>();
+        more_registers<216>();
         compute(s, a, thread);
     }
 }

@@ -30,6 +30,8 @@ CONSUMERS = 8
 _GROUPED = 16  # sums of 16 matrix rows by 8 rows of the batch that a warp holds at once
 _STAGE = 32768  # bytes
 _MOST_STAGES = 6
+_FIELDS_BYTES = 2 * 15 * 8
+MARKS = ("qkv", "attention", "out", "gate-up", "down")
 _MOST_UNITS = 8  # parts of contexts of a program
 _SHARED = 232448  # bytes that a Hopper multiprocessor gives to a program
 Launch = Callable[["Arguments"], None]
@@ -95,13 +97,14 @@ def _padded(size: int) -> int:
 def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
     """What whole_step.cu carves out of shared memory; it refuses to compile if this is too little."""
     queries = -(-spec.group // 8) * 8
-    own = spec.hidden // programs + 2
-    widest = max(own, spec.wide // programs + 2)
-    sums = max(_GROUPED * 8 * 20, queries * (spec.dim + 8))
+    own, wide, inner = (-(-n // programs) for n in (spec.hidden, spec.wide, spec.inner))
+    widest = max(own, wide)
+    tiles = max(min(-(-n // height), _GROUPED * 8 // rows) for n, height in ((own, 16), (wide, 16), (inner, 8)))
+    sums = max(tiles * rows * 20, queries * (spec.dim + 8))
     parts = (
         CONSUMERS * sums * 4, rows * own * 4, own * 4, widest * 4, rows * 4, queries * (spec.dim + 8) * 2,
-        spec.dim * 4, spec.dim * 4, CONSUMERS * queries * 4, CONSUMERS * queries * 4, 2 * (rows + 1) * 4, rows * 4,
-        16, 16, stages * 8, stages * 8,
+        spec.dim * 4, spec.dim * 8, (CONSUMERS + 1) * queries * 4, (CONSUMERS + 1) * queries * 4, 2 * (rows + 1) * 4, rows * 4,
+        16, 16, _FIELDS_BYTES, PRODUCERS * 128, stages * 8, stages * 8,
     )  # fmt: skip
     return stages * _STAGE + sum(_padded(p) for p in parts)
 
@@ -225,7 +228,8 @@ class WholeStep:
 
         table, seats, lengths  as for `decode_attention`; the new tokens are counted, at positions length - 1
         slots                  int64 [rows]: where their keys and values go; -1 stores nothing
-        stamps                 int64 [layers, 5, programs]: nanoseconds at which each program was done with each phase
+        stamps                 int64 [layers, 14, programs]: nanoseconds at which each program was done with each phase, and
+                               more marks (whole_step.cu)
 
         Raises ValueError if x is of another shape or type, or has more rows than were asked for.
         """

@@ -168,6 +168,8 @@ inline float rounded(float v) { return to_float(to_bfloat(v)); }
 template <class T>
 T load_fixed(const T* p) { return *p; }
 template <class T>
+T load_early(const T* p) { return *p; }
+template <class T>
 T load_shared_l2(const T* p) { return *p; }
 inline int load_acquire(const int* p) { return *p; }
 inline void add_release(int* p, int v) { *p += v; }
