@@ -25,6 +25,7 @@ from torch import Tensor
 from runtime.attention.base import PagedInputs
 from runtime.attention.triton import TritonAttention
 from runtime.engine.graphs import DecodeGraphs
+from runtime.kernels import whole_step as kernels
 from runtime.kernels.whole_step import WholeStep, whole_step_reference
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
@@ -181,7 +182,7 @@ def phases_us(b: Bench, step: WholeStep, rows: int) -> tuple[dict[str, float], d
 
 
 def shown(row: dict[str, Any]) -> str:
-    line = f"{row['model']:5} {row['rows']:3} rows, context {row['context']}: {row['step_ms']:7.3f} ms"
+    line = f"{row['model']:5} {row['rows']:3} rows, context {row['context']}, pace {row['pace']}: {row['step_ms']:7.3f} ms"
     line += f" ({row['launches_ms']:.3f} by launches)  {'ok' if row['ok'] else 'WRONG'}"
     line += f" {row['error']:.1e} ({row['usual']:.1e}){'' if row['same'] else ' CHANGES FROM LAUNCH TO LAUNCH'}  "
     line += "\n    " + " ".join(f"{name} {us:.2f}" for name, us in row["phases_us"].items())
@@ -194,6 +195,7 @@ def main(
     rows: Annotated[str, typer.Option(help="Rows of a step.")] = "1,8,16,32",
     context: Annotated[int, typer.Option(help="Tokens before the step.")] = 1024,
     page: Annotated[int, typer.Option(help="Places of a page.")] = 1,
+    pace: Annotated[str, typer.Option(help="Stages on their way at a time, to compare.")] = "",
     timed: Annotated[bool, typer.Option(help="Time it, not only check it.")] = True,
 ) -> None:
     """Measure and print; exits 1 if a step is wrong."""
@@ -203,17 +205,20 @@ def main(
     for model in models.split(","):
         b = Bench(model, context, max(wanted), page)
         usual = {count: b.step_ms(None, count) if timed else 0.0 for count in wanted}
-        step = whole_step(b.model, b.store, max(wanted))
-        for count in wanted:
-            row = {"model": model, "rows": count, "context": context, "page": page, **check(b, step, count)}
-            wrong = wrong or not row["ok"]
-            row["phases_us"], row["attention_us"] = phases_us(b, step, count)
-            row["step_ms"] = b.step_ms(step, count) if timed else 0.0
-            row["launches_ms"] = usual[count]
-            print(shown(row), flush=True)
-            if out is not None:
-                with out.open("a") as log:
-                    log.write(json.dumps(row) + "\n")
+        for stages in [int(n) for n in pace.split(",") if n] or [kernels.PACE]:
+            kernels.PACE = stages
+            step = whole_step(b.model, b.store, max(wanted))
+            for count in wanted:
+                row = {"model": model, "rows": count, "context": context, "page": page, "pace": stages}
+                row |= check(b, step, count)
+                wrong = wrong or not row["ok"]
+                row["phases_us"], row["attention_us"] = phases_us(b, step, count)
+                row["step_ms"] = b.step_ms(step, count) if timed else 0.0
+                row["launches_ms"] = usual[count]
+                print(shown(row), flush=True)
+                if out is not None:
+                    with out.open("a") as log:
+                        log.write(json.dumps(row) + "\n")
         del b, step
         torch.cuda.empty_cache()
     raise typer.Exit(int(wrong))

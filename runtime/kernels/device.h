@@ -62,6 +62,34 @@ __device__ inline float load_early(const float* p) {
 // What other multiprocessors wrote: the nearest cache may be stale.
 template <class T>
 __device__ inline T load_shared_l2(const T* p) { return __ldcg(p); }
+// A number of it, or 0.
+__device__ inline float load_if(const float* p, bool live) {
+    float v;
+    asm volatile("{ .reg .pred live; setp.ne.s32 live, %2, 0; mov.f32 %0, 0f00000000; @live ld.global.cg.f32 %0, [%1]; }"
+                 : "=&f"(v) : "l"(p), "r"((int)live) : "memory");
+    return v;
+}
+__device__ inline u16 load_if(const u16* p, bool live) {
+    u16 v;
+    asm volatile("{ .reg .pred live; setp.ne.s32 live, %2, 0; mov.b16 %0, 0; @live ld.global.cg.b16 %0, [%1]; }"
+                 : "=&h"(v) : "l"(p), "r"((int)live) : "memory");
+    return v;
+}
+// 16 bytes of it, or zeros.
+__device__ inline uint4 load_16(const void* p, bool live) {
+    uint4 v;
+    asm volatile(
+        "{\n"
+        ".reg .pred live;\n"
+        "setp.ne.s32 live, %5, 0;\n"
+        "mov.b32 %0, 0; mov.b32 %1, 0; mov.b32 %2, 0; mov.b32 %3, 0;\n"
+        "@live ld.global.cg.v4.b32 {%0, %1, %2, %3}, [%4];\n"
+        "}\n"
+        : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+        : "l"(p), "r"((int)live)
+        : "memory");
+    return v;
+}
 __device__ inline int load_acquire(const int* p) {
     int v;
     asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
@@ -99,6 +127,7 @@ __device__ inline int count_bits(unsigned v) { return __popc(v); }
 __device__ inline void warp_together() { __syncwarp(); }
 __device__ inline void all_together() { __syncthreads(); }
 __device__ inline void barrier_of(int name, int threads) {
+    __syncwarp();  // a warp that came in parts would count twice
     asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
@@ -135,6 +164,17 @@ __device__ inline void copy_16(void* to, const void* from, bool live) {
 // This thread's arrival, once all that it has begun to copy is there.
 __device__ inline void arrive_when_copied(u64* at) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(at)) : "memory");
+}
+// Arrives; the barrier's phase lasts until so many bytes were copied in bulk.
+__device__ inline void expect(u64* at, int bytes) {
+    asm volatile("{ .reg .b64 t; mbarrier.arrive.expect_tx.shared::cta.b64 t, [%0], %1; }" ::"r"(shared_address(at)), "r"(bytes)
+                 : "memory");
+}
+// A multiple of 16 bytes, by the copy engine.
+__device__ inline void copy_bulk(void* to, const void* from, int bytes, u64* at) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+                 "l"(from), "r"(bytes), "r"(shared_address(at))
+                 : "memory");
 }
 
 // ---- tensor units -----------------------------------------------------------------------------------------------------

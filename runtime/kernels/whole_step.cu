@@ -16,9 +16,10 @@
 constexpr int CONSUMERS = 256;  // threads
 constexpr int WARPS = CONSUMERS / 32;
 constexpr int FEEDERS = PRODUCERS * 32;
-constexpr int SLICE = 4096;  // bytes: 16 rows of 256
-constexpr int STAGE = WARPS * SLICE;
 constexpr int CHUNK = WARPS * 128;  // columns of a stage
+constexpr int STRIDE = CHUNK * 2 + 64;  // bytes of a matrix row in a stage: two rows' fragments do not meet in a bank
+constexpr int SLICE = 4096;  // bytes of 16 positions of a head
+constexpr int STAGE = 16 * STRIDE;
 constexpr int BATCHES = ROWS / 8;   // of 8 rows
 constexpr int PADDED = 20;  // 16 sums of a column, and room that spreads them over the banks
 constexpr int WIDE = (HEADS + 2 * KV_HEADS) * DIM;
@@ -61,7 +62,7 @@ struct Args {
 
 struct Shared {
     char* ring;
-    float* sums;  // [WARPS, SUMS], or [WARPS, 8 * QUERIES, QUERY_STRIDE]
+    float* sums;  // [WARPS, SUMS], or [WARPS, GROUP, QUERY_STRIDE]
     float* residual;  // [ROWS, own rows]
     float* side;  // [own rows]: what the end of a phase adds or multiplies
     float* bias;
@@ -77,23 +78,24 @@ struct Shared {
     int* flag;
     long long* fields;  // [2, FIELDS]: of this layer and the next, by turns
     int* slots;  // [FEEDERS]: places of a stage's positions in a pool
-    u64* full;  // [STAGES]
+    u64* full;  // [2, STAGES]: by kind
     u64* empty;
 };
 
 constexpr int most(int n) { return (n + PROGRAMS - 1) / PROGRAMS; }  // rows of a matrix of n that a program has
-// Of 16 matrix rows whose sums a warp holds at once.
-constexpr int tiles_of(int n, int height) {
-    int all = (most(n) + height - 1) / height;
-    return all < GROUPED / BATCHES ? all : GROUPED / BATCHES;
-}
-constexpr int larger_of(int a, int b) { return a > b ? a : b; }
-constexpr int TILES = larger_of(larger_of(tiles_of(HIDDEN, 16), tiles_of(WIDE, 16)), tiles_of(INNER, 8));
-constexpr int SUMS = TILES * ROWS * PADDED;  // floats of a warp
+// Of 16 matrix rows that a program has.
+constexpr int tiles_of(int n, int height) { return (most(n) + height - 1) / height; }
+constexpr int chunks_of(int k) { return (k + CHUNK - 1) / CHUNK; }
+// Whether a thread's part of x stays in registers while all tiles pass by.
+constexpr bool resident(int k) { return chunks_of(k) * BATCHES <= 5; }
+// Else these tiles share what is read of x: a warp holds the sums of all.
+constexpr int least_of(int a, int b) { return a < b ? a : b; }
+constexpr int turn_of(int n, int height) { return least_of(tiles_of(n, height), 16 / BATCHES < 4 ? 16 / BATCHES : 4); }
+constexpr int SUMS = ROUND * ROWS * PADDED;  // floats of a warp: of tiles that are added up together
 constexpr int OWN = most(HIDDEN);
 static_assert(OWN <= CONSUMERS && most(WIDE) <= CONSUMERS, "a thread each");
 constexpr int WIDEST = most(WIDE) > OWN ? most(WIDE) : OWN;
-constexpr int SUM_FLOATS = SUMS > 8 * QUERIES * QUERY_STRIDE ? SUMS : 8 * QUERIES * QUERY_STRIDE;
+constexpr int SUM_FLOATS = SUMS > GROUP * QUERY_STRIDE ? SUMS : GROUP * QUERY_STRIDE;
 
 __device__ inline char* carve(char*& at, int bytes) {
     char* found = at;
@@ -120,7 +122,7 @@ __device__ inline Shared carved(char* at) {
     s.flag = (int*)carve(at, 4);
     s.fields = (long long*)carve(at, 2 * FIELDS * 8);
     s.slots = (int*)carve(at, FEEDERS * 4);
-    s.full = (u64*)carve(at, STAGES * 8);
+    s.full = (u64*)carve(at, 2 * STAGES * 8);
     s.empty = (u64*)carve(at, STAGES * 8);
     return s;
 }
@@ -129,68 +131,91 @@ constexpr int padded(int bytes) { return (bytes + 15) / 16 * 16; }
 static_assert(STAGES * STAGE + padded(WARPS * SUM_FLOATS * 4) + padded(ROWS * OWN * 4) + padded(OWN * 4) + padded(WIDEST * 4) +
                       padded(ROWS * 4) + padded(8 * QUERIES * QUERY_STRIDE * 2) + 3 * padded(DIM * 4) +
                       2 * padded((WARPS + 1) * 8 * QUERIES * 4) + padded(2 * (ROWS + 1) * 4) + padded(ROWS * 4) + 32 + padded(2 * FIELDS * 8) + FEEDERS * 4 +
-                      2 * padded(STAGES * 8) <=
+                      padded(2 * STAGES * 8) + padded(STAGES * 8) <=
                   SHARED_BYTES,
               "the host counted less shared memory");
 
-// A row's 16-byte pieces change places so that neither the fragments of a product (two rows, four pieces) nor transposed
+// A position's 16-byte pieces change places so that neither the fragments of a product (two rows, four pieces) nor transposed
 // loads (eight rows, one piece) meet in a bank.
 __device__ inline int place(int row, int piece) {
     return row * 256 + ((piece ^ (((row & 1) << 2) | ((row >> 1) & 3))) << 4);
 }
 
+enum Kind { MATRIX, CONTEXT };  // of a stage: the copy engine brings one, threads the other
+
 struct Ring {
     int stage = 0;
-    unsigned parity = 0;
+    unsigned parity = 0;  // of the turn through the stages
+    unsigned parities = 0;  // of each stage's barriers, by kind
+    int recent[PACE];  // barriers of the stages before, with their parities
 
-    __device__ void next() {
+    __device__ Ring() {
+#pragma unroll
+        for (int i = 0; i < PACE; i++) recent[i] = -1;
+    }
+    __device__ int barrier(Kind kind) const { return kind * STAGES + stage; }
+    __device__ unsigned full_parity(Kind kind) const { return (parities >> barrier(kind)) & 1; }
+    __device__ void next(Kind kind) {
+        parities ^= 1u << barrier(kind);
         if (++stage == STAGES) {
             stage = 0;
             parity ^= 1;
         }
     }
 };
+static_assert(2 * STAGES <= 32, "a bit each");
 
 __device__ inline int share(int n, int program) { return (int)((long long)program * n / PROGRAMS); }
 
 // ---- producers ------------------------------------------------------------------------------------------------------
 
+// A stage that the consumers have read. Few stages are on their way at a time: requests beyond what the memory needs would only
+// queue up before those that the other programs wait for.
 __device__ inline char* claimed(Shared& s, Ring& r) {
     wait_for(s.empty + r.stage, r.parity ^ 1);
+    int last = r.recent[PACE - 1];
+    if (last >= 0) wait_for(s.full + (last >> 1), last & 1);
     return s.ring + r.stage * STAGE;
 }
 
-__device__ inline void sent(Shared& s, Ring& r) {
-    arrive_when_copied(s.full + r.stage);
-    r.next();
+__device__ inline void sent(Ring& r, Kind kind) {
+#pragma unroll
+    for (int i = PACE - 1; i > 0; i--) r.recent[i] = r.recent[i - 1];
+    r.recent[0] = r.barrier(kind) << 1 | (int)r.full_parity(kind);
+    r.next(kind);
+}
+
+// A stage of a matrix: one warp has its rows copied whole.
+template <int K, bool GATED>
+__device__ inline void copy_rows(Shared& s, Ring& r, const u16* w, int n, int top, int last, int chunk, int thread) {
+    if (thread < 32) {
+        constexpr int HEIGHT = GATED ? 8 : 16;
+        char* stage = claimed(s, r);
+        int bytes = least(CHUNK, K - chunk * CHUNK) * 2;
+        int live = least(HEIGHT, last - top);
+        if (thread == 0) expect(s.full + r.stage, (GATED ? 2 : 1) * live * bytes);
+        warp_together();
+        int local = thread & (HEIGHT - 1);
+        if (thread < 16 && local < live)
+            copy_bulk(stage + thread * STRIDE, w + ((long long)top + local + (thread < HEIGHT ? 0 : n)) * K + chunk * CHUNK, bytes,
+                      s.full + r.stage);
+    }
+    sent(r, MATRIX);
 }
 
 template <int K, int N, bool GATED>
 __device__ void stream(Shared& s, Ring& r, const u16* w, int program, int thread) {
-    constexpr int HEIGHT = GATED ? 8 : 16, TURN = tiles_of(N, HEIGHT);
-    constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK;
-    constexpr long long n = N;
+    constexpr int HEIGHT = GATED ? 8 : 16, CHUNKS = chunks_of(K);
+    constexpr int TURN = resident(K) ? 1 : turn_of(N, HEIGHT);
     int first = share(N, program), last = share(N, program + 1);
     int tiles = (last - first + HEIGHT - 1) / HEIGHT;
+#pragma unroll 1
     for (int from = 0; from < tiles; from += TURN)
+#pragma unroll 1
         for (int chunk = 0; chunk < CHUNKS; chunk++)
-            for (int tile = from; tile < from + TURN && tile < tiles; tile++) {
-                char* stage = claimed(s, r);
-                int top = first + tile * HEIGHT;
-#pragma unroll
-                for (int piece = thread; piece < CHUNK / 8; piece += FEEDERS) {
-                    int column = chunk * CHUNK + piece * 8;
-                    char* slice = stage + (piece >> 4) * SLICE;
-                    const u16* at = w + (long long)top * K + column;
-#pragma unroll
-                    for (int row = 0; row < 16; row++) {
-                        int local = GATED ? row & 7 : row;
-                        const u16* source = at + (long long)local * K + (GATED && row >= 8 ? n * K : 0);
-                        if (top + local < last) copy_16(slice + place(row, piece & 15), column < K ? source : w, column < K);
-                    }
-                }
-                sent(s, r);
-            }
+#pragma unroll 1
+            for (int tile = from; tile < from + TURN && tile < tiles; tile++)
+                copy_rows<K, GATED>(s, r, w, N, first + tile * HEIGHT, last, chunk, thread);
 }
 
 struct Unit {
@@ -239,10 +264,11 @@ __device__ void stream_contexts(Shared& s, Ring& r, const Args& a, const u16* po
             barrier_of(2, FEEDERS);  // the places before have been read
             s.slots[thread] = slot;
             slot = slot_of(pages, start + SPAN_STEP + thread, u.end);
-            barrier_of(2, FEEDERS);
 #pragma unroll 1
             for (int both = 0; both < 2; both++) {
-                char* stage = claimed(s, r);
+                char* stage = s.ring + r.stage * STAGE;
+                if (thread < 32) claimed(s, r);
+                barrier_of(2, FEEDERS);
                 const u16* pool = (both ? pool_v : pool_k) + u.head * DIM;
 #pragma unroll 4
                 for (int index = thread; index < SPAN_STEP * PIECES; index += FEEDERS) {
@@ -250,7 +276,8 @@ __device__ void stream_contexts(Shared& s, Ring& r, const Args& a, const u16* po
                     copy_16(stage + (position >> 4) * SLICE + place(position & 15, piece),
                             pool + (long long)larger(from, 0) * (KV_HEADS * DIM) + piece * 8, from >= 0);
                 }
-                sent(s, r);
+                arrive_when_copied(s.full + r.barrier(CONTEXT));
+                sent(r, CONTEXT);
             }
         }
     }
@@ -293,7 +320,7 @@ struct Factors {
 #pragma unroll
             for (int i = 0; i < EACH; i++) {
                 int row = b * WARPS + warp, from = lane + i * 32;
-                squares[b][i] = row < (int)a.rows && from < PROGRAMS ? load_shared_l2(a.squares + row * PROGRAMS + from) : 0;
+                squares[b][i] = load_if(a.squares + row * PROGRAMS + from, row < (int)a.rows && from < PROGRAMS);
             }
     }
     __device__ void put(Shared& s, const Args& a, int warp, int lane) {
@@ -313,98 +340,114 @@ struct Nothing {
 };
 
 // y[first:last] of all rows; `end(tile row in own rows, batch row, y)` takes each, with GATED `end(.., gate, up)`.
-// `meanwhile` comes before the sums of the warps are added up.
+// What a thread multiplies of a chunk of x: 8 columns of each 32, of each 8 rows.
+template <int K>
+__device__ inline void read_x(uint4 (&in)[4][BATCHES], const u16* x, int chunk, int rows, int warp, int lane) {
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+#pragma unroll
+        for (int b = 0; b < BATCHES; b++) {
+            int row = b * 8 + (lane >> 2), column = chunk * CHUNK + warp * 128 + (lane & 3) * 8 + j * 32;
+            in[j][b] = load_16(x + (long long)row * K + column, row < rows && column < K);
+        }
+}
+
+// A stage times x, added to sums.
+template <int K>
+__device__ inline void add_stage(Shared& s, Ring& r, float (&sums)[BATCHES][4], const uint4 (&in)[4][BATCHES], int chunk, int warp, int lane) {
+    wait_for(s.full + r.barrier(MATRIX), r.full_parity(MATRIX));
+    const char* at = s.ring + r.stage * STAGE + (lane >> 2) * STRIDE + warp * 256 + (lane & 3) * 16;
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        if (K % CHUNK && chunk * CHUNK + warp * 128 + j * 32 >= K) break;  // nothing was copied there
+        uint4 low = *(const uint4*)(at + j * 64);
+        uint4 high = *(const uint4*)(at + 8 * STRIDE + j * 64);
+#pragma unroll
+        for (int b = 0; b < BATCHES; b++) {
+            mma(sums[b], low.x, high.x, low.y, high.y, in[j][b].x, in[j][b].y);
+            mma(sums[b], low.z, high.z, low.w, high.w, in[j][b].z, in[j][b].w);
+        }
+    }
+    release(s.empty + r.stage, lane);
+    r.next(MATRIX);
+}
+
+__device__ inline void keep_sums(Shared& s, const float (&sums)[BATCHES][4], int t, int warp, int lane) {
+    float* mine = s.sums + warp * SUMS + (t * ROWS + (lane & 3) * 2) * PADDED + (lane >> 2);
+#pragma unroll
+    for (int b = 0; b < BATCHES; b++)
+#pragma unroll
+        for (int i = 0; i < 4; i++) mine[(b * 8 + (i & 1)) * PADDED + (i >> 1) * 8] = sums[b][i];
+}
+
+// The sums of `there` tiles over all warps; `end` takes each.
+template <bool GATED, class End>
+__device__ inline void add_up(Shared& s, int from, int there, int thread, End end) {
+    constexpr int HEIGHT = GATED ? 8 : 16;
+#pragma unroll 1
+    for (int i = thread; i < there * ROWS * HEIGHT; i += CONSUMERS) {
+        int row = i % HEIGHT, column = i / HEIGHT % ROWS, t = i / HEIGHT / ROWS;
+        const float* at = s.sums + (t * ROWS + column) * PADDED + row;
+        float y = 0, up = 0;
+#pragma unroll
+        for (int w = 0; w < WARPS; w++) {
+            y += at[w * SUMS];
+            if (GATED) up += at[w * SUMS + 8];
+        }
+        end((from + t) * HEIGHT + row, column, y, up);
+    }
+}
+
+// This program's rows of w x; `end(own row, batch row, y, up)` takes each, with GATED y is the gate. `meanwhile` comes before
+// sums are added up.
 template <int K, int N, bool GATED, class Meanwhile, class End>
-__device__ void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, int thread, Meanwhile meanwhile, End end) {
-    constexpr int HEIGHT = GATED ? 8 : 16, TURN = tiles_of(N, HEIGHT);
-    constexpr int CHUNKS = (K + CHUNK - 1) / CHUNK;
-    // chunks of x that are asked for together: one wait for several
-    constexpr int MOST_DEPTH = TURN > 4 || BATCHES > 2 ? 1 : BATCHES == 2 ? 2 : 5;
-    constexpr int DEPTH = MOST_DEPTH < CHUNKS ? MOST_DEPTH : CHUNKS;
+__device__ inline void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, int thread, Meanwhile meanwhile, End end) {
+    constexpr int HEIGHT = GATED ? 8 : 16, CHUNKS = chunks_of(K);
     int warp = thread >> 5, lane = thread & 31;
     int tiles = (count + HEIGHT - 1) / HEIGHT;
-    int own = lane >> 2, quarter = lane & 3;
-    for (int from = 0; from < tiles; from += TURN) {
-        float sums[TURN][BATCHES][4];
+    if constexpr (resident(K)) {
+        uint4 in[CHUNKS][4][BATCHES];
 #pragma unroll
-        for (int t = 0; t < TURN; t++)
-#pragma unroll
-            for (int b = 0; b < BATCHES; b++)
-#pragma unroll
-                for (int i = 0; i < 4; i++) sums[t][b][i] = 0;
+        for (int c = 0; c < CHUNKS; c++) read_x<K>(in[c], x, c, rows, warp, lane);
 #pragma unroll 1
-        for (int chunk = 0; chunk < CHUNKS; chunk += DEPTH) {
-            uint4 ins[DEPTH][4][BATCHES];
+        for (int from = 0; from < tiles; from += ROUND) {
+            int there = least(ROUND, tiles - from);
+            if (from) together();  // the sums before have been read
+#pragma unroll 1
+            for (int t = 0; t < there; t++) {
+                float sums[BATCHES][4] = {};
 #pragma unroll
-            for (int c = 0; c < DEPTH; c++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-#pragma unroll
-                    for (int b = 0; b < BATCHES; b++) {
-                        int column = (chunk + c) * CHUNK + warp * 128 + quarter * 8 + j * 32;
-                        ins[c][j][b] = uint4{0, 0, 0, 0};
-                        if (b * 8 + own < rows && column < K)
-                            ins[c][j][b] = load_shared_l2((const uint4*)(x + (long long)(b * 8 + own) * K + column));
-                    }
-#pragma unroll
-            for (int i = 0; i < DEPTH * TURN; i++) {
-                constexpr int turn = TURN;
-                int t = i % turn;
-                auto& in = ins[i / turn];
-                if (from + t >= tiles || chunk + i / turn >= CHUNKS) continue;
-                wait_for(s.full + r.stage, r.parity);
-                const char* slice = s.ring + r.stage * STAGE + warp * SLICE;
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    uint4 low = *(const uint4*)(slice + place(own, j * 4 + quarter));
-                    uint4 high = *(const uint4*)(slice + place(own + 8, j * 4 + quarter));
-#pragma unroll
-                    for (int b = 0; b < BATCHES; b++) {
-                        mma(sums[t][b], low.x, high.x, low.y, high.y, in[j][b].x, in[j][b].y);
-                        mma(sums[t][b], low.z, high.z, low.w, high.w, in[j][b].z, in[j][b].w);
-                    }
-                }
-                release(s.empty + r.stage, lane);
-                r.next();
+                for (int c = 0; c < CHUNKS; c++) add_stage<K>(s, r, sums, in[c], c, warp, lane);
+                keep_sums(s, sums, t, warp, lane);
             }
+            if (!from) meanwhile();
+            together();
+            add_up<GATED>(s, from, there, thread, end);
         }
-        if (from)
-            together();  // the sums before have been read
-        else
-            meanwhile();
-        float* mine = s.sums + warp * SUMS;
+    } else {
+        constexpr int TURN = turn_of(N, HEIGHT), DEPTH = BATCHES == 1 ? 2 : 1;
+        static_assert(TURN <= ROUND, "the sums of a turn are added up together");
+#pragma unroll 1
+        for (int from = 0; from < tiles; from += TURN) {
+            float sums[TURN][BATCHES][4] = {};
+#pragma unroll 1
+            for (int chunk = 0; chunk < CHUNKS; chunk += DEPTH) {
+                uint4 in[DEPTH][4][BATCHES];
 #pragma unroll
-        for (int t = 0; t < TURN; t++) {
-            if (from + t >= tiles) break;
+                for (int c = 0; c < DEPTH; c++) read_x<K>(in[c], x, chunk + c, rows, warp, lane);
 #pragma unroll
-            for (int b = 0; b < BATCHES; b++)
+                for (int c = 0; c < DEPTH; c++)
 #pragma unroll
-                for (int i = 0; i < 4; i++)
-                    mine[(t * ROWS + b * 8 + quarter * 2 + (i & 1)) * PADDED + own + (i >> 1) * 8] = sums[t][b][i];
-        }
-        together();
-        int there = least(TURN, tiles - from);
-        if (GATED) {
-            for (int i = thread; i < there * ROWS * 8; i += CONSUMERS) {
-                int row = i & 7, column = (i >> 3) % ROWS, t = (i >> 3) / ROWS;
-                const float* at = s.sums + (t * ROWS + column) * PADDED + row;
-                float gate = 0, up = 0;
-#pragma unroll
-                for (int w = 0; w < WARPS; w++) {
-                    gate += at[w * SUMS];
-                    up += at[w * SUMS + 8];
-                }
-                end((from + t) * 8 + row, column, gate, up);
+                    for (int t = 0; t < TURN; t++)
+                        if (from + t < tiles && chunk + c < CHUNKS) add_stage<K>(s, r, sums[t], in[c], chunk + c, warp, lane);
             }
-        } else {
-            for (int i = thread; i < there * ROWS * 16; i += CONSUMERS) {
-                int row = i & 15, column = (i >> 4) % ROWS, t = (i >> 4) / ROWS;
-                const float* at = s.sums + (t * ROWS + column) * PADDED + row;
-                float y = 0;
+            if (from) together();
 #pragma unroll
-                for (int w = 0; w < WARPS; w++) y += at[w * SUMS];
-                end((from + t) * 16 + row, column, y, 0.0f);
-            }
+            for (int t = 0; t < TURN; t++)
+                if (from + t < tiles) keep_sums(s, sums[t], t, warp, lane);
+            if (!from) meanwhile();
+            together();
+            add_up<GATED>(s, from, least(TURN, tiles - from), thread, end);
         }
     }
 }
@@ -483,8 +526,8 @@ __device__ void turn_heads(Shared& s, const Args& a, const Unit& u, const Turn& 
             int d = lane + j * 32;
             int other = INTERLEAVED ? d ^ 1 : (d < HALF ? d + HALF : d - HALF);
             own[j] = to_float(load_shared_l2(from + d));
-            across[j] = d < TURNED ? to_float(load_shared_l2(from + other)) : 0;
-            value[j] = key ? load_shared_l2(row + (HEADS + KV_HEADS + u.head) * DIM + d) : 0;
+            across[j] = to_float(load_if(from + other, d < TURNED));
+            value[j] = load_if(row + (HEADS + KV_HEADS + u.head) * DIM + d, key);
         }
         if (NORM) {
             float squares = 0;
@@ -543,14 +586,14 @@ __device__ inline void join(const Args& a, u16* result, int begin, int parts, in
             for (int p = 0; p < 8; p++) {
                 int i = thread + e * CONSUMERS, part = begin + from + p;
                 bool live = from + p < parts && i < GROUP * DIM;
-                weight[e][p] = live ? load_shared_l2(a.weights + part * GROUP + i / DIM) : NOWHERE;
-                value[e][p] = live ? load_shared_l2(a.partial + (long long)part * GROUP * DIM + i) : 0;
+                weight[e][p] = load_if(a.weights + part * GROUP + i / DIM, live);
+                value[e][p] = load_if(a.partial + (long long)part * GROUP * DIM + i, live);
             }
 #pragma unroll
         for (int e = 0; e < EACH; e++) {
             float top = high[e];
 #pragma unroll
-            for (int p = 0; p < 8; p++) top = larger(top, weight[e][p]);
+            for (int p = 0; p < 8; p++) top = larger(top, from + p < parts ? weight[e][p] : NOWHERE);
             float keep = exp2f(high[e] - top);
             high[e] = top;
             sum[e] *= keep;
@@ -628,7 +671,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
             for (int b = 0; b < QUERIES; b++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) score[b][i] = 0;
-            wait_for(s.full + r.stage, r.parity);
+            wait_for(s.full + r.barrier(CONTEXT), r.full_parity(CONTEXT));
             const char* slice = s.ring + r.stage * STAGE + warp * SLICE;
 #pragma unroll
             for (int g = 0; g < DIM / 32; g++) {
@@ -641,7 +684,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
                 }
             }
             release(s.empty + r.stage, lane);
-            r.next();
+            r.next(CONTEXT);
             int position = start + warp * 16 + own;
             unsigned probs[QUERIES][2];
             float keep[QUERIES][2];
@@ -666,7 +709,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
                 probs[b][0] = transposed(pack(score[b][0], score[b][1]));
                 probs[b][1] = transposed(pack(score[b][2], score[b][3]));
             }
-            wait_for(s.full + r.stage, r.parity);
+            wait_for(s.full + r.barrier(CONTEXT), r.full_parity(CONTEXT));
             slice = s.ring + r.stage * STAGE + warp * SLICE;
 #pragma unroll
             for (int d = 0; d < DIM / 16; d++) {
@@ -680,10 +723,10 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
                 }
             }
             release(s.empty + r.stage, lane);
-            r.next();
+            r.next(CONTEXT);
         }
         mark(10);
-        float* mine = s.sums + warp * (8 * QUERIES * QUERY_STRIDE);
+        float* mine = s.sums + warp * (GROUP * QUERY_STRIDE);
 #pragma unroll
         for (int b = 0; b < QUERIES; b++)
 #pragma unroll
@@ -696,6 +739,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
                     s.tops[warp * 8 * QUERIES + head] = top[b][c];
                     s.totals[warp * 8 * QUERIES + head] = sum;
                 }
+                if (head >= GROUP) continue;
 #pragma unroll
                 for (int d = 0; d < DIM / 16; d++) {
                     mine[head * QUERY_STRIDE + d * 16 + own] = out[d][b][c];
@@ -704,7 +748,10 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
             }
         together();
         u16* result = a.attended + (long long)u.row * ATT + u.head * GROUP * DIM;
-        for (int i = thread; i < GROUP * DIM; i += CONSUMERS) {
+#pragma unroll
+        for (int e = 0; e < (GROUP * DIM + CONSUMERS - 1) / CONSUMERS; e++) {
+            int i = thread + e * CONSUMERS;
+            if (i >= GROUP * DIM) break;
             int head = i / DIM, d = i % DIM;
             float high = last ? s.tops[WARPS * 8 * QUERIES + head] : NOWHERE;
 #pragma unroll
@@ -715,7 +762,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
             for (int w = 0; w < WARPS; w++) {
                 float weight = exp2f(s.tops[w * 8 * QUERIES + head] - high);
                 sum += weight * s.totals[w * 8 * QUERIES + head];
-                y += weight * s.sums[w * (8 * QUERIES * QUERY_STRIDE) + head * QUERY_STRIDE + d];
+                y += weight * s.sums[w * (GROUP * QUERY_STRIDE) + head * QUERY_STRIDE + d];
             }
             y = sum > 0 ? y / sum : 0;
             if (u.parts == 1) {
@@ -943,7 +990,8 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) whole_step(
     int thread = thread_index();
     if (thread == 0) {
         for (int i = 0; i < STAGES; i++) {
-            begin_barrier(s.full + i, FEEDERS);
+            begin_barrier(s.full + i, 1);
+            begin_barrier(s.full + STAGES + i, FEEDERS);
             begin_barrier(s.empty + i, WARPS);
         }
     }

@@ -27,9 +27,10 @@ log = logging.getLogger("runtime.kernels")
 SIZES = (8, 16, 32)  # rows that there is a kernel for
 PRODUCERS = 4  # warps
 CONSUMERS = 8
-_GROUPED = 16  # sums of 16 matrix rows by 8 rows of the batch that a warp holds at once
-_STAGE = 32768  # bytes
+_ROUND = 4  # tiles of 16 matrix rows whose sums are added up together
+_STAGE = 16 * (2048 + 64)  # bytes
 _MOST_STAGES = 6
+PACE = 2  # stages on their way at a time
 _FIELDS_BYTES = 2 * 15 * 8
 MARKS = ("qkv", "attention", "out", "gate-up", "down")
 _MOST_UNITS = 8  # parts of contexts of a program
@@ -97,14 +98,13 @@ def _padded(size: int) -> int:
 def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
     """What whole_step.cu carves out of shared memory; it refuses to compile if this is too little."""
     queries = -(-spec.group // 8) * 8
-    own, wide, inner = (-(-n // programs) for n in (spec.hidden, spec.wide, spec.inner))
+    own, wide = (-(-n // programs) for n in (spec.hidden, spec.wide))
     widest = max(own, wide)
-    tiles = max(min(-(-n // height), _GROUPED * 8 // rows) for n, height in ((own, 16), (wide, 16), (inner, 8)))
-    sums = max(tiles * rows * 20, queries * (spec.dim + 8))
+    sums = max(_ROUND * rows * 20, spec.group * (spec.dim + 8))
     parts = (
         CONSUMERS * sums * 4, rows * own * 4, own * 4, widest * 4, rows * 4, queries * (spec.dim + 8) * 2,
         spec.dim * 4, spec.dim * 8, (CONSUMERS + 1) * queries * 4, (CONSUMERS + 1) * queries * 4, 2 * (rows + 1) * 4, rows * 4,
-        16, 16, _FIELDS_BYTES, PRODUCERS * 128, stages * 8, stages * 8,
+        16, 16, _FIELDS_BYTES, PRODUCERS * 128, 2 * stages * 8, stages * 8,
     )  # fmt: skip
     return stages * _STAGE + sum(_padded(p) for p in parts)
 
@@ -120,8 +120,9 @@ def defines(spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: i
     stages = stages_of(spec, rows, programs)
     return {
         "ROWS": rows,
-        "GROUPED": _GROUPED,
+        "ROUND": _ROUND,
         "PRODUCERS": PRODUCERS,
+        "PACE": PACE,
         "STAGES": stages,
         "SHARED_BYTES": shared_bytes(spec, rows, programs, stages),
         "PROGRAMS": programs,

@@ -52,7 +52,8 @@ def make(libraries: Path, device: torch.device) -> Make:
     def made(layers: list[StepLayer], last: Tensor, spec: StepSpec, rows: int) -> WholeStep:
         if device.type == "cuda":
             return WholeStep(layers, last, spec, rows=rows)
-        return WholeStep(layers, last, spec, rows=rows, build=build, programs=3)
+        programs = max(3, -(-spec.wide // 256) + 1)
+        return WholeStep(layers, last, spec, rows=rows, build=build, programs=programs)
 
     return made
 
@@ -85,7 +86,7 @@ CASES: dict[str, tuple[StepSpec, list[int], set[str], list[int | None]]] = {
     "first tokens": (PLAIN, [1, 2, 1], set(), [None, None]),
     "contexts in parts": (replace(PLAIN, page_size=64), [700, 129, 3, 128], set(), [None, None]),
     "page 1, windows": (replace(PLAIN, page_size=1), [77, 300, 20, 5], set(), [None, 20]),
-    "biases": (PLAIN, [33, 1, 200], {"bias", "out bias"}, [None, None]),
+    "biases": (replace(PLAIN, inner=128), [33, 1, 200], {"bias", "out bias"}, [None, None]),
     "normed heads, offsets": (
         replace(PLAIN, qk_eps=1e-6, offset=1.0, qk_offset=1.0, gate="gelu_tanh"), [33, 18], {"heads"}, [None, None],
     ),
@@ -94,12 +95,12 @@ CASES: dict[str, tuple[StepSpec, list[int], set[str], list[int | None]]] = {
         replace(PLAIN, softcap=2.0, gate="gelu", interleaved=True), [50, 9], {"part"}, [None, None],
     ),
     "group of 7, heads of 96": (
-        StepSpec(7, 1, 96, 72, 88, "silu", 0.1, None, False, 1e-5, 0.0, 0.0, 0.0, 16), [90, 1000], {"bias"}, [None],
+        StepSpec(7, 1, 96, 96, 160, "silu", 0.1, None, False, 1e-5, 0.0, 0.0, 0.0, 16), [90, 1000], {"bias"}, [None],
     ),
     "group of 12, heads of 128": (
         StepSpec(12, 1, 128, 64, 96, "silu", 0.1, None, False, 1e-5, 0.0, 0.0, 0.0, 16), [90, 260, 4], set(), [None],
     ),
-    "columns of several stages": (replace(PLAIN, hidden=200, inner=2104), [40, 7, 180], set(), [None, None]),
+    "columns of several stages": (replace(PLAIN, hidden=224, inner=2112), [40, 7, 180], set(), [None, None]),
     "16 rows": (PLAIN, [5 + 13 * i for i in range(13)], set(), [None, None]),
     "32 rows, matrix rows of several turns": (
         replace(PLAIN, hidden=256, inner=160), [3 + 9 * i for i in range(27)], {"bias"}, [None],

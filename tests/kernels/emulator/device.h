@@ -8,6 +8,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -52,8 +53,9 @@ struct Program {
 struct Copy {
     void* to;
     const void* from;
-    bool live;
-    u64* arrives;  // an arrival instead
+    int bytes;  // 0: 16 zeros
+    u64* barrier = nullptr;
+    enum { PLAIN, BULK, ARRIVAL } kind = PLAIN;
 };
 
 struct Fiber {
@@ -94,27 +96,29 @@ inline const Lane* gathered(const Lane& mine) {
 }
 
 struct Barrier {
-    uint16_t expected, missing;
+    uint8_t expected, missing;
+    int16_t coming;  // sixteenths of bytes
     uint32_t phase;
 };
 static_assert(sizeof(Barrier) == 8);
 
-inline void arrive(u64* at) {
+inline void change(u64* at, int arrivals, int bytes) {
     Barrier* b = (Barrier*)at;
-    if (--b->missing == 0) {
+    b->missing -= arrivals;
+    b->coming += bytes / 16;
+    if (b->missing == 0 && b->coming == 0) {
         b->missing = b->expected;
         b->phase ^= 1;
     }
 }
 
 inline void land(Fiber& fiber) {
-    for (const Copy& c : fiber.copies)
-        if (c.arrives)
-            arrive(c.arrives);
-        else if (c.live)
-            memcpy(c.to, c.from, 16);
-        else
-            memset(c.to, 0, 16);
+    for (const Copy& c : fiber.copies) {
+        if (c.kind != Copy::ARRIVAL && c.bytes) memcpy(c.to, c.from, c.bytes);
+        if (c.kind == Copy::PLAIN && !c.bytes) memset(c.to, 0, 16);
+        if (c.kind == Copy::BULK) change(c.barrier, 0, -c.bytes);
+        if (c.kind == Copy::ARRIVAL) change(c.barrier, 1, 0);
+    }
     fiber.copies.clear();
 }
 
@@ -171,6 +175,9 @@ template <class T>
 T load_early(const T* p) { return *p; }
 template <class T>
 T load_shared_l2(const T* p) { return *p; }
+template <class T>
+T load_if(const T* p, bool live) { return live ? *p : T(); }
+inline uint4 load_16(const void* p, bool live) { return live ? *(const uint4*)p : uint4{0, 0, 0, 0}; }
 inline int load_acquire(const int* p) { return *p; }
 inline void add_release(int* p, int v) { *p += v; }
 inline int add_both(int* p, int v) { return (*p += v) - v; }
@@ -204,7 +211,7 @@ void fewer_registers() {}
 template <int COUNT>
 void more_registers() {}
 
-inline void begin_barrier(u64* at, int count) { *(emulator::Barrier*)at = {(uint16_t)count, (uint16_t)count, 0}; }
+inline void begin_barrier(u64* at, int count) { *(emulator::Barrier*)at = {(uint8_t)count, (uint8_t)count, 0, 0}; }
 inline void wait_for(u64* at, unsigned parity) {
     emulator::Barrier* b = (emulator::Barrier*)at;
     while (b->phase == parity) {
@@ -216,10 +223,17 @@ inline void wait_for(u64* at, unsigned parity) {
 }
 inline void release(u64* at, int lane) {
     warp_together();
-    if (lane == 0) emulator::arrive(at);
+    if (lane == 0) emulator::change(at, 1, 0);
 }
-inline void copy_16(void* to, const void* from, bool live) { emulator::self->copies.push_back({to, from, live, nullptr}); }
-inline void arrive_when_copied(u64* at) { emulator::self->copies.push_back({nullptr, nullptr, false, at}); }
+inline void copy_16(void* to, const void* from, bool live) { emulator::self->copies.push_back({to, from, live ? 16 : 0}); }
+inline void arrive_when_copied(u64* at) {
+    emulator::self->copies.push_back({nullptr, nullptr, 0, at, emulator::Copy::ARRIVAL});
+}
+inline void expect(u64* at, int bytes) { emulator::change(at, 1, bytes); }
+inline void copy_bulk(void* to, const void* from, int bytes, u64* at) {
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16 || bytes % 16) abort();
+    emulator::self->copies.push_back({to, from, bytes, at, emulator::Copy::BULK});
+}
 
 inline float half_of(u64 pair, int which) { return which ? high_of((unsigned)pair) : low_of((unsigned)pair); }
 
