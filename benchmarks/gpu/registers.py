@@ -32,7 +32,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from runtime.kernels import tuning, whole_step
+from runtime.kernels import tuning
 from runtime.kernels.argmax import argmax
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.kv_store import store_kv
@@ -41,10 +41,7 @@ from runtime.kernels.norm import add_rms_norm
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
-from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, sum_ranks
-from runtime.kernels.tuned import STEP_8B
-from runtime.kernels.whole_step import WholeStep
 
 SHAPES = {  # heads, KV heads, head size, hidden, inner, vocabulary
     "8b": (32, 8, 128, 4096, 14336, 128256),
@@ -171,18 +168,8 @@ def calls(model: str, rows: int) -> dict[str, Callable[[], Any]]:
     q, k, v = empty(rows, heads + 2 * kv_heads, dim).split((heads, kv_heads, kv_heads), 1)
     paged: dict[str, Any] = {"page_size": 1, "scale": 0.1}
     pages = (pool_k, pool_v, table, seats, lengths)
-    in_one = rows == 1 and (hidden, inner) == (4096, 14336)
-
-    def step() -> None:
-        layer = StepLayer(
-            weight, empty((heads + 2 * kv_heads) * dim, hidden), None, None, None, angles, angles, pool_k, pool_v,
-            empty(hidden, heads * dim), None, weight, empty(2 * inner, hidden), empty(hidden, inner), None,
-        )  # fmt: skip
-        spec = StepSpec(heads, kv_heads, dim, hidden, inner, "silu", 0.1, None, False, 1e-5, 0.0, 0.0, 0.0, 1)
-        WholeStep([layer, layer], weight, spec, STEP_8B)(x, table, seats, lengths, slots)
 
     return {
-        **({"whole step": step} if in_one else {}),
         "norm": lambda: add_rms_norm(x, x.clone(), weight, 1e-5),
         "ranks": lambda: sum_ranks(x, x.clone(), weight, 1e-5, mail=mail),
         "qkv": lambda: skinny_linear(
@@ -223,7 +210,7 @@ def main(
     JITFunction.__getitem__ = lambda kernel, grid: recorder(kernel, grid)  # type: ignore[method-assign]
     tuning.device_name.cache_clear()
     tuning._name = lambda _: _CARD
-    tuning.processors = whole_step.processors = lambda _: 132  # type: ignore[assignment]
+    tuning.processors = lambda _: 132  # type: ignore[assignment]
     with torch.device("cpu"):
         for model in models.split(","):
             for count in (int(x) for x in rows.split(",")):

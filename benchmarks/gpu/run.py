@@ -242,6 +242,7 @@ def main(
         except Exception as error:
             traceback.print_exc()
             log("failed", which=name, error=repr(error)[:300])
+    driver.loop.close()  # other ranks would keep this process
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from runtime.kernels.sample import sample
 from runtime.kernels.skinny import RowNorm, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word, sum_ranks
-from runtime.kernels.tuning import DecodeTiles, LatentTiles, LinearTiles, PrefillTiles, StepTiles
+from runtime.kernels.tuning import DecodeTiles, LatentTiles, LinearTiles, PrefillTiles
 from runtime.kernels.whole_step import WholeStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -181,8 +181,8 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
 
 
 def whole_step(page: int, window: int | None) -> Tensor:
-    """Two layers of odd widths in one launch, behind the third request of a cache."""
-    heads, kv, dim, hidden, inner = 7, 1, 24, 72, 88
+    """Two layers of odd widths in one launch, behind the requests of a cache."""
+    heads, kv, dim, hidden, inner = 7, 1, 96, 96, 1184
     spec = StepSpec(heads, kv, dim, hidden, inner, "silu", 0.2, None, False, 1e-5, 0.0, 0.0, 0.0, page)
     c = Cache(page, kv, dim)
     angles = normal(max(LENGTHS), dim // 2).float()
@@ -193,9 +193,11 @@ def whole_step(page: int, window: int | None) -> Tensor:
         )
         for _ in range(2)
     ]  # fmt: skip
-    slot = c.table[2, (LENGTHS[2] - 1) // page].long()[None] * page + (LENGTHS[2] - 1) % page
-    step = WholeStep(layers, normal(hidden), spec, StepTiles(warps=4, block=4096, splits=4, block_n=16))
-    return step(normal(1, hidden), c.table, c.seats[2:3], c.lengths[2:3], slot)
+    at = c.lengths.long().clamp(min=1) - 1
+    slots = c.table[c.seats.long(), at // page].long() * page + at % page
+    slots = torch.where(c.lengths > 0, slots, -1)
+    step = WholeStep(layers, normal(hidden), spec, rows=len(slots))
+    return step(normal(len(slots), hidden), c.table, c.seats, c.lengths, slots)
 
 
 def exchange(rows: int, width: int) -> None:

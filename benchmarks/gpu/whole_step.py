@@ -80,7 +80,9 @@ class Bench:
 
     def inputs(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Table, seats, lengths and slots; lengths differ."""
-        lengths = torch.tensor([self.context - 37 * i % self.context for i in range(rows)], device=self.device)
+        lengths = torch.tensor(
+            [self.context - 37 * i % self.context for i in range(rows)], device=self.device
+        )
         seats = torch.arange(rows, device=self.device)
         pages = self.table[seats, (lengths - 1) // self.page].long()
         return self.table, seats.int(), lengths.int(), pages * self.page + (lengths - 1) % self.page
@@ -184,7 +186,9 @@ def phases_us(b: Bench, step: WholeStep, rows: int) -> tuple[dict[str, float], d
 def shown(row: dict[str, Any]) -> str:
     line = f"{row['model']:5} {row['rows']:3} rows, context {row['context']}, pace {row['pace']}: {row['step_ms']:7.3f} ms"
     line += f" ({row['launches_ms']:.3f} by launches)  {'ok' if row['ok'] else 'WRONG'}"
-    line += f" {row['error']:.1e} ({row['usual']:.1e}){'' if row['same'] else ' CHANGES FROM LAUNCH TO LAUNCH'}  "
+    line += (
+        f" {row['error']:.1e} ({row['usual']:.1e}){'' if row['same'] else ' CHANGES FROM LAUNCH TO LAUNCH'}  "
+    )
     line += "\n    " + " ".join(f"{name} {us:.2f}" for name, us in row["phases_us"].items())
     return line + "\n    " + " ".join(f"{name} {us:.2f}" for name, us in row["attention_us"].items())
 

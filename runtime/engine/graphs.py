@@ -89,9 +89,7 @@ class DecodeGraphs:
     def fits(self, count: int, *, runs: bool = False) -> bool:
         """Whether there is a graph for so many rows; `runs`: some are successive tokens of one request."""
         return (
-            bool(self._graphs)
-            and count <= self._sizes[-1]
-            and (self._size(count), not runs) in self._graphs
+            bool(self._graphs) and count <= self._sizes[-1] and (self._size(count), not runs) in self._graphs
         )
 
     def graph(self, count: int, *, runs: bool = False) -> DecodeGraph:

@@ -152,6 +152,8 @@ __device__ inline void wait_for(u64* at, unsigned parity) {
         "@!over bra again;\n"
         "}\n" ::"r"(shared_address(at)), "r"(parity) : "memory");
 }
+// What other threads read or wrote in shared memory comes before what the copy engine writes there next.
+__device__ inline void before_bulk_copies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 // The warp has read what it waited for.
 __device__ inline void release(u64* at, int lane) {
     __syncwarp();

@@ -106,5 +106,3 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         ),
     }
 )
-# (device, hidden, inner, layers): up to so many rows a step is one launch; from benchmarks/gpu/whole_step.py.
-STEPS: Mapping[tuple[str, int, int, int], int] = MappingProxyType({("NVIDIA H200", 4096, 14336, 32): 32})

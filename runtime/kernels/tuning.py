@@ -92,6 +92,7 @@ def early_starts(device: torch.device, rows: int) -> bool:
     return rows <= EARLY_ROWS and _name(device) in EARLY_STARTS
 
 
+_WHOLE_STEPS = EARLY_STARTS
 # (block_n, warps, stages, programs per multiprocessor) by head size of at most so many bytes
 _DECODE = MappingProxyType(
     {
@@ -196,11 +197,9 @@ def linear_tiles(
     return LinearTiles("tiled", triton_width(rows), 64, block_k, 4, 4, max(1, splits))
 
 
-def step_rows(device: torch.device, hidden: int, inner: int, layers: int) -> int:
-    """Up to how many rows all layers of a step are quickest in one launch (kernels/whole_step.py); 0: at none."""
-    from runtime.kernels.tuned import STEPS  # a table of this module's classes
-
-    return STEPS.get((_name(device), hidden, inner, layers), 0)
+def step_rows(device: torch.device) -> int:
+    """Up to how many rows a step is quickest in one launch (kernels/whole_step.py; benchmarks/gpu/whole_step.py); 0: at none."""
+    return 16 if _name(device) in _WHOLE_STEPS else 0
 
 
 def triton_width(size: int) -> int:

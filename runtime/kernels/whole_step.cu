@@ -191,6 +191,7 @@ __device__ inline void copy_rows(Shared& s, Ring& r, const u16* w, int n, int to
     if (thread < 32) {
         constexpr int HEIGHT = GATED ? 8 : 16;
         char* stage = claimed(s, r);
+        before_bulk_copies();
         int bytes = least(CHUNK, K - chunk * CHUNK) * 2;
         int live = least(HEIGHT, last - top);
         if (thread == 0) expect(s.full + r.stage, (GATED ? 2 : 1) * live * bytes);
@@ -683,6 +684,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
                     mma(score[b], low.z, high.z, low.w, high.w, q[g][b].z, q[g][b].w);
                 }
             }
+            before_bulk_copies();
             release(s.empty + r.stage, lane);
             r.next(CONTEXT);
             int position = start + warp * 16 + own;
@@ -722,6 +724,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* field
                     mma(out[d][b], v[0], v[1], v[2], v[3], probs[b][0], probs[b][1]);
                 }
             }
+            before_bulk_copies();
             release(s.empty + r.stage, lane);
             r.next(CONTEXT);
         }

@@ -204,7 +204,8 @@ class WholeStep:
         self._threads = ThreadPoolExecutor(len(self._sizes), "whole step")
         size = 1 if ranks is None else len(ranks.boxes)
         self._kernels: dict[int, Future[Launch]] = {
-            n: self._threads.submit(build, defines(spec, layers[0], n, self.programs, size)) for n in self._sizes
+            n: self._threads.submit(build, defines(spec, layers[0], n, self.programs, size))
+            for n in self._sizes
         }
         self._threads.shutdown(wait=False)
 
@@ -257,12 +258,10 @@ class WholeStep:
             None if self.ranks is None else self.ranks.boxes, self._state,
         )  # fmt: skip
         rank, looks = (0, 0) if self.ranks is None else (self.ranks.rank, self.ranks.looks)
+        numbers = (rows, len(self.layers), table.stride(0), self._window, rank, looks)
+        shared = (spec.scale, spec.softcap or 1.0, spec.eps, spec.offset, spec.qk_eps, spec.qk_offset)
         self.launch(rows)(
-            Arguments(
-                *(None if t is None else t.data_ptr() for t in tensors),
-                rows, len(self.layers), table.stride(0), self._window, rank, looks,
-                spec.scale, spec.softcap or 1.0, spec.eps, spec.offset, spec.qk_eps, spec.qk_offset,
-            )  # fmt: skip
+            Arguments(*(None if t is None else t.data_ptr() for t in tensors), *numbers, *shared)
         )
         return hidden
 

@@ -7,8 +7,9 @@ norm and residual in one launch between the products. Sums are those of the plai
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -22,12 +23,16 @@ from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.step_layers import why_not as why_not_whole
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
-from runtime.kernels.tuning import step_rows
+from runtime.kernels.tuning import processors, step_rows
 from runtime.kernels.whole_step import WholeStep
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import MoeSpec, NormSpec
 
+if TYPE_CHECKING:
+    from runtime.parallel.peers import Peers
+
+log = logging.getLogger("runtime.engine")
 # Names in config.json of what the gate kernels compute.
 _GATES = {"silu": "silu", "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
@@ -77,7 +82,7 @@ class FusedDecoder:
         self._scratch = linear_scratch(store.k.device)
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
-        self._step = _measured(model, store) if step == "measured" else step
+        self._step = _measured(model, store, peers) if step == "measured" else step
         rows = f", one launch for all of them up to {self._step.rows} rows" if self._step else ""
         self.form = f"fused kernels{rows}"
 
@@ -181,16 +186,22 @@ class FusedDecoder:
         return self.model.finished(raw)
 
 
-def _measured(model: Decoder, store: KVStore) -> WholeStep | None:
-    """What runs steps in one launch where that was measured to be quicker; None if nothing can."""
+def _measured(model: Decoder, store: KVStore, peers: Peers | None) -> WholeStep | None:
+    """What runs steps in one launch where that is quicker; None if nothing can. Ranks all have one, or none has."""
     device = store.k.device
-    rows = step_rows(device, model.spec.hidden, model.spec.layers[0].mlp.size, len(model.spec.layers))
-    if not rows or nvrtc.why_not(device) is not None:
+    rows = step_rows(device)
+    if not rows or nvrtc.why_not(device) is not None or (model.group is not None and peers is None):
         return None
     parts = step_parts(model, store)
-    if isinstance(parts, str) or why_not_whole(*parts, model.dtype) is not None:
+    reason = parts if isinstance(parts, str) else why_not_whole(*parts, model.dtype)
+    if reason is not None:
+        log.info("steps of few rows are a launch for each part: %s", reason)
         return None
-    return whole_step(model, store, rows)
+    if model.group is None or peers is None:
+        return whole_step(model, store, rows)
+    ranks = peers.step(model.spec.hidden, rows, processors(device))
+    model.group.smallest(1)  # nobody writes before all boxes are empty
+    return whole_step(model, store, rows, ranks=ranks)
 
 
 def whole_step(model: Decoder, store: KVStore, rows: int, **options: Any) -> WholeStep:
@@ -208,8 +219,6 @@ def step_parts(model: Decoder, store: KVStore) -> tuple[StepSpec, list[StepLayer
     first = modules[0].spec
     alike = [replace(m.spec, attention=replace(m.spec.attention, window=None, rope=None)) for m in modules]
     ropes = [m.attention.rope for m in modules]
-    if model.group is not None:
-        return "its layers lie on several ranks"
     if any(spec != alike[0] for spec in alike) or len({r.spec.interleaved for r in ropes}) > 1:
         return "its layers differ in more than windows and rotations"
     if (model.spec.norm.eps, model.spec.norm.offset) != (first.norm.eps, first.norm.offset):
@@ -221,7 +230,7 @@ def step_parts(model: Decoder, store: KVStore) -> tuple[StepSpec, list[StepLayer
         kv_heads=a.kv_heads,
         dim=a.head_dim,
         hidden=model.spec.hidden,
-        inner=first.mlp.size,
+        inner=modules[0].mlp.down.weight.shape[1],
         gate=_GATES[first.mlp.activation],
         scale=a.scale,
         softcap=a.softcap,

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from runtime.kernels.step_layers import StepRanks, box_bytes
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word
 
 _BYTES = (
@@ -27,37 +28,52 @@ class Peers:
         from cuda.bindings import runtime as cuda
 
         self._cuda = cuda
-        device = torch.device("cuda", torch.cuda.current_device())
+        self._rank, self._size, self._store = rank, size, store
+        self._device = torch.device("cuda", torch.cuda.current_device())
+        self._looks = int(timeout * _LOOKS)
+        self._step: StepRanks | None = None
         words = hidden * dtype.itemsize // 4
         rows = max(1, _BYTES // (size - 1) // (4 * words))
-        count = TURNS * size * rows * words
-        own = int(self._ask(cuda.cudaMalloc(4 * count)))
+        self.mail = Mailboxes(
+            rank,
+            self._boxes("box", TURNS * size * rows * words, empty_word(dtype)),
+            torch.zeros(4 + TURNS, dtype=torch.int32, device=self._device),
+            rows,
+            words,
+            self._looks,
+        )
+
+    def step(self, hidden: int, rows: int, programs: int) -> StepRanks:
+        """What steps of up to `rows` rows in one launch exchange sums through; the same on every rank."""
+        if self._step is None:
+            words = box_bytes(hidden, rows, programs, self._size) // 4
+            state = torch.zeros(2, dtype=torch.int32, device=self._device)
+            self._step = StepRanks(self._rank, self._boxes("step", words, 0), state, self._looks)
+        return self._step
+
+    def _boxes(self, name: str, words: int, value: int) -> torch.Tensor:
+        """int64 [ranks]: where a box of each rank lies, of so many int32 `value`."""
+        cuda = self._cuda
+        own = int(self._ask(cuda.cudaMalloc(4 * words)))
         handle = self._ask(cuda.cudaIpcGetMemHandle(own))
-        store.set(f"box{rank}", bytes(handle.reserved).hex())
+        self._store.set(f"{name}{self._rank}", bytes(handle.reserved).hex())
         places = []
-        for other in range(size):
-            if other == rank:
+        for other in range(self._size):
+            if other == self._rank:
                 places.append(own)
                 continue
             given = cuda.cudaIpcMemHandle_t()
-            given.reserved = bytes.fromhex(store.get(f"box{other}").decode())
+            given.reserved = bytes.fromhex(self._store.get(f"{name}{other}").decode())
             places.append(
                 int(self._ask(cuda.cudaIpcOpenMemHandle(given, cuda.cudaIpcMemLazyEnablePeerAccess)))
             )
-        fresh = torch.full((min(count, 1 << 20),), empty_word(dtype), dtype=torch.int32, device=device)
-        for at in range(0, count, len(fresh)):
-            length = 4 * min(len(fresh), count - at)
+        fresh = torch.full((min(words, 1 << 20),), value, dtype=torch.int32, device=self._device)
+        for at in range(0, words, len(fresh)):
+            length = 4 * min(len(fresh), words - at)
             kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
             self._ask(cuda.cudaMemcpy(own + 4 * at, fresh.data_ptr(), length, kind))
         torch.cuda.synchronize()
-        self.mail = Mailboxes(
-            rank,
-            torch.tensor(places, dtype=torch.int64, device=device),
-            torch.zeros(4 + TURNS, dtype=torch.int32, device=device),
-            rows,
-            words,
-            int(timeout * _LOOKS),
-        )
+        return torch.tensor(places, dtype=torch.int64, device=self._device)
 
     def _ask(self, answer: tuple[Any, ...]) -> Any:
         code, *values = answer
@@ -68,7 +84,8 @@ class Peers:
     @property
     def lost(self) -> bool:
         """Whether a launch has given a rank up; waits for the device."""
-        return bool(self.mail.state[2].item())
+        states = [self.mail.state[2]] + ([] if self._step is None else [self._step.state[1]])
+        return any(bool(state.item()) for state in states)
 
 
 def reachable(size: int) -> str | None:

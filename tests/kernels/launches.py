@@ -30,7 +30,7 @@ from runtime.api import SamplingParams
 from runtime.attention.triton import TritonAttention
 from runtime.engine.device import DeviceRunner, device_runner
 from runtime.engine.first_launches import launch_all, rehearse
-from runtime.kernels import tuning, whole_step
+from runtime.kernels import tuning
 from runtime.kernels.mask import FIELDS, advance, mask, mask_bits
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
@@ -108,7 +108,7 @@ def main(shape: str = "tiny") -> None:
     torch.empty = zeros  # nothing writes the results, and tokens must be tokens
     F.linear = lambda x, w, bias=None: zeros((*x.shape[:-1], w.shape[0]), dtype=x.dtype)  # type: ignore[assignment]
     tuning._name = lambda device: "NVIDIA H200"
-    tuning.processors = whole_step.processors = lambda device: 132  # type: ignore[assignment]
+    tuning.processors = lambda device: 132  # type: ignore[assignment]
     model = decoder(shape)
     *_, vocabulary, _, seats = SHAPES[shape]
     scheduler = Scheduler(pages=20_000, page_size=1, context=2048, chunk=600, depth=2, max_running=seats)

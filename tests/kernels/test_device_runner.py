@@ -215,7 +215,8 @@ def test_no_row_sees_keys_that_its_own_launch_stores(
             model, store, TritonAttention(store), (), None, seats=2, context=8, largest_graph=2
         )
     assert runner.graphs is not None and runner.graphs.fits(2) and not runner.graphs.fits(3)
-    assert runner.graphs.fits(2, runs=True) is not packed
+    assert runner.graphs.fits(2, runs=True)
+    assert (runner.graphs.graph(2) is runner.graphs.graph(2, runs=True)) is not packed
 
 
 @pytest.mark.parametrize(("kind", "page_size"), [("llama", 1), ("not fused", 16)])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runtime.kernels import tuned, tuning
-from runtime.kernels.tuning import decode_tiles, fresh_path, linear_tiles, prefill_tiles, step_tiles
+from runtime.kernels import tuning
+from runtime.kernels.tuning import decode_tiles, fresh_path, linear_tiles, prefill_tiles, step_rows
 
 HOPPER = torch.device("cuda", 0)
 
@@ -44,12 +44,11 @@ def test_matrices_that_were_measured_take_what_was_quickest() -> None:
     assert linear_tiles(HOPPER, 8, 1000, 640, torch.float32, False).kind == "library"
 
 
-def test_only_what_was_quicker_in_one_launch_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert step_tiles(HOPPER, 4096, 14336, 32) == tuned.STEP_8B
-    assert step_tiles(HOPPER, 896, 4864, 24) is None
-    assert step_tiles(torch.device("cpu"), 4096, 14336, 32) is None
-    monkeypatch.setattr(tuning, "device_name", lambda index: "NVIDIA H100 80GB HBM3")  # not measured there
-    assert step_tiles(HOPPER, 4096, 14336, 32) is None
+def test_steps_of_few_rows_are_one_launch_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert step_rows(HOPPER) == 16
+    assert step_rows(torch.device("cpu")) == 0
+    monkeypatch.setattr(tuning, "device_name", lambda index: "NVIDIA A100-SXM4-80GB")
+    assert step_rows(HOPPER) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -221,6 +221,7 @@ inline void wait_for(u64* at, unsigned parity) {
         emulator::self->word = nullptr;
     }
 }
+inline void before_bulk_copies() {}
 inline void release(u64* at, int lane) {
     warp_together();
     if (lane == 0) emulator::change(at, 1, 0);

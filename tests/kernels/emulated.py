@@ -1,4 +1,4 @@
-"""CUDA sources as libraries for a CPU, so that they are tested without a GPU (device.h beside this)."""
+"""CUDA sources as libraries for a CPU, so that they are tested without a GPU (emulator/device.h)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
@@ -21,7 +21,17 @@ def library(folder: Path, macros: Mapping[str, int]) -> Any:
     path = folder / f"{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}.so"
     if not path.exists():
         kernels = HERE.parents[2] / "runtime" / "kernels"
-        command = [COMPILER, "-std=c++17", "-O1", "-w", "-shared", "-fPIC", f"-I{HERE}", f"-I{kernels}", *options]
+        command = [
+            COMPILER,
+            "-std=c++17",
+            "-O1",
+            "-w",
+            "-shared",
+            "-fPIC",
+            f"-I{HERE}",
+            f"-I{kernels}",
+            *options,
+        ]
         subprocess.run([*command, "-o", str(path), str(HERE / "whole_step.cpp")], check=True)
     return ctypes.CDLL(str(path))
 
