@@ -82,7 +82,7 @@ class CudaKernel:
         self._driver = driver
         self._sizes = programs, threads, shared
         with torch.cuda.device(device):
-            torch.cuda.current_stream().synchronize()  # there is a context then
+            torch.cuda.current_stream()  # there is a context then
             module = _ask(driver.cuModuleLoadData(image))
             self._function = _ask(driver.cuModuleGetFunction(module, name.encode()))
             limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES

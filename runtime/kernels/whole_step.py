@@ -200,21 +200,16 @@ class WholeStep:
         self._arrived = scratch(most, spec.kv_heads, dtype=torch.int32)
         self._counter = scratch(1, dtype=torch.int32)
         self._state = ranks.state if ranks is not None else scratch(2, dtype=torch.int32)
-        build = build or self._compiled
-        self._threads = ThreadPoolExecutor(len(self._sizes), "whole step")
         size = 1 if ranks is None else len(ranks.boxes)
-        self._kernels: dict[int, Future[Launch]] = {
-            n: self._threads.submit(build, defines(spec, layers[0], n, self.programs, size))
-            for n in self._sizes
-        }
-        self._threads.shutdown(wait=False)
-
-    def _compiled(self, macros: Mapping[str, int]) -> Launch:
-        image = nvrtc.compiled("whole_step.cu", macros)
-        threads = 32 * (CONSUMERS + PRODUCERS)
-        return nvrtc.CudaKernel(
-            image, "whole_step", self.last_norm.device, self.programs, threads, macros["SHARED_BYTES"]
-        )
+        self._macros = {n: defines(spec, layers[0], n, self.programs, size) for n in self._sizes}
+        self._build = build
+        self._loaded: dict[int, Launch] = {}
+        self._images: dict[int, Future[bytes]] = {}
+        if build is None:
+            threads = ThreadPoolExecutor(len(self._sizes), "whole step")
+            for n, macros in self._macros.items():
+                self._images[n] = threads.submit(nvrtc.compiled, "whole_step.cu", macros)
+            threads.shutdown(wait=False)
 
     def __call__(
         self,
@@ -266,5 +261,17 @@ class WholeStep:
         return hidden
 
     def launch(self, rows: int) -> Launch:
-        """The kernel for so many rows; waits until it is compiled."""
-        return self._kernels[next(n for n in self._sizes if n >= rows)].result()
+        """The kernel for so many rows. The first time it waits until it is compiled, and loads it: not while a graph is
+        captured."""
+        size = next(n for n in self._sizes if n >= rows)
+        if size not in self._loaded:
+            macros = self._macros[size]
+            if self._build is not None:
+                self._loaded[size] = self._build(macros)
+            else:
+                image = self._images.pop(size).result()
+                threads = 32 * (CONSUMERS + PRODUCERS)
+                self._loaded[size] = nvrtc.CudaKernel(
+                    image, "whole_step", self.last_norm.device, self.programs, threads, macros["SHARED_BYTES"]
+                )
+        return self._loaded[size]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from runtime.parallel.peers import Peers
 
 log = logging.getLogger("runtime.parallel")
+_END_SECONDS = 5.0
 _START_SECONDS = (
     60.0  # at least, for what all do once: imports and weights take one of them longer than another
 )
@@ -60,9 +62,11 @@ class Group:
             self._group = gloo(store, rank, size, made)
 
     def close(self) -> None:
-        """Leave, without waiting for the others."""
+        """Leave, without waiting for the others; nor for long for graphs that hold on to what the group has."""
         if self.device.startswith("cuda"):
-            self._group.abort()
+            leaving = threading.Thread(target=self._group.abort, daemon=True)
+            leaving.start()
+            leaving.join(_END_SECONDS)
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over ranks, in place; the result is the same on each."""
