@@ -1,7 +1,7 @@
-"""CUDA C++ of this folder, compiled for the device that is here by the compiler that comes with torch (NVRTC).
+"""CUDA C++ (cuda/), compiled for the device that is here by the compiler that comes with torch (NVRTC).
 
-What was compiled once is kept beside Triton's kernels. `device.h` has what the sources need of the device, so that a test can
-give them another one.
+What was compiled once is kept beside Triton's kernels. `cuda/device.h` has all that the sources need of the device, so that
+tests can give them another one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 log = logging.getLogger("runtime.kernels")
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parent / "cuda"
 
 
 class CudaError(RuntimeError):
@@ -30,21 +30,31 @@ def why_not(device: torch.device) -> str | None:
         return f"it is on {device.type}"
     if torch.cuda.get_device_capability(device)[0] != 9:
         return "the card is no Hopper"
+    return compiler_missing()
+
+
+def compiler_missing() -> str | None:
+    """Why there is no compiler; None if there is one."""
     try:
         from cuda.bindings import driver, nvrtc  # noqa: F401
+
+        _ask(nvrtc.nvrtcVersion())
     except ImportError:
         return "the package cuda-bindings is not installed"
+    except RuntimeError as error:
+        return f"NVRTC cannot be used: {error}"
     return None
 
 
 def compiled(source: str, defines: Mapping[str, int], architecture: str = "sm_90a") -> bytes:
-    """The machine code of a source of this folder with these macros. Raises CudaError with the compiler's words."""
+    """The machine code of a source with these macros. Raises CudaError with the compiler's words."""
     from cuda.bindings import nvrtc
 
     version = _ask(nvrtc.nvrtcVersion())
     options = [f"--gpu-architecture={architecture}", "--std=c++17", "-default-device"]
     options += [f"-D{name}={value}" for name, value in sorted(defines.items())]
-    texts = [(_FOLDER / name).read_bytes() for name in (source, "device.h")]
+    headers = sorted(_FOLDER.glob("*.h"))
+    texts = [path.read_bytes() for path in (_FOLDER / source, *headers)]
     digest = hashlib.sha256(repr((version, options)).encode())
     for text in texts:
         digest.update(hashlib.sha256(text).digest())
@@ -53,7 +63,8 @@ def compiled(source: str, defines: Mapping[str, int], architecture: str = "sm_90
         return kept.read_bytes()
     except OSError:
         pass
-    program = _ask(nvrtc.nvrtcCreateProgram(texts[0], source.encode(), 1, [texts[1]], [b"device.h"]))
+    names = [path.name.encode() for path in headers]
+    program = _ask(nvrtc.nvrtcCreateProgram(texts[0], source.encode(), len(names), texts[1:], names))
     words = [option.encode() for option in options]
     code = nvrtc.nvrtcCompileProgram(program, len(words), words)[0]
     if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:

@@ -1,4 +1,4 @@
-"""All decoder layers of a decode step of a few rows, in one launch (whole_step.cu).
+"""All decoder layers of a decode step of a few rows, in one launch (cuda/whole_step.cu).
 
 Sums are those of the layers' other kernels up to their order. Keys and values of the step's rows are stored by the programs
 that attend with them, so each row must be another request's.
@@ -20,7 +20,8 @@ from runtime.kernels.activation import ACTIVATIONS, gated_reference
 from runtime.kernels.decode import decode_reference
 from runtime.kernels.norm import rms_norm_reference
 from runtime.kernels.rope_store import rope_store_reference
-from runtime.kernels.step_layers import StepLayer, StepRanks, StepSpec, address_table, finite_window, why_not
+from runtime.kernels.step_layers import StepLayer, StepRanks, StepSpec, address_table, finite_window
+from runtime.kernels.step_layers import why_not as why_not_layers
 from runtime.kernels.tuning import processors
 
 log = logging.getLogger("runtime.kernels")
@@ -32,14 +33,13 @@ _STAGE = 16 * (2048 + 64)  # bytes
 _MOST_STAGES = 6
 PACE = 2  # stages on their way at a time
 _FIELDS_BYTES = 2 * 15 * 8
-MARKS = ("qkv", "attention", "out", "gate-up", "down")
 _MOST_UNITS = 8  # parts of contexts of a program
 _SHARED = 232448  # bytes that a Hopper multiprocessor gives to a program
 Launch = Callable[["Arguments"], None]
 
 
 class Arguments(ctypes.Structure):
-    """`Args` of whole_step.cu."""
+    """`Args` of cuda/step_shapes.h."""
 
     _fields_ = (
         *(
@@ -96,7 +96,7 @@ def _padded(size: int) -> int:
 
 
 def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
-    """What whole_step.cu carves out of shared memory; it refuses to compile if this is too little."""
+    """What cuda/step_shapes.h lays out in shared memory; it refuses to compile if this is too little."""
     queries = -(-spec.group // 8) * 8
     own, wide = (-(-n // programs) for n in (spec.hidden, spec.wide))
     widest = max(own, wide)
@@ -115,8 +115,16 @@ def stages_of(spec: StepSpec, rows: int, programs: int) -> int:
     return next((n for n in most if shared_bytes(spec, rows, programs, n) <= _SHARED), 0)
 
 
+def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype, programs: int) -> str | None:
+    """What one launch of so many programs does not compute of these layers; None if it can."""
+    reason = why_not_layers(spec, layers, dtype)
+    if reason is None and max(spec.hidden, spec.wide) > programs * 32 * CONSUMERS:
+        reason = f"its widths {(spec.hidden, spec.wide)} are more than {programs} programs hold"
+    return reason
+
+
 def defines(spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: int) -> dict[str, int]:
-    """Macros of whole_step.cu."""
+    """Macros of cuda/whole_step.cu."""
     stages = stages_of(spec, rows, programs)
     return {
         "ROWS": rows,
@@ -169,20 +177,16 @@ class WholeStep:
         Raises ValueError for layers that `why_not` tells of.
         """
         device = last_norm.device
-        reason = why_not(spec, layers, last_norm.dtype)
+        self.programs = programs or processors(device)
+        reason = why_not(spec, layers, last_norm.dtype, self.programs)
         if reason is None and build is None:
             reason = nvrtc.why_not(device)
         if reason is not None:
             raise ValueError(f"WholeStep: one launch cannot compute this model: {reason}")
         self.layers, self.spec, self.last_norm, self.ranks = list(layers), spec, last_norm, ranks
-        self.programs = programs or processors(device)
         self._window = finite_window(layers)
         sizes = [n for n in SIZES if stages_of(spec, n, self.programs) > 1]
         self._sizes = [n for i, n in enumerate(sizes) if i == 0 or sizes[i - 1] < rows]
-        if not self._sizes:
-            raise ValueError(
-                f"WholeStep: one launch cannot compute this model: its {spec.hidden} columns do not fit"
-            )
         self.rows = self._sizes[-1]
         self._table = address_table(layers, device)
         most = self.rows
@@ -226,7 +230,7 @@ class WholeStep:
         table, seats, lengths  as for `decode_attention`; the new tokens are counted, at positions length - 1
         slots                  int64 [rows]: where their keys and values go; -1 stores nothing
         stamps                 int64 [layers, 14, programs]: nanoseconds at which each program was done with each phase, and
-                               more marks (whole_step.cu)
+                               more marks (cuda/step_meet.h)
 
         Raises ValueError if x is of another shape or type, or has more rows than were asked for.
         """

@@ -21,10 +21,10 @@ from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
-from runtime.kernels.step_layers import why_not as why_not_whole
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
 from runtime.kernels.tuning import processors, step_rows
 from runtime.kernels.whole_step import WholeStep
+from runtime.kernels.whole_step import why_not as why_not_whole
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import MoeSpec, NormSpec
@@ -193,7 +193,7 @@ def _measured(model: Decoder, store: KVStore, peers: Peers | None) -> WholeStep 
     if not rows or nvrtc.why_not(device) is not None or (model.group is not None and peers is None):
         return None
     parts = step_parts(model, store)
-    reason = parts if isinstance(parts, str) else why_not_whole(*parts, model.dtype)
+    reason = parts if isinstance(parts, str) else why_not_whole(*parts, model.dtype, processors(device))
     if reason is not None:
         log.info("steps of few rows are a launch for each part: %s", reason)
         return None

@@ -20,7 +20,7 @@ def library(folder: Path, macros: Mapping[str, int]) -> Any:
     options = [f"-D{name}={value}" for name, value in sorted(macros.items())]
     path = folder / f"{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}.so"
     if not path.exists():
-        kernels = HERE.parents[2] / "runtime" / "kernels"
+        sources = HERE.parents[2] / "runtime" / "kernels" / "cuda"
         command = [
             COMPILER,
             "-std=c++17",
@@ -29,7 +29,7 @@ def library(folder: Path, macros: Mapping[str, int]) -> Any:
             "-shared",
             "-fPIC",
             f"-I{HERE}",
-            f"-I{kernels}",
+            f"-I{sources}",
             *options,
         ]
         subprocess.run([*command, "-o", str(path), str(HERE / "whole_step.cpp")], check=True)

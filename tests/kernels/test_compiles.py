@@ -8,6 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from runtime.kernels import nvrtc
+from runtime.kernels.step_layers import StepLayer, StepSpec
+from runtime.kernels.whole_step import defines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,3 +28,23 @@ def test_every_launch_of_a_step_compiles_for_hopper() -> None:
         "_tiled", "_decode", "_prefill", "_rms_norm", "_rope_store", "_sum_ranks", "_parts", "_store_kv", "_mla_decode",
     ):  # fmt: skip
         assert f"│ {kernel}" in told.stdout
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("rows", "ranks"), [(8, 1), (16, 2)])
+def test_the_whole_step_compiles_for_hopper(rows: int, ranks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    reason = nvrtc.compiler_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setattr(nvrtc, "_cache", lambda: tmp_path)
+    spec = StepSpec(14, 2, 64, 896, 4864, "silu", 0.1, 30.0, False, 1e-5, 1.0, 1e-6, 1.0, 16)
+    x = torch.zeros(1, 32)
+    layer = StepLayer(x, x, x, x, x, x, x, x, x, x, x, x, x, x, None)
+    macros = defines(spec, layer, rows, 132, ranks)
+    image = nvrtc.compiled("whole_step.cu", macros)
+    assert image[:4] == b"\x7fELF" and b"whole_step" in image
+    (kept,) = tmp_path.iterdir()
+    kept.write_bytes(b"kept")
+    assert nvrtc.compiled("whole_step.cu", macros) == b"kept", "what was compiled once is not compiled again"
+    with pytest.raises(nvrtc.CudaError, match="less shared memory"):
+        nvrtc.compiled("whole_step.cu", macros | {"SHARED_BYTES": 1000})

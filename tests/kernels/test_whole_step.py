@@ -13,8 +13,8 @@ from torch import Tensor
 from runtime.attention.base import PagedInputs
 from runtime.attention.triton import TritonAttention
 from runtime.kernels import nvrtc
-from runtime.kernels.step_layers import StepLayer, StepRanks, StepSpec, box_bytes, why_not
-from runtime.kernels.whole_step import Arguments, Launch, WholeStep, whole_step_reference
+from runtime.kernels.step_layers import StepLayer, StepRanks, StepSpec, box_bytes
+from runtime.kernels.whole_step import Arguments, Launch, WholeStep, whole_step_reference, why_not
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.fused import FusedDecoder, step_parts, whole_step
@@ -310,17 +310,24 @@ def test_models_that_one_launch_cannot_run(device: torch.device) -> None:
 
 def test_refusals(device: torch.device, make: Make) -> None:
     spec, layers, last, at = case("first tokens", device)
-    assert why_not(spec, layers, BF16) is None
-    assert why_not(spec, layers, FP16) == "its type is torch.float16, not torch.bfloat16"
-    assert why_not(replace(spec, inner=95), layers, BF16) == "its widths (64, 95) are no multiples of 32"
-    assert why_not(replace(spec, dim=80), layers, BF16) == "its heads have 80 numbers, not 32, 64, 96 or 128"
+    assert why_not(spec, layers, BF16, 132) is None
+    assert why_not(spec, layers, FP16, 132) == "its type is torch.float16, not torch.bfloat16"
+    assert why_not(replace(spec, inner=95), layers, BF16, 132) == "its widths (64, 95) are no multiples of 32"
+    assert (
+        why_not(replace(spec, dim=80), layers, BF16, 132)
+        == "its heads have 80 numbers, not 32, 64, 96 or 128"
+    )
+    assert why_not(replace(spec, heads=1200), layers, BF16, 4) == "600 of its heads share a key"
+    wide = replace(spec, heads=16, kv_heads=8)
+    assert why_not(wide, layers, BF16, 3) == "its widths (64, 1024) are more than 3 programs hold"
     several = [replace(layers[0], window=5), replace(layers[1], window=6)]
-    assert why_not(spec, several, BF16) == "its layers have several windows"
+    assert why_not(spec, several, BF16, 132) == "its layers have several windows"
     other = replace(layers[1], qkv_bias=last)
-    assert why_not(spec, [layers[0], other], BF16) == "its layers differ in their shapes"
+    assert why_not(spec, [layers[0], other], BF16, 132) == "its layers differ in their shapes"
     moved = replace(layers[1], down=torch.zeros(spec.inner, spec.hidden, dtype=BF16, device=device).T)
     assert (
-        why_not(spec, [layers[0], moved], BF16) == "its tensors are not contiguous or not aligned to 16 bytes"
+        why_not(spec, [layers[0], moved], BF16, 132)
+        == "its tensors are not contiguous or not aligned to 16 bytes"
     )
     eighth = replace(layers[0], pool_k=layers[0].pool_k.to(torch.float8_e4m3fn))
     with pytest.raises(ValueError, match=r"its keys and values are stored as torch\.float8_e4m3fn"):

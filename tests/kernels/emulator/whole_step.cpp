@@ -1,7 +1,7 @@
 // whole_step.cu as a library for a CPU.
 
-#include <device.h>
-#include "whole_step.cu"
+#include <device.h>  // before the other one is found
+#include <whole_step.cu>
 
 extern "C" int run(const Args* arguments, int devices, unsigned seed) {
     return emulator::run<Args>(whole_step, arguments, devices, PROGRAMS, CONSUMERS + FEEDERS, SHARED_BYTES, seed);
