@@ -112,15 +112,15 @@ class DecodeGraphs:
         return bool(getattr(self._model, "in_one_launch", lambda _: False)(size))
 
     def _ways(self, size: int) -> tuple[bool, ...]:
-        """Whether rows are apart, in a graph of this size: both, where a launch stores keys and attends, but for large
-        sizes, where runs of one request are rare; else a graph of rows that are not serves all."""
+        """Whether rows are apart, in a graph of this size: both, where a launch stores keys and attends, but for one row and
+        for large sizes, where runs of one request are rare; else a graph of rows that are not serves all."""
         attention: Any = self._attention
         fused = self._whole(size) or any(
             attention.in_one_launch(size, x.attention) for x in set(self._model.spec.layers)
         )
         if not fused:
             return (False,)
-        return (True, False) if size <= _LARGEST_RUNS else (True,)
+        return (True, False) if 1 < size <= _LARGEST_RUNS else (True,)
 
     def capture(self, spare: int) -> None:
         """Capture all sizes, the largest first, so that the others find their memory made. `spare` is a seat nobody has."""

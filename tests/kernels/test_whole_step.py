@@ -260,7 +260,7 @@ def test_the_fused_decoder_runs_it(layer: LayerSpec, device: torch.device, make:
     model = Decoder(spec, BF16)
     for p in model.parameters():
         p.requires_grad_(False)
-        p.copy_(1 + torch.rand_like(p) if p.dim() == 1 else torch.randn_like(p) * 0.2)
+        p.copy_(0.8 + 0.4 * torch.rand_like(p) if p.dim() == 1 else torch.randn_like(p) * 0.1)
     model = model.to(device)
     store = KVStore(spec, 6, 16, BF16, str(device))
     store.k.normal_()
