@@ -37,7 +37,8 @@ def library(folder: Path, macros: Mapping[str, int]) -> Any:
 
 
 def run(library: Any, arguments: list[ctypes.Structure], seed: int) -> None:
-    """Launch on as many devices as there are arguments. Raises RuntimeError if the threads wait for each other for ever."""
+    """Launch on as many devices as there are arguments. Raises RuntimeError if the threads wait for each other for ever, or
+    copies are not aligned or fenced."""
     all_of_them = (type(arguments[0]) * len(arguments))(*arguments)
     if not library.run(ctypes.byref(all_of_them), len(arguments), ctypes.c_uint(seed)):
-        raise RuntimeError("the kernel's threads wait for each other")
+        raise RuntimeError("the kernel's threads wait for each other, or its copies are not fenced")

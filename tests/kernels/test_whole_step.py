@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from runtime.attention.base import PagedInputs
@@ -170,6 +172,39 @@ def test_padding_rows_store_nothing(device: torch.device, make: Make) -> None:
         assert torch.equal(mine.pool_k.nan_to_num(9), other.pool_k.nan_to_num(9))
         assert torch.equal(mine.pool_v.nan_to_num(9), other.pool_v.nan_to_num(9))
     check(step, before, at)  # the launch before left its counters as it had found them
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.one_of(st.integers(0, 20), st.integers(0, 700)), min_size=1, max_size=16),
+    seed=st.integers(0, 2**31),
+)
+def test_any_batch_in_any_order_of_threads(lengths: list[int], seed: int, libraries: Path) -> None:
+    """Padding rows among the others; contexts in one part, in many, around a window."""
+    if emulated.COMPILER is None:
+        pytest.skip("there is no C++ compiler")
+    spec = replace(PLAIN, page_size=4)
+    torch.manual_seed(seed)
+    c = cache(lengths, spec.page_size, spec.kv_heads, spec.dim, BF16, torch.device("cpu"))
+    layers = [layer(spec, (c.k.clone(), c.v.clone()), frozenset(), window) for window in (None, 150)]
+    at = (c.lengths.long() - 1).clamp(min=0)
+    slots = c.table[c.seats.long(), at // spec.page_size].long() * spec.page_size + at % spec.page_size
+    real = c.lengths > 0
+
+    def build(macros: Mapping[str, int]) -> Launch:
+        library = emulated.library(libraries, macros)
+        return lambda arguments: emulated.run(library, [arguments], seed)
+
+    step = WholeStep(layers, layers[0].attn_norm, spec, rows=len(lengths), build=build, programs=3)
+    theirs = copied(layers)
+    x = torch.randn(len(lengths), spec.hidden).to(BF16)
+    found = step(x, c.table, c.seats, c.lengths, torch.where(real, slots, -1))
+    assert found.isfinite().all()
+    if real.any():
+        wanted = whole_step_reference(
+            x[real], theirs, step.last_norm, spec, c.table, c.seats[real], c.lengths[real], slots[real]
+        )
+        assert error(found[real], wanted) < TOLERANCE
 
 
 def test_two_ranks_add_their_sums(libraries: Path) -> None:

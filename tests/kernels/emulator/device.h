@@ -1,6 +1,7 @@
 // runtime/kernels/device.h for a CPU: every thread of every program is a fiber, and a warp's instructions wait for its lanes.
 //
 // Fibers go on in changing orders, and copies that were begun land at some later time, so what lacks a wait reads old memory.
+// What threads copied and the copy engine then overwrites must have been fenced by who asks the engine: a fault otherwise.
 
 #pragma once
 
@@ -12,6 +13,7 @@
 #include <cstring>
 #include <memory>
 #include <random>
+#include <unordered_map>
 #include <vector>
 
 typedef unsigned short u16;
@@ -48,6 +50,7 @@ struct Program {
     std::vector<char> memory;
     std::vector<Warp> warps;
     Gate gates[16];
+    std::unordered_map<uintptr_t, u64> copied;  // by threads: when, of each 16 bytes
 };
 
 struct Copy {
@@ -66,11 +69,14 @@ struct Fiber {
     bool over = false;
     const unsigned* word = nullptr;  // it waits until this
     unsigned old = 0;  // is another than this
+    u64 fenced = 0;
     std::vector<Copy> copies;
 };
 
 inline Fiber* self;
 inline ucontext_t home;
+inline u64 ticks = 0;
+inline bool fault = false;
 
 inline void yield() { swapcontext(&self->context, &home); }
 
@@ -116,6 +122,7 @@ inline void land(Fiber& fiber) {
     for (const Copy& c : fiber.copies) {
         if (c.kind != Copy::ARRIVAL && c.bytes) memcpy(c.to, c.from, c.bytes);
         if (c.kind == Copy::PLAIN && !c.bytes) memset(c.to, 0, 16);
+        if (c.kind == Copy::PLAIN) fiber.program->copied[(uintptr_t)c.to / 16] = ++ticks;
         if (c.kind == Copy::BULK) change(c.barrier, 0, -c.bytes);
         if (c.kind == Copy::ARRIVAL) change(c.barrier, 1, 0);
     }
@@ -221,7 +228,7 @@ inline void wait_for(u64* at, unsigned parity) {
         emulator::self->word = nullptr;
     }
 }
-inline void before_bulk_copies() {}
+inline void before_bulk_copies() { emulator::self->fenced = ++emulator::ticks; }
 inline void release(u64* at, int lane) {
     warp_together();
     if (lane == 0) emulator::change(at, 1, 0);
@@ -232,7 +239,14 @@ inline void arrive_when_copied(u64* at) {
 }
 inline void expect(u64* at, int bytes) { emulator::change(at, 1, bytes); }
 inline void copy_bulk(void* to, const void* from, int bytes, u64* at) {
-    if ((uintptr_t)to % 16 || (uintptr_t)from % 16 || bytes % 16) abort();
+    if ((uintptr_t)to % 16 || (uintptr_t)from % 16 || bytes % 16) emulator::fault = true;
+    auto& copied = emulator::self->program->copied;
+    for (int i = 0; i < bytes / 16; i++) {
+        auto found = copied.find((uintptr_t)to / 16 + i);
+        if (found == copied.end()) continue;
+        if (found->second > emulator::self->fenced) emulator::fault = true;
+        copied.erase(found);
+    }
     emulator::self->copies.push_back({to, from, bytes, at, emulator::Copy::BULK});
 }
 
@@ -279,6 +293,7 @@ bool run(void (*body)(const Arguments), const Arguments* arguments, int devices,
     static const Arguments* given;
     chosen = body;
     std::mt19937 random(seed);
+    fault = false;
     std::vector<std::unique_ptr<Program>> all;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<const Arguments*> whose;
@@ -327,7 +342,7 @@ bool run(void (*body)(const Arguments), const Arguments* arguments, int devices,
         if (!moved || round > 2000000) return false;  // nobody can go on
     }
     for (auto& f : fibers) land(*f);
-    return true;
+    return !fault;
 }
 
 }  // namespace emulator
