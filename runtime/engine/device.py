@@ -28,6 +28,7 @@ from runtime.engine.graphs import DecodeGraphs, graph_rows, graph_sizes
 from runtime.engine.inputs import drawn_rows
 from runtime.engine.pending import Held, Pending
 from runtime.engine.runner import ModelRunner
+from runtime.engine.staging import Staging
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.heads import Head
@@ -37,7 +38,6 @@ from runtime.sampling.sampler import Sampler, SamplingState, adjust, by_triton, 
 log = logging.getLogger("runtime.engine")
 # Tokens whose keys a captured step reads once more at most, since each row of a request reads all of the request's.
 _READ_AGAIN = 1 << 16
-IN_FLIGHT = 4  # staging buffers; a batch's is free once its tokens were read
 
 
 class DeviceRunner(ModelRunner):
@@ -62,12 +62,7 @@ class DeviceRunner(ModelRunner):
         width = -(-context // store.page_size) + 1
         self.table = torch.zeros(seats + 1, width, dtype=torch.int32, device=self.device)
         self._newest = torch.zeros(seats + 1, dtype=torch.long, device=self.device)
-        self._pinned = torch.device(self.device).type == "cuda"
-        self._staging: list[Tensor] = []
-        self._results: list[Tensor] = []
-        self._moves: list[Tensor] = []
-        self._masks: list[Tensor] = []
-        self._turn = 0
+        self._staging = Staging(self.device)
         self.waited = 0.0  # seconds in which the host had nothing to do but wait for the device
         self._fields = np.zeros((seats + 1, 4))  # how each seat draws: `fields_of` its request
         self._plain = np.zeros(seats + 1, dtype=bool)  # nothing but these fields matters for a seat's draw
@@ -106,7 +101,7 @@ class DeviceRunner(ModelRunner):
         steps = batch.steps
         if steps > 1 and (not captured or any(self._waits(s) for s in batch.slices)):
             return Pending(batch, one_by_one=True)
-        self._turn += 1
+        self._staging.next_batch()
         self._seat(batch)
         updates = self._updates(batch)
         if captured:
@@ -137,12 +132,7 @@ class DeviceRunner(ModelRunner):
                 state.penalties is None and state.logprobs is None and a.sampling.constraint is None
             )
         if self.tables is not None:
-            self.tables.tell(self._places)
-
-    def _places(self, values: np.ndarray) -> Tensor:
-        host = self._buffer(self._moves, len(values))[: len(values)]
-        host.numpy()[:] = values
-        return host.to(self.device, non_blocking=True)
+            self.tables.tell(self._staging.moves)
 
     # -- the page table -------------------------------------------------------------------------------------
 
@@ -159,29 +149,6 @@ class DeviceRunner(ModelRunner):
             columns = np.concatenate((columns, *(np.arange(len(a.pages)) for a in fresh)))
             pages += [page for a in fresh for page in a.pages]
         return rows, columns, pages
-
-    def _send(self, *parts: Any) -> list[Tensor]:
-        """int64 arrays to the device in one transfer; their views there, each from a multiple of 16 bytes: for others
-        kernels would be compiled once more."""
-        arrays = [np.asarray(p, dtype=np.int64) for p in parts]
-        begins = [0]
-        for array in arrays:
-            begins.append(begins[-1] + len(array) + len(array) % 2)
-        host = self._buffer(self._staging, begins[-1])
-        flat = host.numpy()
-        for at, array in zip(begins, arrays, strict=False):
-            flat[at : at + len(array)] = array
-        there = host[: begins[-1]].to(self.device, non_blocking=True)
-        return [there[at : at + len(a)] for at, a in zip(begins, arrays, strict=False)]
-
-    def _buffer(self, ring: list[Tensor], size: int) -> Tensor:
-        """Host memory of this turn that no copy still reads or writes."""
-        while len(ring) < IN_FLIGHT:
-            ring.append(torch.empty(0, dtype=torch.int64))
-        place = self._turn % IN_FLIGHT
-        if len(ring[place]) < size:
-            ring[place] = torch.empty(max(1024, 2 * size), dtype=torch.int64, pin_memory=self._pinned)
-        return ring[place]
 
     def _update_table(self, rows: Tensor, columns: Tensor, pages: Tensor) -> None:
         if len(rows):
@@ -204,7 +171,7 @@ class DeviceRunner(ModelRunner):
         plain = bool(self._plain[seats].all())
         likeliest = plain and not self._fields[seats, 0].any()
         packed = () if likeliest else tuple(self._packed(slices, k) for k in range(steps))
-        sent = self._send(control.reshape(-1), rows, columns, pages, seats, ends, *packed)
+        sent = self._staging.send(control.reshape(-1), rows, columns, pages, seats, ends, *packed)
         self._update_table(*sent[1:4])
         graph.start(sent[0])
         there, rest = sent[4], sent[6:]
@@ -247,7 +214,7 @@ class DeviceRunner(ModelRunner):
         pooled = [i for i, s in enumerate(slices) if s.pool] if self.head is not None else []
         chosen = [slices[i] for i in pooled] or draws(slices)
         wanted = starts[1:][pooled] - 1 if pooled else drawn_rows(slices, starts[1:])
-        sent = self._send(
+        sent = self._staging.send(
             ids, np.concatenate(positions), np.concatenate(slots), seats, lengths, starts,
             wanted, rows, columns, pages, [s.seat for s in chosen], self._packed(chosen),
         )  # fmt: skip
@@ -399,7 +366,7 @@ class DeviceRunner(ModelRunner):
             return None
         words = -(-self.model.spec.vocabulary // 32)
         size = len(rows) * (words + 1)
-        host = self._buffer(self._masks, -(-size // 2)).view(torch.int32)[:size]
+        host = self._staging.memory("masks", -(-size // 2)).view(torch.int32)[:size]
         flat = host.numpy()
         flat[: len(rows)] = rows
         bits = flat[len(rows) :].view(np.uint32).reshape(len(rows), words)
@@ -428,10 +395,10 @@ class DeviceRunner(ModelRunner):
         counts: np.ndarray | None = None,
     ) -> Pending:
         """Tokens on their way to the host; -1 where the logits were not finite. `counts`: steps of each row, of a turn."""
-        host = self._buffer(self._results, len(marked))[: len(marked)]
+        host = self._staging.memory("tokens", len(marked))[: len(marked)]
         host.copy_(marked, non_blocking=True)
         event = None
-        if self._pinned:
+        if self._staging.pinned:
             event = torch.cuda.Event()
             event.record()
         return Pending(batch, None, host, event, scores or {}, counts)
