@@ -157,7 +157,7 @@ def check(b: Bench, step: WholeStep, rows: int) -> dict[str, Any]:
 def phases_us(b: Bench, step: WholeStep, rows: int) -> tuple[dict[str, float], dict[str, float]]:
     """Microseconds from the last program's end of a phase to that of the next, and when programs met and were done within
     it; and how far programs that attend came in attention."""
-    stamps = torch.zeros(len(step.layers), 14, step.programs, dtype=torch.int64, device=b.device)
+    stamps = torch.zeros(len(step.layers), kernels.MARKS, step.programs, dtype=torch.int64, device=b.device)
     for _ in range(3):
         step(b.x(rows), *b.inputs(rows), stamps=stamps)
     at = stamps.cpu()
@@ -173,7 +173,7 @@ def phases_us(b: Bench, step: WholeStep, rows: int) -> tuple[dict[str, float], d
             met = at[1:, 5 + (i if i == 0 else i - 1)].median(-1).values
             found[f"{name} met"] = float((met - begun[1:, i]).median())
     within = {}
-    for k, name in zip(range(9, 14), ("turned", "read", "added", "told", "joined"), strict=True):
+    for k, name in zip(range(9, kernels.MARKS), ("turned", "read", "added", "told", "joined"), strict=True):
         marks = at[1:, k]
         came = torch.where(marks > 0, marks, float("nan"))
         since = came - begun[1:, 1:2]

@@ -1,15 +1,14 @@
 """CUDA C++ (cuda/), compiled for the device that is here by the compiler that comes with torch (NVRTC).
 
-What was compiled once is kept beside Triton's kernels. `cuda/device.h` has all that the sources need of the device, so that
+What was compiled once is kept in Triton's cache. `cuda/device.h` has all that the sources need of the device, so that
 tests can give them another one.
 """
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -38,11 +37,11 @@ def compiler_missing() -> str | None:
     try:
         from cuda.bindings import driver, nvrtc  # noqa: F401
 
-        _ask(nvrtc.nvrtcVersion())
+        ask(nvrtc.nvrtcVersion(), "finding NVRTC")
     except ImportError:
         return "the package cuda-bindings is not installed"
     except RuntimeError as error:
-        return f"NVRTC cannot be used: {error}"
+        return str(error)
     return None
 
 
@@ -50,7 +49,7 @@ def compiled(source: str, defines: Mapping[str, int], architecture: str = "sm_90
     """The machine code of a source with these macros. Raises CudaError with the compiler's words."""
     from cuda.bindings import nvrtc
 
-    version = _ask(nvrtc.nvrtcVersion())
+    version = ask(nvrtc.nvrtcVersion(), "finding NVRTC")
     options = [f"--gpu-architecture={architecture}", "--std=c++17", "-default-device"]
     options += [f"-D{name}={value}" for name, value in sorted(defines.items())]
     headers = sorted(_FOLDER.glob("*.h"))
@@ -58,23 +57,26 @@ def compiled(source: str, defines: Mapping[str, int], architecture: str = "sm_90
     digest = hashlib.sha256(repr((version, options)).encode())
     for text in texts:
         digest.update(hashlib.sha256(text).digest())
-    kept = _cache() / f"{Path(source).stem}-{digest.hexdigest()[:32]}.cubin"
-    try:
-        return kept.read_bytes()
-    except OSError:
-        pass
+    key, name = digest.hexdigest(), f"{Path(source).stem}.cubin"
+    kept = _kept(key, name)
+    if kept is not None:
+        return kept
     names = [path.name.encode() for path in headers]
-    program = _ask(nvrtc.nvrtcCreateProgram(texts[0], source.encode(), len(names), texts[1:], names))
-    words = [option.encode() for option in options]
-    code = nvrtc.nvrtcCompileProgram(program, len(words), words)[0]
-    if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        told = bytearray(_ask(nvrtc.nvrtcGetProgramLogSize(program)))
-        nvrtc.nvrtcGetProgramLog(program, told)
-        raise CudaError(f"{source}: {code.name}: {told.decode(errors='replace').strip(chr(0))[:2000]}")
-    image = bytearray(_ask(nvrtc.nvrtcGetCUBINSize(program)))
-    _ask(nvrtc.nvrtcGetCUBIN(program, image))
-    nvrtc.nvrtcDestroyProgram(program)
-    _keep(kept, bytes(image))
+    doing = f"compiling {source}"
+    program = ask(nvrtc.nvrtcCreateProgram(texts[0], source.encode(), len(names), texts[1:], names), doing)
+    try:
+        words = [option.encode() for option in options]
+        code = nvrtc.nvrtcCompileProgram(program, len(words), words)[0]
+        if code != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            told = bytearray(ask(nvrtc.nvrtcGetProgramLogSize(program), doing))
+            nvrtc.nvrtcGetProgramLog(program, told)
+            complaint = told.decode(errors="replace").strip("\0")
+            raise CudaError(f"{doing}: {code.name}: {complaint[:2000]}")
+        image = bytearray(ask(nvrtc.nvrtcGetCUBINSize(program), doing))
+        ask(nvrtc.nvrtcGetCUBIN(program, image), doing)
+    finally:
+        nvrtc.nvrtcDestroyProgram(program)
+    _keep(key, name, bytes(image))
     return bytes(image)
 
 
@@ -92,47 +94,51 @@ class CudaKernel:
 
         self._driver = driver
         self._sizes = programs, threads, shared
+        self._launching = f"launching {programs} programs of {name} at once"
+        loading = f"loading {name}"
         with torch.cuda.device(device):
             torch.cuda.current_stream()  # there is a context then
-            module = _ask(driver.cuModuleLoadData(image))
-            self._function = _ask(driver.cuModuleGetFunction(module, name.encode()))
+            module = ask(driver.cuModuleLoadData(image), loading)
+            self._function = ask(driver.cuModuleGetFunction(module, name.encode()), loading)
             limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _ask(driver.cuFuncSetAttribute(self._function, limit, shared))
+            ask(driver.cuFuncSetAttribute(self._function, limit, shared), loading)
 
     def __call__(self, arguments: Any) -> None:
         """`arguments`: a ctypes structure as the kernel declares it; on torch's current stream."""
-        import ctypes
-
         programs, threads, shared = self._sizes
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         stream = torch.cuda.current_stream().cuda_stream
-        _ask(
+        ask(
             self._driver.cuLaunchCooperativeKernel(
                 self._function, programs, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(pointers)
-            )
+            ),
+            self._launching,
         )
 
 
-def _ask(answer: tuple[Any, ...]) -> Any:
+def ask(answer: tuple[Any, ...], doing: str) -> Any:
+    """What a function of cuda-bindings answered behind its code. Raises CudaError if the code is not success."""
     code, *values = answer
     if int(code) != 0:
-        raise CudaError(f"CUDA answered {code.name}")
+        raise CudaError(f"{doing}: CUDA answered {code.name}")
     return values[0] if len(values) == 1 else tuple(values) or None
 
 
-def _cache() -> Path:
-    from triton import knobs
+def _kept(key: str, name: str) -> bytes | None:
+    from triton.runtime.cache import get_cache_manager
 
-    return Path(knobs.cache.dir)
-
-
-def _keep(path: Path, image: bytes) -> None:
-    """Whole or not at all, and not at all where nothing can be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.stem)
-        with os.fdopen(handle, "wb") as file:
-            file.write(image)
-        os.replace(name, path)
+        path = get_cache_manager(key).get_file(name)
+        return None if path is None else Path(path).read_bytes()
     except OSError:
-        log.debug("%s cannot be written", path, exc_info=True)
+        log.debug("the kernel cache cannot be read", exc_info=True)
+        return None
+
+
+def _keep(key: str, name: str, image: bytes) -> None:
+    from triton.runtime.cache import get_cache_manager
+
+    try:
+        get_cache_manager(key).put(image, name)
+    except OSError:
+        log.debug("the kernel cache cannot be written", exc_info=True)

@@ -14,7 +14,7 @@ _MOST_GROUP = 16  # query heads of a key's
 
 @dataclass(frozen=True)
 class StepLayer:
-    """Tensors of one layer; all layers have the same ones. The kernel reads fields by their place.
+    """Tensors of one layer; all layers have the same ones. The kernel reads fields by their place (`Field` in cuda/step_shapes.h).
 
     attn_norm, mlp_norm  [hidden]
     qkv                  [(heads + 2 * kv_heads) * dim, hidden], and its bias; out [hidden, heads * dim], and its bias
@@ -93,6 +93,7 @@ class StepRanks:
 
 
 def box_bytes(hidden: int, rows: int, programs: int, ranks: int) -> int:
+    """Of a rank's box: two exchanges by turns, a word of 8 bytes for each two numbers that a program has of a rank."""
     own = -(-hidden // programs // 16) * 16
     return 2 * ranks * programs * own * rows // 2 * 8
 

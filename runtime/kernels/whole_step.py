@@ -7,7 +7,6 @@ that attend with them, so each row must be another request's.
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -20,11 +19,10 @@ from runtime.kernels.activation import ACTIVATIONS, gated_reference
 from runtime.kernels.decode import decode_reference
 from runtime.kernels.norm import rms_norm_reference
 from runtime.kernels.rope_store import rope_store_reference
-from runtime.kernels.step_layers import StepLayer, StepRanks, StepSpec, address_table, finite_window
+from runtime.kernels.step_layers import FIELDS, StepLayer, StepRanks, StepSpec, address_table, finite_window
 from runtime.kernels.step_layers import why_not as why_not_layers
 from runtime.kernels.tuning import processors
 
-log = logging.getLogger("runtime.kernels")
 SIZES = (8, 16, 32)  # rows that there is a kernel for
 PRODUCERS = 4  # warps
 CONSUMERS = 8
@@ -32,7 +30,7 @@ _ROUND = 4  # tiles of 16 matrix rows whose sums are added up together
 _STAGE = 16 * (2048 + 64)  # bytes
 _MOST_STAGES = 6
 PACE = 2  # stages on their way at a time
-_FIELDS_BYTES = 2 * 15 * 8
+MARKS = 14  # of a layer, in `stamps`
 _MOST_UNITS = 8  # parts of contexts of a program
 _SHARED = 232448  # bytes that a Hopper multiprocessor gives to a program
 Launch = Callable[["Arguments"], None]
@@ -104,7 +102,7 @@ def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
     parts = (
         CONSUMERS * sums * 4, rows * own * 4, own * 4, widest * 4, rows * 4, queries * (spec.dim + 8) * 2,
         spec.dim * 4, spec.dim * 8, (CONSUMERS + 1) * queries * 4, (CONSUMERS + 1) * queries * 4, 2 * (rows + 1) * 4, rows * 4,
-        16, 16, _FIELDS_BYTES, PRODUCERS * 128, 2 * stages * 8, stages * 8,
+        16, 16, 2 * FIELDS * 8, PRODUCERS * 128, 2 * stages * 8, stages * 8,
     )  # fmt: skip
     return stages * _STAGE + sum(_padded(p) for p in parts)
 
@@ -128,6 +126,9 @@ def defines(spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: i
     stages = stages_of(spec, rows, programs)
     return {
         "ROWS": rows,
+        "FIELDS": FIELDS,
+        "MARKS": MARKS,
+        "MOST_UNITS": _MOST_UNITS,
         "ROUND": _ROUND,
         "PRODUCERS": PRODUCERS,
         "PACE": PACE,
@@ -229,7 +230,7 @@ class WholeStep:
 
         table, seats, lengths  as for `decode_attention`; the new tokens are counted, at positions length - 1
         slots                  int64 [rows]: where their keys and values go; -1 stores nothing
-        stamps                 int64 [layers, 14, programs]: nanoseconds at which each program was done with each phase, and
+        stamps                 int64 [layers, MARKS, programs]: nanoseconds at which each program was done with each phase, and
                                more marks (cuda/step_meet.h)
 
         Raises ValueError if x is of another shape or type, or has more rows than were asked for.
@@ -269,13 +270,16 @@ class WholeStep:
         captured."""
         size = next(n for n in self._sizes if n >= rows)
         if size not in self._loaded:
-            macros = self._macros[size]
-            if self._build is not None:
-                self._loaded[size] = self._build(macros)
-            else:
-                image = self._images.pop(size).result()
-                threads = 32 * (CONSUMERS + PRODUCERS)
-                self._loaded[size] = nvrtc.CudaKernel(
-                    image, "whole_step", self.last_norm.device, self.programs, threads, macros["SHARED_BYTES"]
-                )
+            self._loaded[size] = self._load(size) if self._build is None else self._build(self._macros[size])
         return self._loaded[size]
+
+    def _load(self, size: int) -> Launch:
+        shared = self._macros[size]["SHARED_BYTES"]
+        threads = 32 * (CONSUMERS + PRODUCERS)
+        try:
+            image = self._images[size].result()
+            return nvrtc.CudaKernel(
+                image, "whole_step", self.last_norm.device, self.programs, threads, shared
+            )
+        except nvrtc.CudaError as error:
+            raise nvrtc.CudaError(f"{error}; --attention-backend torch does without own kernels") from error

@@ -1,8 +1,9 @@
 """The decoder of the usual families on a GPU: few launches a layer, by own kernels and packed projections.
 
-It stands in for a `Decoder` whose layers it can compute: pre-norm RMS layers with rotary embedding and a gated MLP. A
-single token goes through matrix-vector kernels that take the norm before and the residual after along; more rows have
-norm and residual in one launch between the products. Sums are those of the plain layers up to their order.
+It stands in for a `Decoder` whose layers it can compute: pre-norm RMS layers with rotary embedding and a gated MLP. A decode
+step of few rows is one launch where that is quickest (kernels/whole_step.py). Else a single token goes through
+matrix-vector kernels that take the norm before and the residual after along; more rows have norm and residual in one
+launch between the products. Sums are those of the plain layers up to their order.
 """
 
 from __future__ import annotations
@@ -188,20 +189,23 @@ class FusedDecoder:
 
 def _measured(model: Decoder, store: KVStore, peers: Peers | None) -> WholeStep | None:
     """What runs steps in one launch where that is quicker; None if nothing can. Ranks all have one, or none has."""
-    device = store.k.device
+    device, group = store.k.device, model.group
     rows = step_rows(device)
-    if not rows or nvrtc.why_not(device) is not None or (model.group is not None and peers is None):
+    if not rows or (group is not None and peers is None):
         return None
     parts = step_parts(model, store)
-    reason = parts if isinstance(parts, str) else why_not_whole(*parts, model.dtype, processors(device))
-    if reason is not None:
+    reason = nvrtc.why_not(device)
+    if reason is None:
+        reason = parts if isinstance(parts, str) else why_not_whole(*parts, model.dtype, processors(device))
+    if isinstance(parts, str) or reason is not None:
         log.info("steps of few rows are a launch for each part: %s", reason)
         return None
-    if model.group is None or peers is None:
-        return whole_step(model, store, rows)
-    ranks = peers.step(model.spec.hidden, rows, processors(device))
-    model.group.smallest(1)  # nobody writes before all boxes are empty
-    return whole_step(model, store, rows, ranks=ranks)
+    spec, layers = parts
+    ranks = None
+    if group is not None and peers is not None:
+        ranks = peers.step(spec.hidden, rows, processors(device))
+        group.smallest(1)  # nobody writes before all boxes are empty
+    return WholeStep(layers, model.norm.weight.data, spec, rows=rows, ranks=ranks)  # type: ignore[union-attr]
 
 
 def whole_step(model: Decoder, store: KVStore, rows: int, **options: Any) -> WholeStep:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from runtime.kernels.nvrtc import ask
 from runtime.kernels.step_layers import StepRanks, box_bytes
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word
 
@@ -54,8 +55,8 @@ class Peers:
     def _boxes(self, name: str, words: int, value: int) -> torch.Tensor:
         """int64 [ranks]: where a box of each rank lies, of so many int32 `value`."""
         cuda = self._cuda
-        own = int(self._ask(cuda.cudaMalloc(4 * words)))
-        handle = self._ask(cuda.cudaIpcGetMemHandle(own))
+        own = int(_shared(cuda.cudaMalloc(4 * words)))
+        handle = _shared(cuda.cudaIpcGetMemHandle(own))
         self._store.set(f"{name}{self._rank}", bytes(handle.reserved).hex())
         places = []
         for other in range(self._size):
@@ -64,22 +65,14 @@ class Peers:
                 continue
             given = cuda.cudaIpcMemHandle_t()
             given.reserved = bytes.fromhex(self._store.get(f"{name}{other}").decode())
-            places.append(
-                int(self._ask(cuda.cudaIpcOpenMemHandle(given, cuda.cudaIpcMemLazyEnablePeerAccess)))
-            )
+            places.append(int(_shared(cuda.cudaIpcOpenMemHandle(given, cuda.cudaIpcMemLazyEnablePeerAccess))))
         fresh = torch.full((min(words, 1 << 20),), value, dtype=torch.int32, device=self._device)
         for at in range(0, words, len(fresh)):
             length = 4 * min(len(fresh), words - at)
             kind = cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-            self._ask(cuda.cudaMemcpy(own + 4 * at, fresh.data_ptr(), length, kind))
+            _shared(cuda.cudaMemcpy(own + 4 * at, fresh.data_ptr(), length, kind))
         torch.cuda.synchronize()
         return torch.tensor(places, dtype=torch.int64, device=self._device)
-
-    def _ask(self, answer: tuple[Any, ...]) -> Any:
-        code, *values = answer
-        if code != self._cuda.cudaError_t.cudaSuccess:
-            raise RuntimeError(f"CUDA answered {code.name}")
-        return values[0] if values else None
 
     @property
     def lost(self) -> bool:
@@ -101,3 +94,7 @@ def reachable(size: int) -> str | None:
         if a != b and not torch.cuda.can_device_access_peer(a, b)
     ]
     return f"cards {apart[0][0]} and {apart[0][1]} do not reach each other's memory" if apart else None
+
+
+def _shared(answer: tuple[Any, ...]) -> Any:
+    return ask(answer, "sharing memory between ranks")

@@ -326,6 +326,7 @@ def test_the_fused_decoder_runs_it(layer: LayerSpec, device: torch.device, make:
         assert ("one launch" in fused.form) == (step is not None)
         ids, positions = torch.tensor([5, 7], device=device), torch.tensor([19, 36], device=device)
         found.append((fused(ids, positions, attention), store.k.clone(), store.v.clone()))
+    assert launches == [2]
     for other in found[1:]:
         for mine, theirs in zip(other, found[0], strict=True):
             assert error(mine, theirs) < 6e-2  # the interpreter truncates to bfloat16
@@ -341,6 +342,20 @@ def test_models_that_one_launch_cannot_run(device: torch.device) -> None:
     with pytest.raises(ValueError, match=r"its type is torch\.float32, not torch\.bfloat16"):
         whole_step(wide, KVStore(wide.spec, 6, 16, torch.float32, str(device)), 8)
     assert FusedDecoder(wide, KVStore(wide.spec, 6, 16, torch.float32, str(device))) is not None
+
+
+def test_a_compiler_that_fails_is_told_with_what_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(source: str, macros: Mapping[str, int]) -> bytes:
+        raise nvrtc.CudaError(f"compiling {source}: no room")
+
+    monkeypatch.setattr(nvrtc, "why_not", lambda device: None)
+    monkeypatch.setattr(nvrtc, "compiled", fails)
+    spec, layers, last, _ = case("one row", torch.device("cpu"))
+    step = WholeStep(layers, last, spec, rows=1, programs=3)
+    with pytest.raises(
+        nvrtc.CudaError, match=r"compiling whole_step\.cu: no room; --attention-backend torch"
+    ):
+        step.launch(1)
 
 
 def test_refusals(device: torch.device, make: Make) -> None:

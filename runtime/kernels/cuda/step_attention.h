@@ -43,7 +43,7 @@ __device__ void turn_heads(Shared& s, const Args& a, const Unit& u, const Turn& 
 #pragma unroll
             for (int j = 0; j < DIM / 32; j++) squares += own[j] * own[j];
             float factor = rsqrtf(warp_sum(squares) / DIM + (float)a.qk_eps);
-            const u16* w = (const u16*)fields[key ? 4 : 3];
+            const u16* w = (const u16*)fields[key ? K_NORM_AT : Q_NORM_AT];
 #pragma unroll
             for (int j = 0; j < DIM / 32; j++) {
                 int d = lane + j * 32;
@@ -69,8 +69,8 @@ __device__ void turn_heads(Shared& s, const Args& a, const Unit& u, const Turn& 
             new_value[d] = to_float(value[j]);
             if (slot >= 0) {
                 long long at = (slot * KV_HEADS + u.head) * DIM + d;
-                ((u16*)fields[7])[at] = turned;
-                ((u16*)fields[8])[at] = value[j];
+                ((u16*)fields[POOL_K_AT])[at] = turned;
+                ((u16*)fields[POOL_V_AT])[at] = value[j];
             }
         }
     }
@@ -124,11 +124,11 @@ __device__ inline void join(const Args& a, u16* result, int begin, int parts, in
 
 __device__ void attend(Shared& s, Ring& r, const Args& a, const long long* fields, int layer, int thread, int target) {
     int warp = thread >> 5, lane = thread & 31, own = lane >> 2, quarter = lane & 3;
-    int window = (int)fields[14];
+    int window = (int)fields[WINDOW_AT];
     int kind = kind_of(window);
     int units = s.firsts[kind * (ROWS + 1) + (int)a.rows] * KV_HEADS;
-    const float* cos = (const float*)fields[5];
-    const float* sin = (const float*)fields[6];
+    const float* cos = (const float*)fields[COS_AT];
+    const float* sin = (const float*)fields[SIN_AT];
     Unit u;
     Turn turn;
     if (block() < units) {  // what depends on nobody is under way before all meet

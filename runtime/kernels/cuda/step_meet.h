@@ -26,7 +26,7 @@ __device__ inline void stamp(const Args& a, int thread, int layer, int at) {
 // and the number of the exchange, in one store of 8 bytes. All lanes of a warp come here together.
 __device__ inline float over_ranks(const Args& a, float y, int place_in_box, int lane, unsigned tag, bool live) {
     if (RANKS == 1) return y;
-    constexpr int BOX = (OWN + 15) / 16 * 16 * ROWS / 2;  // words of a program
+    constexpr int BOX = (OWN + 15) / 16 * 16 * ROWS / 2;  // words of a program; `box_bytes` counts them too
     float next = shuffle_down(y, 1);
     unsigned pair = pack(y, next);
     long long part = ((long long)(tag & 1) * RANKS * PROGRAMS + block()) * BOX + place_in_box / 2;

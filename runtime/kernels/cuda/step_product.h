@@ -46,7 +46,6 @@ struct Nothing {
     __device__ void operator()() const {}
 };
 
-// y[first:last] of all rows; `end(tile row in own rows, batch row, y)` takes each, with GATED `end(.., gate, up)`.
 // What a thread multiplies of a chunk of x: 8 columns of each 32, of each 8 rows.
 template <int K>
 __device__ inline void read_x(uint4 (&in)[4][BATCHES], const u16* x, int chunk, int rows, int warp, int lane) {

@@ -19,12 +19,16 @@ constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int QUERIES = (GROUP + 7) / 8;  // of 8 heads
 constexpr int QUERY_STRIDE = DIM + 8;
 constexpr int HALF = TURNED / 2;
-constexpr int FIELDS = 15;
-constexpr int MARKS = 14;
 constexpr int SPAN_STEP = CONSUMERS / 2;  // positions of a stage
-constexpr int MOST_UNITS = 8;  // parts of contexts a program, at most
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float NOWHERE = -1e30f;  // below every score, and finite
+
+// Of a layer, in the order of StepLayer.
+enum Field {
+    ATTN_NORM_AT, QKV_AT, QKV_BIAS_AT, Q_NORM_AT, K_NORM_AT, COS_AT, SIN_AT, POOL_K_AT, POOL_V_AT, OUT_AT, OUT_BIAS_AT, MLP_NORM_AT, UP_AT,
+    DOWN_AT, WINDOW_AT, FIELDS_HERE
+};
+static_assert(FIELDS_HERE == FIELDS, "StepLayer has other fields");
 
 struct Args {
     const long long* table;  // [layers, FIELDS]: addresses of a layer's tensors, by their place in StepLayer
@@ -130,7 +134,7 @@ static_assert(LAYOUT.end <= SHARED_BYTES, "the host counted less shared memory")
 
 __device__ inline Shared shared_at(char* start) {
     Shared s;
-    s.ring = (start + LAYOUT.ring);
+    s.ring = start + LAYOUT.ring;
     s.sums = (float*)(start + LAYOUT.sums);
     s.residual = (float*)(start + LAYOUT.residual);
     s.side = (float*)(start + LAYOUT.side);

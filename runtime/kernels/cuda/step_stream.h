@@ -95,14 +95,14 @@ __device__ void feed(Shared& s, const Args& a, int thread) {
     Ring r;
     int program = block();
     const long long* row = a.table;
-    long long qkv = load_early(row + 1), keys = load_early(row + 7), values = load_early(row + 8), window = load_early(row + 14);
+    long long qkv = load_early(row + QKV_AT), keys = load_early(row + POOL_K_AT), values = load_early(row + POOL_V_AT), window = load_early(row + WINDOW_AT);
     for (int layer = 0; layer < (int)a.layers; layer++, row += FIELDS) {
-        long long out = load_early(row + 9), up = load_early(row + 12), down = load_early(row + 13);
+        long long out = load_early(row + OUT_AT), up = load_early(row + UP_AT), down = load_early(row + DOWN_AT);
         stream<HIDDEN, WIDE, false>(s, r, (const u16*)qkv, program, thread);
         stream_contexts(s, r, a, (const u16*)keys, (const u16*)values, (int)window, program, thread);
         if (layer + 1 < (int)a.layers) {  // so that nothing waits for an address
             const long long* next = row + FIELDS;
-            qkv = load_early(next + 1), keys = load_early(next + 7), values = load_early(next + 8), window = load_early(next + 14);
+            qkv = load_early(next + QKV_AT), keys = load_early(next + POOL_K_AT), values = load_early(next + POOL_V_AT), window = load_early(next + WINDOW_AT);
         }
         stream<ATT, HIDDEN, false>(s, r, (const u16*)out, program, thread);
         stream<HIDDEN, INNER, true>(s, r, (const u16*)up, program, thread);

@@ -45,8 +45,8 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
     };
     if (thread < FIELDS) s.fields[thread] = load_early(a.table + thread);
     together();
-    ask_own(next_norm, s.fields[0], first, count);
-    if (QKV_BIAS) ask_own(qkv_bias, s.fields[2], qkv_first, qkv_count);
+    ask_own(next_norm, s.fields[ATTN_NORM_AT], first, count);
+    if (QKV_BIAS) ask_own(qkv_bias, s.fields[QKV_BIAS_AT], qkv_first, qkv_count);
     if (thread < count) s.side[thread] = to_float(next_norm) + offset;
     together();
     for (int i = thread; i < count * rows; i += CONSUMERS) {
@@ -85,8 +85,8 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
         target += PROGRAMS;
 
         if (more && thread < FIELDS) next_field = load_early(a.table + (layer + 1) * FIELDS + thread);
-        ask_own(mlp_norm, fields[11], first, count);
-        if (OUT_BIAS) ask_own(out_bias, fields[10], first, count);
+        ask_own(mlp_norm, fields[MLP_NORM_AT], first, count);
+        if (OUT_BIAS) ask_own(out_bias, fields[OUT_BIAS_AT], first, count);
         attend(s, r, a, fields, layer, thread, target);
         stamp(a, thread, layer, 1);
         leave(a, thread);
@@ -106,8 +106,8 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
         leave(a, thread);
         target += PROGRAMS;
 
-        ask_own(next_norm, more ? next_fields[0] : (long long)a.last_norm, first, count);
-        if (QKV_BIAS && more) ask_own(qkv_bias, next_fields[2], qkv_first, qkv_count);
+        ask_own(next_norm, more ? next_fields[ATTN_NORM_AT] : (long long)a.last_norm, first, count);
+        if (QKV_BIAS && more) ask_own(qkv_bias, next_fields[QKV_BIAS_AT], qkv_first, qkv_count);
         meet(a, thread, target);
         stamp(a, thread, layer, 7);
         factors.ask(a, warp, lane);
