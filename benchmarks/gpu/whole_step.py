@@ -38,6 +38,8 @@ PHASES = ("qkv", "attention", "out", "gate-up", "down")
 def architecture(model: str, context: int) -> ArchSpec:
     if model == "8b":
         heads, kv_heads, dim, hidden, inner, vocabulary, layers = 32, 8, 128, 4096, 14336, 128256, 32
+    elif model == "8b/2":  # a rank's half, without sums
+        heads, kv_heads, dim, hidden, inner, vocabulary, layers = 16, 4, 128, 4096, 7168, 64128, 32
     else:
         heads, kv_heads, dim, hidden, inner, vocabulary, layers = 14, 2, 64, 896, 4864, 151936, 24
     rope = RopeSpec(dim, tuple(10000.0 ** (-2 * i / dim) for i in range(dim // 2)))
@@ -102,10 +104,11 @@ class Bench:
         ids = torch.zeros(rows, dtype=torch.long, device=self.device)
         return fused(ids, (lengths - 1).long(), attention)
 
-    def step_ms(self, step: WholeStep | None, rows: int) -> float:
+    def step_ms(self, step: WholeStep | None, rows: int, attention: TritonAttention | None = None) -> float:
         """Milliseconds of a step of the engine: embedding, layers, head, the likeliest token."""
         fused = FusedDecoder(self.model, self.store, step)
-        graphs = DecodeGraphs(fused, TritonAttention(self.store), self.table, self.newest, self.page, (rows,))
+        attention = attention or TritonAttention(self.store, [x.attention for x in self.spec.layers])
+        graphs = DecodeGraphs(fused, attention, self.table, self.newest, self.page, (rows,))
         graphs.capture(len(self.table) - 1)
         graph = graphs.graph(rows)
         control = torch.empty(4, rows, dtype=torch.int64, device=self.device)

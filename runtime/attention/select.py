@@ -43,7 +43,7 @@ def select_attention(
     if chosen == "triton":
         from runtime.attention.triton import TritonAttention
 
-        return TritonAttention(store)
+        return TritonAttention(store, [layer.attention for layer in spec.layers])
     from runtime.attention.flashinfer import FlashInferAttention
 
     return FlashInferAttention(store, spec, dtype or store.k.dtype)

@@ -1,4 +1,4 @@
-"""Attention by own Triton kernels, over pages of any size.
+"""Attention by own kernels, over pages of any size: Triton's, and for single tokens on Hopper one in CUDA C++.
 
 Single-token rows and prompts of a batch are two launches. Prompts that nothing precedes may be read from the rows
 of the batch instead of the pages, by this package's kernel or by torch's, where the tables say that it is quicker.
@@ -7,6 +7,7 @@ Over latents single tokens have a kernel, prompts are torch's.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +16,16 @@ from torch.nn import functional as F
 
 from runtime.attention.base import AttentionInputs, PagedInputs
 from runtime.attention.latent import absorbed, attend_prompts, heads_of, prompt_slots
+from runtime.kernels import nvrtc
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.kv_store import store_kv
 from runtime.kernels.merge import SplitScratch, split_scratch
 from runtime.kernels.mla_decode import mla_decode_attention
+from runtime.kernels.paged_decode import DecodeShape, PagedDecode
+from runtime.kernels.paged_decode import why_not as why_not_paged
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning
-from runtime.kernels.tuning import decode_tiles, fresh_path, latent_tiles
+from runtime.kernels.tuning import PACKED_ROWS, decode_tiles, fresh_path, latent_tiles
 from runtime.kv.store import KVStore
 from runtime.models.spec import AttnSpec
 
@@ -50,15 +54,57 @@ def paged_inputs(inputs: AttentionInputs, page_size: int) -> PagedInputs:
     )
 
 
+def _decoders(
+    store: KVStore, layers: Sequence[AttnSpec], make: Callable[[DecodeShape, int | None], PagedDecode]
+) -> list[PagedDecode | None]:
+    """Of each layer; layers of a shape share theirs. Those with a window other than the first one have none."""
+    window = next((a.window for a in layers if a.window), None)
+    made: dict[DecodeShape, PagedDecode] = {}
+    found: list[PagedDecode | None] = []
+    for a in layers:
+        shape = _shape(a, store.page_size)
+        if shape is None or why_not_paged(shape, store.k.dtype) is not None or a.window not in (None, window):
+            found.append(None)
+            continue
+        if shape not in made:
+            made[shape] = make(shape, window)
+        found.append(made[shape])
+    return found
+
+
+def _shape(a: AttnSpec, page_size: int) -> DecodeShape | None:
+    if a.mla is not None or a.rope is None or a.qk_norm == "all":
+        return None
+    norm = a.norm if a.qk_norm == "head" else None
+    return DecodeShape(
+        a.heads, a.kv_heads, a.head_dim, page_size, a.rope.dim, a.rope.interleaved, norm is not None,
+        norm is not None and norm.offset != 0.0, a.softcap is not None,
+    )  # fmt: skip
+
+
 class TritonAttention:
     """`AttentionImpl` over a KVStore on a device, or in Triton's interpreter.
 
     Before a graph is captured, the same batch size must have run once: scratch is made then, and kept.
     """
 
-    def __init__(self, store: KVStore) -> None:
+    def __init__(
+        self,
+        store: KVStore,
+        layers: Sequence[AttnSpec] = (),
+        make: Callable[[DecodeShape, int | None], PagedDecode] | None = None,
+    ) -> None:
+        """`layers`: those of the model, whose kernels in CUDA C++ are compiled from now on; without them all are Triton's.
+
+        make  how the former are made, of a shape and a window, where there is no Hopper
+        """
         self.store = store
         self.inputs: PagedInputs | None = None
+        if make is None and nvrtc.why_not(store.k.device) is None:
+            make = self._compiled
+        self._specs = list(layers)
+        self._decoders = [None] * len(layers) if make is None else _decoders(store, layers, make)
+        self._cut: set[PagedDecode] = set()  # those for which this batch is cut
         self._scratch: dict[tuple[int, int, int, int], SplitScratch] = {}
         self._kept: list[SplitScratch] = []  # graphs hold on to what they were captured with
         self._prompt_slots: list[Tensor] | None = None  # found when the batch's first layer asks
@@ -68,6 +114,10 @@ class TritonAttention:
             inputs = paged_inputs(inputs, self.store.page_size)
         self.inputs = inputs
         self._prompt_slots = None
+        self._cut.clear()
+
+    def _compiled(self, shape: DecodeShape, window: int | None) -> PagedDecode:
+        return PagedDecode(shape, self.store.k.device, window=window)
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, layer: int, spec: AttnSpec) -> Tensor:
         """Store k and v, then attend."""
@@ -146,9 +196,20 @@ class TritonAttention:
         """
         at = self.inputs
         assert at is not None
-        if at.decodes != len(qkv) or not at.apart or not self.in_one_launch(len(qkv), spec):
+        rows = len(qkv)
+        if at.decodes != rows or not at.apart or not self.in_one_launch(rows, spec):
             return None
-        how = self._how(len(qkv), spec)
+        decoder = self._decoders[layer] if self._decoders and rows <= PACKED_ROWS else None
+        if decoder is not None and qkv.dtype == torch.bfloat16 and decoder.shape.turns(turning):
+            early = decoder in self._cut
+            if not early:  # the first layer
+                decoder.cut(at.lengths)
+                self._cut.add(decoder)
+            return decoder(
+                qkv, turning, at.slots, self.store.k[layer], self.store.v[layer], at.table, at.seats, at.lengths,
+                scale=spec.scale, window=spec.window, softcap=spec.softcap, early=early,
+            )  # fmt: skip
+        how = self._how(rows, spec)
         return packed_decode_attention(
             qkv,
             spec.heads,
@@ -166,6 +227,9 @@ class TritonAttention:
         """Whether `run_packed` takes so many single tokens of requests that are apart: what one row stores, no other row of the
         launch is sure to see."""
         store = self.store
+        decoders = zip(self._specs, self._decoders, strict=True)
+        if rows <= PACKED_ROWS and any(own == spec and decoder is not None for own, decoder in decoders):
+            return True
         return decode_tiles(store.k.device, rows, spec.kv_heads, spec.head_dim, store.k.dtype).packed
 
     def _decode(self, q: Tensor, layer: int, spec: AttnSpec, out: Tensor) -> None:

@@ -81,7 +81,7 @@ def compiled(source: str, defines: Mapping[str, int], architecture: str = "sm_90
 
 
 class CudaKernel:
-    """A kernel that takes one struct, launched so that all of its programs run at once.
+    """A kernel that takes one struct, a ctypes structure as the kernel declares it; launched on torch's current stream.
 
     image    machine code; name: of the kernel in it
     shared   bytes of shared memory a program
@@ -93,8 +93,11 @@ class CudaKernel:
         from cuda.bindings import driver
 
         self._driver = driver
+        self._early = driver.CUlaunchAttribute()
+        self._early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+        self._early.value.programmaticStreamSerializationAllowed = 1
         self._sizes = programs, threads, shared
-        self._launching = f"launching {programs} programs of {name} at once"
+        self._launching = f"launching {programs} programs of {name}"
         loading = f"loading {name}"
         with torch.cuda.device(device):
             torch.cuda.current_stream()  # there is a context then
@@ -103,8 +106,8 @@ class CudaKernel:
             limit = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
             ask(driver.cuFuncSetAttribute(self._function, limit, shared), loading)
 
-    def __call__(self, arguments: Any) -> None:
-        """`arguments`: a ctypes structure as the kernel declares it; on torch's current stream."""
+    def at_once(self, arguments: ctypes.Structure) -> None:
+        """All programs run at the same time; CudaError if the device cannot do that."""
         programs, threads, shared = self._sizes
         pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
         stream = torch.cuda.current_stream().cuda_stream
@@ -112,6 +115,22 @@ class CudaKernel:
             self._driver.cuLaunchCooperativeKernel(
                 self._function, programs, 1, 1, threads, 1, 1, shared, stream, ctypes.addressof(pointers)
             ),
+            f"{self._launching} at once",
+        )
+
+    def after(self, arguments: ctypes.Structure, early: bool) -> None:
+        """`early`: it may begin while the launch before it ends, and waits for that by itself where it must."""
+        driver = self._driver
+        config = driver.CUlaunchConfig()
+        config.gridDimX, config.blockDimX, config.sharedMemBytes = self._sizes
+        config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1
+        config.hStream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
+        if early:
+            config.attrs = [self._early]
+            config.numAttrs = 1
+        pointers = (ctypes.c_void_p * 1)(ctypes.addressof(arguments))
+        ask(
+            driver.cuLaunchKernelEx(config, self._function, ctypes.addressof(pointers), 0),
             self._launching,
         )
 

@@ -18,12 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from runtime.kernels.activation import ACTIVATIONS, activated, gated_mul, gated_reference
-from runtime.kernels.ahead import fetch_ahead
 from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
 from runtime.kernels.tuning import EARLY_WEIGHTS, LinearTiles, early_starts, linear_tiles
-
-_AHEAD = 4  # steps of a tile's loop whose weights are fetched while the kernel before ends
 
 
 @dataclass(frozen=True)
@@ -180,7 +177,6 @@ def _tiled(
     SHARE: tl.constexpr,
     STAGES: tl.constexpr,
     EARLY: tl.constexpr,
-    AHEAD: tl.constexpr,
 ):
     tile_m = tl.program_id(0)  # tiles that read the same weights run together
     tile_n = tl.program_id(1)
@@ -190,13 +186,6 @@ def _tiled(
     w_row = w + at.to(tl.int64)[:, None] * w_stride
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-        line = split * SHARE + tl.arange(0, AHEAD) * (1024 // w.dtype.element_ty.primitive_bitwidth)
-        first_lines = (
-            w + tl.minimum(at, n - 1).to(tl.int64)[:, None] * w_stride + tl.minimum(line, K - 1)[None, :]
-        )
-        fetch_ahead(first_lines)
-        if GATED is not None:
-            fetch_ahead(first_lines + n * w_stride)
         tl.extra.cuda.gdc_wait()
     x_row = x + m.to(tl.int64)[:, None] * x_stride
     live_m = (m < rows)[:, None]
@@ -352,7 +341,6 @@ def skinny_linear(
         SHARE=share,
         STAGES=t.stages,
         EARLY=early,
-        AHEAD=triton.next_power_of_2(max(1, t.block_k * w.element_size() * _AHEAD // 128)),
         num_warps=t.warps,
         **({"launch_pdl": True} if early else {}),
     )

@@ -33,6 +33,8 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (3072, 4096, False): (
             (1, LinearTiles("gemv", 1, 4, 512, 2, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 128, 4, 4, 4)),
+            (32, LIBRARY),
+            (64, LinearTiles("tiled", 64, 64, 128, 4, 3, 4)),
             (256, LIBRARY),
         ),
         (4096, 2048, False): (
@@ -68,6 +70,9 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
             (1, LinearTiles("gemv", 1, 16, 512, 8, 1, 1)),
             (2, LIBRARY),
             (4, LinearTiles("tiled", 16, 64, 128, 4, 4, 2)),
+            (16, LIBRARY),
+            (32, LinearTiles("tiled", 32, 64, 128, 4, 4, 2)),
+            (64, LinearTiles("tiled", 64, 64, 128, 4, 3, 2)),
             (256, LIBRARY),
         ),
         (7168, 4096, True): (

@@ -83,7 +83,8 @@ EARLY_STARTS = frozenset({"NVIDIA H200", "NVIDIA H100 80GB HBM3"})
 EARLY_WEIGHTS = (
     12 << 20
 )  # of a matrix times one row: larger ones run long enough, and waiting costs their loop registers
-EARLY_ROWS = 32  # more rows fill the device, and what waits takes room from what works
+PACKED_ROWS = 32  # up to so many, attention in CUDA C++ is the quicker (kernels/paged_decode.py)
+EARLY_ROWS = 64  # more rows fill the device, and what waits takes room from what works
 
 
 def early_starts(device: torch.device, rows: int) -> bool:

@@ -280,6 +280,6 @@ class WholeStep:
             image = self._images[size].result()
             return nvrtc.CudaKernel(
                 image, "whole_step", self.last_norm.device, self.programs, threads, shared
-            )
+            ).at_once
         except nvrtc.CudaError as error:
             raise nvrtc.CudaError(f"{error}; --attention-backend torch does without own kernels") from error

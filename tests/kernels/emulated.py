@@ -14,11 +14,11 @@ HERE = Path(__file__).parent / "emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
 
 
-def library(folder: Path, macros: Mapping[str, int]) -> Any:
-    """whole_step.cpp with these macros, compiled into `folder` unless it is there."""
+def library(folder: Path, macros: Mapping[str, int], source: str = "whole_step") -> Any:
+    """emulator/{source}.cpp with these macros, compiled into `folder` unless it is there."""
     assert COMPILER is not None
     options = [f"-D{name}={value}" for name, value in sorted(macros.items())]
-    path = folder / f"{hashlib.sha256(repr(options).encode()).hexdigest()[:16]}.so"
+    path = folder / f"{hashlib.sha256(repr((source, options)).encode()).hexdigest()[:16]}.so"
     if not path.exists():
         sources = HERE.parents[2] / "runtime" / "kernels" / "cuda"
         command = [
@@ -32,13 +32,13 @@ def library(folder: Path, macros: Mapping[str, int]) -> Any:
             f"-I{sources}",
             *options,
         ]
-        subprocess.run([*command, "-o", str(path), str(HERE / "whole_step.cpp")], check=True)
+        subprocess.run([*command, "-o", str(path), str(HERE / f"{source}.cpp")], check=True)
     return ctypes.CDLL(str(path))
 
 
-def run(library: Any, arguments: list[ctypes.Structure], seed: int) -> None:
+def run(library: Any, arguments: list[ctypes.Structure], seed: int, kernel: str = "run") -> None:
     """Launch on as many devices as there are arguments. Raises RuntimeError if the threads wait for each other for ever, or
     copies are not aligned or fenced."""
     all_of_them = (type(arguments[0]) * len(arguments))(*arguments)
-    if not library.run(ctypes.byref(all_of_them), len(arguments), ctypes.c_uint(seed)):
+    if not getattr(library, kernel)(ctypes.byref(all_of_them), len(arguments), ctypes.c_uint(seed)):
         raise RuntimeError("the kernel's threads wait for each other, or its copies are not fenced")

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from runtime.kernels import nvrtc
+from runtime.kernels.paged_decode import DecodeShape
+from runtime.kernels.paged_decode import defines as paged_defines
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.whole_step import defines
 
@@ -48,3 +50,21 @@ def test_the_whole_step_compiles_for_hopper(rows: int, ranks: int, tmp_path: Pat
     assert nvrtc.compiled("whole_step.cu", macros) == b"kept", "what was compiled once is not compiled again"
     with pytest.raises(nvrtc.CudaError, match="less shared memory"):
         nvrtc.compiled("whole_step.cu", macros | {"SHARED_BYTES": 1000})
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "shape", [DecodeShape(32, 8, 128, 1, 128), DecodeShape(16, 4, 128, 16, 64, True, True, True, True)]
+)
+def test_paged_decode_compiles_for_hopper(
+    shape: DecodeShape, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = nvrtc.compiler_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    macros = paged_defines(shape, 132)
+    image = nvrtc.compiled("paged_decode.cu", macros)
+    assert b"paged_decode" in image and b"cut_contexts" in image
+    with pytest.raises(nvrtc.CudaError, match="less shared memory"):
+        nvrtc.compiled("paged_decode.cu", macros | {"SHARED_BYTES": 1000})

@@ -27,6 +27,13 @@ __device__ inline T larger(T a, T b) { return a > b ? a : b; }
 
 // ---- bfloat16 ---------------------------------------------------------------------------------------------------------
 
+__device__ inline float float_of(unsigned bits) { return __uint_as_float(bits); }
+// 2^v to two units of the last place; 0 below the normal numbers.
+__device__ inline float power_of_two(float v) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
+    return y;
+}
 __device__ inline float to_float(u16 v) { return __uint_as_float((unsigned)v << 16); }
 __device__ inline float low_of(unsigned pair) { return __uint_as_float(pair << 16); }
 __device__ inline float high_of(unsigned pair) { return __uint_as_float(pair & 0xffff0000u); }
@@ -52,6 +59,11 @@ __device__ inline long long load_early(const long long* p) {
 __device__ inline u16 load_early(const u16* p) {
     u16 v;
     asm volatile("ld.global.nc.b16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+__device__ inline int load_early(const int* p) {
+    int v;
+    asm volatile("ld.global.nc.b32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
 __device__ inline float load_early(const float* p) {
@@ -113,6 +125,12 @@ __device__ inline u64 load_system(const u64* p) {
     asm volatile("ld.relaxed.sys.global.b64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
     return v;
 }
+
+// ---- launches that begin before the one before has ended ----------------------------------------------------------------
+
+__device__ inline void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;"); }
+// Nothing that launches before this one write may be read earlier, nothing that they read be written.
+__device__ inline void wait_for_launches_before() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 
 // ---- threads ----------------------------------------------------------------------------------------------------------
 
@@ -178,6 +196,16 @@ __device__ inline void copy_bulk(void* to, const void* from, int bytes, u64* at)
                  "l"(from), "r"(bytes), "r"(shared_address(at))
                  : "memory");
 }
+// The same of what nobody reads again soon: it leaves the last cache first.
+__device__ inline void copy_bulk_once(void* to, const void* from, int bytes, u64* at) {
+    asm volatile(
+        "{\n"
+        ".reg .b64 policy;\n"
+        "createpolicy.fractional.L2::evict_first.b64 policy, 1.0;\n"
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], policy;\n"
+        "}\n" ::"r"(shared_address(to)), "l"(from), "r"(bytes), "r"(shared_address(at))
+        : "memory");
+}
 
 // ---- tensor units -----------------------------------------------------------------------------------------------------
 
@@ -187,6 +215,12 @@ __device__ inline void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2,
         "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+// Four matrices of 8 by 8; lane 8 i + j gives the address of row j of matrix i.
+__device__ inline void load_matrices(unsigned (&v)[4], const void* at) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
+                 : "r"(shared_address(at)) : "memory");
 }
 // Four matrices of 8 by 8, transposed; lane 8 i + j gives the address of row j of matrix i.
 __device__ inline void load_transposed(unsigned (&v)[4], const void* at) {

@@ -165,6 +165,8 @@ template <class T>
 T larger(T a, T b) { return a > b ? a : b; }
 
 inline float rsqrtf(float v) { return 1 / sqrtf(v); }
+inline float float_of(unsigned bits) { return emulator::number(bits); }
+inline float power_of_two(float v) { return exp2f(v); }
 inline float to_float(u16 v) { return emulator::number((unsigned)v << 16); }
 inline float low_of(unsigned pair) { return emulator::number(pair << 16); }
 inline float high_of(unsigned pair) { return emulator::number(pair & 0xffff0000u); }
@@ -188,6 +190,8 @@ inline uint4 load_16(const void* p, bool live) { return live ? *(const uint4*)p 
 inline int load_acquire(const int* p) { return *p; }
 inline void add_release(int* p, int v) { *p += v; }
 inline int add_both(int* p, int v) { return (*p += v) - v; }
+inline void let_next_begin() {}
+inline void wait_for_launches_before() {}
 inline void store_system(u64* p, u64 v) { *p = v; }
 inline u64 load_system(const u64* p) { return *p; }
 
@@ -249,6 +253,7 @@ inline void copy_bulk(void* to, const void* from, int bytes, u64* at) {
     }
     emulator::self->copies.push_back({to, from, bytes, at, emulator::Copy::BULK});
 }
+inline void copy_bulk_once(void* to, const void* from, int bytes, u64* at) { copy_bulk(to, from, bytes, at); }
 
 inline float half_of(u64 pair, int which) { return which ? high_of((unsigned)pair) : low_of((unsigned)pair); }
 
@@ -265,6 +270,11 @@ inline void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a
         }
         d[i] = sum;
     }
+}
+inline void load_matrices(unsigned (&v)[4], const void* at) {
+    const emulator::Lane* all = emulator::gathered({{(u64)at}});
+    int own = (emulator::self->thread & 31) >> 2, quarter = emulator::self->thread & 3;
+    for (int i = 0; i < 4; i++) v[i] = ((const unsigned*)all[i * 8 + own].words[0])[quarter];
 }
 inline void load_transposed(unsigned (&v)[4], const void* at) {
     const emulator::Lane* all = emulator::gathered({{(u64)at}});

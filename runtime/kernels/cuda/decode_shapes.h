@@ -1,0 +1,136 @@
+// What attention of single tokens in a launch of its own has: its shapes, its arguments, its shared memory.
+
+#pragma once
+
+#include <device.h>
+
+constexpr int WARPS = 8;  // that attend; one more brings what they need
+constexpr int CONSUMERS = 32 * WARPS;
+// Heads of keys that a program attends with at a time: neighbours in memory, so that a position is one copy.
+constexpr int TOGETHER = KV_HEADS % 8 == 0 ? 8 : KV_HEADS % 4 == 0 ? 4 : KV_HEADS % 2 == 0 ? 2 : 1;
+constexpr int EACH = WARPS / TOGETHER;  // warps of a head of keys
+constexpr int BLOCKS = KV_HEADS / TOGETHER;  // of heads of keys
+constexpr int SPAN = 16 * EACH;  // positions of a stage, of each warp 16
+constexpr int ROW = TOGETHER * DIM * 2;  // bytes of a position
+constexpr int STRIDE = ROW + 16;  // eight rows of 16 bytes do not meet in a bank
+constexpr int STAGE = SPAN * STRIDE;
+constexpr int WIDE = (HEADS + 2 * KV_HEADS) * DIM;
+constexpr int ATT = HEADS * DIM;
+constexpr int GROUP = HEADS / KV_HEADS;
+constexpr int QUERIES = (GROUP + 7) / 8;  // of 8 heads
+constexpr int PADDED = DIM + 8;
+constexpr int HALF = TURNED / 2;
+constexpr float LOG2E = 1.4426950408889634f;
+constexpr float NOWHERE = -1e30f;  // below every score, and finite
+
+// Where a program's work begins: a step of a block of heads of a row, the `at`-th of all. The next program's is where it ends.
+struct Place {
+    int row, block, step, at;
+};
+
+struct Args {
+    const u16* qkv;  // [rows, WIDE]
+    u16* attended;  // [rows, ATT]
+    float* partial;  // [2 * PROGRAMS, TOGETHER, GROUP, DIM]
+    float* weights;  // [2 * PROGRAMS, TOGETHER, GROUP]
+    int* arrived;  // [rows, KV_HEADS], zero between launches
+    const Place* places;  // [PROGRAMS + 1]
+    const int* pages;  // [seats, width]
+    const int* seats;
+    const int* lengths;
+    const long long* slots;
+    const u16* q_norm;
+    const u16* k_norm;
+    const float* cos;
+    const float* sin;
+    u16* pool_k;
+    u16* pool_v;
+    long long width, window;
+    double scale, softcap, qk_eps, qk_offset;
+};
+
+struct CutArgs {
+    const int* lengths;
+    Place* places;  // [2, PROGRAMS + 1]: for layers without and with a window
+    long long rows, window;
+};
+
+struct Shared {
+    char* ring;
+    float* sums;  // [WARPS, GROUP, PADDED], where warps share a head
+    u16* queries;  // [TOGETHER, GROUP, PADDED]
+    u16* new_key;  // [TOGETHER, DIM]
+    u16* new_value;  // [2, TOGETHER, DIM]: of one unit and the next, by turns
+    float* tops;  // [WARPS, 8 * QUERIES]
+    float* totals;
+    float* newest;  // [TOGETHER, GROUP]: scores of the new token
+    int* flags;  // [TOGETHER]
+    u64* full;  // [STAGES]
+    u64* empty;
+};
+
+// Where each lies, in bytes.
+struct Layout {
+    int ring, sums, queries, new_key, new_value, tops, totals, newest, flags, full, empty, end;
+};
+
+constexpr int take(int& at, int bytes) {
+    int found = at;
+    at += (bytes + 15) / 16 * 16;
+    return found;
+}
+
+constexpr Layout laid_out() {
+    Layout l{};
+    int at = 0;
+    l.ring = take(at, STAGES * STAGE);
+    l.sums = take(at, EACH > 1 ? WARPS * GROUP * PADDED * 4 : 0);
+    l.queries = take(at, TOGETHER * GROUP * PADDED * 2);
+    l.new_key = take(at, TOGETHER * DIM * 2);
+    l.new_value = take(at, 2 * TOGETHER * DIM * 2);
+    l.tops = take(at, WARPS * 8 * QUERIES * 4);
+    l.totals = take(at, WARPS * 8 * QUERIES * 4);
+    l.newest = take(at, TOGETHER * GROUP * 4);
+    l.flags = take(at, TOGETHER * 4);
+    l.full = take(at, STAGES * 8);
+    l.empty = take(at, STAGES * 8);
+    l.end = at;
+    return l;
+}
+
+constexpr Layout LAYOUT = laid_out();
+static_assert(LAYOUT.end <= SHARED_BYTES, "the host counted less shared memory");
+
+__device__ inline Shared shared_at(char* start) {
+    Shared s;
+    s.ring = start + LAYOUT.ring;
+    s.sums = (float*)(start + LAYOUT.sums);
+    s.queries = (u16*)(start + LAYOUT.queries);
+    s.new_key = (u16*)(start + LAYOUT.new_key);
+    s.new_value = (u16*)(start + LAYOUT.new_value);
+    s.tops = (float*)(start + LAYOUT.tops);
+    s.totals = (float*)(start + LAYOUT.totals);
+    s.newest = (float*)(start + LAYOUT.newest);
+    s.flags = (int*)(start + LAYOUT.flags);
+    s.full = (u64*)(start + LAYOUT.full);
+    s.empty = (u64*)(start + LAYOUT.empty);
+    return s;
+}
+
+struct Ring {
+    int stage = 0;
+    unsigned parity = 0;  // of the turn through the stages
+
+    __device__ void next() {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+__device__ inline float warp_sum(float v) {
+#pragma unroll
+    for (int i = 16; i; i >>= 1) v += shuffle_xor(v, i);
+    return v;
+}

@@ -1,0 +1,342 @@
+// Attention of single tokens to their contexts in pages, for one layer; keys and values of the tokens are stored on the way.
+//
+// One program a multiprocessor: one warp has the copy engine bring contexts into a ring in shared memory, position by position, eight
+// attend, each 16 positions of a stage. What is cached was written by earlier steps, so the copies begin while the launch before is
+// still at work.
+//
+// Compiled by NVRTC; the macros that kernels/paged_decode.py defines are its shapes.
+
+#include <decode_heads.h>
+
+// Where a position lies in a pool.
+__device__ inline int slot_of(const int* pages, int position) { return load_fixed(pages + position / PAGE) * PAGE + position % PAGE; }
+
+// The warp that brings contexts, stage by stage: keys, then values. Behind a context's end comes its last position again.
+__device__ inline void bring(Shared& s, const Args& a, Walk walk, int lane) {
+    constexpr int HELD = (SPAN + 31) / 32;  // positions of a lane
+    Ring r;
+    while (walk.more()) {
+        Unit u = walk.take(a);
+        if (u.begin >= u.end) continue;
+        const int* pages = a.pages + load_fixed(a.seats + u.row) * a.width;
+        int next[HELD];
+#pragma unroll
+        for (int i = 0; i < HELD; i++) next[i] = slot_of(pages, least(u.begin + i * 32 + lane, u.end - 1));
+#pragma unroll 1
+        for (int start = u.begin; start < u.end; start += SPAN) {
+            int slots[HELD];
+#pragma unroll
+            for (int i = 0; i < HELD; i++) {
+                slots[i] = next[i];
+                next[i] = slot_of(pages, least(start + SPAN + i * 32 + lane, u.end - 1));
+            }
+#pragma unroll
+            for (int both = 0; both < 2; both++) {
+                char* stage = s.ring + r.stage * STAGE;
+                u64* full = s.full + r.stage;
+                wait_for(s.empty + r.stage, r.parity ^ 1);
+                if (lane == 0) expect(full, SPAN * ROW);
+                warp_together();
+                const u16* pool = (both ? a.pool_v : a.pool_k) + u.block * (TOGETHER * DIM);
+#pragma unroll
+                for (int i = 0; i < HELD; i++) {
+                    int position = i * 32 + lane;
+                    if (position < SPAN) copy_bulk_once(stage + position * STRIDE, pool + (long long)slots[i] * (KV_HEADS * DIM), ROW, full);
+                }
+                r.next();
+            }
+        }
+    }
+}
+
+__device__ inline float scored(const Args& a, float scale, float product) {
+    if (!SOFTCAP) return product * scale;
+    return tanhf(product * scale) * (float)a.softcap * LOG2E;
+}
+
+// Joins the parts of a head's context: a lane's numbers of two parts are asked for together.
+__device__ inline void join(const Args& a, const Walk& walk, const Unit& u, const Warp& w) {
+    constexpr int FOURS = GROUP * DIM / 4, ALL = (FOURS + 32 * EACH - 1) / (32 * EACH), AT_ONCE = ALL < 4 ? ALL : 4;
+    u16* result = a.attended + (long long)u.row * ATT + (u.block * TOGETHER + w.mine) * (GROUP * DIM);
+#pragma unroll 1
+    for (int begin = 0; begin < ALL; begin += AT_ONCE) {
+        float high[AT_ONCE], sum[AT_ONCE], y[AT_ONCE][4] = {};
+#pragma unroll
+        for (int e = 0; e < AT_ONCE; e++) high[e] = NOWHERE, sum[e] = 0;
+#pragma unroll 1
+        for (int from = 0; from < u.parts; from += 2) {
+            float weight[AT_ONCE][2];
+            uint4 value[AT_ONCE][2];
+#pragma unroll
+            for (int e = 0; e < AT_ONCE; e++)
+#pragma unroll
+                for (int p = 0; p < 2; p++) {
+                    int i = w.sub * 32 + w.lane + (begin + e) * 32 * EACH;
+                    bool live = from + p < u.parts && i < FOURS;
+                    long long head = (long long)walk.place_of(from + p) * TOGETHER + w.mine;
+                    weight[e][p] = load_if(a.weights + head * GROUP + i * 4 / DIM, live);
+                    value[e][p] = load_16(a.partial + head * (GROUP * DIM) + i * 4, live);
+                }
+#pragma unroll
+            for (int e = 0; e < AT_ONCE; e++)
+#pragma unroll
+                for (int p = 0; p < 2; p++) {
+                    float own = from + p < u.parts ? weight[e][p] : NOWHERE, top = larger(high[e], own);
+                    float keep = power_of_two(high[e] - top), part = from + p < u.parts ? power_of_two(own - top) : 0;
+                    high[e] = top;
+                    sum[e] = sum[e] * keep + part;
+                    y[e][0] = y[e][0] * keep + part * float_of(value[e][p].x);
+                    y[e][1] = y[e][1] * keep + part * float_of(value[e][p].y);
+                    y[e][2] = y[e][2] * keep + part * float_of(value[e][p].z);
+                    y[e][3] = y[e][3] * keep + part * float_of(value[e][p].w);
+                }
+        }
+#pragma unroll
+        for (int e = 0; e < AT_ONCE; e++) {
+            int i = w.sub * 32 + w.lane + (begin + e) * 32 * EACH;
+            if (i >= FOURS) continue;
+            float whole = 1 / sum[e];
+            unsigned* to = (unsigned*)(result + i * 4);
+            to[0] = pack(y[e][0] * whole, y[e][1] * whole);
+            to[1] = pack(y[e][2] * whole, y[e][3] * whole);
+        }
+    }
+}
+
+// What a warp alone has of a head's context goes from its registers to where it belongs.
+__device__ inline void give(Shared& s, const Args& a, const Unit& u, float (&top)[QUERIES][2], float (&total)[QUERIES][2], float (&out)[DIM / 16][QUERIES][4],
+                            const u16* new_value, bool last, u16* result, long long part, const Warp& w) {
+    int own = w.lane >> 2, quarter = w.lane & 3;
+#pragma unroll
+    for (int b = 0; b < QUERIES; b++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int head = b * 8 + quarter * 2 + c;
+            bool live = head < GROUP;
+            float newest = last && live ? s.newest[w.mine * GROUP + head] : NOWHERE, high = larger(top[b][c], newest);
+            float keep = power_of_two(top[b][c] - high), add = last ? power_of_two(newest - high) : 0;
+            float sum = total[b][c] * keep + add, whole = sum > 0 ? 1 / sum : 0;
+            if (u.parts > 1 && live && own == 0) a.weights[part * GROUP + head] = sum > 0 ? high + log2f(sum) : NOWHERE;
+            float* to = a.partial + (part * GROUP + head) * DIM + own;
+#pragma unroll
+            for (int d = 0; d < DIM / 16; d++) {
+                const u16* value = new_value + w.mine * DIM + d * 16 + own;
+                float y = (out[d][b][c] * keep + (last ? add * to_float(value[0]) : 0)) * whole;
+                float z = (out[d][b][c + 2] * keep + (last ? add * to_float(value[8]) : 0)) * whole;
+                if (u.parts > 1) {
+                    if (live) to[d * 16] = y, to[d * 16 + 8] = z;
+                    continue;
+                }
+                float got = shuffle_xor(own & 1 ? y : z, 4);  // neighbours make pairs
+                unsigned* pair = (unsigned*)(result + head * DIM + d * 16 + (own & 1 ? own + 7 : own));
+                if (live) *pair = own & 1 ? pack(got, z) : pack(y, got);
+            }
+        }
+}
+
+// The same where several warps have parts of it.
+__device__ inline void add_up(Shared& s, const Args& a, const Unit& u, float (&top)[QUERIES][2], float (&total)[QUERIES][2], float (&out)[DIM / 16][QUERIES][4],
+                              const u16* new_value, bool last, u16* result, long long part, const Warp& w) {
+    int own = w.lane >> 2, quarter = w.lane & 3, first_warp = w.mine * EACH, warp = first_warp + w.sub;
+    float* sums = s.sums + warp * (GROUP * PADDED);
+#pragma unroll
+    for (int b = 0; b < QUERIES; b++)
+#pragma unroll
+        for (int c = 0; c < 2; c++) {
+            int head = b * 8 + quarter * 2 + c;
+            if (own == 0) {
+                s.tops[warp * 8 * QUERIES + head] = top[b][c];
+                s.totals[warp * 8 * QUERIES + head] = total[b][c];
+            }
+            if (head >= GROUP) continue;
+#pragma unroll
+            for (int d = 0; d < DIM / 16; d++) {
+                sums[head * PADDED + d * 16 + own] = out[d][b][c];
+                sums[head * PADDED + d * 16 + own + 8] = out[d][b][c + 2];
+            }
+        }
+    w.together();
+#pragma unroll 2
+    for (int i = w.sub * 32 + w.lane; i < GROUP * DIM / 2; i += EACH * 32) {
+        int head = i * 2 / DIM, d = i * 2 % DIM;
+        float newest = last ? s.newest[w.mine * GROUP + head] : NOWHERE, high = newest;
+#pragma unroll
+        for (int k = 0; k < EACH; k++) high = larger(high, s.tops[(first_warp + k) * 8 * QUERIES + head]);
+        float sum = last ? power_of_two(newest - high) : 0;
+        unsigned value = last ? *(const unsigned*)(new_value + w.mine * DIM + d) : 0;
+        float y = sum * low_of(value), z = sum * high_of(value);
+#pragma unroll
+        for (int k = first_warp; k < first_warp + EACH; k++) {
+            float weight = power_of_two(s.tops[k * 8 * QUERIES + head] - high);
+            const float* from = s.sums + (k * GROUP + head) * PADDED + d;
+            sum += weight * s.totals[k * 8 * QUERIES + head];
+            y += weight * from[0];
+            z += weight * from[1];
+        }
+        float whole = sum > 0 ? 1 / sum : 0;
+        y *= whole;
+        z *= whole;
+        if (u.parts == 1) {
+            ((unsigned*)result)[i] = pack(y, z);
+        } else {
+            float* to = a.partial + part * (GROUP * DIM) + i * 2;
+            to[0] = y;
+            to[1] = z;
+            if (d == 0) a.weights[part * GROUP + head] = sum > 0 ? high + log2f(sum) : NOWHERE;
+        }
+    }
+}
+
+// The warps of a head attend with a part of its context, and join the parts if the others are there already.
+__device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& walk, const Unit& u, const Turn& turn, u16* new_value, float scale,
+                              const Warp& w) {
+    int lane = w.lane, own = lane >> 2, quarter = lane & 3;
+    bool last = u.part == u.parts - 1 && u.length > 0;
+    turn_heads(s, a, u, turn, new_value, last, w);
+    w.together();
+    const u16* queries = s.queries + w.mine * (GROUP * PADDED);
+    unsigned q[DIM / 16][QUERIES][2];
+#pragma unroll
+    for (int g = 0; g < DIM / 16; g++)
+#pragma unroll
+        for (int b = 0; b < QUERIES; b++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int head = b * 8 + own;
+                q[g][b][i] = head < GROUP ? *(const unsigned*)(queries + head * PADDED + g * 16 + i * 8 + quarter * 2) : 0;
+            }
+    float top[QUERIES][2], total[QUERIES][2], out[DIM / 16][QUERIES][4] = {};
+#pragma unroll
+    for (int b = 0; b < QUERIES; b++) {
+        top[b][0] = top[b][1] = NOWHERE;
+        total[b][0] = total[b][1] = 0;
+    }
+    if (last)  // the new token itself, which no stage holds
+        for (int i = w.sub; i < GROUP; i += EACH) {
+            float sum = 0;
+#pragma unroll
+            for (int j = 0; j < DIM / 32; j++)
+                sum += to_float(queries[i * PADDED + lane + j * 32]) * to_float(s.new_key[w.mine * DIM + lane + j * 32]);
+            float score = scored(a, scale, warp_sum(sum));
+            if (lane == 0) s.newest[w.mine * GROUP + i] = score;
+        }
+    int row = w.sub * 16 + (lane & 7), column = w.mine * (DIM * 2);
+#pragma unroll 1
+    for (int start = u.begin; start < u.end; start += SPAN) {
+        float score[QUERIES][4] = {}, more[QUERIES][4] = {};  // of even and odd columns: shorter chains
+        wait_for(s.full + r.stage, r.parity);
+        const char* at = s.ring + r.stage * STAGE + (row + ((lane >> 3) & 1) * 8) * STRIDE + column + (lane >> 4) * 16;
+#pragma unroll
+        for (int g = 0; g < DIM / 16; g++) {
+            unsigned k[4];
+            load_matrices(k, at + g * 32);
+#pragma unroll
+            for (int b = 0; b < QUERIES; b++) mma(g & 1 ? more[b] : score[b], k[0], k[1], k[2], k[3], q[g][b][0], q[g][b][1]);
+        }
+        release(s.empty + r.stage, lane);
+        r.next();
+        int position = start + w.sub * 16 + own;
+        bool first_in = position < u.end, second_in = position + 8 < u.end;
+        unsigned probs[QUERIES][2];
+        float keep[QUERIES][2];
+#pragma unroll
+        for (int b = 0; b < QUERIES; b++)
+#pragma unroll
+            for (int c = 0; c < 2; c++) {
+                float first = first_in ? scored(a, scale, score[b][c] + more[b][c]) : NOWHERE;
+                float second = second_in ? scored(a, scale, score[b][c + 2] + more[b][c + 2]) : NOWHERE;
+                float high = larger(first, second);
+#pragma unroll
+                for (int i = 4; i < 32; i <<= 1) high = larger(high, shuffle_xor(high, i));
+                high = larger(high, top[b][c]);
+                keep[b][c] = power_of_two(top[b][c] - high);
+                top[b][c] = high;
+                score[b][c] = first_in ? power_of_two(first - high) : 0;
+                score[b][c + 2] = second_in ? power_of_two(second - high) : 0;
+                total[b][c] = total[b][c] * keep[b][c] + score[b][c] + score[b][c + 2];
+            }
+#pragma unroll
+        for (int b = 0; b < QUERIES; b++) {
+            probs[b][0] = transposed(pack(score[b][0], score[b][1]));
+            probs[b][1] = transposed(pack(score[b][2], score[b][3]));
+        }
+        wait_for(s.full + r.stage, r.parity);
+        at = s.ring + r.stage * STAGE + (row + ((lane >> 4) & 1) * 8) * STRIDE + column + ((lane >> 3) & 1) * 16;
+#pragma unroll
+        for (int d = 0; d < DIM / 16; d++) {
+            unsigned v[4];
+            load_transposed(v, at + d * 32);
+#pragma unroll
+            for (int b = 0; b < QUERIES; b++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) out[d][b][i] *= keep[b][i & 1];
+                mma(out[d][b], v[0], v[1], v[2], v[3], probs[b][0], probs[b][1]);
+            }
+        }
+        release(s.empty + r.stage, lane);
+        r.next();
+    }
+    int kv_head = u.block * TOGETHER + w.mine;
+    u16* result = a.attended + (long long)u.row * ATT + kv_head * (GROUP * DIM);
+    long long part = (long long)walk.place_of(u.part) * TOGETHER + w.mine;
+#pragma unroll
+    for (int b = 0; b < QUERIES; b++)
+#pragma unroll
+        for (int c = 0; c < 2; c++)
+#pragma unroll
+            for (int i = 4; i < 32; i <<= 1) total[b][c] += shuffle_xor(total[b][c], i);
+    if (EACH == 1)
+        give(s, a, u, top, total, out, new_value, last, result, part, w);
+    else
+        add_up(s, a, u, top, total, out, new_value, last, result, part, w);
+    if (u.parts == 1) return;
+    w.together();  // who comes last joins the parts
+    int* arrived = a.arrived + u.row * KV_HEADS + kv_head;
+    int before = 0;
+    if (w.sub == 0 && lane == 0) before = add_both(arrived, 1);
+    if (EACH == 1) {
+        before = shuffle(before, 0);
+    } else {
+        if (w.sub == 0 && lane == 0) s.flags[w.mine] = before;
+        w.together();
+        before = s.flags[w.mine];
+    }
+    if (before != u.parts - 1) return;
+    join(a, walk, u, w);
+    if (w.sub == 0 && lane == 0) *arrived = 0;
+}
+
+extern "C" __global__ void __launch_bounds__(CONSUMERS, 1) cut_contexts(const __grid_constant__ CutArgs a) {
+    cut_work(a, (int*)shared_memory(), block(), thread_index());
+}
+
+extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1) paged_decode(const __grid_constant__ Args a) {
+    let_next_begin();
+    Shared s = shared_at(shared_memory());
+    int thread = thread_index();
+    if (thread == 0)
+        for (int i = 0; i < STAGES; i++) {
+            begin_barrier(s.full + i, 1);
+            begin_barrier(s.empty + i, WARPS);
+        }
+    Walk walk(a);
+    all_together();
+    if (thread >= CONSUMERS) {
+        bring(s, a, walk, thread - CONSUMERS);
+        return;
+    }
+    Warp w(thread);
+    Ring r;
+    float scale = SOFTCAP ? (float)a.scale / (float)a.softcap : (float)a.scale * LOG2E;
+    u16* new_value = s.new_value;
+    bool waited = false;
+    while (walk.more()) {
+        Unit u = walk.take(a);
+        Turn turn;
+        turn.ask(a, u.length, w.lane);
+        if (!waited) wait_for_launches_before();
+        waited = true;
+        new_value = new_value == s.new_value ? s.new_value + TOGETHER * DIM : s.new_value;  // slower warps still add the unit before up
+        attend(s, r, a, walk, u, turn, new_value, scale, w);
+    }
+}

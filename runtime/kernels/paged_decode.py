@@ -1,0 +1,284 @@
+"""Attention of single tokens from their packed projection, on Hopper (cuda/paged_decode.cu).
+
+What `packed_decode_attention` computes, for bfloat16: the contexts of a batch are shared out evenly among one program a multiprocessor,
+each of which finds room beside the launch before, and has contexts on their way before that has ended.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from runtime.kernels import nvrtc
+from runtime.kernels.rope_store import Turning
+from runtime.kernels.step_layers import FOREVER
+from runtime.kernels.tuning import processors
+
+CONSUMERS = 8  # warps
+_MOST_STAGES = 12
+_LEAST = 1024  # bytes of a copy: 256 at a time took five times as long as other loads
+_MOST_GROUP = 16  # query heads of a key's
+_SHARED = 232448  # bytes that a Hopper multiprocessor gives to a program
+_BESIDE = 120 << 10  # the same, where programs of the launch before should find room, too
+_CUT_SHARED = 4 * 32 * CONSUMERS
+# Takes arguments, and whether it may begin before the launch before has ended.
+Launch = Callable[[ctypes.Structure, bool], None]
+
+
+@dataclass(frozen=True)
+class DecodeShape:
+    """What a kernel is compiled for. `turned`: rotated coordinates of a head; `normed`: heads are normed first, `offset`: with weights
+    counted from another number than 0."""
+
+    heads: int
+    kv_heads: int
+    dim: int
+    page_size: int
+    turned: int
+    interleaved: bool = False
+    normed: bool = False
+    offset: bool = False
+    softcap: bool = False
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+    @property
+    def together(self) -> int:
+        """Heads of keys that a program attends with at a time: neighbours in memory."""
+        return gcd(self.kv_heads, CONSUMERS)
+
+    @property
+    def position_bytes(self) -> int:
+        """That are copied at a time."""
+        return self.together * self.dim * 2
+
+    def turns(self, turning: Turning) -> bool:
+        """Whether it turns heads in this way."""
+        return (self.turned, self.interleaved, self.normed, self.offset) == (
+            turning.width(self.dim), turning.interleaved, turning.q_weight is not None, turning.offset != 0.0,
+        )  # fmt: skip
+
+
+class _Arguments(ctypes.Structure):
+    """`Args` of cuda/decode_shapes.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "qkv", "attended", "partial", "weights", "arrived", "places", "pages", "seats", "lengths", "slots",
+                "q_norm", "k_norm", "cos", "sin", "pool_k", "pool_v",
+            )
+        ),
+        *((name, ctypes.c_int64) for name in ("width", "window")),
+        *((name, ctypes.c_double) for name in ("scale", "softcap", "qk_eps", "qk_offset")),
+    )  # fmt: skip
+
+
+class _CutArguments(ctypes.Structure):
+    """`CutArgs` of cuda/decode_shapes.h."""
+
+    _fields_ = (
+        ("lengths", ctypes.c_void_p), ("places", ctypes.c_void_p), ("rows", ctypes.c_int64), ("window", ctypes.c_int64),
+    )  # fmt: skip
+
+
+def why_not(shape: DecodeShape, dtype: torch.dtype) -> str | None:
+    """What the kernel does not compute, or not quickly, of keys kept in `dtype`; None if it can."""
+    checks = (
+        (dtype == torch.bfloat16, f"its keys and values are kept in {dtype}, not torch.bfloat16"),
+        (
+            shape.dim % 32 == 0 and shape.dim <= 128,
+            f"its heads have {shape.dim} numbers, not 32, 64, 96 or 128",
+        ),
+        (shape.group <= _MOST_GROUP, f"{shape.group} of its heads share a key"),
+        (_stages(shape) > 0, "two stages of its contexts do not fit a multiprocessor"),
+        (
+            shape.position_bytes >= _LEAST,
+            f"the copy engine is slow with {shape.position_bytes} bytes at a time",
+        ),
+    )
+    return next((reason for good, reason in checks if not good), None)
+
+
+def _padded(size: int) -> int:
+    return -(-size // 16) * 16
+
+
+def _shared_bytes(shape: DecodeShape, stages: int) -> int:
+    """What cuda/decode_shapes.h lays out in shared memory; it refuses to compile if this is too little."""
+    queries, heads, group, dim = -(-shape.group // 8) * 8, shape.together, shape.group, shape.dim
+    stage = 16 * CONSUMERS // heads * (heads * dim * 2 + 16)
+    parts = (
+        CONSUMERS * group * (dim + 8) * 4 if heads < CONSUMERS else 0, heads * group * (dim + 8) * 2, heads * dim * 2, heads * dim * 4,
+        CONSUMERS * queries * 4, CONSUMERS * queries * 4, heads * group * 4, heads * 4, stages * 8, stages * 8,
+    )  # fmt: skip
+    return stages * stage + sum(_padded(p) for p in parts)
+
+
+def _stages(shape: DecodeShape) -> int:
+    """So many that a program finds room beside one of the launch before, but two at least; 0: two do not fit."""
+    most = (n for n in range(_MOST_STAGES, 1, -1) if _shared_bytes(shape, n) <= _BESIDE)
+    return next(most, 2 if _shared_bytes(shape, 2) <= _SHARED else 0)
+
+
+def defines(shape: DecodeShape, programs: int) -> dict[str, int]:
+    """Macros of cuda/paged_decode.cu."""
+    stages = _stages(shape)
+    return {
+        "STAGES": stages,
+        "SHARED_BYTES": _shared_bytes(shape, stages),
+        "PROGRAMS": programs,
+        "HEADS": shape.heads,
+        "KV_HEADS": shape.kv_heads,
+        "DIM": shape.dim,
+        "PAGE": shape.page_size,
+        "SOFTCAP": int(shape.softcap),
+        "TURNED": shape.turned,
+        "INTERLEAVED": int(shape.interleaved),
+        "NORM": int(shape.normed),
+        "QK_OFFSET": int(shape.offset),
+    }
+
+
+class PagedDecode:
+    """Attention of one shape for all layers of a stream. Captured graphs hold on to its scratch.
+
+    `cut` comes once a batch, before the layers.
+    """
+
+    def __init__(
+        self,
+        shape: DecodeShape,
+        device: torch.device,
+        *,
+        window: int | None = None,
+        build: Callable[[Mapping[str, int]], tuple[Launch, Launch]] | None = None,
+        programs: int | None = None,
+    ) -> None:
+        """The kernels are compiled by a thread from now on; the first batch waits for them.
+
+        window           of those layers that have one
+        build, programs  how the kernels that cut and attend are made, and how many programs the latter has, where there is no GPU
+        """
+        self.shape, self.device, self.window = shape, device, window
+        self.programs = programs or processors(device)
+        self._macros = defines(shape, self.programs)
+        self._places = torch.zeros(2, self.programs + 1, 4, dtype=torch.int32, device=device)
+        heads = shape.together * shape.group
+        self._partial = torch.zeros(2 * self.programs, heads * shape.dim, dtype=torch.float32, device=device)
+        self._weights = torch.zeros(2 * self.programs, heads, dtype=torch.float32, device=device)
+        self._arrived: list[Tensor] = []  # the last is in use, graphs hold the others
+        self._build = build
+        self._launches: tuple[Launch, Launch] | None = None
+        self._image: Future[bytes] | None = None
+        if build is None:
+            thread = ThreadPoolExecutor(1, "paged decode")
+            self._image = thread.submit(nvrtc.compiled, "paged_decode.cu", self._macros)
+            thread.shutdown(wait=False)
+
+    def cut(self, lengths: Tensor) -> None:
+        """Share out the contexts of a batch. lengths int32 [rows], the new tokens counted; 0 marks a padding row."""
+        arguments = _CutArguments(
+            lengths.data_ptr(), self._places.data_ptr(), len(lengths), self.window or FOREVER
+        )
+        self._launch()[0](arguments, False)
+
+    def __call__(
+        self,
+        qkv: Tensor,
+        turning: Turning,
+        slots: Tensor,
+        pool_k: Tensor,
+        pool_v: Tensor,
+        table: Tensor,
+        seats: Tensor,
+        lengths: Tensor,
+        *,
+        scale: float,
+        window: int | None = None,
+        softcap: float | None = None,
+        early: bool = True,
+    ) -> Tensor:
+        """What each row attends to, [rows, heads, dim]; its key and value are stored. Each row is another request's.
+
+        qkv, turning, slots    as for `packed_decode_attention`
+        table, seats, lengths  as for `decode_attention`; lengths as they were cut
+        window                 None, or the one that was named
+        early                  what is cached was complete before the launch before this one, and so was `cut`
+
+        Raises ValueError if shapes do not fit.
+        """
+        shape, rows = self.shape, len(seats)
+        wide = (shape.heads + 2 * shape.kv_heads) * shape.dim
+        if qkv.shape != (rows, wide) or not qkv.is_contiguous() or qkv.dtype != torch.bfloat16:
+            raise ValueError(
+                f"PagedDecode: qkv must be contiguous {(rows, wide)} in bfloat16, got {tuple(qkv.shape)} in {qkv.dtype}"
+            )
+        for pool in (pool_k, pool_v):
+            if pool.shape[1:] != (shape.kv_heads, shape.dim) or not pool.is_contiguous():
+                raise ValueError(
+                    f"PagedDecode: pools must be contiguous [slots, {shape.kv_heads}, {shape.dim}], got {tuple(pool.shape)}"
+                )
+        if window not in (None, self.window) or (softcap is not None) != shape.softcap:
+            raise ValueError(
+                f"PagedDecode: window {window} and softcap {softcap} are not what it was made for"
+            )
+        if not shape.turns(turning):
+            raise ValueError(f"PagedDecode: heads are not turned as it was made for: {shape}")
+        out = torch.empty(rows, shape.heads, shape.dim, dtype=qkv.dtype, device=qkv.device)
+        if not rows:
+            return out
+        tensors = (
+            qkv, out, self._partial, self._weights, self._arrived_of(rows), self._places[0 if window is None else 1], table, seats,
+            lengths, slots, turning.q_weight, turning.k_weight, turning.cos, turning.sin, pool_k, pool_v,
+        )  # fmt: skip
+        arguments = _Arguments(
+            *(None if t is None else t.data_ptr() for t in tensors),
+            table.stride(0),
+            window or FOREVER,
+            scale,
+            softcap or 1.0,
+            turning.eps,
+            turning.offset,
+        )
+        self._launch()[1](arguments, early)
+        return out
+
+    def _arrived_of(self, rows: int) -> Tensor:
+        if not self._arrived or len(self._arrived[-1]) < rows:
+            if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    f"attention of {rows} requests is captured before it has run once; "
+                    "run the batch before the capture, so that its scratch lies outside the graph"
+                )
+            size = 1 << (rows - 1).bit_length()
+            made = torch.zeros(size, self.shape.kv_heads, dtype=torch.int32, device=self.device)
+            self._arrived.append(made)
+        return self._arrived[-1]
+
+    def _launch(self) -> tuple[Launch, Launch]:
+        if self._launches is None:
+            if self._build is not None:
+                self._launches = self._build(self._macros)
+            else:
+                assert self._image is not None
+                image = self._image.result()
+                threads, shared = 32 * (CONSUMERS + 1), self._macros["SHARED_BYTES"]
+                self._launches = (
+                    nvrtc.CudaKernel(
+                        image, "cut_contexts", self.device, 2, 32 * CONSUMERS, _CUT_SHARED
+                    ).after,
+                    nvrtc.CudaKernel(
+                        image, "paged_decode", self.device, self.programs, threads, shared
+                    ).after,
+                )
+        return self._launches

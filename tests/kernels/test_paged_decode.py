@@ -1,0 +1,294 @@
+"""Attention of single tokens by cuda/paged_decode.cu, against float64; on a CPU its threads are emulated (emulator/device.h)."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from runtime.attention.base import PagedInputs
+from runtime.attention.triton import TritonAttention
+from runtime.kernels import nvrtc
+from runtime.kernels.decode import decode_reference
+from runtime.kernels.paged_decode import DecodeShape, Launch, PagedDecode, why_not
+from runtime.kernels.rope_store import Turning, rope_store_reference
+from runtime.kv.store import KVStore
+from runtime.models.decoder import Decoder
+from runtime.models.fused import FusedDecoder
+from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
+from tests.kernels import emulated
+from tests.kernels.paged_case import TOLERANCE, Cache, cache, error
+
+BF16 = torch.bfloat16
+PLAIN = DecodeShape(4, 2, 32, 16, 32)
+Make = Callable[..., PagedDecode]
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("emulated")
+
+
+def builder(libraries: Path, seed: int) -> Callable[[Mapping[str, int]], tuple[Launch, Launch]]:
+    """Kernels whose threads take turns as `seed` has it."""
+
+    def build(macros: Mapping[str, int]) -> tuple[Launch, Launch]:
+        library = emulated.library(libraries, macros, "paged_decode")
+
+        def launch(kernel: str) -> Launch:
+            return lambda arguments, early: emulated.run(library, [arguments], seed, kernel)
+
+        return launch("cut"), launch("run")
+
+    return build
+
+
+@pytest.fixture
+def make(libraries: Path, device: torch.device) -> Make:
+    """A `PagedDecode` on this device."""
+    if device.type == "cuda":
+        reason = nvrtc.why_not(device)
+        if reason is not None:
+            pytest.skip(reason)
+    elif emulated.COMPILER is None:
+        pytest.skip("there is no C++ compiler")
+
+    def made(shape: DecodeShape, window: int | None = None, programs: int = 3, seed: int = 1) -> PagedDecode:
+        if device.type == "cuda":
+            return PagedDecode(shape, device, window=window)
+        build = builder(libraries, seed)
+        return PagedDecode(shape, device, window=window, build=build, programs=programs)
+
+    return made
+
+
+def turned(shape: DecodeShape, device: torch.device) -> Turning:
+    angles = torch.outer(torch.arange(2048.0), 0.5 ** torch.arange(shape.turned // 2))
+    weights = [
+        (1 + 0.2 * torch.randn(shape.dim)).to(BF16).to(device) if shape.normed else None for _ in range(2)
+    ]
+    offset = 1.0 if shape.offset else 0.0
+    return Turning(
+        angles.cos().to(device), angles.sin().to(device), shape.interleaved, *weights, 1e-6, offset
+    )
+
+
+def attended(
+    kernel: PagedDecode, c: Cache, window: int | None, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """What the kernel gives and what float64 does; what they store is compared."""
+    shape, rows, device = kernel.shape, len(c.seats), c.k.device
+    scale = shape.dim**-0.5
+    qkv = torch.randn(rows, (shape.heads + 2 * shape.kv_heads) * shape.dim).to(BF16).to(device)
+    at = (c.lengths.long() - 1).clamp(min=0)
+    slots = c.table[c.seats.long(), at // shape.page_size].long() * shape.page_size + at % shape.page_size
+    slots = torch.where(c.lengths > 0, slots, -1)
+    new = slots[slots >= 0]
+    pools, theirs = (c.k.clone(), c.v.clone()), (c.k.clone(), c.v.clone())
+    for pool in (*pools, *theirs):  # the new tokens' places hold nothing yet
+        pool[new] = float("nan")
+    turning = turned(shape, device)
+    q, k, v = (
+        qkv.double().unflatten(1, (-1, shape.dim)).split((shape.heads, shape.kv_heads, shape.kv_heads), 1)
+    )
+    q = rope_store_reference(
+        q, k, v, turning.cos, turning.sin, at, slots, *theirs, interleaved=turning.interleaved, q_weight=turning.q_weight,
+        k_weight=turning.k_weight, eps=turning.eps, offset=turning.offset,
+    )  # fmt: skip
+    kernel.cut(c.lengths)
+    found = kernel(
+        qkv, turning, slots, *pools, c.table, c.seats, c.lengths, scale=scale, window=window, softcap=softcap,
+    )  # fmt: skip
+    wanted = decode_reference(
+        q.to(BF16), *theirs, c.table, c.seats, c.lengths, page_size=shape.page_size, scale=scale, window=window, softcap=softcap,
+    )  # fmt: skip
+    for mine, other in zip(pools, theirs, strict=True):
+        assert not len(new) or error(mine[new], other[new]) < TOLERANCE[BF16]
+        same = mine.eq(other) | (mine.isnan() & other.isnan())
+        same[new] = True
+        assert same.all(), "it wrote where nobody asked it to"
+    return found, wanted
+
+
+def check(kernel: PagedDecode, c: Cache, window: int | None = None, softcap: float | None = None) -> None:
+    found, wanted = attended(kernel, c, window, softcap)
+    empty = c.lengths == 0
+    assert found[empty].eq(0).all()
+    for mine, other in zip(found[~empty], wanted[~empty], strict=True):
+        assert error(mine, other) < TOLERANCE[BF16]
+
+
+CASES: dict[str, tuple[DecodeShape, list[int], int | None, float | None]] = {
+    "one row": (PLAIN, [300], None, None),
+    "first tokens": (PLAIN, [1, 2, 1], None, None),
+    "several rows": (PLAIN, [700, 129, 3, 128, 0, 257], None, None),
+    "fewer steps than programs": (PLAIN, [5], None, None),
+    "more rows than threads": (PLAIN, [1 + i % 3 for i in range(300)], None, None),
+    "page 1, window": (replace(PLAIN, page_size=1), [77, 300, 20, 5, 150, 151], 150, None),
+    "page 64, window": (replace(PLAIN, page_size=64), [77, 500, 20, 5], 150, None),
+    "softcap, interleaved in part": (replace(PLAIN, softcap=True, turned=16, interleaved=True), [50, 9, 400], None, 2.0),
+    "normed heads of 64": (DecodeShape(4, 2, 64, 16, 64, normed=True), [33, 190], None, None),
+    "normed heads, offsets": (replace(PLAIN, normed=True, offset=True), [33, 190], None, None),
+    "group of 7, heads of 96": (DecodeShape(7, 1, 96, 16, 96), [90, 1000], None, None),
+    "group of 12, heads of 128": (DecodeShape(12, 1, 128, 16, 128), [90, 260, 4], None, None),
+    "a warp for each head": (DecodeShape(16, 8, 32, 16, 32), [90, 260, 0, 1, 17], None, None),
+    "two warps for each head": (DecodeShape(4, 4, 64, 16, 64), [90, 260, 0, 1], None, None),
+    "two blocks of heads, group of 9": (DecodeShape(144, 16, 32, 16, 32), [30, 60], None, None),
+    "heads that share nothing": (DecodeShape(3, 3, 32, 4, 32), [90, 260, 4], None, None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_float64(name: str, device: torch.device, make: Make) -> None:
+    shape, lengths, window, softcap = CASES[name]
+    torch.manual_seed(3)
+    c = cache(lengths, shape.page_size, shape.kv_heads, shape.dim, BF16, device)
+    kernel = make(shape, window, seed=len(name))
+    check(kernel, c, window, softcap)
+    if window is not None:  # layers without one share the kernel
+        check(kernel, c)
+    check(kernel, c, window, softcap)  # it left its counters as it had found them
+
+
+def test_launches_give_the_same_bits(device: torch.device, make: Make) -> None:
+    torch.manual_seed(4)
+    c = cache([700, 40, 999], 16, 2, 32, BF16, device)
+    kernel, turning = make(PLAIN), turned(PLAIN, device)
+    qkv, slots = torch.randn(3, 256).to(BF16).to(device), torch.tensor([-1, -1, -1], device=device)
+    kernel.cut(c.lengths)
+    at = (slots, c.k, c.v, c.table, c.seats, c.lengths)
+    first, again = (kernel(qkv, turning, *at, scale=0.2) for _ in range(2))
+    assert torch.equal(first, again)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.one_of(st.integers(0, 20), st.integers(0, 700)), min_size=1, max_size=12),
+    seed=st.integers(0, 2**31),
+    packed=st.booleans(),
+)
+@example(lengths=[0], seed=0, packed=True)
+def test_any_batch_in_any_order_of_threads(
+    lengths: list[int], seed: int, packed: bool, libraries: Path
+) -> None:
+    """Padding rows among the others; contexts whole, cut once, cut into many."""
+    if emulated.COMPILER is None:
+        pytest.skip("there is no C++ compiler")
+    torch.manual_seed(seed)
+    shape = replace(PLAIN, page_size=4)
+    c = cache(lengths, 4, 2, 32, BF16, torch.device("cpu"))
+    kernel = PagedDecode(shape, torch.device("cpu"), window=150, build=builder(libraries, seed), programs=5)
+    check(kernel, c)
+    check(kernel, c, 150)
+
+
+class _Places(ctypes.Structure):
+    _fields_ = (
+        ("lengths", ctypes.c_void_p),
+        ("places", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("window", ctypes.c_int64),
+    )
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=700))
+def test_programs_have_equal_shares(lengths: list[int], libraries: Path) -> None:
+    """In the order of rows and heads, one behind the other, none more than a step longer than another."""
+    if emulated.COMPILER is None:
+        pytest.skip("there is no C++ compiler")
+    kernel = PagedDecode(PLAIN, torch.device("cpu"), window=200, build=builder(libraries, 1), programs=5)
+    kernel.cut(torch.tensor(lengths, dtype=torch.int32))
+    for window, places in zip((1 << 31, 200), kernel._places.tolist(), strict=True):
+        steps = [max(1, -(-(min(n, window) - 1) // 64)) for n in lengths]  # four warps for each of two heads
+        every = [(row, 0, i) for row, count in enumerate(steps) for i in range(count)]
+        ends = [at for *_, at in places]
+        assert ends[0] == 0 and ends[-1] == len(every)
+        sizes = [b - a for a, b in pairwise(ends)]
+        used = min(5, len(every))
+        assert max(sizes[:used]) - min(sizes[:used]) <= 1 and not any(sizes[used:])
+        assert all(tuple(place[:3]) == every[place[3]] for place in places[:used])
+
+
+def test_what_it_is_not_for_is_named(device: torch.device, make: Make) -> None:
+    real = DecodeShape(32, 8, 128, 1, 128)
+    assert why_not(real, BF16) is None
+    assert "float8" in str(why_not(real, torch.float8_e5m2))
+    assert "256 numbers" in str(why_not(replace(real, dim=256), BF16))
+    assert "32 of its heads" in str(why_not(DecodeShape(256, 8, 64, 1, 64), BF16))
+    assert "256 bytes at a time" in str(why_not(DecodeShape(14, 2, 64, 1, 64), BF16))
+    c = cache([4], 16, 2, 32, BF16, device)
+    kernel, turning = make(PLAIN), turned(PLAIN, device)
+    qkv, slots = torch.randn(1, 256).to(BF16).to(device), torch.tensor([-1], device=device)
+    at = (c.table, c.seats, c.lengths)
+    with pytest.raises(ValueError, match=r"qkv must be contiguous \(1, 256\)"):
+        kernel(qkv[:, :2], turning, slots, c.k, c.v, *at, scale=1.0)
+    with pytest.raises(ValueError, match="window 7"):
+        kernel(qkv, turning, slots, c.k, c.v, *at, scale=1.0, window=7)
+    with pytest.raises(ValueError, match="pools must be"):
+        kernel(qkv, turning, slots, c.k[:, :1], c.v, *at, scale=1.0)
+    with pytest.raises(ValueError, match="not turned"):
+        kernel(qkv, turned(replace(PLAIN, turned=16), device), slots, c.k, c.v, *at, scale=1.0)
+
+
+def model(windows: list[int | None]) -> Decoder:
+    """A small one whose layers have these windows."""
+    rope = RopeSpec(128, tuple(0.5**i for i in range(64)))
+    layers = tuple(
+        LayerSpec(AttnSpec(8, 4, 128, 0.1, rope, window=w), MlpSpec(96), NormSpec(1e-5)) for w in windows
+    )
+    spec = ArchSpec("small", 80, 64, 512, layers, NormSpec(1e-5))
+    torch.manual_seed(1)
+    found = Decoder(spec, BF16)
+    for p in found.parameters():
+        p.requires_grad_(False)
+        if p.dim() > 1:
+            p.normal_(std=p.shape[-1] ** -0.5)
+        else:
+            p.fill_(1.0)
+    return found
+
+
+def test_layers_take_it_and_others_do_not(device: torch.device, make: Make) -> None:
+    """A model's steps are those of Triton's kernels; a second window is left to these."""
+    m = model([None, 100, None, 50]).to(device)
+    lengths = [300, 0, 17, 120]
+    torch.manual_seed(2)
+    c = cache(lengths, 16, 4, 128, BF16, device)
+    at = (c.lengths.long() - 1).clamp(min=0)
+    slots = c.table[c.seats.long(), at // 16].long() * 16 + at % 16
+    slots = torch.where(c.lengths > 0, slots, -1)
+    starts = torch.arange(len(lengths) + 1, dtype=torch.int32, device=device)
+    made: list[PagedDecode] = []
+
+    def counted(shape: DecodeShape, window: int | None) -> PagedDecode:
+        made.append(make(shape, window))
+        return made[-1]
+
+    found = []
+    for layers in ([], [x.attention for x in m.spec.layers]):
+        store = KVStore(m.spec, len(c.k) // 16, 16, BF16, str(device))
+        for i in range(4):
+            store.k[i], store.v[i] = c.k.nan_to_num(0), c.v.nan_to_num(0)
+        attention = TritonAttention(store, layers, counted)
+        fused = FusedDecoder(m, store, None)
+        for apart in (True, False):
+            inputs = PagedInputs(
+                c.table, c.seats, c.lengths, starts, slots, 1, 400, len(lengths), apart=apart
+            )
+            attention.plan(inputs)
+            found.append(fused(torch.tensor([1, 2, 3, 4], device=device), at, attention))
+        used = [d is not None for d in attention._decoders]
+    assert used == [True, True, True, False] and len(made) == 1
+    live = c.lengths > 0
+    for other in found[1:]:
+        assert error(other[live], found[0][live]) < TOLERANCE[BF16]
+    assert not torch.equal(found[2][live], found[3][live]), "rows of one request go another way"
