@@ -54,7 +54,7 @@ class Bench:
     """One model, its cache, and what its steps must give."""
 
     def __init__(self, model: str, context: int, most: int, page: int) -> None:
-        self.device = torch.device("cuda")
+        self.device = torch.device("cuda", torch.cuda.current_device())
         self.context = context
         self.spec = architecture(model, context + 128)
         torch.manual_seed(0)

@@ -175,6 +175,7 @@ class DeviceRunner(ModelRunner):
         self._update_table(*sent[1:4])
         graph.start(sent[0])
         there, rest = sent[4], sent[6:]
+        model: Any = self.model
         whole = len(ends) == count
         if steps == 1:
             graph.replay()
@@ -183,7 +184,7 @@ class DeviceRunner(ModelRunner):
             if likeliest:
                 return self._arriving(batch, graph.marked[:count] if whole else graph.marked[sent[5]])
             logits = graph.logits[:count] if whole else graph.logits[sent[5]]
-            return self._draw(batch, slices, logits, there, rest[0], {})
+            return self._draw(batch, slices, model.gathered(logits), there, rest[0], {})
         written = torch.empty(steps, count, dtype=torch.int64, device=self.device)
         states = self._states_of(slices) if not plain else []
         for k in range(steps):
@@ -191,7 +192,8 @@ class DeviceRunner(ModelRunner):
             if likeliest:
                 written[k].copy_(graph.marked[:count])
             else:
-                written[k].copy_(self._draws(graph.logits[:count], states, slices, k, there, rest[k]))
+                logits = model.gathered(graph.logits[:count])
+                written[k].copy_(self._draws(logits, states, slices, k, there, rest[k]))
         return self._arriving(batch, written.view(-1), counts=lines[2])
 
     # -- any batch ------------------------------------------------------------------------------------------

@@ -48,7 +48,7 @@ class DecodeGraph:
 
     control  int64 [4, size]: what kernels/decode_step.py reads and moves on
     marked   int64 [size]: the likeliest token of each row, -1 where its logit is not finite
-    logits   [size, vocabulary] in the model's dtype, before scale and cap
+    logits   [size, own part of the vocabulary] in the model's dtype, before scale and cap
     """
 
     size: int
@@ -174,7 +174,6 @@ class DecodeGraphs:
                 self._keep(found, apart)
 
     def _step(self, control: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
-        from runtime.kernels.argmax import argmax
         from runtime.kernels.decode_step import begin_step, end_step
 
         size = control.shape[1]
@@ -193,8 +192,8 @@ class DecodeGraphs:
             )
         )
         hidden = self._model(rows.ids, rows.positions, self._attention)
-        logits = self._model.raw_logits(hidden)
-        best, tokens = argmax(logits)
+        logits = self._model.own_logits(hidden)
+        best, tokens = self._model.likeliest(logits)
         return end_step(control, tokens, best, self._newest), logits
 
 

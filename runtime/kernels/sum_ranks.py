@@ -93,7 +93,8 @@ def _word(low, high, dtype: tl.constexpr):
 
 
 @triton.jit
-def _box(boxes, rank):
+def box_of(boxes, rank):
+    """Where a rank's box lies."""
     return tl.load(boxes + rank).to(tl.pointer_type(tl.int32))
 
 
@@ -138,9 +139,9 @@ def _sum_ranks(
     if SEND:
         for i in tl.static_range(1, SIZE):
             other = (rank + i) % SIZE
-            tl.store(_box(boxes, other) + (turn * SIZE + rank) * BOX + place, own, mask=live)
+            tl.store(box_of(boxes, other) + (turn * SIZE + rank) * BOX + place, own, mask=live)
     if TAKE:
-        mine = _box(boxes, rank)
+        mine = box_of(boxes, rank)
         before = (turn + 2) % 3
         used = tl.load(state + 4 + before, volatile=True)
         for old in range(row, used, tl.num_programs(0)):

@@ -108,7 +108,24 @@ class Decoder(nn.Module):
 
     def raw_logits(self, hidden: Tensor) -> Tensor:
         """[rows, vocabulary] in the model's dtype, before scale and cap, which keep their order."""
-        return self.gathered(torch.nn.functional.linear(hidden, self.head_weight))
+        return self.gathered(self.own_logits(hidden))
+
+    def own_logits(self, hidden: Tensor) -> Tensor:
+        """Of this rank's part of the vocabulary."""
+        return torch.nn.functional.linear(hidden, self.head_weight)
+
+    def likeliest(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """float32 and int64 [rows]: the maximum of each row of all ranks' `own_logits` and its first token; inf for a row with NaN."""
+        from runtime.kernels.argmax import argmax  # triton is not everywhere
+
+        if self.shards is None or self.group is None:
+            return argmax(own)
+        if own.shape[1]:
+            best, tokens = argmax(own)
+        else:  # a vocabulary that the ranks before have among them
+            best = own.new_full((len(own),), float("-inf"), dtype=torch.float32)
+            tokens = own.new_zeros(len(own), dtype=torch.int64)
+        return self.group.likeliest(best, tokens, self.shards.vocabulary[0])
 
     def gathered(self, raw: Tensor) -> Tensor:
         """Logits of the whole vocabulary from this rank's."""

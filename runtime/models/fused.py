@@ -176,7 +176,19 @@ class FusedDecoder:
 
     def raw_logits(self, hidden: Tensor) -> Tensor:
         """[rows, vocabulary] in the model's dtype, before scale and cap."""
-        return self.model.gathered(skinny_linear(hidden, self.model.head_weight, scratch=self._scratch))
+        return self.model.gathered(self.own_logits(hidden))
+
+    def own_logits(self, hidden: Tensor) -> Tensor:
+        """Of this rank's part of the vocabulary."""
+        return skinny_linear(hidden, self.model.head_weight, scratch=self._scratch)
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """Logits of the whole vocabulary from this rank's."""
+        return self.model.gathered(own)
+
+    def likeliest(self, own: Tensor) -> tuple[Tensor, Tensor]:
+        """The maximum of each row of all ranks' `own_logits`, and its first token."""
+        return self.model.likeliest(own)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [rows, vocabulary]."""

@@ -79,6 +79,19 @@ class Group:
         self._group.allgather([parts], [x.contiguous()], self._gather).wait()
         return torch.cat(parts, dim=1)
 
+    def likeliest(self, best: Tensor, tokens: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """Of the maxima float32 [rows] and tokens int64 [rows] that each rank found in its columns, `first` its first: the highest,
+        and the lowest of its tokens in the whole vocabulary."""
+        if self._peers is not None and len(best) <= self._peers.picks.rows:
+            from runtime.kernels.argmax_ranks import argmax_ranks
+
+            return argmax_ranks(best, tokens, first, mail=self._peers.picks)
+        pairs = torch.stack((best.double(), (tokens + first).double()), 1)
+        values, places = self.gather_columns(pairs).unflatten(1, (self.size, 2)).unbind(2)
+        high = values.amax(1)
+        lowest = torch.where(values == high[:, None], places, float("inf")).amin(1)
+        return high.float(), lowest.long()
+
     def smallest(self, value: int) -> int:
         """The smallest of the ranks' values; for the start, when some still load."""
         there = torch.tensor([-value], dtype=torch.int64, device=self.device)

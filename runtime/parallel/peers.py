@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from runtime.kernels.argmax_ranks import WORDS
 from runtime.kernels.nvrtc import ask
 from runtime.kernels.step_layers import StepRanks, box_bytes
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word
@@ -18,6 +19,7 @@ _BYTES = (
     8 << 20
 )  # of one turn's rows from the others: more is quicker through NCCL, which sends each byte once
 _LOOKS = 1_000_000  # about so many a second
+_MOST_PICKS = 4096  # rows of a captured step
 
 
 class Peers:
@@ -34,15 +36,13 @@ class Peers:
         self._looks = int(timeout * _LOOKS)
         self._step: StepRanks | None = None
         words = hidden * dtype.itemsize // 4
-        rows = max(1, _BYTES // (size - 1) // (4 * words))
-        self.mail = Mailboxes(
-            rank,
-            self._boxes("box", TURNS * size * rows * words, empty_word(dtype)),
-            torch.zeros(4 + TURNS, dtype=torch.int32, device=self._device),
-            rows,
-            words,
-            self._looks,
-        )
+        self.mail = self._mailboxes("box", max(1, _BYTES // (size - 1) // (4 * words)), words, dtype)
+        self.picks = self._mailboxes("pick", _MOST_PICKS, WORDS, torch.float32)
+
+    def _mailboxes(self, name: str, rows: int, words: int, dtype: torch.dtype) -> Mailboxes:
+        boxes = self._boxes(name, TURNS * self._size * rows * words, empty_word(dtype))
+        state = torch.zeros(4 + TURNS, dtype=torch.int32, device=self._device)
+        return Mailboxes(self._rank, boxes, state, rows, words, self._looks)
 
     def step(self, hidden: int, rows: int, programs: int) -> StepRanks:
         """What steps of up to `rows` rows in one launch exchange sums through; the same on every rank."""
@@ -77,7 +77,9 @@ class Peers:
     @property
     def lost(self) -> bool:
         """Whether a launch has given a rank up; waits for the device."""
-        states = [self.mail.state[2]] + ([] if self._step is None else [self._step.state[1]])
+        states = [self.mail.state[2], self.picks.state[2]] + (
+            [] if self._step is None else [self._step.state[1]]
+        )
         return any(bool(state.item()) for state in states)
 
 

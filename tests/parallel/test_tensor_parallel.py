@@ -260,3 +260,18 @@ def test_a_rank_may_start_later_than_the_limit_of_an_answer(tmp_path: Path) -> N
         assert groups[1].smallest(3) == one.result() == 3
         with pytest.raises(RuntimeError, match="Timed out"):
             groups[1].gather_columns(torch.ones(2, 2))
+
+
+def test_the_likeliest_token_of_all_ranks(tmp_path: Path) -> None:
+    """The lowest of equal ones; a maximum that is not finite stays one."""
+    best = [torch.tensor([1.0, 2.0, 3.0, float("inf")]), torch.tensor([0.0, 2.0, 4.0, 1.0])]
+    tokens = [torch.tensor([3, 4, 0, 1]), torch.tensor([0, 1, 2, 3])]
+    with ThreadPoolExecutor(2) as pool:
+
+        def member(rank: int) -> tuple[torch.Tensor, torch.Tensor]:
+            group = Group(rank, 2, tmp_path, "cpu", 30.0)
+            return group.likeliest(best[rank], tokens[rank], 10 * rank)
+
+        for high, found in pool.map(member, range(2)):
+            assert high.tolist() == [1.0, 2.0, 4.0, float("inf")]
+            assert found.tolist() == [3, 4, 12, 1]
