@@ -19,6 +19,8 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (896, 896, False): (
             (1, LinearTiles("gemv", 1, 2, 2048, 4, 1, 1)),
             (16, LinearTiles("tiled", 16, 32, 128, 4, 4, 2)),
+            (32, LIBRARY),
+            (64, LinearTiles("tiled", 64, 64, 128, 4, 3, 2)),
             (256, LIBRARY),
         ),
         (896, 4864, False): (
@@ -28,12 +30,14 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         ),
         (1152, 896, False): (
             (1, LinearTiles("gemv", 1, 4, 1024, 4, 2, 1)),
+            (32, LIBRARY),
+            (64, LinearTiles("tiled", 64, 64, 128, 4, 3, 2)),
             (256, LIBRARY),
         ),
         (3072, 4096, False): (
             (1, LinearTiles("gemv", 1, 4, 512, 2, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 128, 4, 4, 4)),
-            (32, LIBRARY),
+            (32, LinearTiles("tiled", 32, 64, 128, 4, 4, 4)),
             (64, LinearTiles("tiled", 64, 64, 128, 4, 3, 4)),
             (256, LIBRARY),
         ),
@@ -64,6 +68,8 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (4864, 896, True): (
             (1, LinearTiles("gemv", 1, 2, 512, 2, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 64, 4, 3, 4)),
+            (32, LIBRARY),
+            (64, LinearTiles("tiled", 64, 64, 128, 4, 3, 1)),
             (256, LIBRARY),
         ),
         (6144, 4096, False): (
@@ -78,8 +84,8 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (7168, 4096, True): (
             (1, LinearTiles("gemv", 1, 1, 2048, 8, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 64, 4, 4, 1)),
-            (32, LinearTiles("tiled", 32, 64, 64, 4, 5, 1)),
-            (64, LinearTiles("tiled", 64, 64, 64, 4, 4, 1)),
+            (32, LinearTiles("tiled", 32, 64, 128, 4, 4, 1)),
+            (64, LinearTiles("tiled", 64, 64, 128, 8, 4, 1)),
             (256, LIBRARY),
         ),
         (14336, 4096, True): (
