@@ -15,7 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +34,7 @@ from triton.runtime.jit import JITFunction
 
 from runtime.kernels import tuning
 from runtime.kernels.argmax import argmax
+from runtime.kernels.argmax_ranks import WORDS, argmax_ranks
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.kv_store import store_kv
 from runtime.kernels.mla_decode import mla_decode_attention
@@ -197,6 +198,7 @@ def calls(model: str, rows: int) -> dict[str, Callable[[], Any]]:
             q.contiguous(), k.contiguous(), v.contiguous(), starts, max_new=rows, scale=0.1
         ),
         "argmax": lambda: argmax(empty(rows, vocabulary)),
+        "argmax of ranks": lambda: argmax_ranks(torch.zeros(rows), slots, 0, mail=replace(mail, words=WORDS)),
     }  # fmt: skip
 
 

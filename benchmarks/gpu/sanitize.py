@@ -3,13 +3,15 @@
 
 compute-sanitizer --tool memcheck --error-exitcode 1 python benchmarks/gpu/sanitize.py
 PYTORCH_NO_CUDA_MEMORY_CACHING=1 gives each tensor memory of its own, so that a step outside of it is seen; the script
-sets it. Racecheck and initcheck run it as well. Without a GPU it runs in Triton's interpreter.
+sets it. Racecheck and initcheck run it as well. Words behind the script's name choose launches whose names have one of them.
+Without a GPU Triton's kernels run in its interpreter.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,12 +24,14 @@ from torch import Tensor
 
 from runtime.kernels.activation import ACTIVATIONS, gated_mul
 from runtime.kernels.argmax import argmax
+from runtime.kernels.argmax_ranks import WORDS, argmax_ranks
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.decode_step import begin_step, end_step
 from runtime.kernels.kv_store import store_kv
 from runtime.kernels.mask import mask_bits
 from runtime.kernels.mla_decode import mla_decode_attention
 from runtime.kernels.norm import add_rms_norm, rms_norm
+from runtime.kernels.paged_decode import DecodeShape, PagedDecode
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.sample import sample
@@ -176,8 +180,12 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"begin step {rows}", lambda: begin_step(control, table, newest, 2)
         yield f"end step {rows}", lambda: end_step(control, newest, logits[:, 0].float(), newest)
         yield f"sums of ranks {rows}", lambda: exchange(rows, width)
+    if DEVICE.type != "cuda":
+        return  # what follows is CUDA C++
     for page, window in ((1, None), (16, 9)):
         yield f"whole step {page}", lambda: whole_step(page, window)
+        for heads, kv in ((16, 8), (7, 1)):
+            yield f"paged decode {page} {kv}", lambda: paged_decode(page, heads, kv, window)
 
 
 def whole_step(page: int, window: int | None) -> Tensor:
@@ -200,6 +208,20 @@ def whole_step(page: int, window: int | None) -> Tensor:
     return step(normal(len(slots), hidden), c.table, c.seats, c.lengths, slots)
 
 
+def paged_decode(page: int, heads: int, kv: int, window: int | None) -> Tensor:
+    """By the copy engine, behind the requests of a cache."""
+    c = Cache(page, kv, 64)
+    angles = torch.rand(max(LENGTHS), 32, device=DEVICE)
+    at = c.lengths.long().clamp(min=1) - 1
+    slots = c.table[c.seats.long(), at // page].long() * page + at % page
+    slots = torch.where(c.lengths > 0, slots, -1)
+    kernel = PagedDecode(DecodeShape(heads, kv, 64, page, 64), DEVICE, window=window)
+    kernel.cut(c.lengths)
+    qkv = normal(len(slots), (heads + 2 * kv) * 64)
+    pages = (c.k, c.v, c.table, c.seats, c.lengths)
+    return kernel(qkv, Turning(angles, angles), slots, *pages, scale=0.1, window=window)
+
+
 def exchange(rows: int, width: int) -> None:
     """Two ranks on one device, whose boxes hold no row more; four turns."""
     words = width * DTYPE.itemsize // 4
@@ -210,7 +232,24 @@ def exchange(rows: int, width: int) -> None:
     places = integers([box.data_ptr() for box in boxes], torch.int64)
     mail = [Mailboxes(r, places, integers([0] * (4 + TURNS)), rows, words, looks=10) for r in range(2)]
     weight, residual = normal(width), normal(rows, width)
+    picks = [
+        torch.full((TURNS, 2, rows, WORDS), empty_word(torch.float32), dtype=torch.int32, device=DEVICE)
+        for _ in range(2)
+    ]
+    ends = integers([box.data_ptr() for box in picks], torch.int64)
+    likeliest = [Mailboxes(r, ends, integers([0] * (4 + TURNS)), rows, WORDS, looks=10) for r in range(2)]
+    best, tokens = torch.rand(rows, device=DEVICE), torch.zeros(rows, dtype=torch.int64, device=DEVICE)
     for turn in range(4):
+        for send in (True, False):
+            for m in likeliest:
+                argmax_ranks(
+                    best[: max(1, rows - turn)],
+                    tokens[: max(1, rows - turn)],
+                    0,
+                    mail=m,
+                    send=send,
+                    take=not send,
+                )
         x = normal(max(1, rows - turn), width)
         for send in (True, False):
             for m in mail:
@@ -221,6 +260,8 @@ def main() -> None:
     """Launch them; a fault is the checker's to report."""
     count = 0
     for name, launch in launches():
+        if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
+            continue
         print(name, flush=True)
         launch()
         if DEVICE.type == "cuda":
