@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ _FOLDER = Path(__file__).parent / "cuda"
 
 class CudaError(RuntimeError):
     """CUDA or its compiler refused something."""
+
+
+@contextmanager
+def named_remedy() -> Iterator[None]:
+    """A refusal within says what a user can do."""
+    try:
+        yield
+    except CudaError as error:
+        raise CudaError(f"{error}; --attention-backend torch does without own kernels") from error
 
 
 def why_not(device: torch.device) -> str | None:

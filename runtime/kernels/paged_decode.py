@@ -267,18 +267,14 @@ class PagedDecode:
 
     def _launch(self) -> tuple[Launch, Launch]:
         if self._launches is None:
-            if self._build is not None:
-                self._launches = self._build(self._macros)
-            else:
-                assert self._image is not None
-                image = self._image.result()
-                threads, shared = 32 * (CONSUMERS + 1), self._macros["SHARED_BYTES"]
-                self._launches = (
-                    nvrtc.CudaKernel(
-                        image, "cut_contexts", self.device, 2, 32 * CONSUMERS, _CUT_SHARED
-                    ).after,
-                    nvrtc.CudaKernel(
-                        image, "paged_decode", self.device, self.programs, threads, shared
-                    ).after,
-                )
+            self._launches = self._load() if self._build is None else self._build(self._macros)
         return self._launches
+
+    def _load(self) -> tuple[Launch, Launch]:
+        assert self._image is not None
+        with nvrtc.named_remedy():
+            image = self._image.result()
+            sizes = 2, 32 * CONSUMERS, _CUT_SHARED
+            cut = nvrtc.CudaKernel(image, "cut_contexts", self.device, *sizes)
+            sizes = self.programs, 32 * (CONSUMERS + 1), self._macros["SHARED_BYTES"]
+            return cut.after, nvrtc.CudaKernel(image, "paged_decode", self.device, *sizes).after

@@ -276,10 +276,8 @@ class WholeStep:
     def _load(self, size: int) -> Launch:
         shared = self._macros[size]["SHARED_BYTES"]
         threads = 32 * (CONSUMERS + PRODUCERS)
-        try:
+        with nvrtc.named_remedy():
             image = self._images[size].result()
             return nvrtc.CudaKernel(
                 image, "whole_step", self.last_norm.device, self.programs, threads, shared
             ).at_once
-        except nvrtc.CudaError as error:
-            raise nvrtc.CudaError(f"{error}; --attention-backend torch does without own kernels") from error

@@ -239,6 +239,17 @@ def test_what_it_is_not_for_is_named(device: torch.device, make: Make) -> None:
         kernel(qkv, turned(replace(PLAIN, turned=16), device), slots, c.k, c.v, *at, scale=1.0)
 
 
+def test_a_compiler_that_fails_is_told_with_what_does_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(source: str, macros: Mapping[str, int]) -> bytes:
+        raise nvrtc.CudaError(f"compiling {source}: no room")
+
+    monkeypatch.setattr(nvrtc, "compiled", fails)
+    kernel = PagedDecode(PLAIN, torch.device("cpu"), programs=3)
+    told = r"compiling paged_decode\.cu: no room; --attention-backend torch"
+    with pytest.raises(nvrtc.CudaError, match=told):
+        kernel.cut(torch.ones(1, dtype=torch.int32))
+
+
 def model(windows: list[int | None]) -> Decoder:
     """A small one whose layers have these windows."""
     rope = RopeSpec(128, tuple(0.5**i for i in range(64)))
