@@ -402,7 +402,7 @@ def _launch(
     if splits > 1:
         scratch = scratch or split_scratch(requests, kv_heads, splits, group, dim, q.device)
         check_scratch(scratch, requests, kv_heads, splits, group, dim)
-    early = early_starts(q.device, requests)
+    early = early_starts(q.device, requests, heads * dim)
     turn = turning or _AS_IT_IS
     _decode[(kv_heads, splits, requests)](
         q,

@@ -319,7 +319,7 @@ def skinny_linear(
                 f"skinny_linear: {rows} rows of {n} in {splits} splits need a scratch of {need} elements, "
                 f"got {scratch.partial.numel()}; make it with linear_scratch(device, elements)"
             )
-    early = early_starts(x.device, rows)
+    early = early_starts(x.device, rows, min(n, k))
     _tiled[grid](
         x,
         w,
