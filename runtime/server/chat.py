@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from runtime.api import Constraint, Delta, LogprobOptions, TokenLogprob
+from runtime.api import Constraint, Delta, LogprobOptions
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import answers, bodies, openai
 from runtime.server.context import Context
@@ -16,6 +16,7 @@ from runtime.server.operation import JSON_OR_EVENTS, operation
 from runtime.server.parts import CallPart, Part, ReasoningPart, TextPart, Whole
 from runtime.server.replay import RECORDER
 from runtime.server.sse import EventStream
+from runtime.server.text_logprobs import entries
 from runtime.server.token_text import TokenTexts
 
 
@@ -152,16 +153,7 @@ def _logprob_options(body: bodies.ChatBody) -> LogprobOptions | None:
 
 
 def _logprobs(delta: Delta, texts: TokenTexts) -> dict[str, Any]:
-    def entry(t: TokenLogprob) -> dict[str, Any]:
-        raw = texts.raw(t)
-        return {"token": t.text or "", "logprob": t.logprob, "bytes": None if raw is None else list(raw)}
-
-    tops = delta.output_top_logprobs or [() for _ in delta.output_logprobs]
-    pairs = zip(delta.output_logprobs, tops, strict=True)
-    return {
-        "content": [{**entry(t), "top_logprobs": [entry(o) for o in top]} for t, top in pairs],
-        "refusal": None,
-    }
+    return {"content": entries(delta, texts), "refusal": None}
 
 
 def _reason(delta: Delta, called: bool) -> str | None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from runtime.api import Delta
 from runtime.server.parts import ArgumentsPart, CallPart, Part, ReasoningPart, TextPart, Whole
 from runtime.server.sse import EventStream
+from runtime.server.text_logprobs import without_bytes
 
 
-def _message(text: str, id: str, status: str) -> dict[str, Any]:
-    content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": []}]
+def _message(text: str, id: str, status: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    content = [{"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}]
     return {"id": id, "type": "message", "role": "assistant", "status": status, "content": content}
 
 
@@ -39,12 +41,12 @@ def _status(delta: Delta) -> str:
     return "completed" if delta.finish is not None and delta.finish.type == "stop" else "incomplete"
 
 
-def output_of(whole: Whole, last: Delta) -> list[dict[str, Any]]:
-    """The items of a finished answer."""
+def output_of(whole: Whole, last: Delta, logprobs: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """The items of a finished answer; `logprobs`: of the tokens of its text."""
     status = _status(last)
     out = [_reasoning(whole.reasoning, _id("rs"), status)] if whole.reasoning else []
     if whole.text or not (whole.calls or whole.reasoning):
-        out.append(_message(whole.text, _id("msg"), status))
+        out.append(_message(whole.text, _id("msg"), status, logprobs))
     return out + [_call(c, c.arguments, _id("fc"), status) for c in whole.calls]
 
 
@@ -58,6 +60,7 @@ class Items:
         self._id = ""
         self._call: CallPart | None = None
         self._texts: list[str] = []
+        self._logprobs: list[dict[str, Any]] = []
         self.output: list[dict[str, Any]] = []
 
     async def send(self, name: str, fields: dict[str, Any]) -> None:
@@ -65,14 +68,15 @@ class Items:
         self._number += 1
         await self._events.send(event, name)
 
-    async def add(self, part: Part) -> None:
+    async def add(self, part: Part, logprobs: Sequence[dict[str, Any]] = ()) -> None:
+        """`logprobs`: of the tokens of a text."""
         if isinstance(part, ArgumentsPart):
             await self._grow(part.text)
             return
         if self._kind is not type(part) or isinstance(part, CallPart):
             await self._close("completed")
             await self._open(part)
-        await self._grow(part.arguments if isinstance(part, CallPart) else part.text)
+        await self._grow(part.arguments if isinstance(part, CallPart) else part.text, logprobs)
 
     async def end(self, last: Delta) -> None:
         """The answer is over."""
@@ -84,7 +88,9 @@ class Items:
         text = "".join(self._texts)
         if self._call is not None:
             return _call(self._call, text, self._id, status)
-        return (_message if self._kind is TextPart else _reasoning)(text, self._id, status)
+        if self._kind is TextPart:
+            return _message(text, self._id, status, self._logprobs)
+        return _reasoning(text, self._id, status)
 
     @property
     def _place(self) -> dict[str, Any]:
@@ -92,7 +98,7 @@ class Items:
         return place if self._call is not None else {**place, "content_index": 0}
 
     async def _open(self, part: Part) -> None:
-        self._kind, self._texts = type(part), []
+        self._kind, self._texts, self._logprobs = type(part), [], []
         self._call = part if isinstance(part, CallPart) else None
         self._id = _id({TextPart: "msg", ReasoningPart: "rs", CallPart: "fc"}[type(part)])
         item = self._item("in_progress")
@@ -103,11 +109,12 @@ class Items:
             part_ = self._item("in_progress")["content"][0]
             await self.send("response.content_part.added", {**self._place, "part": part_})
 
-    async def _grow(self, text: str) -> None:
+    async def _grow(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> None:
         self._texts.append(text)
+        self._logprobs += logprobs
         fields = {**self._place, "delta": text}
         if self._kind is TextPart:
-            fields["logprobs"] = []
+            fields["logprobs"] = without_bytes(logprobs)
         await self.send(f"response.{self._noun}.delta", fields)
 
     @property
@@ -126,7 +133,7 @@ class Items:
         else:
             fields = {**self._place, "text": text}
             if self._kind is TextPart:
-                fields["logprobs"] = []
+                fields["logprobs"] = without_bytes(self._logprobs)
             await self.send(f"response.{self._noun}.done", fields)
             await self.send("response.content_part.done", {**self._place, "part": item["content"][0]})
         await self.send("response.output_item.done", {"output_index": len(self.output), "item": item})

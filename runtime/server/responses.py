@@ -10,7 +10,7 @@ from typing import Any, Literal
 import msgspec
 from aiohttp import web
 
-from runtime.api import Constraint, Delta, SamplingParams, Usage
+from runtime.api import Constraint, Delta, LogprobOptions, SamplingParams, Usage
 from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import bodies, kept_responses
 from runtime.server.chat import allowed, constraint_of, read_function
@@ -28,10 +28,14 @@ from runtime.server.conversation import (
 from runtime.server.errors import naming
 from runtime.server.kept_responses import STORE, Kept, Response, Responses, items_of
 from runtime.server.operation import JSON_OR_EVENTS, operation
-from runtime.server.parts import Whole
+from runtime.server.parts import TextPart, Whole
 from runtime.server.replay import RECORDER
 from runtime.server.response_events import Items, output_of
 from runtime.server.sse import EventStream
+from runtime.server.text_logprobs import TextLogprobs
+from runtime.server.token_text import TokenTexts
+
+_LOGPROBS = "message.output_text.logprobs"  # what `include` calls them
 
 
 class TextOptions(msgspec.Struct, kw_only=True):
@@ -78,6 +82,7 @@ class ResponsesBody(InputTokensBody, kw_only=True, forbid_unknown_fields=True):
     max_tool_calls: int | None = None
     background: bool | None = None
     include: list[str] | None = None
+    top_logprobs: int | None = None
     metadata: dict[str, str] | None = None
     user: str | None = None
     safety_identifier: str | None = None
@@ -185,8 +190,8 @@ def _constraint(body: ResponsesBody) -> Constraint | None:
 def _sampling(body: ResponsesBody) -> SamplingParams:
     if body.background:
         raise Unsupported("background is not supported; use /v1/batches", param="background")
-    if body.include and set(body.include) - {"reasoning.encrypted_content"}:
-        raise Unsupported(f"include {body.include} is not supported; leave it out", param="include")
+    if unknown := set(body.include or ()) - {"reasoning.encrypted_content", _LOGPROBS}:
+        raise Unsupported(f"include {sorted(unknown)} is not supported; leave it out", param="include")
     params = SamplingParams(
         max_new_tokens=body.max_output_tokens,
         temperature=1.0 if body.temperature is None else body.temperature,
@@ -197,6 +202,13 @@ def _sampling(body: ResponsesBody) -> SamplingParams:
     with naming({"max_new_tokens": "max_output_tokens"}):
         params.check()
     return params
+
+
+def _logprob_options(body: ResponsesBody) -> LogprobOptions | None:
+    top = body.top_logprobs or 0
+    if not 0 <= top <= 20:
+        raise InvalidRequest(f"top_logprobs is {top} but must be between 0 and 20", param="top_logprobs")
+    return LogprobOptions(top=top, text=True) if top or _LOGPROBS in (body.include or ()) else None
 
 
 # -- writing ------------------------------------------------------------------------------------------------
@@ -224,6 +236,7 @@ def _head(context: Context, body: ResponsesBody, prepared: Prepared) -> dict[str
         "text": {"format": text},
         "tool_choice": body.tool_choice or "auto",
         "tools": body.tools or [],
+        "top_logprobs": body.top_logprobs or 0,
         "top_p": prepared.call.sampling.top_p,
         "truncation": "disabled",
         "usage": None,
@@ -275,17 +288,29 @@ async def create(request: web.Request) -> web.StreamResponse:
     context.check_model(body.model)
     earlier = request.app[STORE].get(body.previous_response_id).messages if body.previous_response_id else []
     turn, kept = _turn(body, earlier)
-    prepared = await prepare(context, turn, _sampling(body), stream=bool(body.stream), salt=body.cache_salt)
+    sampling, options = _sampling(body), _logprob_options(body)
+    prepared = await prepare(
+        context,
+        turn,
+        sampling,
+        logprobs=options,
+        stream=bool(body.stream)
+        or options is not None,  # step by step, so that tokens are known by their texts
+        salt=body.cache_salt,
+    )
     head = _head(context, body, prepared)
     await request.app[RECORDER].note(request, head["id"], head["seed"])
     whole, last = Whole(), Delta(id="0")
+    tokens = TextLogprobs(TokenTexts(context.engine.tokenizer.token_bytes))
     running = context.run([prepared.call], {head["id"]: [prepared.call]})
     if not body.stream:
+        logprobs: list[dict[str, Any]] = []
         async with running as deltas:
             async for delta, parts, _ in split(prepared, deltas):
                 whole.add(parts)
+                logprobs += tokens.feed(delta, parts)
                 last = delta
-        response = _finished(context, head, last, output_of(whole, last), whole)
+        response = _finished(context, head, last, output_of(whole, last, logprobs), whole)
         _keep(request.app, response, body, kept)
         return web.json_response(response)
     async with running as deltas, EventStream(request, named=True) as events:
@@ -295,8 +320,10 @@ async def create(request: web.Request) -> web.StreamResponse:
         async for delta, parts, _ in split(prepared, deltas):
             whole.add(parts)
             last = delta
-            for part in parts:
-                await items.add(part)
+            found = tokens.feed(delta, parts)
+            texts = [i for i, part in enumerate(parts) if isinstance(part, TextPart)]
+            for i, part in enumerate(parts):
+                await items.add(part, found if texts[-1:] == [i] else ())
         await items.end(last)
         response = _finished(context, head, last, items.output, whole)
         _keep(request.app, response, body, kept)

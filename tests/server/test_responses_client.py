@@ -100,6 +100,44 @@ def test_tools_whole_streamed_and_answered(client: openai.OpenAI) -> None:
     assert ask(client, input=both, tools=[WEATHER], max_output_tokens=8).output_text == last.output_text
 
 
+def told(tokens: Any) -> list[tuple[str, float]]:
+    return [(t.token, t.logprob) for t in tokens]
+
+
+def test_log_probabilities_of_the_text(client: openai.OpenAI) -> None:
+    """Those of a chat, without the token that ends it; events tell them piece by piece."""
+    asked: dict[str, Any] = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
+    answer = ask(client, **asked)
+    (content,) = answer.output[0].content
+    assert answer.top_logprobs == 2 and content.text == ANSWER
+    assert b"".join(bytes(t.bytes) for t in content.logprobs).decode() == ANSWER
+    chat = client.chat.completions.create(
+        model="tiny",
+        messages=[{"role": "user", "content": QUESTION}],
+        temperature=0,
+        logprobs=True,
+        top_logprobs=2,
+    )
+    whole = chat.choices[0].logprobs
+    assert whole is not None and whole.content is not None
+    assert told(content.logprobs) == told(whole.content)[: len(content.logprobs)]
+    for mine, other in zip(content.logprobs, whole.content, strict=False):
+        assert told(mine.top_logprobs) == told(other.top_logprobs) and len(mine.top_logprobs) == 2
+    with client.responses.stream(model="tiny", input=QUESTION, temperature=0, **asked) as stream:
+        events = list(stream)
+    pieces = [t for e in events if e.type == "response.output_text.delta" for t in e.logprobs]
+    (done,) = (e for e in events if e.type == "response.output_text.done")
+    assert told(pieces) == told(done.logprobs) == told(content.logprobs)
+    assert told(events[-1].response.output[0].content[0].logprobs) == told(content.logprobs)
+    assert ask(client, top_logprobs=1).output[0].content[0].logprobs
+    assert ask(client).output[0].content[0].logprobs == []
+
+
+def test_log_probabilities_beside_a_call(client: openai.OpenAI) -> None:
+    answer = ask(client, tools=[WEATHER], tool_choice="required", top_logprobs=1)
+    assert answer.output[0].type == "function_call"
+
+
 def test_an_answer_of_a_schema(client: openai.OpenAI) -> None:
     form = {"type": "json_schema", "name": "x", "schema": {"enum": ["Madrid", "Rome"]}, "strict": True}
     assert ask(client, text={"format": form}).output_text in ('"Madrid"', '"Rome"')
@@ -127,7 +165,8 @@ async def test_async(server: ServerProcess) -> None:
         ({"tools": [{"type": "web_search"}]}, openai.BadRequestError, "tools[0]"),
         ({"tool_choice": "required"}, openai.BadRequestError, "tool_choice"),
         ({"background": True}, openai.BadRequestError, "background"),
-        ({"include": ["message.output_text.logprobs"]}, openai.BadRequestError, "include"),
+        ({"include": ["file_search_call.results"]}, openai.BadRequestError, "include"),
+        ({"top_logprobs": 21}, openai.BadRequestError, "top_logprobs"),
         ({"max_output_tokens": -1}, openai.BadRequestError, "max_output_tokens"),
         ({"text": {"format": {"type": "xml"}}}, openai.BadRequestError, "response_format"),
     ],
