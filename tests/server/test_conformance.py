@@ -218,6 +218,12 @@ def specials(c: Clients, api: str, field: str) -> None:
 
 
 def logprobs(c: Clients, api: str, field: str) -> None:
+    if api == "/v1/responses":
+        (message,) = c.ask(api, **{field: ["message.output_text.logprobs"]}).output
+        assert "".join(t.token for t in message.content[0].logprobs) == ANSWER
+        with pytest.raises(ERRORS, match=field):
+            c.ask(api, **{field: ["file_search_call.results"]})
+        return
     chat = api == "/v1/chat/completions"
     found = c.ask(api, **{field: True if chat else 2}).choices[0].logprobs
     values = [t.logprob for t in found.content] if chat else found.token_logprobs
@@ -225,7 +231,10 @@ def logprobs(c: Clients, api: str, field: str) -> None:
 
 
 def likeliest(c: Clients, api: str, field: str) -> None:
-    first = c.ask(api, logprobs=True, **{field: 3}).choices[0].logprobs.content[0]
+    if api == "/v1/responses":
+        first = c.ask(api, **{field: 3}).output[0].content[0].logprobs[0]
+    else:
+        first = c.ask(api, logprobs=True, **{field: 3}).choices[0].logprobs.content[0]
     assert len(first.top_logprobs) == 3 and first.top_logprobs[0].token == first.token
 
 
@@ -386,7 +395,6 @@ VALUES: dict[str, Any] = {
     "truncation": "disabled",
     "spaces_between_special_tokens": False,
     "modalities": ["audio"],
-    "include": ["message.output_text.logprobs"],
     "container": "x",
     "reasoning_effort": "low",
     "reasoning": {"effort": "low"},
