@@ -4,6 +4,8 @@ The document is what users of the field send: `{"triggers": ["<function="], "str
 {...}, "end": "</function>"}]}`. Text is free until a trigger is complete; then one of the structures that begin with it follows:
 the rest of its begin, a JSON value of its schema, its end. Then text is free again. So no text holds a trigger that does
 not open a structure, and the answer may end wherever text is free.
+
+With `"text": {...}`, a schema, no text is free: the whole answer is a JSON value of it, or structures alone, a line each.
 """
 
 from __future__ import annotations
@@ -41,9 +43,12 @@ class Structure(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class StructuralTag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`text`: the schema of an answer without structures; unset: free text, around structures, too."""
+
     triggers: list[str]
     structures: list[Structure]
     type: str = "structural_tag"
+    text: Any = msgspec.UNSET
 
     @staticmethod
     def read(source: str | dict[str, Any]) -> StructuralTag:
@@ -76,14 +81,19 @@ class StructuralTag(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def tagged_text(tag: StructuralTag, terms: Terms, options: SchemaOptions) -> int:
     """The term of the texts. Raises SchemaError with a pointer into the document, TooLarge or Unsatisfiable."""
     schemas = SchemaSet(terms, options)
-    bodies = []
-    for k, structure in enumerate(tag.structures):
-        pointer = f"#/structures/{k}/schema"
+
+    def value(schema: Any, pointer: str) -> int:
         try:
-            value = schemas.add(Document(structure.schema))
+            return schemas.add(Document(schema))
         except SchemaError as error:
             raise SchemaError(error.problem, pointer + error.pointer.removeprefix("#")) from None
-        bodies.append((structure.begin.encode(), terms.cat(value, terms.literal(structure.end.encode()))))
+
+    bodies = []
+    for k, structure in enumerate(tag.structures):
+        inside = value(structure.schema, f"#/structures/{k}/schema")
+        bodies.append((structure.begin.encode(), terms.cat(inside, terms.literal(structure.end.encode()))))
+    if tag.text is not msgspec.UNSET:
+        return terms.alt([value(tag.text, "#/text"), _lines(bodies, terms)])
     automaton = _Search([t.encode() for t in tag.triggers])
     rules = [terms.rule() for _ in automaton.rows]
     free = [terms.reference(rule, True) for rule in rules]
@@ -105,6 +115,15 @@ def tagged_text(tag: StructuralTag, terms: Terms, options: SchemaOptions) -> int
         ]
         terms.define_reference(rule, terms.alt([EPSILON, *options_here]))
     return free[0]
+
+
+def _lines(bodies: list[tuple[bytes, int]], terms: Terms) -> int:
+    """Structures, one at least, a line each."""
+    rule = terms.rule()
+    rest = terms.alt([EPSILON, terms.cat(terms.literal(b"\n"), terms.reference(rule, False))])
+    each = (terms.sequence(terms.literal(begin), body, rest) for begin, body in bodies)
+    terms.define_reference(rule, terms.alt(each))
+    return terms.reference(rule, False)
 
 
 @dataclass(frozen=True)

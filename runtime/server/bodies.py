@@ -144,12 +144,13 @@ class CompletionBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):
 
 
 class ResponseFormat(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """`triggers` and `structures` belong to structural_tag (grammar/structural_tag.py)."""
+    """`triggers`, `structures` and `text` belong to structural_tag (grammar/structural_tag.py)."""
 
     type: str
     json_schema: dict[str, Any] | None = None
     triggers: list[Any] | None = None
     structures: list[Any] | None = None
+    text: Any = msgspec.UNSET
 
 
 class ChatBody(SamplingBody, kw_only=True, forbid_unknown_fields=True):

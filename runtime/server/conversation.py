@@ -132,9 +132,12 @@ async def prepare(
         raise InvalidRequest("messages is empty; give at least one", param="messages")
     tools = () if turn.choice == "none" else turn.tools
     text = _rendered(template, turn, tools)
-    form, forced = _tool_use(context, template, turn, tools)
+    form, forced = _tool_use(context, template, turn, tools, sampling.constraint)
     if forced is not None:
-        if sampling.constraint is not None:
+        if sampling.constraint is not None and (sampling.constraint.kind, turn.choice) != (
+            "json_schema",
+            "auto",
+        ):
             raise Unsupported(
                 f"{sampling.constraint.kind} cannot be combined with tools that are demanded or strict",
                 param="tools",
@@ -202,9 +205,10 @@ def _options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool_use(
-    context: Context, template: ChatTemplate, turn: Turn, tools: tuple[Tool, ...]
+    context: Context, template: ChatTemplate, turn: Turn, tools: tuple[Tool, ...], wanted: Constraint | None
 ) -> tuple[ToolFormat | str | None, Constraint | None]:
-    """How calls are read, and what the answer must match if that is not up to the model."""
+    """How calls are read, and what the answer must match if that is not up to the model. `wanted`: what a text is to match; where it
+    is a schema, the model may call instead."""
     if not tools:
         return None, None
     schemas = {t.name: t.schema for t in tools}
@@ -214,11 +218,20 @@ def _tool_use(
     if turn.choice == "required":
         return Forced(), Constraint("json_schema", schema_of_calls(schemas, several=turn.parallel))
     form = context.tool_format or format_of_template(template.source if "tools" in template.source else "")
-    if not any(t.strict for t in tools):
+    strict = any(t.strict for t in tools)
+    tag: dict[str, Any] = {"type": "structural_tag"}
+    if wanted is not None and wanted.kind == "json_schema":
+        try:
+            tag["text"] = json.loads(wanted.source)
+        except ValueError:  # refused where it is compiled
+            return form, None
+    elif not strict:
         return form, None
     structures, triggers = [], []
     for tool in tools:
         found = form.structure(tool.name)
+        if found is None and not strict:
+            return form, None  # calls of this format cannot be told from a text while it is written
         if found is None:
             raise Unsupported(
                 f"strict tools are not supported with calls in the format {form.name}; leave strict out, or demand a "
@@ -228,7 +241,7 @@ def _tool_use(
         triggers.append(found[0])
         schema = tool.schema if tool.strict else {"type": "object"}
         structures.append({"begin": found[1], "schema": schema, "end": found[2]})
-    tag = {"type": "structural_tag", "triggers": sorted(set(triggers)), "structures": structures}
+    tag |= {"triggers": sorted(set(triggers)), "structures": structures}
     return form, Constraint("structural_tag", json.dumps(tag, ensure_ascii=False))
 
 

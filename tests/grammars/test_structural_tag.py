@@ -68,6 +68,44 @@ def test_parts_that_are_wrong_or_not_ended(text: str, alive: bool) -> None:
     assert not found.accepts(text) and found.begins(text) == alive
 
 
+@pytest.mark.parametrize(
+    ("text", "whole", "alive"),
+    [
+        ('"Rome"', True, True),
+        ('{"x":[{"x":"Oslo"}]}', True, True),
+        ('<function=get>{"city":"Rome"}</function>', True, True),
+        ('<function=get>{"city":"Rome"}</function>\n<function=add>[1]</function>', True, True),
+        ("", False, True),
+        ('"Paris"', False, False),
+        ("Well", False, False),
+        ('"Rome"\n<function=add>', False, False),
+        ("<function=add>[1]</function>\n", False, True),
+        ('<function=add>[1]</function>\n"Rome"', False, False),
+        ("<function=add>[1]</function> ", False, False),
+    ],
+)
+def test_a_text_of_a_schema_or_structures(text: str, whole: bool, alive: bool) -> None:
+    listed = {"type": "array", "items": {"$ref": "#"}}
+    schema = {
+        "anyOf": [
+            {"enum": ["Rome", "Oslo"]},
+            {
+                "type": "object",
+                "properties": {"x": {"anyOf": [{"enum": ["Rome", "Oslo"]}, listed]}},
+                "required": ["x"],
+                "additionalProperties": False,
+            },
+        ]
+    }
+    found = tag({**TOOLS, "text": schema})
+    assert found.accepts(text) == whole and found.begins(text) == alive
+
+
+def test_a_text_s_schema_that_is_wrong_is_named() -> None:
+    with pytest.raises(ConstraintError, match="#/text/properties/a"):
+        tag({**TOOLS, "text": {"type": "object", "properties": {"a": {"type": "number", "minimum": "x"}}}})
+
+
 words = st.text("<fa", min_size=1, max_size=3)
 
 

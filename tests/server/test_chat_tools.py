@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from runtime.server.launch import ServerProcess
+from tests.server import calls
 
 WEATHER = {
     "type": "function",
@@ -113,6 +114,26 @@ def test_a_call_in_the_models_own_format(client: openai.OpenAI) -> None:
     assert "".join(c.function.arguments for c in calls) == answer.message.tool_calls[0].function.arguments
     (answer,) = ask(client, tool_choice="none", extra_body={"regex": CALL}).choices
     assert answer.message.tool_calls is None and "<tool_call>" in answer.message.content
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_an_answer_of_a_schema_or_a_call(client: openai.OpenAI, server: ServerProcess, strict: bool) -> None:
+    """Which of them it is, is the model's choice."""
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"enum": ["Madrid", "Rome"]}}}
+    tool = {"type": "function", "function": {**WEATHER["function"], "strict": strict}}
+    (answer,) = ask(client, tools=[tool], response_format=form).choices
+    assert answer.message.content in ('"Madrid"', '"Rome"') and answer.finish_reason == "stop"
+    _, tokens, _ = calls.call(f"{server.url}/tokenize", {"text": "<tool_call>"})
+    bias = {str(tokens["tokens"][0]): 100}
+    fields = {"tools": [tool], "response_format": form, "logit_bias": bias, "max_tokens": 100}
+    (answer,) = ask(client, **fields).choices
+    made = answer.message.tool_calls[0].function
+    assert answer.message.content is None and made.name == "get_weather"
+    if strict:  # else the arguments are any object, which the bias fills
+        assert answer.finish_reason == "tool_calls" and json.loads(made.arguments)["city"] in (
+            "Paris",
+            "Rome",
+        )
 
 
 def test_strict_tools_are_constrained_where_they_begin(client: openai.OpenAI) -> None:

@@ -275,3 +275,5 @@ def test_structural_tags_and_grammars(server: ServerProcess) -> None:
     assert answer["text"] in ("<f=x>1</f>", "<f=x>2</f>")
     params = {"structural_tag": json.dumps(form), "max_new_tokens": 3, "temperature": 0}
     assert call(f"{server.url}/generate", {"text": "x", "sampling_params": params})[0] == 200
+    _, shaped, _ = call(url, {**body, "response_format": {**form, "text": {"enum": ["Madrid"]}}})
+    assert shaped["choices"][0]["message"]["content"] in ('"Madrid"', "<f=x>1</f>", "<f=x>2</f>")
