@@ -34,13 +34,18 @@ def select_attention(
         reasons = why_not(name, store, spec)
         if reasons:
             raise Unsupported(f"attention backend {name!r} cannot run this: {'; '.join(reasons)}; use 'auto'")
+    impl = _made(chosen, store, spec, dtype)
     log.info(
         "attention: %s on %s, page size %d, KV in %s (%s)",
-        chosen, device, store.page_size, str(store.k.dtype).removeprefix("torch."), why,
+        getattr(impl, "form", chosen), device, store.page_size, str(store.k.dtype).removeprefix("torch."), why,
     )  # fmt: skip
-    if chosen == "torch":
+    return impl
+
+
+def _made(name: str, store: KVStore, spec: ArchSpec, dtype: torch.dtype | None) -> AttentionImpl:
+    if name == "torch":
         return PlainAttention(store)
-    if chosen == "triton":
+    if name == "triton":
         from runtime.attention.triton import TritonAttention
 
         return TritonAttention(store, [layer.attention for layer in spec.layers])

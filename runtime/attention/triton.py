@@ -105,6 +105,8 @@ class TritonAttention:
         self._specs = list(layers)
         self._decoders = [None] * len(layers) if make is None else _decoders(store, layers, make)
         self._cut: set[PagedDecode] = set()  # those for which this batch is cut
+        few = any(decoder is not None for decoder in self._decoders)
+        self.form = f"triton, up to {PACKED_ROWS} single tokens in CUDA C++," if few else "triton"
         self._scratch: dict[tuple[int, int, int, int], SplitScratch] = {}
         self._kept: list[SplitScratch] = []  # graphs hold on to what they were captured with
         self._prompt_slots: list[Tensor] | None = None  # found when the batch's first layer asks
