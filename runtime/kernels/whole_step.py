@@ -101,7 +101,7 @@ def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
     sums = max(_ROUND * rows * 20, spec.group * (spec.dim + 8))
     parts = (
         CONSUMERS * sums * 4, rows * own * 4, own * 4, widest * 4, rows * 4, queries * (spec.dim + 8) * 2,
-        spec.dim * 4, spec.dim * 8, (CONSUMERS + 1) * queries * 4, (CONSUMERS + 1) * queries * 4, 2 * (rows + 1) * 4, rows * 4,
+        spec.dim * 4, spec.dim * 8, (CONSUMERS + 1) * queries * 4, CONSUMERS * queries * 4, 2 * (rows + 1) * 4, rows * 4,
         16, 16, 2 * FIELDS * 8, PRODUCERS * 128, 2 * stages * 8, stages * 8,
     )  # fmt: skip
     return stages * _STAGE + sum(_padded(p) for p in parts)

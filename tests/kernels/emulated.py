@@ -33,7 +33,9 @@ def library(folder: Path, macros: Mapping[str, int], source: str = "whole_step")
             *options,
         ]
         subprocess.run([*command, "-o", str(path), str(HERE / f"{source}.cpp")], check=True)
-    return ctypes.CDLL(str(path))
+    found = ctypes.CDLL(str(path))
+    assert found.shared_bytes() == macros["SHARED_BYTES"], "host and source count shared memory differently"
+    return found
 
 
 def run(library: Any, arguments: list[ctypes.Structure], seed: int, kernel: str = "run") -> None:
