@@ -198,7 +198,7 @@ def main(
     if early_rows is not None:
         from runtime.kernels import tuning
 
-        tuning.EARLY_ROWS = early_rows
+        tuning.EARLY_ROWS = tuning.NARROW_EARLY_ROWS = early_rows
         common["early_rows"] = early_rows
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()

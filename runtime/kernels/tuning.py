@@ -85,13 +85,14 @@ EARLY_WEIGHTS = (
 )  # of a matrix times one row: larger ones run long enough, and waiting costs their loop registers
 PACKED_ROWS = 32  # up to so many, attention in CUDA C++ is the quicker (kernels/paged_decode.py)
 EARLY_ROWS = 64  # more rows fill the device, and what waits takes room from what works
-_NARROW, _NARROW_ROWS = 2048, 32  # the same where rows have fewer numbers: 0.5B took 5 % longer with 64
+_NARROW = 2048  # numbers of a row
+NARROW_EARLY_ROWS = 32  # the same where rows have fewer: 0.5B took 5 % longer with 64
 
 
 def early_starts(device: torch.device, rows: int, width: int = _NARROW) -> bool:
     """Whether kernels over so many rows of `width` numbers are launched so that they start early; each waits before it touches what
     others write."""
-    return rows <= (EARLY_ROWS if width >= _NARROW else _NARROW_ROWS) and _name(device) in EARLY_STARTS
+    return rows <= (EARLY_ROWS if width >= _NARROW else NARROW_EARLY_ROWS) and _name(device) in EARLY_STARTS
 
 
 _WHOLE_STEPS = EARLY_STARTS
