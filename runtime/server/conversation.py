@@ -218,20 +218,13 @@ def _tool_use(
     if turn.choice == "required":
         return Forced(), Constraint("json_schema", schema_of_calls(schemas, several=turn.parallel))
     form = context.tool_format or format_of_template(template.source if "tools" in template.source else "")
-    strict = any(t.strict for t in tools)
-    tag: dict[str, Any] = {"type": "structural_tag"}
     if wanted is not None and wanted.kind == "json_schema":
-        try:
-            tag["text"] = json.loads(wanted.source)
-        except ValueError:  # refused where it is compiled
-            return form, None
-    elif not strict:
+        return form, _text_or_calls(form, tools, wanted.source)
+    if not any(t.strict for t in tools):
         return form, None
     structures, triggers = [], []
     for tool in tools:
         found = form.structure(tool.name)
-        if found is None and not strict:
-            return form, None  # calls of this format cannot be told from a text while it is written
         if found is None:
             raise Unsupported(
                 f"strict tools are not supported with calls in the format {form.name}; leave strict out, or demand a "
@@ -239,10 +232,36 @@ def _tool_use(
                 param="tools",
             )
         triggers.append(found[0])
-        schema = tool.schema if tool.strict else {"type": "object"}
-        structures.append({"begin": found[1], "schema": schema, "end": found[2]})
-    tag |= {"triggers": sorted(set(triggers)), "structures": structures}
+        structures.append({"begin": found[1], "schema": _arguments(tool), "end": found[2]})
+    tag = {"type": "structural_tag", "triggers": sorted(set(triggers)), "structures": structures}
     return form, Constraint("structural_tag", json.dumps(tag, ensure_ascii=False))
+
+
+def _arguments(tool: Tool) -> Mapping[str, Any]:
+    return tool.schema if tool.strict else {"type": "object"}
+
+
+def _text_or_calls(form: ToolFormat, tools: tuple[Tool, ...], schema: str) -> Constraint | None:
+    """A text of the schema, or calls. None: only the text, since calls of this format cannot be told from one as it is written.
+    Raises Unsupported for strict tools then."""
+    try:
+        text = json.loads(schema)
+    except ValueError:  # refused where it is compiled
+        return None
+    structures: list[dict[str, Any]] = []
+    for tool in tools:
+        found = form.alone(tool.name)
+        if found is None and any(t.strict for t in tools):
+            raise Unsupported(
+                f"strict tools with calls in the format {form.name} cannot be combined with a schema of the text",
+                param="tools",
+            )
+        if found is None:
+            return None
+        structures.append({"begin": found[0], "schema": _arguments(tool), "end": found[1]})
+    triggers = sorted({s["begin"][:1] for s in structures})
+    tag = {"type": "structural_tag", "triggers": triggers, "structures": structures, "text": text}
+    return Constraint("structural_tag", json.dumps(tag, ensure_ascii=False))
 
 
 def _tags(context: Context, prompt: str) -> ReasoningTags | None:

@@ -233,6 +233,18 @@ def test_demanded_calls_are_one_document() -> None:
     assert read(Forced(), chunks(text, 3)) == [F, G]
 
 
+@pytest.mark.parametrize("name", [n for n in FORMATS if tool_format(n).alone("f") is not None])
+def test_calls_that_are_constrained_are_read(name: str) -> None:
+    """What an answer of calls alone is held to is what the parser takes for calls."""
+    form = tool_format(name)
+    lines = []
+    for tool, arguments in (("f", '{"a": 1}'), ("g", "{}")):
+        found = form.alone(tool)
+        assert found is not None
+        lines.append(f"{found[0]}{arguments}{found[1]}")
+    assert read(form, chunks("\n".join(lines), 3)) == [F, G]
+
+
 def test_formats_by_name_and_template() -> None:
     assert {tool_format(a).name for a in ALIASES} == {"hermes", "llama3_json", "deepseek"}
     with pytest.raises(InvalidRequest, match="did you mean 'mistral'"):

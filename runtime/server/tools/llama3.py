@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,3 +22,6 @@ class Llama3(ToolFormat):
 
     def read(self, text: str, tools: Mapping[str, Any]) -> list[ToolCall] | None:
         return json_calls(text, tools)
+
+    def alone(self, name: str) -> tuple[str, str]:
+        return f'{{"name": {json.dumps(name, ensure_ascii=False)}, "parameters": ', "}"

@@ -162,6 +162,11 @@ class ToolFormat(ABC):
         """Trigger, beginning and end of a call whose arguments are to be constrained; None where that cannot be."""
         return None
 
+    def alone(self, name: str) -> tuple[str, str] | None:
+        """Beginning and end of a call in an answer of nothing but calls, a line each; None where that cannot be constrained."""
+        found = self.structure(name)
+        return None if found is None else found[1:]
+
 
 class ToolParser:
     """Reads one answer. `tools`: JSON schemas of arguments by name."""
