@@ -8,7 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -132,14 +133,12 @@ async def prepare(
         raise InvalidRequest("messages is empty; give at least one", param="messages")
     tools = () if turn.choice == "none" else turn.tools
     text = _rendered(template, turn, tools)
-    form, forced = _tool_use(context, template, turn, tools, sampling.constraint)
+    sent = sampling.constraint
+    form, forced = _tool_use(context, template, turn, tools, sent)
     if forced is not None:
-        if sampling.constraint is not None and (sampling.constraint.kind, turn.choice) != (
-            "json_schema",
-            "auto",
-        ):
+        if sent is not None and (sent.kind, turn.choice) != ("json_schema", "auto"):
             raise Unsupported(
-                f"{sampling.constraint.kind} cannot be combined with tools that are demanded or strict",
+                f"{sent.kind} cannot be combined with tools that are demanded or strict",
                 param="tools",
             )
         sampling = msgspec.structs.replace(sampling, constraint=forced)
@@ -163,9 +162,22 @@ async def prepare(
         tokens = len(await context.engine.ids_of(call))
     except TooLong as error:
         raise TooLong(error.message, param=turn.field) from None
-    with naming({"max_new_tokens": turn.limit}):
+    with naming({"max_new_tokens": turn.limit}), _text_named(sent):
         await context.engine.check_constraint(call)
     return Prepared(call, tokens, form, {t.name: t.schema for t in tools}, tags, turn.parallel)
+
+
+@contextmanager
+def _text_named(sent: Constraint | None) -> Iterator[None]:
+    """What is said of a text's schema beside calls is said of the schema that was sent."""
+    try:
+        yield
+    except InvalidRequest as error:
+        schema = sent is not None and sent.kind == "json_schema"
+        if not schema or error.param != "structural_tag" or "#/text" not in error.message:
+            raise
+        message = error.message.replace("structural_tag", "json_schema", 1).replace("#/text", "#", 1)
+        raise type(error)(message, param="json_schema") from None
 
 
 def _rendered(template: ChatTemplate, turn: Turn, tools: tuple[Tool, ...]) -> str:

@@ -136,6 +136,16 @@ def test_an_answer_of_a_schema_or_a_call(client: openai.OpenAI, server: ServerPr
         )
 
 
+def test_a_schema_beside_tools_is_named_as_it_was_sent(client: openai.OpenAI) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "number", "minimum": "x"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with pytest.raises(
+        openai.BadRequestError, match="json_schema is refused: #/properties/a/minimum"
+    ) as caught:
+        ask(client, response_format=form)
+    assert caught.value.param == "json_schema"
+
+
 def test_strict_tools_are_constrained_where_they_begin(client: openai.OpenAI) -> None:
     strict = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
     (answer,) = ask(client, tools=[strict], max_tokens=8).choices  # free text, as the model knows no tools
