@@ -47,6 +47,27 @@ ROWS: list[int] = []
 BF16 = torch.bfloat16
 
 
+def replayed_us(calls: list[Callable[[], Any]], repeats: int = 5) -> float:
+    """Microseconds of one call: the median over replays of a graph that makes all of them."""
+    for call in calls[:2]:
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for call in calls:
+            call()
+    graph.replay()
+    spans = []
+    for _ in range(repeats):
+        begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begun.record()
+        graph.replay()
+        ended.record()
+        ended.synchronize()
+        spans.append(begun.elapsed_time(ended) * 1e3 / len(calls))
+    return statistics.median(spans)
+
+
 class Bench:
     """The device, the clock, the log, and what was best so far."""
 
@@ -97,23 +118,7 @@ class Bench:
         if self.smoke:
             calls[0]()
             return 1.0
-        for call in calls[:2]:
-            call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for call in calls:
-                call()
-        graph.replay()
-        spans = []
-        for _ in range(repeats):
-            begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begun.record()
-            graph.replay()
-            ended.record()
-            ended.synchronize()
-            spans.append(begun.elapsed_time(ended) * 1e3 / len(calls))
-        return statistics.median(spans)
+        return replayed_us(calls, repeats)
 
     def try_time(self, name: str, calls: list[Callable[[], Any]]) -> float | None:
         try:

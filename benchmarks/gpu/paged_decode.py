@@ -9,8 +9,6 @@ many layers that they exceed the cache. Steps are those of the engine, by a laun
 from __future__ import annotations
 
 import json
-import statistics
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +16,7 @@ import torch
 import typer
 from torch import Tensor
 
+from benchmarks.gpu.kernels import replayed_us
 from benchmarks.gpu.whole_step import Bench, error
 from runtime.attention.triton import TritonAttention
 from runtime.kernels.decode import decode_attention, decode_reference, packed_decode_attention
@@ -25,27 +24,6 @@ from runtime.kernels.merge import split_scratch
 from runtime.kernels.paged_decode import DecodeShape, PagedDecode
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.tuning import decode_tiles
-
-
-def timed_us(calls: list[Callable[[], Any]], repeats: int = 7) -> float:
-    """Microseconds of one call: the median over replays of a graph that makes all of them."""
-    for call in calls[:2]:
-        call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    graph.replay()
-    spans = []
-    for _ in range(repeats):
-        begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begun.record()
-        graph.replay()
-        ended.record()
-        ended.synchronize()
-        spans.append(begun.elapsed_time(ended) * 1e3 / len(calls))
-    return statistics.median(spans)
 
 
 def layer(b: Bench, rows: int) -> dict[str, Any]:
@@ -83,17 +61,14 @@ def layer(b: Bench, rows: int) -> dict[str, Any]:
     def triton_packed(i: int) -> None:
         packed_decode_attention(qkv, heads, turning, slots, b.store.k[i], b.store.v[i], *at, **how)
 
-    def cuda(i: int, early: bool = True) -> None:
-        out.copy_(paged(qkv, turning, slots, b.store.k[i], b.store.v[i], *at, scale=spec.scale, early=early))
-
-    def alone(i: int, early: bool = True) -> None:
-        paged(qkv, turning, slots, b.store.k[i], b.store.v[i], *at, scale=spec.scale, early=early)
+    def cuda(i: int, early: bool = True) -> Tensor:
+        return paged(qkv, turning, slots, b.store.k[i], b.store.v[i], *at, scale=spec.scale, early=early)
 
     layers = range(len(b.spec.layers))
     found: dict[str, Any] = {}
     wanted = decode_reference(turn(0), b.store.k[0], b.store.v[0], *at, page_size=b.page, scale=spec.scale)
     kept = b.store.k[0].clone(), b.store.v[0].clone()
-    for name, call in {"triton": triton, "cuda": cuda}.items():
+    for name, call in {"triton": triton, "cuda": lambda i: out.copy_(cuda(i))}.items():
         out.fill_(float("nan"))
         b.store.k[0][slots] = float("nan")
         call(0)
@@ -111,10 +86,10 @@ def layer(b: Bench, rows: int) -> dict[str, Any]:
     for name, calls in {
         "triton": [lambda i=i: triton(i) for i in layers],
         "triton packed": [lambda i=i: triton_packed(i) for i in layers],
-        "cuda": [lambda i=i: alone(i) for i in layers],
-        "cuda, late": [lambda i=i: alone(i, False) for i in layers],
+        "cuda": [lambda i=i: cuda(i) for i in layers],
+        "cuda, late": [lambda i=i: cuda(i, False) for i in layers],
     }.items():
-        found[f"{name} us"] = timed_us(calls)
+        found[f"{name} us"] = replayed_us(calls, 7)
     found["floor us"] = int(lengths.sum()) * kv_heads * dim * 4 / 4.26e6
     return found
 

@@ -7,6 +7,7 @@ Over latents single tokens have a kernel, prompts are torch's.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,6 +29,8 @@ from runtime.kernels.rope_store import Turning
 from runtime.kernels.tuning import PACKED_ROWS, decode_tiles, fresh_path, latent_tiles
 from runtime.kv.store import KVStore
 from runtime.models.spec import AttnSpec
+
+log = logging.getLogger("runtime.attention")
 
 
 def paged_inputs(inputs: AttentionInputs, page_size: int) -> PagedInputs:
@@ -61,14 +64,23 @@ def _decoders(
     window = next((a.window for a in layers if a.window), None)
     made: dict[DecodeShape, PagedDecode] = {}
     found: list[PagedDecode | None] = []
+    reasons: set[str] = set()
     for a in layers:
         shape = _shape(a, store.page_size)
-        if shape is None or why_not_paged(shape, store.k.dtype) is not None or a.window not in (None, window):
+        reason = (
+            "its heads are turned in another way" if shape is None else why_not_paged(shape, store.k.dtype)
+        )
+        if a.window not in (None, window):
+            reason = f"it has windows of {window} and {a.window}"
+        if shape is None or reason is not None:
+            reasons.add(str(reason))
             found.append(None)
             continue
         if shape not in made:
             made[shape] = make(shape, window)
         found.append(made[shape])
+    if reasons:
+        log.info("few single tokens are attended by Triton's kernel: %s", "; ".join(sorted(reasons)))
     return found
 
 
@@ -199,10 +211,10 @@ class TritonAttention:
         at = self.inputs
         assert at is not None
         rows = len(qkv)
-        if at.decodes != rows or not at.apart or not self.in_one_launch(rows, spec):
+        if at.decodes != rows or not at.apart:
             return None
         decoder = self._decoders[layer] if self._decoders and rows <= PACKED_ROWS else None
-        if decoder is not None and qkv.dtype == torch.bfloat16 and decoder.shape.turns(turning):
+        if decoder is not None and qkv.dtype == torch.bfloat16:
             early = decoder in self._cut
             if not early:  # the first layer
                 decoder.cut(at.lengths)
@@ -212,6 +224,8 @@ class TritonAttention:
                 scale=spec.scale, window=spec.window, softcap=spec.softcap, early=early,
             )  # fmt: skip
         how = self._how(rows, spec)
+        if not how["tiles"].packed:
+            return None
         return packed_decode_attention(
             qkv,
             spec.heads,

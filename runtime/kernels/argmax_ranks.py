@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from runtime.kernels.sum_ranks import Mailboxes, box_of
+from runtime.kernels.sum_ranks import Mailboxes, box_of, end_turn
 from runtime.kernels.tuning import early_starts
 
 WORDS = 2
@@ -95,11 +95,7 @@ def _argmax_ranks(
                 token = tl.where(better, place, token)
         tl.store(high_out + row, high, mask=live)
         tl.store(token_out + row, tl.maximum(token, 0).to(tl.int64), mask=live)
-        tl.debug_barrier()
-        if tl.atomic_add(state + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-            tl.store(state + 1, 0)
-            tl.store(state + 4 + turn, rows)
-            tl.store(state, (turn + 1) % 3)
+        end_turn(state, turn, rows)
 
 
 def argmax_ranks(

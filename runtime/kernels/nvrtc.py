@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 log = logging.getLogger("runtime.kernels")
+MOST_SHARED = 232448  # bytes of shared memory that a Hopper multiprocessor gives to a program
 _FOLDER = Path(__file__).parent / "cuda"
 
 
@@ -88,6 +90,19 @@ def compiled(source: str, defines: Mapping[str, int], architecture: str = "sm_90
         nvrtc.nvrtcDestroyProgram(program)
     _keep(key, name, bytes(image))
     return bytes(image)
+
+
+def compiling(source: str, defines: Mapping[str, int]) -> Future[bytes]:
+    """`compiled`, by a thread of its own from now on."""
+    thread = ThreadPoolExecutor(1, Path(source).stem)
+    image = thread.submit(compiled, source, defines)
+    thread.shutdown(wait=False)
+    return image
+
+
+def shared_size(parts: Iterable[int]) -> int:
+    """Bytes of shared memory that hold parts of so many, each at a multiple of 16 (`take` in cuda/heads.h)."""
+    return sum(-(-size // 16) * 16 for size in parts)
 
 
 class CudaKernel:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from math import gcd
 
@@ -17,15 +17,13 @@ from torch import Tensor
 
 from runtime.kernels import nvrtc
 from runtime.kernels.rope_store import Turning
-from runtime.kernels.step_layers import FOREVER
+from runtime.kernels.step_layers import FOREVER, MOST_GROUP
 from runtime.kernels.tuning import processors
 
 CONSUMERS = 8  # warps
 _MOST_STAGES = 12
 _LEAST = 1024  # bytes of a copy: 256 at a time took five times as long as other loads
-_MOST_GROUP = 16  # query heads of a key's
-_SHARED = 232448  # bytes that a Hopper multiprocessor gives to a program
-_BESIDE = 120 << 10  # the same, where programs of the launch before should find room, too
+_BESIDE = 120 << 10  # bytes of shared memory that leave room for programs of the launch before
 _CUT_SHARED = 4 * 32 * CONSUMERS
 # Takes arguments, and whether it may begin before the launch before has ended.
 Launch = Callable[[ctypes.Structure, bool], None]
@@ -99,7 +97,7 @@ def why_not(shape: DecodeShape, dtype: torch.dtype) -> str | None:
             shape.dim % 32 == 0 and shape.dim <= 128,
             f"its heads have {shape.dim} numbers, not 32, 64, 96 or 128",
         ),
-        (shape.group <= _MOST_GROUP, f"{shape.group} of its heads share a key"),
+        (shape.group <= MOST_GROUP, f"{shape.group} of its heads share a key"),
         (_stages(shape) > 0, "two stages of its contexts do not fit a multiprocessor"),
         (
             shape.position_bytes >= _LEAST,
@@ -107,10 +105,6 @@ def why_not(shape: DecodeShape, dtype: torch.dtype) -> str | None:
         ),
     )
     return next((reason for good, reason in checks if not good), None)
-
-
-def _padded(size: int) -> int:
-    return -(-size // 16) * 16
 
 
 def _shared_bytes(shape: DecodeShape, stages: int) -> int:
@@ -121,13 +115,13 @@ def _shared_bytes(shape: DecodeShape, stages: int) -> int:
         CONSUMERS * group * (dim + 8) * 4 if heads < CONSUMERS else 0, heads * group * (dim + 8) * 2, heads * dim * 2, heads * dim * 4,
         CONSUMERS * queries * 4, CONSUMERS * queries * 4, heads * group * 4, heads * 4, stages * 8, stages * 8,
     )  # fmt: skip
-    return stages * stage + sum(_padded(p) for p in parts)
+    return stages * stage + nvrtc.shared_size(parts)
 
 
 def _stages(shape: DecodeShape) -> int:
     """So many that a program finds room beside one of the launch before, but two at least; 0: two do not fit."""
     most = (n for n in range(_MOST_STAGES, 1, -1) if _shared_bytes(shape, n) <= _BESIDE)
-    return next(most, 2 if _shared_bytes(shape, 2) <= _SHARED else 0)
+    return next(most, 2 if _shared_bytes(shape, 2) <= nvrtc.MOST_SHARED else 0)
 
 
 def defines(shape: DecodeShape, programs: int) -> dict[str, int]:
@@ -181,9 +175,7 @@ class PagedDecode:
         self._launches: tuple[Launch, Launch] | None = None
         self._image: Future[bytes] | None = None
         if build is None:
-            thread = ThreadPoolExecutor(1, "paged decode")
-            self._image = thread.submit(nvrtc.compiled, "paged_decode.cu", self._macros)
-            thread.shutdown(wait=False)
+            self._image = nvrtc.compiling("paged_decode.cu", self._macros)
 
     def cut(self, lengths: Tensor) -> None:
         """Share out the contexts of a batch. lengths int32 [rows], the new tokens counted; 0 marks a padding row."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 FOREVER = (1 << 31) - 1  # a window that no context fills
-_MOST_GROUP = 16  # query heads of a key's
+MOST_GROUP = 16  # query heads of a key's
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype) -> 
         (all(t.device == first.qkv.device for t in tensors), "its tensors lie on several devices"),
         (all(k % 32 == 0 for k in widths), f"its widths {widths} are no multiples of 32"),
         (spec.dim % 32 == 0 and spec.dim <= 128, f"its heads have {spec.dim} numbers, not 32, 64, 96 or 128"),
-        (spec.group <= _MOST_GROUP, f"{spec.group} of its heads share a key"),
+        (spec.group <= MOST_GROUP, f"{spec.group} of its heads share a key"),
         (first.pool_k.shape[0] < 1 << 31, f"its cache has {first.pool_k.shape[0]} places"),
     )
     return next((reason for good, reason in checks if not good), None)

@@ -98,6 +98,16 @@ def box_of(boxes, rank):
     return tl.load(boxes + rank).to(tl.pointer_type(tl.int32))
 
 
+@triton.jit
+def end_turn(state, turn, rows):
+    """This program has taken its rows of a turn; the last one begins the next."""
+    tl.debug_barrier()
+    if tl.atomic_add(state + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        tl.store(state + 1, 0)
+        tl.store(state + 4 + turn, rows)
+        tl.store(state, (turn + 1) % 3)
+
+
 @triton.jit(do_not_specialize=["rank", "rows", "looks"])
 def _sum_ranks(
     x,
@@ -189,11 +199,7 @@ def _sum_ranks(
         if PAIRED:
             second = normed(high, _high(scale, DTYPE), factor, offset, DTYPE, OFFSET)
         tl.store(out + place, _word(first, second, DTYPE), mask=live)
-        tl.debug_barrier()
-        if tl.atomic_add(state + 1, 1, sem="acq_rel") == tl.num_programs(0) - 1:
-            tl.store(state + 1, 0)
-            tl.store(state + 4 + turn, rows)
-            tl.store(state, (turn + 1) % 3)
+        end_turn(state, turn, rows)
 
 
 def sum_ranks(

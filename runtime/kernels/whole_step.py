@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import torch
 from torch import Tensor
@@ -32,7 +32,6 @@ _MOST_STAGES = 6
 PACE = 2  # stages on their way at a time
 MARKS = 14  # of a layer, in `stamps`
 _MOST_UNITS = 8  # parts of contexts of a program
-_SHARED = 232448  # bytes that a Hopper multiprocessor gives to a program
 Launch = Callable[["Arguments"], None]
 
 
@@ -89,10 +88,6 @@ def whole_step_reference(
     return rms_norm_reference(wide, last_norm.double(), spec.eps, spec.offset).to(x.dtype)
 
 
-def _padded(size: int) -> int:
-    return -(-size // 16) * 16
-
-
 def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
     """What cuda/step_shapes.h lays out in shared memory; it refuses to compile if this is too little."""
     queries = -(-spec.group // 8) * 8
@@ -104,13 +99,13 @@ def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
         spec.dim * 4, spec.dim * 8, (CONSUMERS + 1) * queries * 4, CONSUMERS * queries * 4, 2 * (rows + 1) * 4, rows * 4,
         16, 16, 2 * FIELDS * 8, PRODUCERS * 128, 2 * stages * 8, stages * 8,
     )  # fmt: skip
-    return stages * _STAGE + sum(_padded(p) for p in parts)
+    return stages * _STAGE + nvrtc.shared_size(parts)
 
 
 def stages_of(spec: StepSpec, rows: int, programs: int) -> int:
     """As many as fit; less than 2: none do."""
     most = range(_MOST_STAGES, 1, -1)
-    return next((n for n in most if shared_bytes(spec, rows, programs, n) <= _SHARED), 0)
+    return next((n for n in most if shared_bytes(spec, rows, programs, n) <= nvrtc.MOST_SHARED), 0)
 
 
 def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype, programs: int) -> str | None:
@@ -211,10 +206,8 @@ class WholeStep:
         self._loaded: dict[int, Launch] = {}
         self._images: dict[int, Future[bytes]] = {}
         if build is None:
-            threads = ThreadPoolExecutor(len(self._sizes), "whole step")
             for n, macros in self._macros.items():
-                self._images[n] = threads.submit(nvrtc.compiled, "whole_step.cu", macros)
-            threads.shutdown(wait=False)
+                self._images[n] = nvrtc.compiling("whole_step.cu", macros)
 
     def __call__(
         self,

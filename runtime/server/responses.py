@@ -301,14 +301,14 @@ async def create(request: web.Request) -> web.StreamResponse:
     head = _head(context, body, prepared)
     await request.app[RECORDER].note(request, head["id"], head["seed"])
     whole, last = Whole(), Delta(id="0")
-    tokens = TextLogprobs(TokenTexts(context.engine.tokenizer.token_bytes))
+    tokens = TextLogprobs(TokenTexts(context.engine.tokenizer.token_bytes)) if options is not None else None
     running = context.run([prepared.call], {head["id"]: [prepared.call]})
     if not body.stream:
         logprobs: list[dict[str, Any]] = []
         async with running as deltas:
             async for delta, parts, _ in split(prepared, deltas):
                 whole.add(parts)
-                logprobs += tokens.feed(delta, parts)
+                logprobs += tokens.feed(delta, parts) if tokens is not None else ()
                 last = delta
         response = _finished(context, head, last, output_of(whole, last, logprobs), whole)
         _keep(request.app, response, body, kept)
@@ -320,7 +320,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         async for delta, parts, _ in split(prepared, deltas):
             whole.add(parts)
             last = delta
-            found = tokens.feed(delta, parts)
+            found = tokens.feed(delta, parts) if tokens is not None else ()
             texts = [i for i, part in enumerate(parts) if isinstance(part, TextPart)]
             for i, part in enumerate(parts):
                 await items.add(part, found if texts[-1:] == [i] else ())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,3 +45,9 @@ def interpreted_bfloat16_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return plain(self, wide(a), wide(b), *rest)
 
     monkeypatch.setattr(interpreter.InterpreterBuilder, "create_dot", create_dot)
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where emulated kernels are compiled to."""
+    return tmp_path_factory.mktemp("emulated")

@@ -10,8 +10,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from runtime.kernels import nvrtc
+
 HERE = Path(__file__).parent / "emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+
+def skip_without_compiler(device: torch.device | None = None) -> None:
+    """Skip a test whose kernels nobody can compile for this device; None: for the CPU."""
+    if device is not None and device.type == "cuda":
+        if (reason := nvrtc.why_not(device)) is not None:
+            pytest.skip(reason)
+    elif COMPILER is None:
+        pytest.skip("there is no C++ compiler")
 
 
 def library(folder: Path, macros: Mapping[str, int], source: str = "whole_step") -> Any:

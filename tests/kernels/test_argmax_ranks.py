@@ -6,29 +6,14 @@ import pytest
 import torch
 
 from runtime.kernels.argmax_ranks import WORDS, argmax_ranks, argmax_ranks_reference
-from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word
-
-
-def mailboxes(size: int, rows: int, device: torch.device, looks: int) -> list[Mailboxes]:
-    """Of every rank, all in this process."""
-    shape = (TURNS, size, rows, WORDS)
-    boxes = [
-        torch.full(shape, empty_word(torch.float32), dtype=torch.int32, device=device) for _ in range(size)
-    ]
-    places = torch.tensor([box.data_ptr() for box in boxes], dtype=torch.int64, device=device)
-    made = [
-        Mailboxes(r, places, torch.zeros(4 + TURNS, dtype=torch.int32, device=device), rows, WORDS, looks)
-        for r in range(size)
-    ]
-    for mail, box in zip(made, boxes, strict=True):
-        object.__setattr__(mail, "_memory", box)  # lives as long as its owner
-    return made
+from runtime.kernels.sum_ranks import TURNS
+from tests.kernels.rank_boxes import mailboxes
 
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_every_rank_has_the_likeliest(size: int, device: torch.device) -> None:
     torch.manual_seed(size)
-    mail = mailboxes(size, 150, device, looks=10)
+    mail = mailboxes(size, 150, WORDS, torch.float32, device, looks=10)
     firsts = [100 * r for r in range(size)]
     for rows in (4, 150, 1, 70, 130, 2, 150, 64, 5):
         best = [torch.randint(-2, 3, (rows,), device=device).float() for _ in range(size)]  # many are equal
@@ -48,7 +33,7 @@ def test_every_rank_has_the_likeliest(size: int, device: torch.device) -> None:
 
 
 def test_a_rank_that_sends_nothing_is_told_by_the_maximum(device: torch.device) -> None:
-    mail = mailboxes(2, 4, device, looks=5)
+    mail = mailboxes(2, 4, WORDS, torch.float32, device, looks=5)
     best, tokens = torch.ones(3, device=device), torch.arange(3, device=device)
     for _ in range(2):
         high, found = argmax_ranks(best, tokens, 0, mail=mail[0])
@@ -57,7 +42,7 @@ def test_a_rank_that_sends_nothing_is_told_by_the_maximum(device: torch.device) 
 
 
 def test_rows_must_fit(device: torch.device) -> None:
-    mail = mailboxes(2, 4, device, looks=5)[0]
+    mail = mailboxes(2, 4, WORDS, torch.float32, device, looks=5)[0]
     with pytest.raises(ValueError, match="do not fit boxes of 4 rows"):
         argmax_ranks(
             torch.ones(5, device=device), torch.zeros(5, dtype=torch.int64, device=device), 0, mail=mail

@@ -32,11 +32,6 @@ PLAIN = DecodeShape(4, 2, 32, 16, 32)
 Make = Callable[..., PagedDecode]
 
 
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("emulated")
-
-
 def builder(libraries: Path, seed: int) -> Callable[[Mapping[str, int]], tuple[Launch, Launch]]:
     """Kernels whose threads take turns as `seed` has it."""
 
@@ -54,12 +49,7 @@ def builder(libraries: Path, seed: int) -> Callable[[Mapping[str, int]], tuple[L
 @pytest.fixture
 def make(libraries: Path, device: torch.device) -> Make:
     """A `PagedDecode` on this device."""
-    if device.type == "cuda":
-        reason = nvrtc.why_not(device)
-        if reason is not None:
-            pytest.skip(reason)
-    elif emulated.COMPILER is None:
-        pytest.skip("there is no C++ compiler")
+    emulated.skip_without_compiler(device)
 
     def made(shape: DecodeShape, window: int | None = None, programs: int = 3, seed: int = 1) -> PagedDecode:
         if device.type == "cuda":
@@ -180,8 +170,7 @@ def test_any_batch_in_any_order_of_threads(
     lengths: list[int], seed: int, packed: bool, libraries: Path
 ) -> None:
     """Padding rows among the others; contexts whole, cut once, cut into many."""
-    if emulated.COMPILER is None:
-        pytest.skip("there is no C++ compiler")
+    emulated.skip_without_compiler()
     torch.manual_seed(seed)
     shape = replace(PLAIN, page_size=4)
     c = cache(lengths, 4, 2, 32, BF16, torch.device("cpu"))
@@ -203,8 +192,7 @@ class _Places(ctypes.Structure):
 @given(lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=700))
 def test_programs_have_equal_shares(lengths: list[int], libraries: Path) -> None:
     """In the order of rows and heads, one behind the other, none more than a step longer than another."""
-    if emulated.COMPILER is None:
-        pytest.skip("there is no C++ compiler")
+    emulated.skip_without_compiler()
     kernel = PagedDecode(PLAIN, torch.device("cpu"), window=200, build=builder(libraries, 1), programs=5)
     kernel.cut(torch.tensor(lengths, dtype=torch.int32))
     for window, places in zip((1 << 31, 200), kernel._places.tolist(), strict=True):

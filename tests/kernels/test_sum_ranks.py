@@ -6,26 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word, sum_ranks, sum_ranks_reference
+from runtime.kernels.sum_ranks import TURNS, Mailboxes, sum_ranks, sum_ranks_reference
+from tests.kernels.rank_boxes import mailboxes
 
 WIDTH = 24
-
-
-def mailboxes(size: int, rows: int, dtype: torch.dtype, device: torch.device, looks: int) -> list[Mailboxes]:
-    """Of every rank, all in this process."""
-    words = WIDTH * dtype.itemsize // 4
-    boxes = [
-        torch.full((TURNS, size, rows, words), empty_word(dtype), dtype=torch.int32, device=device)
-        for _ in range(size)
-    ]
-    places = torch.tensor([box.data_ptr() for box in boxes], dtype=torch.int64, device=device)
-    made = [
-        Mailboxes(r, places, torch.zeros(4 + TURNS, dtype=torch.int32, device=device), rows, words, looks)
-        for r in range(size)
-    ]
-    for mail, box in zip(made, boxes, strict=True):
-        object.__setattr__(mail, "_memory", box)  # lives as long as its owner
-    return made
 
 
 def launches(
@@ -54,7 +38,7 @@ def launches(
 )
 def test_every_rank_has_the_sum(size: int, dtype: torch.dtype, device: torch.device) -> None:
     torch.manual_seed(size)
-    mail = mailboxes(size, 9, dtype, device, looks=10)
+    mail = mailboxes(size, 9, WIDTH * dtype.itemsize // 4, dtype, device, looks=10)
     weight = torch.randn(WIDTH, device=device).to(dtype)
     bias = torch.randn(WIDTH, device=device).to(dtype)
     # Fewer rows after more and more after fewer: what a turn leaves must not be taken for what a later one sends.
@@ -78,7 +62,7 @@ def test_every_rank_has_the_sum(size: int, dtype: torch.dtype, device: torch.dev
 
 
 def test_a_rank_that_sends_nothing_makes_rows_nan(device: torch.device) -> None:
-    mail = mailboxes(2, 4, torch.float32, device, looks=5)
+    mail = mailboxes(2, 4, WIDTH, torch.float32, device, looks=5)
     x, weight = torch.ones(3, WIDTH, device=device), torch.ones(WIDTH, device=device)
     residual = torch.zeros(3, WIDTH, device=device)
     assert sum_ranks(x, residual, weight, 1e-5, mail=mail[0]).isnan().all()
@@ -88,7 +72,7 @@ def test_a_rank_that_sends_nothing_makes_rows_nan(device: torch.device) -> None:
 
 
 def test_rows_that_do_not_fit_are_refused(device: torch.device) -> None:
-    mail = mailboxes(2, 4, torch.float32, device, looks=5)[0]
+    mail = mailboxes(2, 4, WIDTH, torch.float32, device, looks=5)[0]
     x, weight = torch.ones(5, WIDTH, device=device), torch.ones(WIDTH, device=device)
     assert not mail.fits(x) and mail.fits(x[:4]) and not mail.fits(x[:4].to(torch.bfloat16))
     with pytest.raises(ValueError, match="boxes of 4 rows of 24 words"):

@@ -32,20 +32,10 @@ At = tuple[Tensor, Tensor, Tensor, Tensor]
 Make = Callable[..., WholeStep]
 
 
-@pytest.fixture(scope="session")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("emulated")
-
-
 @pytest.fixture
 def make(libraries: Path, device: torch.device) -> Make:
     """A `WholeStep` on this device."""
-    if device.type == "cuda":
-        reason = nvrtc.why_not(device)
-        if reason is not None:
-            pytest.skip(reason)
-    elif emulated.COMPILER is None:
-        pytest.skip("there is no C++ compiler")
+    emulated.skip_without_compiler(device)
 
     def build(macros: Mapping[str, int]) -> Launch:
         library = emulated.library(libraries, macros)
@@ -181,8 +171,7 @@ def test_padding_rows_store_nothing(device: torch.device, make: Make) -> None:
 )
 def test_any_batch_in_any_order_of_threads(lengths: list[int], seed: int, libraries: Path) -> None:
     """Padding rows among the others; contexts in one part, in many, around a window."""
-    if emulated.COMPILER is None:
-        pytest.skip("there is no C++ compiler")
+    emulated.skip_without_compiler()
     spec = replace(PLAIN, page_size=4)
     torch.manual_seed(seed)
     c = cache(lengths, spec.page_size, spec.kv_heads, spec.dim, BF16, torch.device("cpu"))
@@ -209,8 +198,7 @@ def test_any_batch_in_any_order_of_threads(lengths: list[int], seed: int, librar
 
 def test_two_ranks_add_their_sums(libraries: Path) -> None:
     """Each has half of the heads and of the inner columns; both end with the same bits."""
-    if emulated.COMPILER is None:
-        pytest.skip("there is no C++ compiler")
+    emulated.skip_without_compiler()
     device = torch.device("cpu")
     spec, layers, last, at = case("biases", device)
     half = replace(spec, heads=2, kv_heads=1, inner=spec.inner // 2)
@@ -260,8 +248,7 @@ def test_two_ranks_add_their_sums(libraries: Path) -> None:
 
 
 def test_a_rank_that_does_not_answer_makes_rows_that_are_no_numbers(libraries: Path) -> None:
-    if emulated.COMPILER is None:
-        pytest.skip("there is no C++ compiler")
+    emulated.skip_without_compiler()
     spec, layers, last, at = case("one row", torch.device("cpu"))
     boxes = [torch.zeros(box_bytes(spec.hidden, 8, 3, 2) // 8, dtype=torch.int64) for _ in range(2)]
     state = torch.zeros(2, dtype=torch.int32)

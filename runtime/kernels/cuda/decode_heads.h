@@ -18,22 +18,6 @@ struct Warp {
     }
 };
 
-// A lane's coordinates of a row's rotation.
-struct Turn {
-    float cos[DIM / 32], sin[DIM / 32];
-
-    __device__ void ask(const Args& a, int length, int lane) {
-        long long position = length > 0 ? length - 1 : 0;
-#pragma unroll
-        for (int j = 0; j < DIM / 32; j++) {
-            int d = lane + j * 32;
-            int pair = INTERLEAVED ? d / 2 : d % (HALF > 0 ? HALF : 1);
-            cos[j] = d < TURNED ? load_early(a.cos + position * HALF + pair) : 1;
-            sin[j] = d < TURNED ? load_early(a.sin + position * HALF + pair) : 0;
-        }
-    }
-};
-
 __device__ inline int partner(int d) { return INTERLEAVED ? d ^ 1 : (d < HALF ? d + HALF : d - HALF); }
 
 // Some of a head's numbers as they come from the projection: those of a lane, and those that they are turned with.

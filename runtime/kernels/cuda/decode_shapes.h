@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include <device.h>
+#include <heads.h>
 
 constexpr int WARPS = 8;  // that attend; one more brings what they need
 constexpr int CONSUMERS = 32 * WARPS;
@@ -14,14 +14,7 @@ constexpr int SPAN = 16 * EACH;  // positions of a stage, of each warp 16
 constexpr int ROW = TOGETHER * DIM * 2;  // bytes of a position
 constexpr int STRIDE = ROW + 16;  // eight rows of 16 bytes do not meet in a bank
 constexpr int STAGE = SPAN * STRIDE;
-constexpr int WIDE = (HEADS + 2 * KV_HEADS) * DIM;
-constexpr int ATT = HEADS * DIM;
-constexpr int GROUP = HEADS / KV_HEADS;
-constexpr int QUERIES = (GROUP + 7) / 8;  // of 8 heads
 constexpr int PADDED = DIM + 8;
-constexpr int HALF = TURNED / 2;
-constexpr float LOG2E = 1.4426950408889634f;
-constexpr float NOWHERE = -1e30f;  // below every score, and finite
 
 // Where a program's work begins: a step of a block of heads of a row, the `at`-th of all. The next program's is where it ends.
 struct Place {
@@ -74,12 +67,6 @@ struct Layout {
     int ring, sums, queries, new_key, new_value, tops, totals, newest, flags, full, empty, end;
 };
 
-constexpr int take(int& at, int bytes) {
-    int found = at;
-    at += (bytes + 15) / 16 * 16;
-    return found;
-}
-
 constexpr Layout laid_out() {
     Layout l{};
     int at = 0;
@@ -128,9 +115,3 @@ struct Ring {
         }
     }
 };
-
-__device__ inline float warp_sum(float v) {
-#pragma unroll
-    for (int i = 16; i; i >>= 1) v += shuffle_xor(v, i);
-    return v;
-}

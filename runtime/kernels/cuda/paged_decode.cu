@@ -333,7 +333,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1) paged_decode(con
     while (walk.more()) {
         Unit u = walk.take(a);
         Turn turn;
-        turn.ask(a, u.length, w.lane);
+        turn.ask(a.cos, a.sin, u.length, w.lane);
         if (!waited) wait_for_launches_before();
         waited = true;
         new_value = new_value == s.new_value ? s.new_value + TOGETHER * DIM : s.new_value;  // slower warps still add the unit before up

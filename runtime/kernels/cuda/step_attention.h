@@ -5,22 +5,6 @@
 #include <step_contexts.h>
 #include <step_product.h>
 
-// A lane's coordinates of a row's rotation.
-struct Turn {
-    float cos[DIM / 32], sin[DIM / 32];
-
-    __device__ void ask(const float* all_cos, const float* all_sin, int length, int lane) {
-        long long position = length > 0 ? length - 1 : 0;
-#pragma unroll
-        for (int j = 0; j < DIM / 32; j++) {
-            int d = lane + j * 32;
-            int pair = INTERLEAVED ? d / 2 : d % (HALF > 0 ? HALF : 1);
-            cos[j] = d < TURNED ? load_early(all_cos + position * HALF + pair) : 1;
-            sin[j] = d < TURNED ? load_early(all_sin + position * HALF + pair) : 0;
-        }
-    }
-};
-
 // Heads of a projection as queries, and the new token's key and value: normed, rotated, and the latter two stored.
 __device__ void turn_heads(Shared& s, const Args& a, const Unit& u, const Turn& turn, const long long* fields, float* new_value, bool stores, int warp, int lane) {
     const u16* row = a.qkv + (long long)u.row * WIDE;

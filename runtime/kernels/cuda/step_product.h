@@ -4,12 +4,6 @@
 
 #include <step_meet.h>
 
-__device__ inline float warp_sum(float v) {
-#pragma unroll
-    for (int i = 16; i; i >>= 1) v += shuffle_xor(v, i);
-    return v;
-}
-
 // What makes each row's norm of the residual, from all programs' sums of squares: asked for early, added up late.
 struct Factors {
     static constexpr int EACH = (PROGRAMS + 31) / 32;

@@ -2,7 +2,7 @@
 
 #pragma once
 
-#include <device.h>
+#include <heads.h>
 
 constexpr int CONSUMERS = 256;  // threads
 constexpr int WARPS = CONSUMERS / 32;
@@ -13,15 +13,8 @@ constexpr int SLICE = 4096;  // bytes of 16 positions of a head
 constexpr int STAGE = 16 * STRIDE;
 constexpr int BATCHES = ROWS / 8;   // of 8 rows
 constexpr int PADDED = 20;  // 16 sums of a column, and room that spreads them over the banks
-constexpr int WIDE = (HEADS + 2 * KV_HEADS) * DIM;
-constexpr int ATT = HEADS * DIM;
-constexpr int GROUP = HEADS / KV_HEADS;
-constexpr int QUERIES = (GROUP + 7) / 8;  // of 8 heads
 constexpr int QUERY_STRIDE = DIM + 8;
-constexpr int HALF = TURNED / 2;
 constexpr int SPAN_STEP = CONSUMERS / 2;  // positions of a stage
-constexpr float LOG2E = 1.4426950408889634f;
-constexpr float NOWHERE = -1e30f;  // below every score, and finite
 
 // Of a layer, in the order of StepLayer.
 enum Field {
@@ -96,12 +89,6 @@ struct Shared {
 struct Layout {
     int ring, sums, residual, side, bias, factor, queries, new_key, new_value, tops, totals, firsts, lengths, spans, flag, fields, slots, full, empty, end;
 };
-
-constexpr int take(int& at, int bytes) {
-    int found = at;
-    at += (bytes + 15) / 16 * 16;
-    return found;
-}
 
 constexpr Layout laid_out() {
     Layout l{};
