@@ -265,7 +265,8 @@ def _text_or_calls(form: ToolFormat, tools: tuple[Tool, ...], schema: str) -> Co
         found = form.alone(tool.name)
         if found is None and any(t.strict for t in tools):
             raise Unsupported(
-                f"strict tools with calls in the format {form.name} cannot be combined with a schema of the text",
+                f"strict tools with calls in the format {form.name} cannot be combined with a schema of the text; leave strict or "
+                "the schema out",
                 param="tools",
             )
         if found is None:

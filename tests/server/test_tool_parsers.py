@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.errors import InvalidRequest
+from runtime.errors import InvalidRequest, Unsupported
 from runtime.server import tools
+from runtime.server.conversation import Tool, _text_or_calls
 from runtime.server.tools import ALIASES, FORMATS, format_of_template, tool_format
 from runtime.server.tools.forced import Forced, schema_of_calls
 from runtime.server.tools.parser import Piece, Region, ToolCall, ToolFormat, ToolParser
@@ -243,6 +244,16 @@ def test_calls_that_are_constrained_are_read(name: str) -> None:
         assert found is not None
         lines.append(f"{found[0]}{arguments}{found[1]}")
     assert read(form, chunks("\n".join(lines), 3)) == [F, G]
+
+
+def test_a_schema_beside_calls_that_cannot_be_constrained() -> None:
+    """The text alone is held to it; strict tools are refused."""
+    mistral, tool = tool_format("mistral"), Tool("f", {"type": "object"})
+    assert _text_or_calls(mistral, (tool,), "{}") is None
+    found = _text_or_calls(tool_format("hermes"), (tool,), '{"enum": [1]}')
+    assert found is not None and json.loads(found.source)["text"] == {"enum": [1]}
+    with pytest.raises(Unsupported, match="format mistral .* leave strict or the schema out"):
+        _text_or_calls(mistral, (tool, Tool("g", {"type": "object"}, strict=True)), "{}")
 
 
 def test_formats_by_name_and_template() -> None:
