@@ -252,7 +252,7 @@ def test_a_schema_beside_calls_that_cannot_be_constrained() -> None:
     assert _text_or_calls(mistral, (tool,), "{}") is None
     found = _text_or_calls(tool_format("hermes"), (tool,), '{"enum": [1]}')
     assert found is not None and json.loads(found.source)["text"] == {"enum": [1]}
-    with pytest.raises(Unsupported, match="format mistral .* leave strict or the schema out"):
+    with pytest.raises(Unsupported, match=r"format mistral .* leave strict or the schema out"):
         _text_or_calls(mistral, (tool, Tool("g", {"type": "object"}, strict=True)), "{}")
 
 
