@@ -185,6 +185,9 @@ def main(
     early_rows: Annotated[
         int | None, typer.Option(help="Most rows whose kernels start early, to compare.")
     ] = None,
+    wgmma_rows: Annotated[
+        int | None, typer.Option(help="Fewest rows whose gate and up go to the own kernel, to compare.")
+    ] = None,
     batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
 ) -> None:
     """Measure and print."""
@@ -195,11 +198,14 @@ def main(
     from runtime.config import EngineConfig
 
     common: dict[str, Any] = {"model": model, "torch": torch.__version__}
-    if early_rows is not None:
-        from runtime.kernels import tuning
+    from runtime.kernels import tuning
 
+    if early_rows is not None:
         tuning.EARLY_ROWS = tuning.NARROW_EARLY_ROWS = early_rows
         common["early_rows"] = early_rows
+    if wgmma_rows is not None:
+        tuning.WGMMA_ROWS = wgmma_rows
+        common["wgmma_rows"] = wgmma_rows
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()
 

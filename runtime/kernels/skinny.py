@@ -4,7 +4,7 @@ One row takes a kernel of plain multiply-adds that can also hold the norm before
 More rows take a tiled product in which the weights are the tall operand, so that the matrix units' 64 rows are all
 used; where the tiles would not fill the device the sum over the inner dimension is split, and whichever program
 comes last adds the parts in their order, so that results do not change from run to run. What the tables say the
-library does better goes to the library.
+library does better goes to the library; many rows with a gate go to kernels/wgmma_linear.py.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from runtime.kernels.activation import ACTIVATIONS, activated, gated_mul, gated_reference
 from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
+from runtime.kernels import wgmma_linear
 from runtime.kernels.tuning import EARLY_WEIGHTS, LinearTiles, early_starts, linear_tiles
 
 
@@ -278,8 +279,8 @@ def skinny_linear(
         raise ValueError(f"skinny_linear: gemv tiles take one row, got {rows}")
     if norm is not None and t.kind != "gemv":
         x = rms_norm(x, norm.weight, norm.eps, norm.offset)
-    if t.kind == "library":
-        return _library(x, w, bias, gated, residual, out)
+    if t.kind in ("library", "wgmma"):
+        return _many_rows(x, w, bias, gated, residual, out, t.kind == "wgmma")
     if out is None:
         out = torch.empty((rows, n), dtype=x.dtype, device=x.device)
     if not rows:
@@ -347,17 +348,21 @@ def skinny_linear(
     return out
 
 
-def _library(
+def _many_rows(
     x: Tensor,
     w: Tensor,
     bias: Tensor | None,
     gated: str | None,
     residual: Tensor | None,
     out: Tensor | None,
+    wgmma: bool,
 ) -> Tensor:
-    y = F.linear(x, w, bias)
-    if gated is not None:
-        y = gated_mul(y, gated)
+    if wgmma and gated and bias is None and wgmma_linear.runs(x, w, gated):
+        y = wgmma_linear.gated_linear(x, w, gated)
+    else:
+        y = F.linear(x, w, bias)
+        if gated is not None:
+            y = gated_mul(y, gated)
     if residual is not None:
         return torch.add(y, residual, out=out)
     return y if out is None else out.copy_(y)

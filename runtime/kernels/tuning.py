@@ -50,9 +50,10 @@ class PrefillTiles:
 
 @dataclass(frozen=True)
 class LinearTiles:
-    """`gemv`: one row, `stages` is how far its loop is unrolled; `tiled`: any; `library`: torch, sizes unused."""
+    """`gemv`: one row, `stages` is how far its loop is unrolled; `tiled`: any; `library`: torch, `wgmma`: many rows with a gate, both
+    without sizes."""
 
-    kind: Literal["gemv", "tiled", "library"]
+    kind: Literal["gemv", "tiled", "library", "wgmma"]
     block_m: int = 16
     block_n: int = 64
     block_k: int = 128
@@ -95,7 +96,8 @@ def early_starts(device: torch.device, rows: int, width: int = _NARROW) -> bool:
     return rows <= (EARLY_ROWS if width >= _NARROW else NARROW_EARLY_ROWS) and _name(device) in EARLY_STARTS
 
 
-_WHOLE_STEPS = EARLY_STARTS
+_WHOLE_STEPS = _WGMMA = EARLY_STARTS
+WGMMA_ROWS = 640  # from so many on, gate and up are quicker by the own kernel (kernels/wgmma_linear.py)
 # (block_n, warps, stages, programs per multiprocessor) by head size of at most so many bytes
 _DECODE = MappingProxyType(
     {
@@ -187,6 +189,8 @@ def linear_tiles(
     device: torch.device, rows: int, n: int, k: int, dtype: torch.dtype, gated: bool
 ) -> LinearTiles:
     """How to multiply `rows` rows by a matrix [n, k] (twice n if gated)."""
+    if gated and rows >= WGMMA_ROWS and dtype == torch.bfloat16 and _name(device) in _WGMMA:
+        return LinearTiles("wgmma")
     if dtype.itemsize == 2 and (measured := _measured(_name(device), n, k, gated)):
         return next((tiles for most, tiles in measured if rows <= most), LinearTiles("library"))
     if rows == 1:

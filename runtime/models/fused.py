@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionImpl
-from runtime.kernels import nvrtc
+from runtime.kernels import nvrtc, wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
@@ -81,6 +81,9 @@ class FusedDecoder:
         self._norms = [(_row_norm(x.attn_norm), _row_norm(x.mlp_norm)) for x in self._layers]
         self._last = _row_norm(model.norm)
         self._scratch = linear_scratch(store.k.device)
+        if model.dtype == torch.bfloat16:
+            for gate in {_GATES[x.spec.mlp.activation] for x in self._layers}:
+                wgmma_linear.prepare(store.k.device, gate)
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
         self._step = _measured(model, store, peers) if step == "measured" else step

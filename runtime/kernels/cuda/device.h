@@ -5,6 +5,9 @@
 
 typedef unsigned short u16;
 typedef unsigned long long u64;
+struct alignas(64) TensorMap {  // of a matrix whose tiles the copy engine brings
+    u64 words[16];
+};
 constexpr int FOREVER = 0x7fffffff;
 
 extern __shared__ char shared_start[];
@@ -12,6 +15,7 @@ extern __shared__ char shared_start[];
 __device__ inline char* shared_memory() { return shared_start; }
 __device__ inline int thread_index() { return threadIdx.x; }
 __device__ inline int block() { return blockIdx.x; }
+__device__ inline int programs() { return gridDim.x; }
 __device__ inline unsigned shared_address(const void* p) { return (unsigned)__cvta_generic_to_shared(p); }
 __device__ inline void spin() {}
 __device__ inline long long now() {
@@ -32,6 +36,12 @@ __device__ inline float float_of(unsigned bits) { return __uint_as_float(bits); 
 __device__ inline float power_of_two(float v) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
+    return y;
+}
+// 1 / v to one unit of the last place.
+__device__ inline float reciprocal(float v) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(v));
     return y;
 }
 __device__ inline float to_float(u16 v) { return __uint_as_float((unsigned)v << 16); }
@@ -207,6 +217,49 @@ __device__ inline void copy_bulk_once(void* to, const void* from, int bytes, u64
         : "memory");
 }
 
+// A tile of a matrix, its rows of 128 bytes swizzled; what lies outside of the matrix is zeros. `to` is a multiple of 1,024.
+__device__ inline void copy_tile(void* to, const TensorMap* map, int column, int row, u64* at) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(shared_address(to)),
+        "l"(map), "r"(column), "r"(row), "r"(shared_address(at))
+        : "memory");
+}
+// The same for both programs of a cluster of two, each of which has it at the same place and counts its bytes.
+__device__ inline void copy_tile_to_both(void* to, const TensorMap* map, int column, int row, u64* at) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;"
+        ::"r"(shared_address(to)), "l"(map), "r"(column), "r"(row), "r"(shared_address(at)), "h"((u16)3)
+        : "memory");
+}
+// A tile from shared memory into its matrix, but for what lies outside of that; before_bulk_copies() comes first.
+__device__ inline void store_tile(const TensorMap* map, const void* from, int column, int row) {
+    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map), "r"(column), "r"(row),
+                 "r"(shared_address(from))
+                 : "memory");
+}
+__device__ inline void stores_sent() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+// Waits until what this thread stores has been read.
+__device__ inline void stores_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+__device__ inline void ask_map(const TensorMap* map) { asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory"); }
+
+// ---- clusters of programs ----------------------------------------------------------------------------------------------
+
+__device__ inline void cluster_together() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// Barriers that were begun are known to the copy engine and to the cluster.
+__device__ inline void barriers_begun() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// An arrival at the barrier that lies at this place in a program of the cluster.
+__device__ inline void arrive_at(u64* at, int program) {
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+        "}\n" ::"r"(shared_address(at)), "r"(program)
+        : "memory");
+}
+
 // ---- tensor units -----------------------------------------------------------------------------------------------------
 
 // d [16, 8] += a [16, 16] b [16, 8]
@@ -228,9 +281,56 @@ __device__ inline void load_transposed(unsigned (&v)[4], const void* at) {
                  : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]), "=r"(v[3])
                  : "r"(shared_address(at)) : "memory");
 }
+// Four matrices of 8 by 8 into shared memory; lane 8 i + j gives the address of row j of matrix i.
+__device__ inline void store_matrices(void* at, const unsigned (&v)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared_address(at)), "r"(v[0]), "r"(v[1]), "r"(v[2]),
+                 "r"(v[3])
+                 : "memory");
+}
 // A matrix of 8 by 8 held as a fragment, transposed.
 __device__ inline unsigned transposed(unsigned v) {
     unsigned t;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(t) : "r"(v));
     return t;
+}
+
+// ---- tensor units, a warpgroup at a time ---------------------------------------------------------------------------------
+
+// Registers of sums are touched by the tensor units from here on.
+__device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void products_sent() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+// Waits until all but so many groups of products are done.
+template <int COUNT>
+__device__ inline void products_done() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(COUNT) : "memory"); }
+
+// Rows of 64 numbers in shared memory, swizzled as `copy_tile` leaves them.
+__device__ inline u64 swizzled(const void* at) {
+    return (u64)((shared_address(at) & 0x3ffff) >> 4) | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+#define SUMS_EIGHT(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
+#define SUMS_32(d, i) SUMS_EIGHT(d, i), SUMS_EIGHT(d, i + 8), SUMS_EIGHT(d, i + 16), SUMS_EIGHT(d, i + 24)
+#define NAMES_96 \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
+    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES_112 NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+#define NAMES_128 NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#define PRODUCTS(columns, names, first, second, third, ...) \
+    asm volatile("{ .reg .pred adds; setp.ne.b32 adds, %" third ", 0; wgmma.mma_async.sync.aligned.m64n" columns \
+                 "k16.f32.bf16.bf16 {" names "}, %" first ", %" second ", adds, 1, 1, 0, 0; }" \
+                 : __VA_ARGS__ : "l"(swizzled(a)), "l"(swizzled(b)), "r"((int)adds))
+
+// d [64, columns] = (or +=) a [64, 16] times the transpose of b [columns, 16]; a thread has two neighbours of each 8 columns in two
+// rows.
+__device__ inline void products(float (&d)[96], const void* a, const void* b, bool adds) {
+    PRODUCTS("192", NAMES_96, "96", "97", "98", SUMS_32(d, 0), SUMS_32(d, 32), SUMS_32(d, 64));
+}
+__device__ inline void products(float (&d)[112], const void* a, const void* b, bool adds) {
+    PRODUCTS("224", NAMES_112, "112", "113", "114", SUMS_32(d, 0), SUMS_32(d, 32), SUMS_32(d, 64), SUMS_EIGHT(d, 96), SUMS_EIGHT(d, 104));
+}
+__device__ inline void products(float (&d)[128], const void* a, const void* b, bool adds) {
+    PRODUCTS("256", NAMES_128, "128", "129", "130", SUMS_32(d, 0), SUMS_32(d, 32), SUMS_32(d, 64), SUMS_32(d, 96));
 }

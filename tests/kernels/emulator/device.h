@@ -24,9 +24,16 @@ constexpr int FOREVER = 0x7fffffff;
 #define __global__
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __cluster_dims__(...)
 
 struct uint4 {
     unsigned x, y, z, w;
+};
+
+struct alignas(64) TensorMap {
+    const char* start;
+    long long rows, columns, stride, high, wide;  // stride in bytes; rows and columns of a tile
+    u64 unused[10];
 };
 
 namespace emulator {
@@ -46,10 +53,13 @@ struct Warp {
 };
 
 struct Program {
-    int index;
+    int index, of;
+    Program* pair[2] = {};  // programs of a cluster of two
+    Gate* cluster = nullptr;
     std::vector<char> memory;
     std::vector<Warp> warps;
     Gate gates[16];
+    Gate warpgroups[8];
     std::unordered_map<uintptr_t, u64> copied;  // by threads: when, of each 16 bytes
 };
 
@@ -58,7 +68,14 @@ struct Copy {
     const void* from;
     int bytes;  // 0: 16 zeros
     u64* barrier = nullptr;
-    enum { PLAIN, BULK, ARRIVAL } kind = PLAIN;
+    enum { PLAIN, BULK, ARRIVAL, STORE } kind = PLAIN;
+};
+
+struct Product {
+    float* d;
+    int columns;
+    const char *a, *b;
+    bool adds, last = false;  // last: of its group
 };
 
 struct Fiber {
@@ -71,6 +88,7 @@ struct Fiber {
     unsigned old = 0;  // is another than this
     u64 fenced = 0;
     std::vector<Copy> copies;
+    std::vector<Product> products;
 };
 
 inline Fiber* self;
@@ -120,7 +138,8 @@ inline void change(u64* at, int arrivals, int bytes) {
 
 inline void land(Fiber& fiber) {
     for (const Copy& c : fiber.copies) {
-        if (c.kind != Copy::ARRIVAL && c.bytes) memcpy(c.to, c.from, c.bytes);
+        if (c.kind == Copy::BULK && !c.from) memset(c.to, 0, c.bytes);
+        else if (c.kind != Copy::ARRIVAL && c.bytes) memcpy(c.to, c.from, c.bytes);
         if (c.kind == Copy::PLAIN && !c.bytes) memset(c.to, 0, 16);
         if (c.kind == Copy::PLAIN) fiber.program->copied[(uintptr_t)c.to / 16] = ++ticks;
         if (c.kind == Copy::BULK) change(c.barrier, 0, -c.bytes);
@@ -151,9 +170,11 @@ T from_lane(T v, int lane) {
 
 }  // namespace emulator
 
-inline char* shared_memory() { return (char*)(((uintptr_t)emulator::self->program->memory.data() + 127) / 128 * 128); }
+inline char* shared_memory() { return (char*)(((uintptr_t)emulator::self->program->memory.data() + 1023) / 1024 * 1024); }
+inline unsigned shared_address(const void* p) { return (unsigned)(uintptr_t)p; }
 inline int thread_index() { return emulator::self->thread; }
 inline int block() { return emulator::self->program->index; }
+inline int programs() { return emulator::self->program->of; }
 inline void spin() { emulator::yield(); }
 inline long long now() {
     static long long ticks = 0;
@@ -166,6 +187,7 @@ T larger(T a, T b) { return a > b ? a : b; }
 
 inline float rsqrtf(float v) { return 1 / sqrtf(v); }
 inline float float_of(unsigned bits) { return emulator::number(bits); }
+inline float reciprocal(float v) { return 1 / v; }
 inline float power_of_two(float v) { return exp2f(v); }
 inline float to_float(u16 v) { return emulator::number((unsigned)v << 16); }
 inline float low_of(unsigned pair) { return emulator::number(pair << 16); }
@@ -255,6 +277,98 @@ inline void copy_bulk(void* to, const void* from, int bytes, u64* at) {
 }
 inline void copy_bulk_once(void* to, const void* from, int bytes, u64* at) { copy_bulk(to, from, bytes, at); }
 
+namespace emulator {
+
+// This place of shared memory in a program of the cluster.
+template <class T>
+T* there(T* at, int rank) {
+    Program* other = self->program->pair[rank];
+    if (other == self->program) return at;
+    auto start = [](Program* p) { return ((uintptr_t)p->memory.data() + 1023) / 1024 * 1024; };
+    return (T*)((uintptr_t)at - start(self->program) + start(other));
+}
+
+inline void copy_tile(void* to, const TensorMap* map, int column, int row, u64* at) {
+    if ((uintptr_t)to % 1024) fault = true;
+    for (int r = 0; r < map->high; r++)
+        for (int piece = 0; piece < 8; piece++) {
+            int from = column + piece * 8;
+            bool live = row + r < map->rows && from < map->columns;
+            const char* source = live ? map->start + (row + r) * map->stride + from * 2 : nullptr;
+            self->copies.push_back({(char*)to + r * 128 + ((piece ^ (r & 7)) << 4), source, 16, at, Copy::BULK});
+        }
+}
+
+inline float swizzled(const char* at, int row, int column) {
+    uintptr_t start = (uintptr_t)at & ~(uintptr_t)127;
+    int piece = (((uintptr_t)at & 127) + column * 2) >> 4;
+    return number((unsigned)*(const u16*)(start + row * 128 + ((piece ^ (row & 7)) << 4) + column % 8 * 2) << 16);
+}
+
+inline void multiply(const Product& p) {
+    int thread = self->thread & 127, own = (thread >> 5) * 16 + ((thread & 31) >> 2), quarter = thread & 3;
+    for (int lower = 0; lower < 2; lower++) {
+        float a[16];
+        for (int k = 0; k < 16; k++) a[k] = swizzled(p.a, own + lower * 8, k);
+        for (int j = 0; j < p.columns / 8; j++)
+            for (int i = 0; i < 2; i++) {
+                float& d = p.d[j * 4 + lower * 2 + i];
+                float sum = p.adds ? d : 0;
+                for (int k = 0; k < 16; k++) sum += a[k] * swizzled(p.b, j * 8 + quarter * 2 + i, k);
+                d = sum;
+            }
+    }
+}
+
+}  // namespace emulator
+
+inline void copy_tile(void* to, const TensorMap* map, int column, int row, u64* at) { emulator::copy_tile(to, map, column, row, at); }
+inline void copy_tile_to_both(void* to, const TensorMap* map, int column, int row, u64* at) {
+    for (int rank = 0; rank < 2; rank++) emulator::copy_tile(emulator::there(to, rank), map, column, row, emulator::there(at, rank));
+}
+inline void store_tile(const TensorMap* map, const void* from, int column, int row) {
+    bool swizzled = map->wide == 64;
+    if ((uintptr_t)from % (swizzled ? 1024 : 128)) emulator::fault = true;
+    for (int r = 0; r < map->high && row + r < map->rows; r++)
+        for (int piece = 0; piece < map->wide / 8 && column + piece * 8 < map->columns; piece++) {
+            char* to = (char*)map->start + (row + r) * map->stride + (column + piece * 8) * 2;
+            int at = r * map->wide * 2 + ((swizzled ? piece ^ (r & 7) : piece) << 4);
+            emulator::self->copies.push_back({to, (const char*)from + at, 16, nullptr, emulator::Copy::STORE});
+        }
+}
+inline void stores_sent() {}
+inline void stores_read() {
+    while (!emulator::self->copies.empty()) emulator::yield();
+}
+inline void ask_map(const TensorMap*) {}
+inline void cluster_together() {
+    emulator::Program* p = emulator::self->program;
+    emulator::pass(*p->cluster, 64 * (int)p->warps.size());
+}
+inline void barriers_begun() {}
+inline void arrive_at(u64* at, int program) { emulator::change(emulator::there(at, program), 1, 0); }
+
+// Products are taken as late as they may be, by the four warps together.
+inline void products_begin() {}
+template <int COUNT>
+void products(float (&d)[COUNT], const void* a, const void* b, bool adds) {
+    emulator::self->products.push_back({d, 2 * COUNT, (const char*)a, (const char*)b, adds});
+}
+inline void products_sent() { emulator::self->products.back().last = true; }
+template <int COUNT>
+void products_done() {
+    auto& all = emulator::self->products;
+    int groups = 0;
+    for (const auto& p : all) groups += p.last;
+    size_t i = 0;
+    for (; groups > COUNT; i++) {
+        emulator::multiply(all[i]);
+        groups -= all[i].last;
+    }
+    all.erase(all.begin(), all.begin() + i);
+    emulator::pass(emulator::self->program->warpgroups[emulator::self->thread / 128], 128);
+}
+
 inline float half_of(u64 pair, int which) { return which ? high_of((unsigned)pair) : low_of((unsigned)pair); }
 
 inline void mma(float (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3, unsigned b0, unsigned b1) {
@@ -275,6 +389,11 @@ inline void load_matrices(unsigned (&v)[4], const void* at) {
     const emulator::Lane* all = emulator::gathered({{(u64)at}});
     int own = (emulator::self->thread & 31) >> 2, quarter = emulator::self->thread & 3;
     for (int i = 0; i < 4; i++) v[i] = ((const unsigned*)all[i * 8 + own].words[0])[quarter];
+}
+inline void store_matrices(void* at, const unsigned (&v)[4]) {
+    const emulator::Lane* all = emulator::gathered({{(u64)at}});
+    int own = (emulator::self->thread & 31) >> 2, quarter = emulator::self->thread & 3;
+    for (int i = 0; i < 4; i++) ((unsigned*)all[i * 8 + own].words[0])[quarter] = v[i];
 }
 inline void load_transposed(unsigned (&v)[4], const void* at) {
     const emulator::Lane* all = emulator::gathered({{(u64)at}});
@@ -307,11 +426,13 @@ bool run(void (*body)(const Arguments), const Arguments* arguments, int devices,
     std::vector<std::unique_ptr<Program>> all;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<const Arguments*> whose;
+    std::vector<Gate> clusters(devices * programs);
     for (int device = 0; device < devices; device++)
         for (int p = 0; p < programs; p++) {
             all.push_back(std::make_unique<Program>());
             all.back()->index = p;
-            all.back()->memory.resize(bytes + 128);
+            all.back()->of = programs;
+            all.back()->memory.resize(bytes + 1024);
             for (char& c : all.back()->memory) c = (char)0xff;  // not numbers
             all.back()->warps.resize(threads / 32);
             for (int t = 0; t < threads; t++) {
@@ -331,6 +452,10 @@ bool run(void (*body)(const Arguments), const Arguments* arguments, int devices,
                 whose.push_back(arguments + device);
             }
         }
+    for (size_t i = 0; i < all.size(); i++) {
+        all[i]->cluster = &clusters[i / 2];
+        for (int rank = 0; rank < 2; rank++) all[i]->pair[rank] = all[least(i / 2 * 2 + rank, all.size() - 1)].get();
+    }
     size_t left = fibers.size();
     for (long long round = 0; left; round++) {
         size_t begin = random() % fibers.size();

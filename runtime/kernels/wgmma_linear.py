@@ -1,0 +1,207 @@
+"""Linear layers of many rows on Hopper, where the tensor units are all the time there is (cuda/wgmma_linear.cu).
+
+The gate of a feed-forward layer is taken along: neither factor goes through memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from runtime.kernels import nvrtc
+from runtime.kernels.activation import ACTIVATIONS
+from runtime.kernels.tuning import processors
+
+_ROWS = 128  # of a tile
+_DEEP = 64
+_PAIR = 2
+_THREADS = 384
+_Map = ctypes.c_uint64 * 16
+Launch = Callable[[ctypes.Structure], None]
+Maps = Callable[[Tensor, int, int], bytes]  # of a matrix, and of rows and columns of its tiles
+
+
+@dataclass(frozen=True)
+class PairTiles:
+    """What two multiprocessors take at a time: 128 rows each, by `columns` rows of the matrix.
+
+    across  they are neighbours across the matrix and share x; else they are neighbours along x and share the matrix
+    """
+
+    columns: int = 256
+    across: bool = False
+
+    def rounds(self, rows: int, n: int, gated: bool, programs: int) -> int:
+        """How long a product takes, in columns that a multiprocessor passes one after another."""
+        wide = self.columns // 2 if gated else self.columns
+        high, wide = (_ROWS, _PAIR * wide) if self.across else (_PAIR * _ROWS, wide)
+        pairs = -(-rows // high) * -(-n // wide)
+        return -(-pairs // (programs // _PAIR)) * self.columns
+
+
+TILES = (PairTiles(), PairTiles(across=True), PairTiles(224))
+
+
+class _Arguments(ctypes.Structure):
+    """`Args` of cuda/wgmma_linear.cu."""
+
+    _fields_ = (
+        *((name, _Map) for name in ("x", "w", "out")),
+        ("bias", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "n", "k", *(f"unused_{i}" for i in range(4)))),
+    )
+
+
+def _box(tiles: PairTiles, gated: bool) -> int:
+    """Columns of results that are stored together."""
+    return 16 if tiles.columns // (2 if gated else 1) % 64 else 64
+
+
+def defines(tiles: PairTiles, gated: str | None, bias: bool) -> dict[str, int]:
+    """Macros of cuda/wgmma_linear.cu."""
+    stage = (_ROWS + tiles.columns) * _DEEP * 2 + 16
+    results = _ROWS * (tiles.columns // 2 if gated else tiles.columns) * 2 + 1024
+    stages = (nvrtc.MOST_SHARED - results) // stage
+    return {
+        "GATE": -1 if gated is None else ACTIVATIONS.index(gated),
+        "BIAS": int(bias),
+        "COLUMNS": tiles.columns,
+        "ACROSS": int(tiles.across),
+        "STAGES": stages,
+        "SHARED_BYTES": stages * stage + results,
+    }
+
+
+def why_not(n: int, k: int, dtype: torch.dtype) -> str | None:
+    """What the kernel does not multiply of a matrix [n, k] (n of each factor if gated); None if it can."""
+    if dtype != torch.bfloat16:
+        return f"it is {dtype}, not torch.bfloat16"
+    return f"its sizes {(n, k)} are not multiples of 8" if n % 8 or k % 8 else None
+
+
+class WgmmaLinear:
+    """Products of one form on one device."""
+
+    def __init__(
+        self,
+        device: torch.device,
+        tiles: PairTiles = TILES[0],
+        gated: str | None = None,
+        bias: bool = False,
+        *,
+        build: Callable[[Mapping[str, int]], tuple[Launch, Maps]] | None = None,
+        programs: int | None = None,
+    ) -> None:
+        """The kernel is compiled by a thread from now on; the first product waits for it.
+
+        gated            one of ACTIVATIONS: the result is act(gate) * up of a matrix [gate | up]
+        build, programs  how the kernel and maps of matrices are made, and how many programs it has, where there is no GPU
+        """
+        self.gated, self.bias, self.device = gated, bias, device
+        self._macros = defines(tiles, gated, bias)
+        own = _ROWS // 2 if tiles.across else _ROWS
+        self._boxes = (own, _DEEP), (tiles.columns // 2, _DEEP), (64, _box(tiles, gated is not None))
+        self._programs = (programs or processors(device)) // _PAIR * _PAIR
+        self._build = build
+        self._made: tuple[Launch, Maps] | None = None
+        self._image: Future[bytes] | None = None
+        if build is None:
+            self._image = nvrtc.compiling("wgmma_linear.cu", self._macros)
+
+    def __call__(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
+        """x [rows, k] times w [n, k], or [2 n, k] if gated, plus bias [n]; [rows, n] in bfloat16, sums run in float32.
+
+        Raises ValueError if shapes do not fit.
+        """
+        rows, k = x.shape
+        n = w.shape[0] // 2 if self.gated else w.shape[0]
+        if w.shape[1:] != (k,) or (bias is None) == self.bias or x.stride(1) != 1 or w.stride(1) != 1:
+            raise ValueError(
+                f"WgmmaLinear: x {tuple(x.shape)} does not fit w {tuple(w.shape)}, or the bias is not as it was made for"
+            )
+        for dtype in (x.dtype, w.dtype):
+            if (reason := why_not(n, k, dtype)) is not None:
+                raise ValueError(f"WgmmaLinear: {reason}")
+        out = torch.empty(rows, n, dtype=x.dtype, device=x.device)
+        if rows:
+            launch, maps = self._loaded()
+            described = (
+                _Map.from_buffer_copy(maps(t, *box)) for t, box in zip((x, w, out), self._boxes, strict=True)
+            )
+            launch(_Arguments(*described, None if bias is None else bias.data_ptr(), rows, n, k))
+        return out
+
+    def _loaded(self) -> tuple[Launch, Maps]:
+        if self._made is None:
+            self._made = self._load() if self._build is None else self._build(self._macros)
+        return self._made
+
+    def _load(self) -> tuple[Launch, Maps]:
+        assert self._image is not None
+        with nvrtc.named_remedy():
+            sizes = self._programs, _THREADS, self._macros["SHARED_BYTES"]
+            kernel = nvrtc.CudaKernel(self._image.result(), "wgmma_linear", self.device, *sizes)
+        return lambda arguments: kernel.after(arguments, False), _map
+
+
+@lru_cache(maxsize=16)
+def _linears(device: torch.device, gated: str) -> dict[PairTiles, WgmmaLinear] | None:
+    """Of all tiles; None where nobody can compile them."""
+    if nvrtc.why_not(device) is not None:
+        return None
+    return {tiles: WgmmaLinear(device, tiles, gated) for tiles in TILES}
+
+
+def prepare(device: torch.device, gated: str) -> None:
+    """Have the kernels of `gated_linear` compiled, by threads, where they can be."""
+    _linears(device, gated)
+
+
+def runs(x: Tensor, w: Tensor, gated: str) -> bool:
+    """Whether `gated_linear` multiplies these, there."""
+    return why_not(w.shape[0] // 2, w.shape[1], x.dtype) is None and _linears(x.device, gated) is not None
+
+
+def gated_linear(x: Tensor, w: Tensor, gated: str) -> Tensor:
+    """act(gate) * up of x [rows, k] and w [2 n, k] = [gate | up], by the tiles that fill the device best; [rows, n].
+
+    Raises ValueError if shapes do not fit, and where there is no Hopper or no compiler.
+    """
+    linears = _linears(x.device, gated)
+    if linears is None:
+        raise ValueError(f"gated_linear: {nvrtc.why_not(x.device)}")
+    rows, n, programs = len(x), w.shape[0] // 2, processors(x.device)
+    tiles = min(TILES, key=lambda t: t.rounds(rows, n, True, programs))
+    return linears[tiles](x, w)
+
+
+def _map(matrix: Tensor, high: int, wide: int) -> bytes:
+    return _encoded(matrix.data_ptr(), *matrix.shape, matrix.stride(0), high, wide)
+
+
+@lru_cache(maxsize=4096)
+def _encoded(address: int, rows: int, columns: int, stride: int, high: int, wide: int) -> bytes:
+    from cuda.bindings import driver
+
+    swizzles = driver.CUtensorMapSwizzle
+    answer = driver.cuTensorMapEncodeTiled(
+        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+        2,
+        address,
+        [driver.cuuint64_t(columns), driver.cuuint64_t(rows)],
+        [driver.cuuint64_t(2 * stride)],
+        [driver.cuuint32_t(wide), driver.cuuint32_t(high)],
+        [driver.cuuint32_t(1)] * 2,
+        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
+        swizzles.CU_TENSOR_MAP_SWIZZLE_128B if wide == 64 else swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
+        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    found = nvrtc.ask(answer, f"describing a matrix of {rows} by {columns} to the copy engine")
+    return ctypes.string_at(found.getPtr(), 128)

@@ -1,0 +1,118 @@
+"""Products of many rows by cuda/wgmma_linear.cu, against float64; on a CPU its threads are emulated (emulator/device.h)."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from runtime.kernels.activation import ACTIVATIONS
+from runtime.kernels.skinny import skinny_linear_reference
+from runtime.kernels.wgmma_linear import TILES, Launch, Maps, PairTiles, WgmmaLinear, why_not
+from tests.kernels import emulated
+from tests.kernels.paged_case import error
+
+BF16 = torch.bfloat16
+Make = Callable[..., WgmmaLinear]
+
+
+def described(matrix: Tensor, high: int, wide: int) -> bytes:
+    """`TensorMap` of emulator/device.h."""
+    numbers = matrix.data_ptr(), *matrix.shape, matrix.stride(0) * 2, high, wide
+    return struct.pack("6q", *numbers).ljust(128, b"\0")
+
+
+def builder(libraries: Path, programs: int, seed: int) -> Callable[[Mapping[str, int]], tuple[Launch, Maps]]:
+    """Kernels whose threads take turns as `seed` has it."""
+
+    def build(macros: Mapping[str, int]) -> tuple[Launch, Maps]:
+        library = emulated.library(libraries, macros, "wgmma_linear")
+
+        def launch(arguments: ctypes.Structure) -> None:
+            if not library.run(ctypes.byref(arguments), programs, ctypes.c_uint(seed)):
+                raise RuntimeError("the kernel's threads wait for each other, or its copies are not aligned")
+
+        return launch, described
+
+    return build
+
+
+@pytest.fixture
+def make(libraries: Path, device: torch.device) -> Make:
+    """A `WgmmaLinear` on this device."""
+    emulated.skip_without_compiler(device)
+
+    def made(
+        tiles: PairTiles = TILES[0], gated: str | None = None, bias: bool = False, programs: int = 4, seed: int = 1
+    ) -> WgmmaLinear:
+        if device.type == "cuda":
+            return WgmmaLinear(device, tiles, gated, bias)
+        build = builder(libraries, programs, seed)
+        return WgmmaLinear(device, tiles, gated, bias, build=build, programs=programs)
+
+    return made
+
+
+def check(linear: WgmmaLinear, rows: int, n: int, k: int, *, strided: bool = False) -> None:
+    device = linear.device
+    x = torch.randn(rows, k + 64 * strided).to(BF16).to(device)[:, :k]
+    w = (torch.randn(n * (2 if linear.gated else 1), k) * k**-0.5).to(BF16).to(device)
+    bias = torch.randn(n).to(BF16).to(device) if linear.bias else None
+    found = linear(x, w, bias)
+    wanted = skinny_linear_reference(x, w, bias=bias, gated=linear.gated)
+    assert error(found, wanted) < 3e-3
+    assert torch.equal(found, linear(x, w, bias))
+
+
+@pytest.mark.parametrize("gated", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("tiles", TILES)
+def test_products(make: Make, tiles: PairTiles, gated: str | None) -> None:
+    check(make(tiles, gated, gated is None), 300, 264, 136)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, 700),
+    n=st.integers(1, 70),
+    k=st.integers(1, 50),
+    gated=st.sampled_from([None, "silu"]),
+    tiles=st.sampled_from(TILES),
+    seed=st.integers(0, 99),
+    strided=st.booleans(),
+)
+@example(rows=256, n=32, k=40, gated=None, tiles=TILES[0], seed=0, strided=False)
+@example(rows=257, n=33, k=8, gated="silu", tiles=TILES[1], seed=1, strided=True)
+@example(rows=1, n=1, k=1, gated="silu", tiles=TILES[2], seed=2, strided=False)
+def test_random_sizes(
+    make: Make, rows: int, n: int, k: int, gated: str | None, tiles: PairTiles, seed: int, strided: bool
+) -> None:
+    check(make(tiles, gated, seed=seed), rows, 8 * n, 8 * k, strided=strided)
+
+
+def test_many_tiles_of_few_programs(make: Make) -> None:
+    check(make(programs=2), 2300, 300 // 8 * 8, 64)
+
+
+def test_no_rows(make: Make, device: torch.device) -> None:
+    x = torch.empty(0, 64, dtype=BF16, device=device)
+    assert make()(x, torch.zeros(16, 64, dtype=BF16, device=device)).shape == (0, 16)
+
+
+def test_what_does_not_fit_is_named(make: Make, device: torch.device) -> None:
+    x = torch.zeros(4, 64, dtype=BF16, device=device)
+    with pytest.raises(ValueError, match="does not fit"):
+        make()(x, torch.zeros(16, 32, dtype=BF16, device=device))
+    with pytest.raises(ValueError, match="does not fit"):
+        make(bias=True)(x, torch.zeros(16, 64, dtype=BF16, device=device))
+    with pytest.raises(ValueError, match="multiples of 8"):
+        make()(x, torch.zeros(12, 64, dtype=BF16, device=device))
+    with pytest.raises(ValueError, match=r"float32, not torch\.bfloat16"):
+        make()(x.float(), torch.zeros(16, 64, device=device))
+    assert why_not(16, 64, BF16) is None
