@@ -43,6 +43,7 @@ class Bench:
         self.tb_s, self.tflops = tb_s, tflops
         self.rng = random.Random(1)
         self.batches: list[int] | None = None
+        self.temperatures = [0.0, 0.6]
 
     def run(
         self, prompts: Sequence[list[int]], new: int | Sequence[int], temperature: float = 0.0
@@ -156,7 +157,7 @@ class Bench:
         from runtime.bench.steps import StepTrace
 
         work = mixed(self.driver.vocabulary)
-        for temperature in (0.0, 0.6):
+        for temperature in self.temperatures:
             self.driver.flush()
             with StepTrace(self.driver.loop) as trace, Compiled() as made:
                 s, written = self.run([p for p, _ in work], [n for _, n in work], temperature)
@@ -189,6 +190,7 @@ def main(
         int | None, typer.Option(help="Fewest rows whose gate and up go to the own kernel, to compare.")
     ] = None,
     batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
+    temperatures: Annotated[str, typer.Option(help="Temperatures of a.")] = "0,0.6",
 ) -> None:
     """Measure and print."""
     import torch
@@ -201,7 +203,7 @@ def main(
     from runtime.kernels import tuning
 
     if early_rows is not None:
-        tuning.EARLY_ROWS = tuning.NARROW_EARLY_ROWS = early_rows
+        tuning.EARLY_ROWS = early_rows
         common["early_rows"] = early_rows
     if wgmma_rows is not None:
         tuning.WGMMA_ROWS = wgmma_rows
@@ -233,6 +235,7 @@ def main(
         built = time.perf_counter()
         bench = Bench(model, driver, log, tb_s, tflops)
         bench.batches = None if batches is None else [int(x) for x in batches.split(",")]
+        bench.temperatures = [float(x) for x in temperatures.split(",")]
         bench.run(bench.prompts(1, 16), 1)
     log(
         "startup",

@@ -22,6 +22,7 @@ if not Path("/dev/nvidiactl").exists():
 import torch
 from torch import Tensor
 
+from runtime.kernels import nvrtc
 from runtime.kernels.activation import ACTIVATIONS, gated_mul
 from runtime.kernels.argmax import argmax
 from runtime.kernels.argmax_ranks import WORDS, argmax_ranks
@@ -39,6 +40,7 @@ from runtime.kernels.skinny import RowNorm, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word, sum_ranks
 from runtime.kernels.tuning import DecodeTiles, LatentTiles, LinearTiles, PrefillTiles
+from runtime.kernels.wgmma_linear import TILES, WgmmaLinear
 from runtime.kernels.whole_step import WholeStep
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -222,6 +224,18 @@ def paged_decode(page: int, heads: int, kv: int, window: int | None) -> Tensor:
     return kernel(qkv, Turning(angles, angles), slots, *pages, scale=0.1, window=window)
 
 
+def many_rows() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Products whose last tiles are not full, on Hopper."""
+    if nvrtc.why_not(DEVICE) is not None:
+        return
+    for tiles in TILES:
+        for gated in (None, *ACTIVATIONS):
+            rows, n, k = 300, 264, 136
+            x, w = normal(rows, k), normal(n * (2 if gated else 1), k)
+            linear = WgmmaLinear(DEVICE, tiles, gated)
+            yield f"wgmma {tiles} {gated}", lambda: linear(x, w)
+
+
 def exchange(rows: int, width: int) -> None:
     """Two ranks on one device, whose boxes hold no row more; four turns."""
     words = width * DTYPE.itemsize // 4
@@ -259,7 +273,7 @@ def exchange(rows: int, width: int) -> None:
 def main() -> None:
     """Launch them; a fault is the checker's to report."""
     count = 0
-    for name, launch in launches():
+    for name, launch in itertools.chain(launches(), many_rows()):
         if sys.argv[1:] and not any(word in name for word in sys.argv[1:]):
             continue
         print(name, flush=True)

@@ -59,7 +59,7 @@ def gated_mul(x: Tensor, kind: str, *, out: Tensor | None = None) -> Tensor:
         raise ValueError(f"gated_mul: out must be contiguous {(rows, size)}, got {tuple(out.shape)}")
     if rows:
         block = min(2048, triton.next_power_of_2(size))
-        early = early_starts(x.device, rows, size)
+        early = early_starts(x.device, rows)
         _gated[(rows, triton.cdiv(size, block))](
             x,
             out,

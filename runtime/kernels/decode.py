@@ -19,6 +19,7 @@ from runtime.kernels.tuning import DecodeTiles, decode_tiles, early_starts
 
 LOG2E = tl.constexpr(1.4426950408889634)  # exponentials are taken in base 2
 _FOREVER = 1 << 30
+_EARLY_ROWS = 32  # what more rows ask for ahead does not come sooner
 _AS_IT_IS = Turning(None, None)
 
 
@@ -402,7 +403,7 @@ def _launch(
     if splits > 1:
         scratch = scratch or split_scratch(requests, kv_heads, splits, group, dim, q.device)
         check_scratch(scratch, requests, kv_heads, splits, group, dim)
-    early = early_starts(q.device, requests, heads * dim)
+    early = early_starts(q.device, requests, _EARLY_ROWS)
     turn = turning or _AS_IT_IS
     _decode[(kv_heads, splits, requests)](
         q,

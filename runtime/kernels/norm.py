@@ -103,7 +103,7 @@ def _launch(
         raise ValueError(f"rms_norm: out must be contiguous {tuple(x.shape)}, got {tuple(out.shape)}")
     if x.shape[0]:
         block = triton.next_power_of_2(x.shape[1])
-        early = early_starts(x.device, *x.shape)
+        early = early_starts(x.device, len(x))
         _rms_norm[(x.shape[0],)](
             x,
             residual,

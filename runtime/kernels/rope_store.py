@@ -258,7 +258,7 @@ def rope_store(
         raise ValueError(f"rope_store: k_out must be contiguous {tuple(k.shape)}, got {tuple(k_out.shape)}")
     if tokens:
         width = triton.next_power_of_2(dim)
-        early = early_starts(q.device, tokens, heads * dim)
+        early = early_starts(q.device, tokens)
         block = max(1, 1024 // width)
         _rope_store[(tokens, triton.cdiv(heads + 2 * kv_heads, block))](
             q,

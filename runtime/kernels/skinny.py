@@ -17,10 +17,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
+from runtime.kernels import wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS, activated, gated_mul, gated_reference
 from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
-from runtime.kernels import wgmma_linear
 from runtime.kernels.tuning import EARLY_WEIGHTS, LinearTiles, early_starts, linear_tiles
 
 
@@ -320,7 +320,7 @@ def skinny_linear(
                 f"skinny_linear: {rows} rows of {n} in {splits} splits need a scratch of {need} elements, "
                 f"got {scratch.partial.numel()}; make it with linear_scratch(device, elements)"
             )
-    early = early_starts(x.device, rows, min(n, k))
+    early = early_starts(x.device, rows)
     _tiled[grid](
         x,
         w,

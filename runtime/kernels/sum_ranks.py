@@ -241,7 +241,7 @@ def sum_ranks(
     if not rows:
         return out
     block = triton.next_power_of_2(mail.words)
-    early = early_starts(x.device, rows, width)
+    early = early_starts(x.device, rows)
     _sum_ranks[(rows,)](
         x.view(torch.int32),
         None if bias is None else bias.view(torch.int32),

@@ -64,6 +64,8 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (4864, 896, True): (
             (1, LinearTiles("gemv", 1, 2, 512, 2, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 64, 4, 3, 4)),
+            (32, LIBRARY),
+            (64, LinearTiles("tiled", 32, 64, 64, 4, 4, 1)),
             (256, LIBRARY),
         ),
         (6144, 4096, False): (

@@ -86,18 +86,17 @@ EARLY_WEIGHTS = (
 )  # of a matrix times one row: larger ones run long enough, and waiting costs their loop registers
 PACKED_ROWS = 32  # up to so many, attention in CUDA C++ is the quicker (kernels/paged_decode.py)
 EARLY_ROWS = 64  # more rows fill the device, and what waits takes room from what works
-_NARROW = 2048  # numbers of a row
-NARROW_EARLY_ROWS = 32  # the same where rows have fewer: 0.5B took 5 % longer with 64
 
 
-def early_starts(device: torch.device, rows: int, width: int = _NARROW) -> bool:
-    """Whether kernels over so many rows of `width` numbers are launched so that they start early; each waits before it touches what
-    others write."""
-    return rows <= (EARLY_ROWS if width >= _NARROW else NARROW_EARLY_ROWS) and _name(device) in EARLY_STARTS
+def early_starts(device: torch.device, rows: int, most: int | None = None) -> bool:
+    """Whether kernels over so many rows (`most`, else EARLY_ROWS, at most) are launched so that they start early; each waits before it
+    touches what others write."""
+    return rows <= (EARLY_ROWS if most is None else most) and _name(device) in EARLY_STARTS
 
 
 _WHOLE_STEPS = _WGMMA = EARLY_STARTS
-WGMMA_ROWS = 640  # from so many on, gate and up are quicker by the own kernel (kernels/wgmma_linear.py)
+WGMMA_ROWS = 65  # from so many on, gate and up are quicker by the own kernel (kernels/wgmma_linear.py)
+_HALF_EMPTY = range(129, 193)  # but not where its second tile of rows would be
 # (block_n, warps, stages, programs per multiprocessor) by head size of at most so many bytes
 _DECODE = MappingProxyType(
     {
@@ -190,7 +189,7 @@ def linear_tiles(
 ) -> LinearTiles:
     """How to multiply `rows` rows by a matrix [n, k] (twice n if gated)."""
     if gated and rows >= WGMMA_ROWS and dtype == torch.bfloat16 and _name(device) in _WGMMA:
-        return LinearTiles("wgmma")
+        return LinearTiles("library" if rows in _HALF_EMPTY else "wgmma")
     if dtype.itemsize == 2 and (measured := _measured(_name(device), n, k, gated)):
         return next((tiles for most, tiles in measured if rows <= most), LinearTiles("library"))
     if rows == 1:

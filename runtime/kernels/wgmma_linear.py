@@ -16,15 +16,16 @@ from torch import Tensor
 
 from runtime.kernels import nvrtc
 from runtime.kernels.activation import ACTIVATIONS
-from runtime.kernels.tuning import processors
+from runtime.kernels.tensor_map import Maps, TensorMap, described, takes
+from runtime.kernels.tuning import early_starts, processors
 
 _ROWS = 128  # of a tile
 _DEEP = 64
 _PAIR = 2
 _THREADS = 384
-_Map = ctypes.c_uint64 * 16
-Launch = Callable[[ctypes.Structure], None]
-Maps = Callable[[Tensor, int, int], bytes]  # of a matrix, and of rows and columns of its tiles
+_EARLY_ROWS = 512  # more rows take so long that their beginning does not count
+# Takes arguments, and whether it may begin before the launch before has ended.
+Launch = Callable[[ctypes.Structure, bool], None]
 
 
 @dataclass(frozen=True)
@@ -45,16 +46,15 @@ class PairTiles:
         return -(-pairs // (programs // _PAIR)) * self.columns
 
 
-TILES = (PairTiles(), PairTiles(across=True), PairTiles(224))
+TILES = (PairTiles(), PairTiles(across=True), PairTiles(224), PairTiles(224, across=True))
 
 
 class _Arguments(ctypes.Structure):
     """`Args` of cuda/wgmma_linear.cu."""
 
     _fields_ = (
-        *((name, _Map) for name in ("x", "w", "out")),
-        ("bias", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("rows", "n", "k", *(f"unused_{i}" for i in range(4)))),
+        *((name, TensorMap) for name in ("x", "w", "out")),
+        *((name, ctypes.c_int64) for name in ("rows", "n", "k", *(f"unused_{i}" for i in range(5)))),
     )
 
 
@@ -63,14 +63,13 @@ def _box(tiles: PairTiles, gated: bool) -> int:
     return 16 if tiles.columns // (2 if gated else 1) % 64 else 64
 
 
-def defines(tiles: PairTiles, gated: str | None, bias: bool) -> dict[str, int]:
+def defines(tiles: PairTiles, gated: str | None) -> dict[str, int]:
     """Macros of cuda/wgmma_linear.cu."""
     stage = (_ROWS + tiles.columns) * _DEEP * 2 + 16
     results = _ROWS * (tiles.columns // 2 if gated else tiles.columns) * 2 + 1024
     stages = (nvrtc.MOST_SHARED - results) // stage
     return {
         "GATE": -1 if gated is None else ACTIVATIONS.index(gated),
-        "BIAS": int(bias),
         "COLUMNS": tiles.columns,
         "ACROSS": int(tiles.across),
         "STAGES": stages,
@@ -93,7 +92,6 @@ class WgmmaLinear:
         device: torch.device,
         tiles: PairTiles = TILES[0],
         gated: str | None = None,
-        bias: bool = False,
         *,
         build: Callable[[Mapping[str, int]], tuple[Launch, Maps]] | None = None,
         programs: int | None = None,
@@ -103,8 +101,8 @@ class WgmmaLinear:
         gated            one of ACTIVATIONS: the result is act(gate) * up of a matrix [gate | up]
         build, programs  how the kernel and maps of matrices are made, and how many programs it has, where there is no GPU
         """
-        self.gated, self.bias, self.device = gated, bias, device
-        self._macros = defines(tiles, gated, bias)
+        self.gated, self.device = gated, device
+        self._macros = defines(tiles, gated)
         own = _ROWS // 2 if tiles.across else _ROWS
         self._boxes = (own, _DEEP), (tiles.columns // 2, _DEEP), (64, _box(tiles, gated is not None))
         self._programs = (programs or processors(device)) // _PAIR * _PAIR
@@ -114,27 +112,25 @@ class WgmmaLinear:
         if build is None:
             self._image = nvrtc.compiling("wgmma_linear.cu", self._macros)
 
-    def __call__(self, x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-        """x [rows, k] times w [n, k], or [2 n, k] if gated, plus bias [n]; [rows, n] in bfloat16, sums run in float32.
+    def __call__(self, x: Tensor, w: Tensor, *, early: bool = False) -> Tensor:
+        """x [rows, k] times w [n, k], or [2 n, k] if gated: [rows, n] in bfloat16, sums run in float32.
+
+        early  it may begin while the launch before it ends, for which it waits before it reads anything
 
         Raises ValueError if shapes do not fit.
         """
         rows, k = x.shape
         n = w.shape[0] // 2 if self.gated else w.shape[0]
-        if w.shape[1:] != (k,) or (bias is None) == self.bias or x.stride(1) != 1 or w.stride(1) != 1:
-            raise ValueError(
-                f"WgmmaLinear: x {tuple(x.shape)} does not fit w {tuple(w.shape)}, or the bias is not as it was made for"
-            )
+        if w.shape[1:] != (k,) or x.stride(1) != 1 or w.stride(1) != 1:
+            raise ValueError(f"WgmmaLinear: x {tuple(x.shape)} does not fit w {tuple(w.shape)}")
         for dtype in (x.dtype, w.dtype):
             if (reason := why_not(n, k, dtype)) is not None:
                 raise ValueError(f"WgmmaLinear: {reason}")
         out = torch.empty(rows, n, dtype=x.dtype, device=x.device)
         if rows:
             launch, maps = self._loaded()
-            described = (
-                _Map.from_buffer_copy(maps(t, *box)) for t, box in zip((x, w, out), self._boxes, strict=True)
-            )
-            launch(_Arguments(*described, None if bias is None else bias.data_ptr(), rows, n, k))
+            tiles = (maps(t, *box) for t, box in zip((x, w, out), self._boxes, strict=True))
+            launch(_Arguments(*tiles, rows, n, k), early)
         return out
 
     def _loaded(self) -> tuple[Launch, Maps]:
@@ -147,7 +143,12 @@ class WgmmaLinear:
         with nvrtc.named_remedy():
             sizes = self._programs, _THREADS, self._macros["SHARED_BYTES"]
             kernel = nvrtc.CudaKernel(self._image.result(), "wgmma_linear", self.device, *sizes)
-        return lambda arguments: kernel.after(arguments, False), _map
+        return kernel.after, described
+
+
+def best_tiles(rows: int, n: int, gated: bool, programs: int) -> PairTiles:
+    """Those of TILES that fill so many multiprocessors best; n: columns of the result."""
+    return min(TILES, key=lambda tiles: tiles.rounds(rows, n, gated, programs))
 
 
 @lru_cache(maxsize=16)
@@ -165,7 +166,8 @@ def prepare(device: torch.device, gated: str) -> None:
 
 def runs(x: Tensor, w: Tensor, gated: str) -> bool:
     """Whether `gated_linear` multiplies these, there."""
-    return why_not(w.shape[0] // 2, w.shape[1], x.dtype) is None and _linears(x.device, gated) is not None
+    known = why_not(w.shape[0] // 2, w.shape[1], x.dtype) is None and takes(x) and takes(w)
+    return known and _linears(x.device, gated) is not None
 
 
 def gated_linear(x: Tensor, w: Tensor, gated: str) -> Tensor:
@@ -176,32 +178,6 @@ def gated_linear(x: Tensor, w: Tensor, gated: str) -> Tensor:
     linears = _linears(x.device, gated)
     if linears is None:
         raise ValueError(f"gated_linear: {nvrtc.why_not(x.device)}")
-    rows, n, programs = len(x), w.shape[0] // 2, processors(x.device)
-    tiles = min(TILES, key=lambda t: t.rounds(rows, n, True, programs))
-    return linears[tiles](x, w)
-
-
-def _map(matrix: Tensor, high: int, wide: int) -> bytes:
-    return _encoded(matrix.data_ptr(), *matrix.shape, matrix.stride(0), high, wide)
-
-
-@lru_cache(maxsize=4096)
-def _encoded(address: int, rows: int, columns: int, stride: int, high: int, wide: int) -> bytes:
-    from cuda.bindings import driver
-
-    swizzles = driver.CUtensorMapSwizzle
-    answer = driver.cuTensorMapEncodeTiled(
-        driver.CUtensorMapDataType.CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
-        2,
-        address,
-        [driver.cuuint64_t(columns), driver.cuuint64_t(rows)],
-        [driver.cuuint64_t(2 * stride)],
-        [driver.cuuint32_t(wide), driver.cuuint32_t(high)],
-        [driver.cuuint32_t(1)] * 2,
-        driver.CUtensorMapInterleave.CU_TENSOR_MAP_INTERLEAVE_NONE,
-        swizzles.CU_TENSOR_MAP_SWIZZLE_128B if wide == 64 else swizzles.CU_TENSOR_MAP_SWIZZLE_NONE,
-        driver.CUtensorMapL2promotion.CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-        driver.CUtensorMapFloatOOBfill.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-    )
-    found = nvrtc.ask(answer, f"describing a matrix of {rows} by {columns} to the copy engine")
-    return ctypes.string_at(found.getPtr(), 128)
+    rows = len(x)
+    tiles = best_tiles(rows, w.shape[0] // 2, True, processors(x.device))
+    return linears[tiles](x, w, early=early_starts(x.device, rows, _EARLY_ROWS))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import shutil
+import struct
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from runtime.kernels import nvrtc
+from runtime.kernels.tensor_map import TensorMap
 
 HERE = Path(__file__).parent / "emulator"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -58,3 +61,9 @@ def run(library: Any, arguments: list[ctypes.Structure], seed: int, kernel: str 
     all_of_them = (type(arguments[0]) * len(arguments))(*arguments)
     if not getattr(library, kernel)(ctypes.byref(all_of_them), len(arguments), ctypes.c_uint(seed)):
         raise RuntimeError("the kernel's threads wait for each other, or its copies are not fenced")
+
+
+def described(matrix: Tensor, high: int, wide: int) -> ctypes.Array[ctypes.c_uint64]:
+    """`TensorMap` of emulator/device.h."""
+    numbers = matrix.data_ptr(), *matrix.shape, matrix.stride(0) * 2, high, wide
+    return TensorMap.from_buffer_copy(struct.pack("6q", *numbers).ljust(128, b"\0"))

@@ -14,6 +14,8 @@ from runtime.kernels import nvrtc
 from runtime.kernels.paged_decode import DecodeShape
 from runtime.kernels.paged_decode import defines as paged_defines
 from runtime.kernels.step_layers import StepLayer, StepSpec
+from runtime.kernels.wgmma_linear import TILES, PairTiles
+from runtime.kernels.wgmma_linear import defines as wgmma_defines
 from runtime.kernels.whole_step import defines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,6 +52,22 @@ def test_the_whole_step_compiles_for_hopper(rows: int, ranks: int, tmp_path: Pat
     assert nvrtc.compiled("whole_step.cu", macros) == b"kept", "what was compiled once is not compiled again"
     with pytest.raises(nvrtc.CudaError, match="less shared memory"):
         nvrtc.compiled("whole_step.cu", macros | {"SHARED_BYTES": 1000})
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("gated", [None, "silu"])
+@pytest.mark.parametrize("tiles", TILES)
+def test_products_of_many_rows_compile_for_hopper(
+    tiles: PairTiles, gated: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = nvrtc.compiler_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    macros = wgmma_defines(tiles, gated)
+    assert b"wgmma_linear" in nvrtc.compiled("wgmma_linear.cu", macros)
+    with pytest.raises(nvrtc.CudaError, match="less shared memory"):
+        nvrtc.compiled("wgmma_linear.cu", macros | {"SHARED_BYTES": 1000})
 
 
 @pytest.mark.timeout(300)

@@ -44,6 +44,18 @@ def test_matrices_that_were_measured_take_what_was_quickest() -> None:
     assert linear_tiles(HOPPER, 8, 1000, 640, torch.float32, False).kind == "library"
 
 
+def test_gate_and_up_of_many_rows_go_to_the_own_kernel_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kind(rows: int, dtype: torch.dtype = torch.bfloat16, gated: bool = True) -> str:
+        return linear_tiles(HOPPER, rows, 14336, 4096, dtype, gated).kind
+
+    assert [kind(n) for n in (64, 65, 128, 129, 192, 193, 8192)] == [
+        "tiled", "wgmma", "wgmma", "library", "library", "wgmma", "wgmma",
+    ]  # fmt: skip
+    assert kind(8192, torch.float16) == kind(8192, gated=False) == "library"
+    monkeypatch.setattr(tuning, "device_name", lambda index: "NVIDIA A100-SXM4-80GB")
+    assert kind(8192) == "library"
+
+
 def test_steps_of_few_rows_are_one_launch_on_hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     assert step_rows(HOPPER) == 16
     assert step_rows(torch.device("cpu")) == 0

@@ -9,6 +9,7 @@ struct alignas(64) TensorMap {  // of a matrix whose tiles the copy engine bring
     u64 words[16];
 };
 constexpr int FOREVER = 0x7fffffff;
+constexpr float LOG2E = 1.4426950408889634f;
 
 extern __shared__ char shared_start[];
 
@@ -309,14 +310,14 @@ __device__ inline u64 swizzled(const void* at) {
 }
 #define SUMS_EIGHT(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS_32(d, i) SUMS_EIGHT(d, i), SUMS_EIGHT(d, i + 8), SUMS_EIGHT(d, i + 16), SUMS_EIGHT(d, i + 24)
-#define NAMES_96 \
+#define NAMES_112 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
     "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
     "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
     "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
-#define NAMES_112 NAMES_96 ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define NAMES_128 NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define PRODUCTS(columns, names, first, second, third, ...) \
     asm volatile("{ .reg .pred adds; setp.ne.b32 adds, %" third ", 0; wgmma.mma_async.sync.aligned.m64n" columns \
@@ -325,9 +326,6 @@ __device__ inline u64 swizzled(const void* at) {
 
 // d [64, columns] = (or +=) a [64, 16] times the transpose of b [columns, 16]; a thread has two neighbours of each 8 columns in two
 // rows.
-__device__ inline void products(float (&d)[96], const void* a, const void* b, bool adds) {
-    PRODUCTS("192", NAMES_96, "96", "97", "98", SUMS_32(d, 0), SUMS_32(d, 32), SUMS_32(d, 64));
-}
 __device__ inline void products(float (&d)[112], const void* a, const void* b, bool adds) {
     PRODUCTS("224", NAMES_112, "112", "113", "114", SUMS_32(d, 0), SUMS_32(d, 32), SUMS_32(d, 64), SUMS_EIGHT(d, 96), SUMS_EIGHT(d, 104));
 }

@@ -9,7 +9,6 @@ constexpr int ATT = HEADS * DIM;
 constexpr int GROUP = HEADS / KV_HEADS;
 constexpr int QUERIES = (GROUP + 7) / 8;  // of 8 heads
 constexpr int HALF = TURNED / 2;
-constexpr float LOG2E = 1.4426950408889634f;
 constexpr float NOWHERE = -1e30f;  // below every score, and finite
 
 // Of shared memory, so many bytes.

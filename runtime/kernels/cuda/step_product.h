@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <gates.h>
 #include <step_meet.h>
 
 // What makes each row's norm of the residual, from all programs' sums of squares: asked for early, added up late.
@@ -29,12 +30,6 @@ struct Factors {
         }
     }
 };
-
-__device__ inline float activated(float x) {
-    if (GATE == 0) return x / (1 + expf(-x));
-    if (GATE == 1) return 0.5f * x * (1 + erff(x * 0.7071067811865476f));
-    return x / (1 + expf(-1.5957691216057308f * (x + 0.044715f * x * x * x)));  // 0.5 (1 + tanh z) is sigmoid(2 z)
-}
 
 struct Nothing {
     __device__ void operator()() const {}

@@ -1,4 +1,4 @@
-// x W^T of many rows on Hopper, with a bias or with the gate of a feed-forward layer behind it.
+// x W^T of many rows on Hopper, with the gate of a feed-forward layer behind it if that is asked for.
 //
 // Each program multiplies 128 rows of x by COLUMNS rows of the matrix; two on neighbouring multiprocessors share one of the two
 // tiles, of which each brings half for both (multicast). One thread asks the copy engine for what two warpgroups, of 64 rows each,
@@ -6,10 +6,10 @@
 // the matrix rows are the gate's and the others those of `up` that belong to them, so a thread holds both factors and neither goes
 // through memory.
 //
-// Compiled by NVRTC; kernels/wgmma_linear.py defines GATE (-1: none, else its place in ACTIVATIONS), BIAS, COLUMNS, ACROSS (pairs
-// are neighbours across the matrix and share x; else they share the matrix), STAGES and SHARED_BYTES.
+// Compiled by NVRTC; kernels/wgmma_linear.py defines GATE (-1: none, else its place in ACTIVATIONS), COLUMNS, ACROSS (pairs are
+// neighbours across the matrix and share x; else they share the matrix), STAGES and SHARED_BYTES.
 
-#include <device.h>
+#include <gates.h>
 
 constexpr int ROWS = 128;  // of x
 constexpr int HALF = COLUMNS / 2;
@@ -35,7 +35,6 @@ struct Args {
     TensorMap x;  // tiles of 128 rows, or 64 with ACROSS, by 64 columns
     TensorMap w;  // tiles of HALF rows by 64 columns
     TensorMap out;  // tiles of 64 by BOX
-    const u16* bias;  // [n]
     long long rows, n, k;
 };
 
@@ -75,6 +74,7 @@ struct Tiles {
 __device__ void bring(Ring r, const Args& a, int pair, int pairs, int rank) {
     Tiles tiles(a);
     int steps = ((int)a.k + DEEP - 1) / DEEP;
+    wait_for_launches_before();  // all that others do here follows from what is brought
     for (int index = pair; index < tiles.count(); index += pairs) {
         int row, column;
         tiles.find(index, rank, row, column);
@@ -96,14 +96,6 @@ __device__ void bring(Ring r, const Args& a, int pair, int pairs, int rank) {
     }
 }
 
-__device__ inline float activated(float x) {
-    constexpr float LOG2E = 1.4426950408889634f;
-    if (GATE == 0) return x * reciprocal(1 + power_of_two(-LOG2E * x));
-    if (GATE == 1) return 0.5f * x * (1 + erff(x * 0.7071067811865476f));
-    float z = 1.5957691216057308f * (x + 0.044715f * x * x * x);
-    return x * reciprocal(1 + power_of_two(-LOG2E * z));  // 0.5 (1 + tanh z) is sigmoid(2 z)
-}
-
 // A warpgroup's 64 rows of results, on their way.
 __device__ inline void store(Ring& r, const Args& a, const float (&sums)[COLUMNS / 2], int row, int column, int group, int thread) {
     int warp = thread >> 5, lane = thread & 31;
@@ -121,13 +113,6 @@ __device__ inline void store(Ring& r, const Args& a, const float (&sums)[COLUMNS
             if (GATED) {
                 y[0] = activated(y[0]) * sums[(from + HALF / 2) % (COLUMNS / 2)];
                 y[1] = activated(y[1]) * sums[(from + HALF / 2 + 1) % (COLUMNS / 2)];
-            }
-            if (BIAS) {
-                int at = column + (j + (i >> 1)) * 8 + (lane & 3) * 2;
-                if (at < (int)a.n) {
-                    y[0] += to_float(load_fixed(a.bias + at));
-                    y[1] += to_float(load_fixed(a.bias + at + 1));
-                }
             }
             pairs[i] = pack(y[0], y[1]);
         }
@@ -181,6 +166,7 @@ extern "C" __global__ void __cluster_dims__(PAIR, 1, 1) __launch_bounds__(THREAD
     start += (1024 - shared_address(start) % 1024) % 1024;
     Ring r(start);
     int thread = thread_index(), rank = block() % PAIR, pair = block() / PAIR, pairs = programs() / PAIR;
+    let_next_begin();
     if (thread == 0) {
         for (int i = 0; i < STAGES; i++) {
             begin_barrier(r.full + i, 1);

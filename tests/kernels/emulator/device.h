@@ -19,6 +19,7 @@
 typedef unsigned short u16;
 typedef unsigned long long u64;
 constexpr int FOREVER = 0x7fffffff;
+constexpr float LOG2E = 1.4426950408889634f;
 
 #define __device__
 #define __global__
@@ -54,8 +55,8 @@ struct Warp {
 
 struct Program {
     int index, of;
-    Program* pair[2] = {};  // programs of a cluster of two
-    Gate* cluster = nullptr;
+    std::vector<Program*> cluster;
+    Gate* all = nullptr;  // of the cluster
     std::vector<char> memory;
     std::vector<Warp> warps;
     Gate gates[16];
@@ -282,7 +283,7 @@ namespace emulator {
 // This place of shared memory in a program of the cluster.
 template <class T>
 T* there(T* at, int rank) {
-    Program* other = self->program->pair[rank];
+    Program* other = self->program->cluster[rank];
     if (other == self->program) return at;
     auto start = [](Program* p) { return ((uintptr_t)p->memory.data() + 1023) / 1024 * 1024; };
     return (T*)((uintptr_t)at - start(self->program) + start(other));
@@ -343,7 +344,7 @@ inline void stores_read() {
 inline void ask_map(const TensorMap*) {}
 inline void cluster_together() {
     emulator::Program* p = emulator::self->program;
-    emulator::pass(*p->cluster, 64 * (int)p->warps.size());
+    emulator::pass(*p->all, 32 * (int)(p->warps.size() * p->cluster.size()));
 }
 inline void barriers_begun() {}
 inline void arrive_at(u64* at, int program) { emulator::change(emulator::there(at, program), 1, 0); }
@@ -415,9 +416,11 @@ inline unsigned transposed(unsigned v) {
 
 namespace emulator {
 
-// Runs `body` as every thread of `programs` programs, on each of `devices` devices with the arguments of its own.
+// Runs `body` as every thread of `programs` programs, in clusters of so many, on each of `devices` devices with the arguments of
+// its own.
 template <class Arguments>
-bool run(void (*body)(const Arguments), const Arguments* arguments, int devices, int programs, int threads, int bytes, unsigned seed) {
+bool run(void (*body)(const Arguments), const Arguments* arguments, int devices, int programs, int threads, int bytes, unsigned seed,
+         int cluster = 1) {
     static void (*chosen)(const Arguments);
     static const Arguments* given;
     chosen = body;
@@ -453,8 +456,8 @@ bool run(void (*body)(const Arguments), const Arguments* arguments, int devices,
             }
         }
     for (size_t i = 0; i < all.size(); i++) {
-        all[i]->cluster = &clusters[i / 2];
-        for (int rank = 0; rank < 2; rank++) all[i]->pair[rank] = all[least(i / 2 * 2 + rank, all.size() - 1)].get();
+        all[i]->all = &clusters[i / cluster];
+        for (int rank = 0; rank < cluster; rank++) all[i]->cluster.push_back(all[i / cluster * cluster + rank].get());
     }
     size_t left = fibers.size();
     for (long long round = 0; left; round++) {

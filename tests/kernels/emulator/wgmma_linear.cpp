@@ -4,7 +4,7 @@
 #include <wgmma_linear.cu>
 
 extern "C" int run(const Args* arguments, int programs, unsigned seed) {
-    return emulator::run<Args>(wgmma_linear, arguments, 1, programs, THREADS, SHARED_BYTES, seed);
+    return emulator::run<Args>(wgmma_linear, arguments, 1, programs, THREADS, SHARED_BYTES, seed, PAIR);
 }
 
 // What the source lays out, of what the host gave.
