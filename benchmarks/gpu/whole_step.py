@@ -8,6 +8,7 @@ near to float64 as many are, and give the same bits again and again, before it i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -187,7 +188,8 @@ def phases_us(b: Bench, step: WholeStep, rows: int) -> tuple[dict[str, float], d
 
 
 def shown(row: dict[str, Any]) -> str:
-    line = f"{row['model']:5} {row['rows']:3} rows, context {row['context']}, pace {row['pace']}: {row['step_ms']:7.3f} ms"
+    how = f"pace {row['pace']}, words {row['words']}"
+    line = f"{row['model']:5} {row['rows']:3} rows, context {row['context']}, {how}: {row['step_ms']:7.3f} ms"
     line += f" ({row['launches_ms']:.3f} by launches)  {'ok' if row['ok'] else 'WRONG'}"
     line += (
         f" {row['error']:.1e} ({row['usual']:.1e}){'' if row['same'] else ' CHANGES FROM LAUNCH TO LAUNCH'}  "
@@ -203,6 +205,10 @@ def main(
     context: Annotated[int, typer.Option(help="Tokens before the step.")] = 1024,
     page: Annotated[int, typer.Option(help="Places of a page.")] = 1,
     pace: Annotated[str, typer.Option(help="Stages on their way at a time, to compare.")] = "",
+    words: Annotated[
+        str,
+        typer.Option(help="Most rows whose programs look for each number instead of meeting, to compare."),
+    ] = "0",
     timed: Annotated[bool, typer.Option(help="Time it, not only check it.")] = True,
 ) -> None:
     """Measure and print; exits 1 if a step is wrong."""
@@ -212,11 +218,13 @@ def main(
     for model in models.split(","):
         b = Bench(model, context, max(wanted), page)
         usual = {count: b.step_ms(None, count) if timed else 0.0 for count in wanted}
-        for stages in [int(n) for n in pace.split(",") if n] or [kernels.PACE]:
+        paces = [int(n) for n in pace.split(",") if n] or [kernels.PACE]
+        for stages, few in itertools.product(paces, [int(n) for n in words.split(",")]):
             kernels.PACE = stages
-            step = whole_step(b.model, b.store, max(wanted))
+            step = whole_step(b.model, b.store, max(wanted), words=few)
             for count in wanted:
                 row = {"model": model, "rows": count, "context": context, "page": page, "pace": stages}
+                row["words"] = few
                 row |= check(b, step, count)
                 wrong = wrong or not row["ok"]
                 row["phases_us"], row["attention_us"] = phases_us(b, step, count)

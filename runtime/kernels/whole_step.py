@@ -48,6 +48,7 @@ class Arguments(ctypes.Structure):
         ),
         *((name, ctypes.c_int64) for name in ("rows", "layers", "width", "window", "rank", "looks")),
         *((name, ctypes.c_double) for name in ("scale", "softcap", "eps", "offset", "qk_eps", "qk_offset")),
+        *((name, ctypes.c_void_p) for name in ("words", "turns")),
     )  # fmt: skip
 
 
@@ -88,10 +89,19 @@ def whole_step_reference(
     return rms_norm_reference(wide, last_norm.double(), spec.eps, spec.offset).to(x.dtype)
 
 
-def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
+def held_words(spec: StepSpec, rows: int, programs: int) -> int:
+    """Of 8 bytes, through which steps of so many rows hand numbers over (cuda/step_words.h; it refuses to compile if these are too
+    few)."""
+    pairs = 2 * spec.hidden + spec.wide + spec.heads * spec.dim + spec.inner
+    layer = rows * (pairs // 2 + 2 * programs) + 1
+    return 2 * layer + _MOST_UNITS * programs * spec.group * (spec.dim + 1)
+
+
+def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int, words: int = 0) -> int:
     """What cuda/step_shapes.h lays out in shared memory; it refuses to compile if this is too little."""
     queries = -(-spec.group // 8) * 8
-    own, wide = (-(-n // programs) for n in (spec.hidden, spec.wide))
+    pair = 2 if words else 1
+    own, wide = (-(-n // pair // programs) * pair for n in (spec.hidden, spec.wide))
     widest = max(own, wide)
     sums = max(_ROUND * rows * 20, spec.group * (spec.dim + 8))
     parts = (
@@ -102,10 +112,10 @@ def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
     return stages * _STAGE + nvrtc.shared_size(parts)
 
 
-def stages_of(spec: StepSpec, rows: int, programs: int) -> int:
+def stages_of(spec: StepSpec, rows: int, programs: int, words: int = 0) -> int:
     """As many as fit; less than 2: none do."""
     most = range(_MOST_STAGES, 1, -1)
-    return next((n for n in most if shared_bytes(spec, rows, programs, n) <= nvrtc.MOST_SHARED), 0)
+    return next((n for n in most if shared_bytes(spec, rows, programs, n, words) <= nvrtc.MOST_SHARED), 0)
 
 
 def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype, programs: int) -> str | None:
@@ -116,11 +126,15 @@ def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype, pro
     return reason
 
 
-def defines(spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: int) -> dict[str, int]:
-    """Macros of cuda/whole_step.cu."""
-    stages = stages_of(spec, rows, programs)
+def defines(
+    spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: int, words: int = 0
+) -> dict[str, int]:
+    """Macros of cuda/whole_step.cu. `words`: rows of which programs hand numbers over in words; 0: they meet."""
+    stages = stages_of(spec, rows, programs, words)
     return {
         "ROWS": rows,
+        "WORDS": words,
+        "WORDS_HELD": held_words(spec, words, programs) if words else 0,
         "FIELDS": FIELDS,
         "MARKS": MARKS,
         "MOST_UNITS": _MOST_UNITS,
@@ -128,7 +142,7 @@ def defines(spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: i
         "PRODUCERS": PRODUCERS,
         "PACE": PACE,
         "STAGES": stages,
-        "SHARED_BYTES": shared_bytes(spec, rows, programs, stages),
+        "SHARED_BYTES": shared_bytes(spec, rows, programs, stages, words),
         "PROGRAMS": programs,
         "RANKS": ranks,
         "HEADS": spec.heads,
@@ -160,6 +174,7 @@ class WholeStep:
         *,
         rows: int = SIZES[-1],
         ranks: StepRanks | None = None,
+        words: int = 0,
         build: Callable[[Mapping[str, int]], Launch] | None = None,
         programs: int | None = None,
     ) -> None:
@@ -168,6 +183,8 @@ class WholeStep:
         last_norm  [hidden]: weight of the norm after all layers
         rows       most rows of a step, rounded up to one of SIZES that fits a multiprocessor's memory
         ranks      of a model whose matrices are cut over several devices
+        words      steps of up to so many rows have a kernel of their own, whose programs look for each number that they need
+                   instead of meeting between phases
         build, programs  how kernels are made and how many programs they have, where there is no GPU
 
         Raises ValueError for layers that `why_not` tells of.
@@ -202,6 +219,19 @@ class WholeStep:
         self._state = ranks.state if ranks is not None else scratch(2, dtype=torch.int32)
         size = 1 if ranks is None else len(ranks.boxes)
         self._macros = {n: defines(spec, layers[0], n, self.programs, size) for n in self._sizes}
+        self._words: Tensor | None = None
+        self._turns: Tensor | None = None
+        if words:
+            least = min(spec.hidden, spec.wide, spec.inner) // 2
+            if words > SIZES[0] or least < self.programs:
+                raise ValueError(
+                    f"WholeStep: steps of {words} rows cannot hand numbers over in words: {SIZES[0]} at most, and {least} pairs of "
+                    f"matrix rows are for {self.programs} programs"
+                )
+            self._macros[words] = defines(spec, layers[0], SIZES[0], self.programs, size, words)
+            self._sizes = sorted({words, *self._sizes})
+            self._words = scratch(held_words(spec, words, self.programs), dtype=torch.int64)
+            self._turns = scratch(1, dtype=torch.int32)
         self._build = build
         self._loaded: dict[int, Launch] = {}
         self._images: dict[int, Future[bytes]] = {}
@@ -253,9 +283,12 @@ class WholeStep:
         rank, looks = (0, 0) if self.ranks is None else (self.ranks.rank, self.ranks.looks)
         numbers = (rows, len(self.layers), table.stride(0), self._window, rank, looks)
         shared = (spec.scale, spec.softcap or 1.0, spec.eps, spec.offset, spec.qk_eps, spec.qk_offset)
-        self.launch(rows)(
-            Arguments(*(None if t is None else t.data_ptr() for t in tensors), *numbers, *shared)
-        )
+
+        def address(tensor: Tensor | None) -> int | None:
+            return None if tensor is None else tensor.data_ptr()
+
+        words = address(self._words), address(self._turns)
+        self.launch(rows)(Arguments(*map(address, tensors), *numbers, *shared, *words))
         return hidden
 
     def launch(self, rows: int) -> Launch:

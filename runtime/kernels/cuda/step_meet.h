@@ -2,17 +2,18 @@
 
 #pragma once
 
-#include <step_shapes.h>
+#include <step_words.h>
 
 __device__ inline void together() { barrier_of(1, CONSUMERS); }
 
-__device__ inline void leave(const Args& a, int thread) {
+// With words nobody counts: who needs numbers looks at them.
+__device__ inline void leave(const Args& a, int thread, bool counted = !WORDS) {
     together();
-    if (thread == 0) add_release(a.counter, 1);
+    if (counted && thread == 0) add_release(a.counter, 1);
 }
 
-__device__ inline void meet(const Args& a, int thread, int target) {
-    if (thread == 0)
+__device__ inline void meet(const Args& a, int thread, int target, bool counted = !WORDS) {
+    if (counted && thread == 0)
         while (load_acquire(a.counter) < target) spin();
     together();
 }

@@ -9,8 +9,14 @@
 struct Factors {
     static constexpr int EACH = (PROGRAMS + 31) / 32;
     float squares[BATCHES][EACH];
+    Layer layer;
 
-    __device__ void ask(const Args& a, int warp, int lane) {
+    // `squares_at`: the place of the squares among the layer's words, if it has words.
+    __device__ void ask(const Args& a, const Layer& of, int squares_at, int warp, int lane) {
+        if (WORDS) {
+            layer = {of.at + squares_at + warp * PROGRAMS, of.tag};
+            return;
+        }
 #pragma unroll
         for (int b = 0; b < BATCHES; b++)
 #pragma unroll
@@ -20,6 +26,14 @@ struct Factors {
             }
     }
     __device__ void put(Shared& s, const Args& a, int warp, int lane) {
+        if (WORDS) {
+            u64 seen[EACH];
+            wait_for_words(seen, layer.tag, [&](int i) {
+                return warp < (int)a.rows && lane + i * 32 < PROGRAMS ? layer.at + lane + i * 32 : nullptr;
+            });
+#pragma unroll
+            for (int i = 0; i < EACH; i++) squares[0][i] = float_of((unsigned)seen[i]);
+        }
 #pragma unroll
         for (int b = 0; b < BATCHES; b++) {
             float sum = 0;
@@ -45,6 +59,42 @@ __device__ inline void read_x(uint4 (&in)[4][BATCHES], const u16* x, int chunk, 
             int row = b * 8 + (lane >> 2), column = chunk * CHUNK + warp * 128 + (lane & 3) * 8 + j * 32;
             in[j][b] = load_16(x + (long long)row * K + column, row < rows && column < K);
         }
+}
+
+// The same of `CHUNKS` chunks, from the rows themselves or from words.
+template <int K, int CHUNKS>
+__device__ inline void read_chunks(uint4 (&in)[CHUNKS][4][BATCHES], const u16* x, int chunk, int rows, int warp, int lane) {
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++) read_x<K>(in[c], x, chunk + c, rows, warp, lane);
+}
+template <int K, int CHUNKS>
+__device__ inline void read_chunks(uint4 (&in)[CHUNKS][4][BATCHES], const Layer& x, int chunk, int rows, int warp, int lane) {
+    int row = lane >> 2;
+    u64 seen[CHUNKS][4][4];
+    for (;;) {
+        bool here = true;
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int column = (chunk + c) * CHUNK + warp * 128 + (lane & 3) * 8 + j * 32;
+                const u64* at = x.at + (row * K + column) / 2;
+#pragma unroll
+                for (int i = 0; i < 4; i += 2) {
+                    seen[c][j][i] = seen[c][j][i + 1] = tagged(0, x.tag);
+                    if (row < rows && column < K) load_two_words(seen[c][j][i], seen[c][j][i + 1], at + i);
+                    here = here && (unsigned)(seen[c][j][i] >> 32) == x.tag && (unsigned)(seen[c][j][i + 1] >> 32) == x.tag;
+                }
+            }
+        if (here) break;
+        spin();
+    }
+    warp_together();
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            in[c][j][0] = {(unsigned)seen[c][j][0], (unsigned)seen[c][j][1], (unsigned)seen[c][j][2], (unsigned)seen[c][j][3]};
 }
 
 // A stage times x, added to sums.
@@ -95,15 +145,14 @@ __device__ inline void add_up(Shared& s, int from, int there, int thread, End en
 
 // This program's rows of w x; `end(own row, batch row, y, up)` takes each, with GATED y is the gate. `meanwhile` comes before
 // sums are added up.
-template <int K, int N, bool GATED, class Meanwhile, class End>
-__device__ inline void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, int thread, Meanwhile meanwhile, End end) {
+template <int K, int N, bool GATED, class Source, class Meanwhile, class End>
+__device__ inline void multiply(Shared& s, Ring& r, const Source& x, int rows, int count, int thread, Meanwhile meanwhile, End end) {
     constexpr int HEIGHT = GATED ? 8 : 16, CHUNKS = chunks_of(K);
     int warp = thread >> 5, lane = thread & 31;
     int tiles = (count + HEIGHT - 1) / HEIGHT;
     if constexpr (resident(K)) {
         uint4 in[CHUNKS][4][BATCHES];
-#pragma unroll
-        for (int c = 0; c < CHUNKS; c++) read_x<K>(in[c], x, c, rows, warp, lane);
+        read_chunks<K, CHUNKS>(in, x, 0, rows, warp, lane);
 #pragma unroll 1
         for (int from = 0; from < tiles; from += ROUND) {
             int there = least(ROUND, tiles - from);
@@ -128,8 +177,7 @@ __device__ inline void multiply(Shared& s, Ring& r, const u16* x, int rows, int 
 #pragma unroll 1
             for (int chunk = 0; chunk < CHUNKS; chunk += DEPTH) {
                 uint4 in[DEPTH][4][BATCHES];
-#pragma unroll
-                for (int c = 0; c < DEPTH; c++) read_x<K>(in[c], x, chunk + c, rows, warp, lane);
+                read_chunks<K, DEPTH>(in, x, chunk, rows, warp, lane);
 #pragma unroll
                 for (int c = 0; c < DEPTH; c++)
 #pragma unroll
