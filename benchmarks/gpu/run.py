@@ -189,6 +189,9 @@ def main(
     wgmma_rows: Annotated[
         int | None, typer.Option(help="Fewest rows whose gate and up go to the own kernel, to compare.")
     ] = None,
+    folded_rows: Annotated[
+        int | None, typer.Option(help="Most rows whose norms are split between products, to compare.")
+    ] = None,
     batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
     temperatures: Annotated[str, typer.Option(help="Temperatures of a.")] = "0,0.6",
 ) -> None:
@@ -205,6 +208,9 @@ def main(
     if early_rows is not None:
         tuning.EARLY_ROWS = early_rows
         common["early_rows"] = early_rows
+    if folded_rows is not None:
+        tuning.FOLDED_ROWS = folded_rows
+        common["folded_rows"] = folded_rows
     if wgmma_rows is not None:
         tuning.WGMMA_ROWS = wgmma_rows
         common["wgmma_rows"] = wgmma_rows

@@ -6,7 +6,7 @@ the row of "". Nothing here changes results beyond the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -94,6 +94,7 @@ def early_starts(device: torch.device, rows: int, most: int | None = None) -> bo
     return rows <= (EARLY_ROWS if most is None else most) and _name(device) in EARLY_STARTS
 
 
+FOLDED_ROWS = 0  # up to so many rows, norms between products are split between them (kernels/skinny.py); not timed yet, so none
 _WHOLE_STEPS = _WGMMA = EARLY_STARTS
 WGMMA_ROWS = 65  # from so many on, gate and up are quicker by the own kernel (kernels/wgmma_linear.py)
 _HALF_EMPTY = range(129, 193)  # but not where its second tile of rows would be
@@ -201,6 +202,15 @@ def linear_tiles(
     block_k = 64 if gated else 128
     splits = min(k // (4 * block_k), 2 * processors(device) // max(1, n // 64))
     return LinearTiles("tiled", triton_width(rows), 64, block_k, 4, 4, max(1, splits))
+
+
+def folds_norms(
+    device: torch.device, rows: int, shapes: Iterable[tuple[int, int, bool]], dtype: torch.dtype
+) -> bool:
+    """Whether the norms between products of these matrices (as `linear_tiles` takes them) are split between them."""
+    return 1 < rows <= FOLDED_ROWS and all(
+        linear_tiles(device, rows, n, k, dtype, gated).kind == "tiled" for n, k, gated in shapes
+    )
 
 
 def step_rows(device: torch.device) -> int:

@@ -20,10 +20,17 @@ from runtime.kernels import nvrtc, wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
-from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
+from runtime.kernels.skinny import (
+    RowFactors,
+    RowNorm,
+    folded_linear,
+    linear_scratch,
+    norm_squares,
+    skinny_linear,
+)
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
-from runtime.kernels.tuning import processors, step_rows
+from runtime.kernels.tuning import folds_norms, processors, step_rows
 from runtime.kernels.whole_step import WholeStep
 from runtime.kernels.whole_step import why_not as why_not_whole
 from runtime.kv.store import KVStore
@@ -84,6 +91,7 @@ class FusedDecoder:
         if model.dtype == torch.bfloat16:
             for gate in {_GATES[x.spec.mlp.activation] for x in self._layers}:
                 wgmma_linear.prepare(store.k.device, gate)
+        self._squares = [norm_squares(store.k.device, self.spec.hidden) for _ in range(2)]
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
         self._step = _measured(model, store, peers) if step == "measured" else step
@@ -132,6 +140,8 @@ class FusedDecoder:
             return h if rows is None else h[rows]
         first = self._norms[0][0]
         h = rms_norm(x, first.weight, first.eps, first.offset)
+        if rows is None and self._folds(len(ids)):
+            return self._folded_layers(h, x, positions, impl)
         for i, layer in enumerate(self._layers):
             second = self._norms[i][1]
             after = self._norms[i + 1][0] if i + 1 < len(self._layers) else self._last
@@ -142,6 +152,43 @@ class FusedDecoder:
             h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation])
             h = self._added(h, layer.mlp.down, x, after)
         return h
+
+    def _folds(self, rows: int) -> bool:
+        """Whether norms between products are split between them."""
+        if self.model.group is not None:
+            return False
+        shapes: set[tuple[int, int, bool]] = set()
+        for layer in self._layers:
+            plain: Any = layer
+            for linear in (plain.attention.qkv, plain.attention.out, plain.mlp.down):
+                shapes.add((*linear.weight.shape, False))
+            n, k = plain.mlp.up.weight.shape
+            shapes.add((n // 2, k, True))
+        return folds_norms(self.store.k.device, rows, shapes, self.dtype)
+
+    def _folded_layers(self, h: Tensor, x: Tensor, positions: Tensor, impl: AttentionImpl) -> Tensor:
+        """All layers, of the first norm of `x`."""
+        factors: RowFactors | None = None
+        for i, layer in enumerate(self._layers):
+            out: Any = layer.attention.out
+            down: Any = layer.mlp.down
+            qkv = self._linear(h, layer.attention.qkv, factors=factors)
+            y = self._attend(qkv, positions, layer, impl)
+            h, factors = folded_linear(
+                y, out.weight, self._norms[i][1], x, self._squares[0], bias=out.bias, scratch=self._scratch
+            )
+            h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation], factors=factors)
+            if i + 1 < len(self._layers):
+                h, factors = folded_linear(
+                    h,
+                    down.weight,
+                    self._norms[i + 1][0],
+                    x,
+                    self._squares[1],
+                    bias=down.bias,
+                    scratch=self._scratch,
+                )
+        return self._added(h, down, x, self._last)
 
     def _attend(self, qkv: Tensor, positions: Tensor, layer: Layer, impl: Any) -> Tensor:
         own: Any = layer.attention

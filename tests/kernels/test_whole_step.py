@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.attention.base import PagedInputs
 from runtime.attention.triton import TritonAttention
-from runtime.kernels import nvrtc
+from runtime.kernels import nvrtc, tuning
 from runtime.kernels.step_layers import StepLayer, StepRanks, StepSpec, box_bytes
 from runtime.kernels.whole_step import Arguments, Launch, WholeStep, whole_step_reference, why_not
 from runtime.kv.store import KVStore
@@ -321,7 +321,10 @@ MODEL = LayerSpec(
     ],
     ids=["window and biases", "normed heads", "offset norms"],
 )
-def test_the_fused_decoder_runs_it(layer: LayerSpec, device: torch.device, make: Make) -> None:
+def test_the_fused_decoder_runs_it(
+    layer: LayerSpec, device: torch.device, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one launch does; and with norms that are split between the products around them."""
     torch.manual_seed(3)
     spec = ArchSpec("tiny", 97, 64, 96, (layer, replace(layer)), layer.norm)
     model = Decoder(spec, BF16)
@@ -344,7 +347,8 @@ def test_the_fused_decoder_runs_it(layer: LayerSpec, device: torch.device, make:
     launches: list[int] = []
     launch = whole.launch
     whole.launch = lambda rows: launches.append(rows) or launch(rows)  # type: ignore[method-assign, func-returns-value]
-    for step, apart in ((None, True), (whole, False), (whole, True)):
+    for step, apart, folded in ((None, True, 0), (None, True, 64), (whole, False, 0), (whole, True, 0)):
+        monkeypatch.setattr(tuning, "FOLDED_ROWS", folded)
         assert not launches, "rows of one request must see each other's keys"
         store.k.copy_(before[0])
         store.v.copy_(before[1])
@@ -356,6 +360,7 @@ def test_the_fused_decoder_runs_it(layer: LayerSpec, device: torch.device, make:
         )
         fused = FusedDecoder(model, store, step)
         assert ("one launch" in fused.form) == (step is not None)
+        assert fused._folds(2) == (folded > 0)
         ids, positions = torch.tensor([5, 7], device=device), torch.tensor([19, 36], device=device)
         found.append((fused(ids, positions, attention), store.k.clone(), store.v.clone()))
     assert launches == [2]
