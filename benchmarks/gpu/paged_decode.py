@@ -18,7 +18,9 @@ from torch import Tensor
 
 from benchmarks.gpu.kernels import replayed_us
 from benchmarks.gpu.whole_step import Bench, error
+from runtime.attention import triton as attention_paths
 from runtime.attention.triton import TritonAttention
+from runtime.kernels import paged_decode as kernels
 from runtime.kernels.decode import decode_attention, decode_reference, packed_decode_attention
 from runtime.kernels.merge import split_scratch
 from runtime.kernels.paged_decode import DecodeShape, PagedDecode
@@ -101,13 +103,20 @@ def main(
     context: Annotated[int, typer.Option(help="Tokens before the step.")] = 1024,
     page: Annotated[int, typer.Option(help="Places of a page.")] = 1,
     steps: Annotated[bool, typer.Option(help="Time whole steps, too.")] = True,
+    scattered: Annotated[bool, typer.Option(help="Pages of a context lie anywhere, not in a row.")] = True,
+    packed_rows: Annotated[
+        int | None,
+        typer.Option(help="Steps of up to so many rows take the kernel, whatever a position's bytes."),
+    ] = None,
 ) -> None:
     """Measure and print; exits 1 if something is wrong."""
     wrong = False
+    if packed_rows is not None:
+        attention_paths.PACKED_ROWS, kernels.LEAST_TIMED = packed_rows, 0
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     wanted = [int(n) for n in rows.split(",")]
     for model in models.split(","):
-        b = Bench(model, context, max(wanted), page)
+        b = Bench(model, context, max(wanted), page, scattered)
         attention = [x.attention for x in b.spec.layers]
         for count in wanted:
             row: dict[str, Any] = {"model": model, "rows": count, "context": context, "page": page}

@@ -54,7 +54,7 @@ def architecture(model: str, context: int) -> ArchSpec:
 class Bench:
     """One model, its cache, and what its steps must give."""
 
-    def __init__(self, model: str, context: int, most: int, page: int) -> None:
+    def __init__(self, model: str, context: int, most: int, page: int, scattered: bool = True) -> None:
         self.device = torch.device("cuda", torch.cuda.current_device())
         self.context = context
         self.spec = architecture(model, context + 128)
@@ -73,7 +73,12 @@ class Bench:
         self.store = KVStore(self.spec, pages, page, torch.bfloat16, str(self.device))
         self.store.k.normal_()
         self.store.v.normal_()
-        order = torch.randperm(pages, device=self.device)[: width * most].int().view(most, width)
+        order = (
+            torch.randperm(pages, device=self.device)
+            if scattered
+            else torch.arange(pages, device=self.device)
+        )
+        order = order[: width * most].int().view(most, width)
         self.table = torch.cat([order, order[:1]])
         self.newest = torch.zeros(most + 1, dtype=torch.int64, device=self.device)
 
@@ -209,6 +214,7 @@ def main(
         str,
         typer.Option(help="Most rows whose programs look for each number instead of meeting, to compare."),
     ] = "0",
+    scattered: Annotated[bool, typer.Option(help="Pages of a context lie anywhere, not in a row.")] = True,
     timed: Annotated[bool, typer.Option(help="Time it, not only check it.")] = True,
 ) -> None:
     """Measure and print; exits 1 if a step is wrong."""
@@ -216,7 +222,7 @@ def main(
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, triton {triton.__version__}")
     wanted = [int(n) for n in rows.split(",")]
     for model in models.split(","):
-        b = Bench(model, context, max(wanted), page)
+        b = Bench(model, context, max(wanted), page, scattered)
         usual = {count: b.step_ms(None, count) if timed else 0.0 for count in wanted}
         paces = [int(n) for n in pace.split(",") if n] or [kernels.PACE]
         for stages, few in itertools.product(paces, [int(n) for n in words.split(",")]):

@@ -22,7 +22,8 @@ from runtime.kernels.tuning import processors
 
 CONSUMERS = 8  # warps
 _MOST_STAGES = 12
-_LEAST = 1024  # bytes of a copy: 256 at a time took five times as long as other loads
+_LEAST = 1024  # bytes of a copy by the copy engine: 256 at a time took five times as long as other loads
+LEAST_TIMED = 1024  # bytes of a position, of which somebody has timed how long they take
 _BESIDE = 120 << 10  # bytes of shared memory that leave room for programs of the launch before
 _CUT_SHARED = 4 * 32 * CONSUMERS
 # Takes arguments, and whether it may begin before the launch before has ended.
@@ -100,8 +101,8 @@ def why_not(shape: DecodeShape, dtype: torch.dtype) -> str | None:
         (shape.group <= MOST_GROUP, f"{shape.group} of its heads share a key"),
         (_stages(shape) > 0, "two stages of its contexts do not fit a multiprocessor"),
         (
-            shape.position_bytes >= _LEAST,
-            f"the copy engine is slow with {shape.position_bytes} bytes at a time",
+            shape.position_bytes >= LEAST_TIMED,
+            f"the copy engine is slow with {shape.position_bytes} bytes at a time, and nobody has timed other copies",
         ),
     )
     return next((reason for good, reason in checks if not good), None)
@@ -124,10 +125,11 @@ def _stages(shape: DecodeShape) -> int:
     return next(most, 2 if _shared_bytes(shape, 2) <= nvrtc.MOST_SHARED else 0)
 
 
-def defines(shape: DecodeShape, programs: int) -> dict[str, int]:
-    """Macros of cuda/paged_decode.cu."""
+def defines(shape: DecodeShape, programs: int, copiers: int | None = None) -> dict[str, int]:
+    """Macros of cuda/paged_decode.cu. `copiers`: warps that bring contexts; 1: by the copy engine; None: as suits the shape."""
     stages = _stages(shape)
     return {
+        "COPIERS": copiers or (1 if shape.position_bytes >= _LEAST else 4),
         "STAGES": stages,
         "SHARED_BYTES": _shared_bytes(shape, stages),
         "PROGRAMS": programs,
@@ -155,17 +157,19 @@ class PagedDecode:
         device: torch.device,
         *,
         window: int | None = None,
+        copiers: int | None = None,
         build: Callable[[Mapping[str, int]], tuple[Launch, Launch]] | None = None,
         programs: int | None = None,
     ) -> None:
         """The kernels are compiled by a thread from now on; the first batch waits for them.
 
         window           of those layers that have one
+        copiers          as for `defines`
         build, programs  how the kernels that cut and attend are made, and how many programs the latter has, where there is no GPU
         """
         self.shape, self.device, self.window = shape, device, window
         self.programs = programs or processors(device)
-        self._macros = defines(shape, self.programs)
+        self._macros = defines(shape, self.programs, copiers)
         self._places = torch.zeros(2, self.programs + 1, 4, dtype=torch.int32, device=device)
         heads = shape.together * shape.group
         self._partial = torch.zeros(2 * self.programs, heads * shape.dim, dtype=torch.float32, device=device)
@@ -268,5 +272,5 @@ class PagedDecode:
             image = self._image.result()
             sizes = 2, 32 * CONSUMERS, _CUT_SHARED
             cut = nvrtc.CudaKernel(image, "cut_contexts", self.device, *sizes)
-            sizes = self.programs, 32 * (CONSUMERS + 1), self._macros["SHARED_BYTES"]
+            sizes = self.programs, 32 * (CONSUMERS + self._macros["COPIERS"]), self._macros["SHARED_BYTES"]
             return cut.after, nvrtc.CudaKernel(image, "paged_decode", self.device, *sizes).after

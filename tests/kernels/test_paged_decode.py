@@ -51,11 +51,17 @@ def make(libraries: Path, device: torch.device) -> Make:
     """A `PagedDecode` on this device."""
     emulated.skip_without_compiler(device)
 
-    def made(shape: DecodeShape, window: int | None = None, programs: int = 3, seed: int = 1) -> PagedDecode:
+    def made(
+        shape: DecodeShape,
+        window: int | None = None,
+        programs: int = 3,
+        seed: int = 1,
+        copiers: int | None = None,
+    ) -> PagedDecode:
         if device.type == "cuda":
-            return PagedDecode(shape, device, window=window)
+            return PagedDecode(shape, device, window=window, copiers=copiers)
         build = builder(libraries, seed)
-        return PagedDecode(shape, device, window=window, build=build, programs=programs)
+        return PagedDecode(shape, device, window=window, copiers=copiers, build=build, programs=programs)
 
     return made
 
@@ -136,12 +142,13 @@ CASES: dict[str, tuple[DecodeShape, list[int], int | None, float | None]] = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("copiers", [1, 4])
 @pytest.mark.parametrize("name", CASES)
-def test_against_float64(name: str, device: torch.device, make: Make) -> None:
+def test_against_float64(name: str, copiers: int, device: torch.device, make: Make) -> None:
     shape, lengths, window, softcap = CASES[name]
     torch.manual_seed(3)
     c = cache(lengths, shape.page_size, shape.kv_heads, shape.dim, BF16, device)
-    kernel = make(shape, window, seed=len(name))
+    kernel = make(shape, window, seed=len(name), copiers=copiers)
     check(kernel, c, window, softcap)
     if window is not None:  # layers without one share the kernel
         check(kernel, c)
@@ -163,18 +170,20 @@ def test_launches_give_the_same_bits(device: torch.device, make: Make) -> None:
 @given(
     lengths=st.lists(st.one_of(st.integers(0, 20), st.integers(0, 700)), min_size=1, max_size=12),
     seed=st.integers(0, 2**31),
-    packed=st.booleans(),
+    copiers=st.sampled_from([1, 4]),
 )
-@example(lengths=[0], seed=0, packed=True)
+@example(lengths=[0], seed=0, copiers=1)
 def test_any_batch_in_any_order_of_threads(
-    lengths: list[int], seed: int, packed: bool, libraries: Path
+    lengths: list[int], seed: int, copiers: int, libraries: Path
 ) -> None:
     """Padding rows among the others; contexts whole, cut once, cut into many."""
     emulated.skip_without_compiler()
     torch.manual_seed(seed)
     shape = replace(PLAIN, page_size=4)
     c = cache(lengths, 4, 2, 32, BF16, torch.device("cpu"))
-    kernel = PagedDecode(shape, torch.device("cpu"), window=150, build=builder(libraries, seed), programs=5)
+    kernel = PagedDecode(
+        shape, torch.device("cpu"), window=150, copiers=copiers, build=builder(libraries, seed), programs=5
+    )
     check(kernel, c)
     check(kernel, c, 150)
 

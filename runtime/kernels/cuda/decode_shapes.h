@@ -4,8 +4,9 @@
 
 #include <heads.h>
 
-constexpr int WARPS = 8;  // that attend; one more brings what they need
+constexpr int WARPS = 8;  // that attend; COPIERS more bring what they need
 constexpr int CONSUMERS = 32 * WARPS;
+constexpr int FEEDERS = 32 * COPIERS;
 // Heads of keys that a program attends with at a time: neighbours in memory, so that a position is one copy.
 constexpr int TOGETHER = KV_HEADS % 8 == 0 ? 8 : KV_HEADS % 4 == 0 ? 4 : KV_HEADS % 2 == 0 ? 2 : 1;
 constexpr int EACH = WARPS / TOGETHER;  // warps of a head of keys

@@ -1,8 +1,8 @@
 // Attention of single tokens to their contexts in pages, for one layer; keys and values of the tokens are stored on the way.
 //
-// One program a multiprocessor: one warp has the copy engine bring contexts into a ring in shared memory, position by position, eight
-// attend, each 16 positions of a stage. What is cached was written by earlier steps, so the copies begin while the launch before is
-// still at work.
+// One program a multiprocessor: one warp has the copy engine bring contexts into a ring in shared memory, position by position, or
+// several warps copy them, where a position is little; eight attend, each 16 positions of a stage. What is cached was written by
+// earlier steps, so the copies begin while the launch before is still at work.
 //
 // Compiled by NVRTC; the macros that kernels/paged_decode.py defines are its shapes.
 
@@ -11,9 +11,28 @@
 // Where a position lies in a pool.
 __device__ inline int slot_of(const int* pages, int position) { return load_fixed(pages + position / PAGE) * PAGE + position % PAGE; }
 
-// The warp that brings contexts, stage by stage: keys, then values. Behind a context's end comes its last position again.
-__device__ inline void bring(Shared& s, const Args& a, Walk walk, int lane) {
-    constexpr int HELD = (SPAN + 31) / 32;  // positions of a lane
+constexpr int HELD = (SPAN + 31) / 32;  // positions of a lane
+
+// A stage by threads, 16 bytes each; every warp has all slots.
+__device__ inline void copy(char* stage, u64* full, const u16* pool, const int (&slots)[HELD], int thread) {
+    constexpr int PIECES = ROW / 16;
+    static_assert(COPIERS == 1 || SPAN * PIECES % FEEDERS == 0, "all copy as often");
+#pragma unroll
+    for (int i = 0; i < SPAN * PIECES / FEEDERS; i++) {
+        int index = i * FEEDERS + thread, position = index / PIECES, piece = index % PIECES, slot = 0;
+#pragma unroll
+        for (int h = 0; h < HELD; h++) {
+            int found = shuffle(slots[h], position & 31);
+            slot = position >> 5 == h ? found : slot;
+        }
+        copy_16(stage + position * STRIDE + piece * 16, pool + (long long)slot * (KV_HEADS * DIM) + piece * 8, true);
+    }
+    arrive_when_copied(full);
+}
+
+// The warps that bring contexts, stage by stage: keys, then values. Behind a context's end comes its last position again.
+__device__ inline void bring(Shared& s, const Args& a, Walk walk, int thread) {
+    int lane = COPIERS == 1 ? thread : thread & 31;
     Ring r;
     while (walk.more()) {
         Unit u = walk.take(a);
@@ -35,14 +54,17 @@ __device__ inline void bring(Shared& s, const Args& a, Walk walk, int lane) {
                 char* stage = s.ring + r.stage * STAGE;
                 u64* full = s.full + r.stage;
                 wait_for(s.empty + r.stage, r.parity ^ 1);
-                if (lane == 0) expect(full, SPAN * ROW);
-                warp_together();
+                if (COPIERS == 1) {
+                    if (lane == 0) expect(full, SPAN * ROW);
+                    warp_together();
+                }
                 const u16* pool = (both ? a.pool_v : a.pool_k) + u.block * (TOGETHER * DIM);
 #pragma unroll
-                for (int i = 0; i < HELD; i++) {
+                for (int i = 0; i < (COPIERS == 1 ? HELD : 0); i++) {  // the copy engine brings a position whole
                     int position = i * 32 + lane;
                     if (position < SPAN) copy_bulk_once(stage + position * STRIDE, pool + (long long)slots[i] * (KV_HEADS * DIM), ROW, full);
                 }
+                if (COPIERS > 1) copy(stage, full, pool, slots, thread);
                 r.next();
             }
         }
@@ -310,13 +332,13 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS, 1) cut_contexts(const __
     cut_work(a, (int*)shared_memory(), block(), thread_index());
 }
 
-extern "C" __global__ void __launch_bounds__(CONSUMERS + 32, 1) paged_decode(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) paged_decode(const __grid_constant__ Args a) {
     let_next_begin();
     Shared s = shared_at(shared_memory());
     int thread = thread_index();
     if (thread == 0)
         for (int i = 0; i < STAGES; i++) {
-            begin_barrier(s.full + i, 1);
+            begin_barrier(s.full + i, COPIERS == 1 ? 1 : FEEDERS);
             begin_barrier(s.empty + i, WARPS);
         }
     Walk walk(a);

@@ -4,7 +4,7 @@
 #include <paged_decode.cu>
 
 extern "C" int run(const Args* arguments, int devices, unsigned seed) {
-    return emulator::run<Args>(paged_decode, arguments, devices, PROGRAMS, CONSUMERS + 32, SHARED_BYTES, seed);
+    return emulator::run<Args>(paged_decode, arguments, devices, PROGRAMS, CONSUMERS + FEEDERS, SHARED_BYTES, seed);
 }
 
 extern "C" int cut(const CutArgs* arguments, int devices, unsigned seed) {
