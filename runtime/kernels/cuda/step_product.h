@@ -9,6 +9,7 @@
 struct Factors {
     static constexpr int EACH = (PROGRAMS + 31) / 32;
     float squares[BATCHES][EACH];
+    u64 seen[EACH];  // words of a row
     Layer layer;
 
     // `squares_at`: the place of the squares among the layer's words, if it has words.
@@ -25,12 +26,27 @@ struct Factors {
                 squares[b][i] = load_if(a.squares + row * PROGRAMS + from, row < (int)a.rows && from < PROGRAMS);
             }
     }
+    // With words: a first look, when what they are the squares of has come.
+    __device__ bool look(const Args& a, int warp, int lane) {
+        bool here = true;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            bool asked = warp < (int)a.rows && lane + i * 32 < PROGRAMS;
+            seen[i] = asked ? load_word(layer.at + lane + i * 32) : tagged(0, layer.tag);
+            here = here && (unsigned)(seen[i] >> 32) == layer.tag;
+        }
+        return here;
+    }
     __device__ void put(Shared& s, const Args& a, int warp, int lane) {
         if (WORDS) {
-            u64 seen[EACH];
-            wait_for_words(seen, layer.tag, [&](int i) {
-                return warp < (int)a.rows && lane + i * 32 < PROGRAMS ? layer.at + lane + i * 32 : nullptr;
-            });
+            bool here = true;
+#pragma unroll
+            for (int i = 0; i < EACH; i++) here = here && (unsigned)(seen[i] >> 32) == layer.tag;
+            while (!here) {
+                spin();
+                here = look(a, warp, lane);
+            }
+            warp_together();
 #pragma unroll
             for (int i = 0; i < EACH; i++) squares[0][i] = float_of((unsigned)seen[i]);
         }
@@ -45,8 +61,21 @@ struct Factors {
     }
 };
 
+// What comes beside a product: once its x has come, and before its sums are added up.
 struct Nothing {
+    __device__ void come() const {}
     __device__ void operator()() const {}
+};
+struct PutFactors {
+    Factors& factors;
+    Shared& s;
+    const Args& a;
+    int warp, lane;
+
+    __device__ void come() const {
+        if (WORDS) factors.look(a, warp, lane);
+    }
+    __device__ void operator()() const { factors.put(s, a, warp, lane); }
 };
 
 // What a thread multiplies of a chunk of x: 8 columns of each 32, of each 8 rows.
@@ -153,6 +182,7 @@ __device__ inline void multiply(Shared& s, Ring& r, const Source& x, int rows, i
     if constexpr (resident(K)) {
         uint4 in[CHUNKS][4][BATCHES];
         read_chunks<K, CHUNKS>(in, x, 0, rows, warp, lane);
+        meanwhile.come();
 #pragma unroll 1
         for (int from = 0; from < tiles; from += ROUND) {
             int there = least(ROUND, tiles - from);
@@ -178,6 +208,7 @@ __device__ inline void multiply(Shared& s, Ring& r, const Source& x, int rows, i
             for (int chunk = 0; chunk < CHUNKS; chunk += DEPTH) {
                 uint4 in[DEPTH][4][BATCHES];
                 read_chunks<K, DEPTH>(in, x, chunk, rows, warp, lane);
+                if (!from && !chunk) meanwhile.come();
 #pragma unroll
                 for (int c = 0; c < DEPTH; c++)
 #pragma unroll

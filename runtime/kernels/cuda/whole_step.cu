@@ -47,7 +47,7 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
     Layer words = WORDS ? layer_words(a, tag, 0) : Layer{};
     int target = 0;
     Factors factors;
-    auto put_factors = [&] { factors.put(s, a, warp, lane); };
+    PutFactors put_factors{factors, s, a, warp, lane};
     // What the end of a phase adds or multiplies is asked for phases before.
     u16 qkv_bias = 0, out_bias = 0, mlp_norm = 0, next_norm = 0;
     long long next_field = 0;
@@ -169,7 +169,8 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
     }
     meet(a, thread, target);
     factors.ask(a, words, ATTN_SQUARES, warp, lane);
-    factors.put(s, a, warp, lane);
+    put_factors.come();
+    put_factors();
     together();
     for (int i = thread; i < count * rows; i += CONSUMERS) {
         int n = i % count, row = i / count;
