@@ -192,6 +192,9 @@ def main(
     folded_rows: Annotated[
         int | None, typer.Option(help="Most rows whose norms are split between products, to compare.")
     ] = None,
+    step_words: Annotated[
+        int | None, typer.Option(help="Most rows of steps whose programs do not meet, to compare.")
+    ] = None,
     batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
     temperatures: Annotated[str, typer.Option(help="Temperatures of a.")] = "0,0.6",
 ) -> None:
@@ -208,6 +211,9 @@ def main(
     if early_rows is not None:
         tuning.EARLY_ROWS = early_rows
         common["early_rows"] = early_rows
+    if step_words is not None:
+        tuning.STEP_WORDS = step_words
+        common["step_words"] = step_words
     if folded_rows is not None:
         tuning.FOLDED_ROWS = folded_rows
         common["folded_rows"] = folded_rows

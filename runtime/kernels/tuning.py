@@ -218,6 +218,9 @@ def step_rows(device: torch.device) -> int:
     return 16 if _name(device) in _WHOLE_STEPS else 0
 
 
+STEP_WORDS = 0  # rows of such steps whose programs hand numbers over in words (cuda/step_words.h); not timed yet, so none
+
+
 def triton_width(size: int) -> int:
     """The power of two that holds `size`, 16 at least."""
     return max(16, 1 << (size - 1).bit_length())

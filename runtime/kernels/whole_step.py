@@ -126,6 +126,11 @@ def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype, pro
     return reason
 
 
+def most_words(spec: StepSpec, programs: int) -> int:
+    """Most rows of steps whose programs can hand numbers over in words: each must have rows of every matrix. 0: none can."""
+    return SIZES[0] if min(spec.hidden, spec.wide, spec.inner) // 2 >= programs else 0
+
+
 def defines(
     spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: int, words: int = 0
 ) -> dict[str, int]:
@@ -222,11 +227,10 @@ class WholeStep:
         self._words: Tensor | None = None
         self._turns: Tensor | None = None
         if words:
-            least = min(spec.hidden, spec.wide, spec.inner) // 2
-            if words > SIZES[0] or least < self.programs:
+            if words > most_words(spec, self.programs):
                 raise ValueError(
-                    f"WholeStep: steps of {words} rows cannot hand numbers over in words: {SIZES[0]} at most, and {least} pairs of "
-                    f"matrix rows are for {self.programs} programs"
+                    f"WholeStep: steps of {words} rows of {spec.hidden}, {spec.wide} and {spec.inner} numbers cannot hand these over in "
+                    f"words: up to {SIZES[0]} rows can, with two numbers of each for every one of {self.programs} programs"
                 )
             self._macros[words] = defines(spec, layers[0], SIZES[0], self.programs, size, words)
             self._sizes = sorted({words, *self._sizes})

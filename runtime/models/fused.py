@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionImpl
-from runtime.kernels import nvrtc, wgmma_linear
+from runtime.kernels import nvrtc, tuning, wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
@@ -31,7 +31,7 @@ from runtime.kernels.skinny import (
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
 from runtime.kernels.tuning import folds_norms, processors, step_rows
-from runtime.kernels.whole_step import WholeStep
+from runtime.kernels.whole_step import WholeStep, most_words
 from runtime.kernels.whole_step import why_not as why_not_whole
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
@@ -267,7 +267,8 @@ def _measured(model: Decoder, store: KVStore, peers: Peers | None) -> WholeStep 
     if group is not None and peers is not None:
         ranks = peers.step(spec.hidden, rows, processors(device))
         group.smallest(1)  # nobody writes before all boxes are empty
-    return WholeStep(layers, model.norm.weight.data, spec, rows=rows, ranks=ranks)  # type: ignore[union-attr]
+    words = min(tuning.STEP_WORDS, most_words(spec, processors(device)))
+    return WholeStep(layers, model.norm.weight.data, spec, rows=rows, ranks=ranks, words=words)  # type: ignore[union-attr]
 
 
 def whole_step(model: Decoder, store: KVStore, rows: int, **options: Any) -> WholeStep:

@@ -168,7 +168,7 @@ def test_numbers_of_words_come_again_only_when_no_word_has_them(device: torch.de
 
 def test_models_too_narrow_for_words_are_refused(device: torch.device, make: Make) -> None:
     spec, layers, last, _ = case("one row", device)
-    with pytest.raises(ValueError, match="32 pairs of matrix rows are for 132 programs"):
+    with pytest.raises(ValueError, match="rows of 64, 256 and 96 numbers cannot hand these over"):
         WholeStep(
             layers, last, spec, rows=1, words=1, build=lambda macros: lambda arguments: None, programs=132
         )
