@@ -259,9 +259,9 @@ class Scheduler:
         if victim is None or (victim.priority, -victim.arrival) > (request.priority, -request.arrival):
             if request.in_flight or self._flight:
                 return False  # its own turn to give way comes when the batch in flight has landed
-            if not victims:
+            if not victims and not request.copies:
                 return False
-            self._retract(request)
+            self._retract(request)  # what it holds twice is free then, even if nobody else runs
             return False
         self._retract(victim)
         return True

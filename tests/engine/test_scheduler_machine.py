@@ -362,6 +362,17 @@ def test_pressure_retracts_and_loses_nothing() -> None:
         assert out[id] == tokens[10:]
 
 
+def test_nobody_waits_for_what_he_holds_twice_himself() -> None:
+    """A prompt that two compute at the same time lies twice in the pool until the later one leaves its seat."""
+    machine = PipelinedMachine()
+    common = {"prompt": [1, 1], "shared": True, "priority": 0}
+    machine.add(**common, max_new=4, constrained=False)  # type: ignore[arg-type]
+    machine.launch()
+    machine.add(**common, max_new=17, constrained=True)  # type: ignore[arg-type]
+    machine.run_dry()
+    assert machine.scheduler.retractions == 1
+
+
 def test_too_long_names_the_sizes() -> None:
     scheduler = Scheduler(pages=32, context=64)
     with pytest.raises(
