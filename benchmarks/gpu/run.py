@@ -208,18 +208,16 @@ def main(
     common: dict[str, Any] = {"model": model, "torch": torch.__version__}
     from runtime.kernels import tuning
 
-    if early_rows is not None:
-        tuning.EARLY_ROWS = early_rows
-        common["early_rows"] = early_rows
-    if step_words is not None:
-        tuning.STEP_WORDS = step_words
-        common["step_words"] = step_words
-    if folded_rows is not None:
-        tuning.FOLDED_ROWS = folded_rows
-        common["folded_rows"] = folded_rows
-    if wgmma_rows is not None:
-        tuning.WGMMA_ROWS = wgmma_rows
-        common["wgmma_rows"] = wgmma_rows
+    compared = {
+        "early_rows": early_rows,
+        "step_words": step_words,
+        "folded_rows": folded_rows,
+        "wgmma_rows": wgmma_rows,
+    }
+    for name, value in compared.items():
+        if value is not None:
+            setattr(tuning, name.upper(), value)
+            common[name] = value
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()
 

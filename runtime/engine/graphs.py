@@ -24,19 +24,8 @@ _LARGEST_RUNS = 64  # rows of graphs that are captured once more for runs of one
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
     """Batch sizes to capture: close together where padding would cost most."""
-    sizes = [
-        1,
-        2,
-        4,
-        8,
-        16,
-        24,
-        32,
-        *range(48, 256, 16),
-        *range(256, 512, 32),
-        *range(512, 1024, 64),
-        *range(1024, 4097, 128),
-    ]
+    sizes = [1, 2, 4, 8, 16, 24, 32, *range(48, 256, 16), *range(256, 512, 32)]
+    sizes += [*range(512, 1024, 64), *range(1024, 4097, 128)]
     return (*(s for s in sizes if s < largest), largest)
 
 

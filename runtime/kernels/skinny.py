@@ -45,9 +45,7 @@ class NextNorm:
     squares   float32 [parts, 64] at least: of each row's part of the residual
     """
 
-    weight: Tensor
-    eps: float
-    offset: float
+    norm: RowNorm
     residual: Tensor
     squares: Tensor
 
@@ -256,11 +254,11 @@ def _tiled(
     live_n = (at < n)[:, None]
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     other = acc
-    share = acc
+    squared = acc
     if PARTS:
         # asked for here, added up behind the products
         part = tl.arange(0, PARTS)[:, None]
-        share = tl.load(
+        squared = tl.load(
             factors + part * FOLDED + m[None, :],
             mask=(part < parts) & (m < FOLDED)[None, :],
             other=0.0,
@@ -286,28 +284,13 @@ def _tiled(
     live = (at < n)[:, None] & (m < rows)[None, :]
     factor = m.to(tl.float32)
     if PARTS:
-        factor = tl.rsqrt(tl.sum(share, 0) / K + eps)
+        factor = tl.rsqrt(tl.sum(squared, 0) / K + eps)
     if norm is not None:
         squares += tile_n * FOLDED
     if SPLITS == 1:
         _finish(
-            acc,
-            other,
-            factor,
-            at,
-            m,
-            n,
-            live,
-            bias,
-            residual,
-            out,
-            norm,
-            squares,
-            offset,
-            GATED,
-            PARTS > 0,
-            FOLDED,
-        )
+            acc, other, factor, at, m, n, live, bias, residual, out, norm, squares, offset, GATED, PARTS > 0, FOLDED,
+        )  # fmt: skip
     else:
         FACTORS: tl.constexpr = 1 if GATED is None else 2
         SIZE: tl.constexpr = BLOCK_N * BLOCK_M
@@ -328,23 +311,8 @@ def _tiled(
                 for i in range(1, splits):
                     other += tl.load(place + i * (FACTORS * SIZE) + SIZE, cache_modifier=".cg")
             _finish(
-                acc,
-                other,
-                factor,
-                at,
-                m,
-                n,
-                live,
-                bias,
-                residual,
-                out,
-                norm,
-                squares,
-                offset,
-                GATED,
-                PARTS > 0,
-                FOLDED,
-            )
+                acc, other, factor, at, m, n, live, bias, residual, out, norm, squares, offset, GATED, PARTS > 0, FOLDED,
+            )  # fmt: skip
             tl.store(arrived + tile, 0)
 
 
@@ -464,11 +432,11 @@ def skinny_linear(
         scratch.partial if scratch else None,
         scratch.arrived if scratch else None,
         None if factors is None else factors.squares,
-        None if fold is None else fold.weight,
+        None if fold is None else fold.norm.weight,
         None if fold is None else fold.squares,
         0 if factors is None else factors.parts,
         0.0 if factors is None else factors.eps,
-        0.0 if fold is None else fold.offset,
+        0.0 if fold is None else fold.norm.offset,
         rows,
         n,
         x.stride(0),
@@ -504,8 +472,7 @@ def folded_linear(
     """Add x W^T + bias to the residual; that times the norm's weight [rows, n], and what makes it the norm of each row."""
     rows, k = x.shape
     t = tiles or linear_tiles(x.device, rows, len(w), k, x.dtype, False)
-    fold = NextNorm(norm.weight, norm.eps, norm.offset, residual, squares)
-    h = skinny_linear(x, w, bias=bias, scratch=scratch, tiles=t, fold=fold)
+    h = skinny_linear(x, w, bias=bias, scratch=scratch, tiles=t, fold=NextNorm(norm, residual, squares))
     return h, RowFactors(squares, triton.cdiv(len(w), t.block_n), norm.eps)
 
 

@@ -91,6 +91,7 @@ class FusedDecoder:
         if model.dtype == torch.bfloat16:
             for gate in {_GATES[x.spec.mlp.activation] for x in self._layers}:
                 wgmma_linear.prepare(store.k.device, gate)
+        self._shapes = _shapes(self._layers)
         self._squares = [norm_squares(store.k.device, self.spec.hidden) for _ in range(2)]
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
@@ -157,14 +158,7 @@ class FusedDecoder:
         """Whether norms between products are split between them."""
         if self.model.group is not None:
             return False
-        shapes: set[tuple[int, int, bool]] = set()
-        for layer in self._layers:
-            plain: Any = layer
-            for linear in (plain.attention.qkv, plain.attention.out, plain.mlp.down):
-                shapes.add((*linear.weight.shape, False))
-            n, k = plain.mlp.up.weight.shape
-            shapes.add((n // 2, k, True))
-        return folds_norms(self.store.k.device, rows, shapes, self.dtype)
+        return folds_norms(self.store.k.device, rows, self._shapes, self.dtype)
 
     def _folded_layers(self, h: Tensor, x: Tensor, positions: Tensor, impl: AttentionImpl) -> Tensor:
         """All layers, of the first norm of `x`."""
@@ -329,6 +323,17 @@ def step_parts(model: Decoder, store: KVStore) -> tuple[StepSpec, list[StepLayer
         for m in modules
     ]
     return spec, layers
+
+
+def _shapes(layers: list[Any]) -> set[tuple[int, int, bool]]:
+    """Of the layers' matrices, as `linear_tiles` takes them."""
+    found: set[tuple[int, int, bool]] = set()
+    for layer in layers:
+        for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.down):
+            found.add((*linear.weight.shape, False))
+        n, k = layer.mlp.up.weight.shape
+        found.add((n // 2, k, True))
+    return found
 
 
 def _row_norm(norm: Any) -> RowNorm:

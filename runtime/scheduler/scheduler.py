@@ -251,8 +251,8 @@ class Scheduler:
     def _retract_for(self, request: Request) -> bool:
         """Send the least important running request back to the queue, unless it is `request` or more important.
 
-        Only what is not in flight can be retracted; the oldest request of the highest priority never is, so
-        there is always progress.
+        Only what is not in flight can be retracted; the oldest request of the highest priority is only if it
+        holds pages twice, which are free then. So there is always progress.
         """
         victims = [r for r in self.running.values() if not r.in_flight and r is not request]
         victim = min(victims, key=lambda r: (r.priority, -r.arrival), default=None)

@@ -6,7 +6,7 @@
 #include <step_product.h>
 
 // Heads of a projection as queries, and the new token's key and value: normed, rotated, and the latter two stored.
-__device__ void turn_heads(Shared& s, const Args& a, const Layer& words, const Unit& u, const Turn& turn, const long long* fields, float* new_value, bool stores, int warp, int lane) {
+__device__ void turn_heads(Shared& s, const Args& a, const LayerWords& words, const Unit& u, const Turn& turn, const long long* fields, float* new_value, bool stores, int warp, int lane) {
     const u16* row = a.qkv + (long long)u.row * WIDE;
     for (int i = warp; i < GROUP + (stores ? 1 : 0); i += WARPS) {
         bool key = i == GROUP;
@@ -126,7 +126,7 @@ __device__ inline void join(const Args& a, u16* result, int begin, int parts, in
 }
 
 // The same from words, by the program of each part: some of the numbers.
-__device__ inline void join_words(const Args& a, const Layer& words, const Unit& u, int begin, int warp, int lane) {
+__device__ inline void join_words(const Args& a, const LayerWords& words, const Unit& u, int begin, int warp, int lane) {
     for (int chunk = u.part + u.parts * warp; chunk < GROUP * DIM / 32; chunk += u.parts * WARPS) {
         int i = chunk * 32 + lane;
         float high = NOWHERE, sum = 0, y = 0;
@@ -155,7 +155,7 @@ __device__ inline void join_words(const Args& a, const Layer& words, const Unit&
     }
 }
 
-__device__ void attend(Shared& s, Ring& r, const Args& a, const Layer& words, const long long* fields, int layer, int thread, int target) {
+__device__ void attend(Shared& s, Ring& r, const Args& a, const LayerWords& words, const long long* fields, int layer, int thread, int target) {
     int warp = thread >> 5, lane = thread & 31, own = lane >> 2, quarter = lane & 3;
     int window = (int)fields[WINDOW_AT];
     int kind = kind_of(window);

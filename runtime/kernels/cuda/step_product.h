@@ -10,10 +10,10 @@ struct Factors {
     static constexpr int EACH = (PROGRAMS + 31) / 32;
     float squares[BATCHES][EACH];
     u64 seen[EACH];  // words of a row
-    Layer layer;
+    LayerWords layer;
 
     // `squares_at`: the place of the squares among the layer's words, if it has words.
-    __device__ void ask(const Args& a, const Layer& of, int squares_at, int warp, int lane) {
+    __device__ void ask(const Args& a, const LayerWords& of, int squares_at, int warp, int lane) {
         if (WORDS) {
             layer = {of.at + squares_at + warp * PROGRAMS, of.tag};
             return;
@@ -97,7 +97,7 @@ __device__ inline void read_chunks(uint4 (&in)[CHUNKS][4][BATCHES], const u16* x
     for (int c = 0; c < CHUNKS; c++) read_x<K>(in[c], x, chunk + c, rows, warp, lane);
 }
 template <int K, int CHUNKS>
-__device__ inline void read_chunks(uint4 (&in)[CHUNKS][4][BATCHES], const Layer& x, int chunk, int rows, int warp, int lane) {
+__device__ inline void read_chunks(uint4 (&in)[CHUNKS][4][BATCHES], const LayerWords& x, int chunk, int rows, int warp, int lane) {
     int row = lane >> 2;
     u64 seen[CHUNKS][4][4];
     for (;;) {

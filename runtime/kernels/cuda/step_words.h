@@ -26,12 +26,12 @@ static_assert(!WORDS || ALL_WORDS <= WORDS_HELD, "the host holds fewer words");
 static_assert(!WORDS || (HIDDEN / 2 >= PROGRAMS && WIDE / 2 >= PROGRAMS && INNER / 2 >= PROGRAMS), "a program without rows waits for nobody");
 
 // The words of one layer, or of what comes after the last.
-struct Layer {
+struct LayerWords {
     u64* at;
     unsigned tag;
 };
 
-__device__ inline Layer layer_words(const Args& a, unsigned first, int layer) {
+__device__ inline LayerWords layer_words(const Args& a, unsigned first, int layer) {
     return {a.words + (layer & 1) * LAYER_WORDS, first + (unsigned)layer};
 }
 

@@ -16,7 +16,7 @@
 #include <step_stream.h>
 
 // The residual's own rows into the next norm's input, and their squares.
-__device__ inline void put_squares(Shared& s, const Args& a, const Layer& words, int squares_at, int count, int warp, int lane) {
+__device__ inline void put_squares(Shared& s, const Args& a, const LayerWords& words, int squares_at, int count, int warp, int lane) {
     together();
     for (int row = warp; row < (int)a.rows; row += WARPS) {
         float sum = 0;
@@ -29,8 +29,8 @@ __device__ inline void put_squares(Shared& s, const Args& a, const Layer& words,
 }
 
 // What a phase reads: words of its layer, or rows.
-__device__ inline auto source(const Layer& words, int at, const u16* rows) {
-    if constexpr (WORDS) return Layer{words.at + at, words.tag};
+__device__ inline auto source(const LayerWords& words, int at, const u16* rows) {
+    if constexpr (WORDS) return LayerWords{words.at + at, words.tag};
     else return rows;
 }
 
@@ -44,7 +44,7 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
     float offset = (float)a.offset;
     unsigned exchange = RANKS > 1 ? (unsigned)load_acquire(a.state) * (2 * (unsigned)a.layers) : 0;
     unsigned tag = WORDS ? (unsigned)load_acquire(a.turns) * ((unsigned)a.layers + 1) + 1 : 0;  // of the first layer
-    Layer words = WORDS ? layer_words(a, tag, 0) : Layer{};
+    LayerWords words = WORDS ? layer_words(a, tag, 0) : LayerWords{};
     int target = 0;
     Factors factors;
     PutFactors put_factors{factors, s, a, warp, lane};
@@ -75,8 +75,8 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
         const long long* fields = s.fields + (layer & 1) * FIELDS;
         long long* next_fields = s.fields + ((layer + 1) & 1) * FIELDS;
         bool more = layer + 1 < (int)a.layers;
-        Layer next_words = WORDS ? layer_words(a, tag, layer + 1) : Layer{};
-        Layer into = {words.at + MLP_WORDS, words.tag};  // of the residual
+        LayerWords next_words = WORDS ? layer_words(a, tag, layer + 1) : LayerWords{};
+        LayerWords into = {words.at + MLP_WORDS, words.tag};  // of the residual
         auto residual = [&](int n, int row, float y, float) {
             bool live = n < count && row < rows;
             y = over_ranks(a, y, row * ((OWN + 15) / 16 * 16) + n, lane, exchange + 1, live);
