@@ -28,10 +28,13 @@ app.add_typer(bench, name="bench")
 @with_options(EngineConfig, ServerConfig)
 def serve(**options: Any) -> None:
     """Serve a model over HTTP: the native API and OpenAI's. Without --model-path, the embedded model."""
+    from runtime.engine.read_ahead import read_libraries_ahead
     from runtime.log import configure, level_of
-    from runtime.server.app import run
 
     config, server = fields_of(EngineConfig, options), fields_of(ServerConfig, options)
+    read_libraries_ahead(config.device)
+    from runtime.server.app import run
+
     configure(server.log_level, server.log_format)
     if server.log_level_http is not None:
         logging.getLogger("runtime.requests").setLevel(level_of("--log-level-http", server.log_level_http))

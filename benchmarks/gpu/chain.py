@@ -25,7 +25,7 @@ from runtime.kernels.tuning import LinearTiles
 
 Shape = tuple[int, int, bool]
 CHOICES: dict[str, tuple[int, ...]] = {
-    "block_m": (16, 32, 64),
+    "block_m": (16, 32, 64, 128),
     "block_n": (16, 32, 64, 128),
     "block_k": (64, 128, 256),
     "warps": (4, 8),
@@ -106,6 +106,9 @@ def main(
     packed_rows: Annotated[
         int | None, typer.Option(help="Up to so many rows attend by the kernel in CUDA C++.")
     ] = None,
+    early_rows: Annotated[
+        int | None, typer.Option(help="Up to so many rows kernels start while the one before ends.")
+    ] = None,
     limit: Annotated[float, typer.Option(help="Seconds.")] = 60.0,
 ) -> None:
     """Search and print."""
@@ -113,6 +116,8 @@ def main(
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     if packed_rows is not None:
         attention_paths.PACKED_ROWS, paged_decode.LEAST_TIMED = packed_rows, 0
+    if early_rows is not None:
+        tuning.EARLY_ROWS = early_rows
     chain = Chain(model, rows, context, limit)
     shapes = shapes_of(chain.bench)
     print(f"as it is {chain.ms():.4f} ms", flush=True)
@@ -120,7 +125,7 @@ def main(
     for n, k, gated in shapes:
         usual = tuning.linear_tiles(device, rows, n, k, torch.bfloat16, gated)
         if (own or folded) and usual.kind != "tiled" and (n, k, gated) != head:
-            usual = LinearTiles("tiled", tuning.triton_width(rows), 64, 64 if gated else 128, 4, 4, 1)
+            usual = LinearTiles("tiled", min(64, tuning.triton_width(rows)), 64, 64 if gated else 128, 4, 4, 1)
         chain.tiles[n, k, gated] = usual
     if folded:
         tuning.FOLDED_ROWS = rows

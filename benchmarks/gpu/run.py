@@ -195,10 +195,18 @@ def main(
     step_words: Annotated[
         int | None, typer.Option(help="Most rows of steps whose programs do not meet, to compare.")
     ] = None,
+    packed_rows: Annotated[
+        int | None, typer.Option(help="Most rows that attend by the kernel in CUDA C++, to compare.")
+    ] = None,
+    read_ahead: Annotated[bool, typer.Option(help="Libraries are read before they are needed.")] = True,
     batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
     temperatures: Annotated[str, typer.Option(help="Temperatures of a.")] = "0,0.6",
 ) -> None:
     """Measure and print."""
+    from runtime.engine.read_ahead import read_libraries_ahead
+
+    if read_ahead:
+        read_libraries_ahead(device)
     import torch
 
     from runtime.bench.compiled import Compiled
@@ -206,6 +214,7 @@ def main(
     from runtime.config import EngineConfig
 
     common: dict[str, Any] = {"model": model, "torch": torch.__version__}
+    from runtime.attention import triton as attention_paths
     from runtime.kernels import tuning
 
     compared = {
@@ -218,6 +227,9 @@ def main(
         if value is not None:
             setattr(tuning, name.upper(), value)
             common[name] = value
+    if packed_rows is not None:
+        attention_paths.PACKED_ROWS = packed_rows
+        common["packed_rows"] = packed_rows
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()
 
