@@ -28,11 +28,11 @@ app.add_typer(bench, name="bench")
 @with_options(EngineConfig, ServerConfig)
 def serve(**options: Any) -> None:
     """Serve a model over HTTP: the native API and OpenAI's. Without --model-path, the embedded model."""
-    from runtime.engine.read_ahead import read_libraries_ahead
+    from runtime.engine.read_ahead import read_ahead
     from runtime.log import configure, level_of
 
     config, server = fields_of(EngineConfig, options), fields_of(ServerConfig, options)
-    read_libraries_ahead(config.device)
+    read_ahead(config.device)
     from runtime.server.app import run
 
     configure(server.log_level, server.log_format)

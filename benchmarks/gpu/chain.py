@@ -1,6 +1,6 @@
 """Tiles of a step's products, chosen by how long the whole step takes with them: alone, each has the card for itself.
 
-python benchmarks/gpu/chain.py --model 0.5b --rows 64 [--folded] [--limit 60]
+python benchmarks/gpu/chain.py --model 0.5b --rows 64 [--limit 60]
 
 Each shape in turn tries its tiles with one number changed, and the library, and keeps what makes the step shortest, until nothing
 does or the time is up. Contexts lie in a row, as in an engine that has just started. What is printed last goes to
@@ -19,7 +19,7 @@ import typer
 
 from benchmarks.gpu.whole_step import Bench
 from runtime.attention import triton as attention_paths
-from runtime.kernels import paged_decode, tuned, tuning
+from runtime.kernels import tuned, tuning
 from runtime.kernels.nvrtc import MOST_SHARED
 from runtime.kernels.tuning import LinearTiles
 
@@ -78,7 +78,7 @@ class Chain:
             print(f"  failed: {str(error).splitlines()[0][:150]}", flush=True)
             return float("inf")
 
-    def search(self, shapes: list[Shape], library: bool) -> float:
+    def search(self, shapes: list[Shape]) -> float:
         best = self.ms()
         print(f"at first {best:.4f} ms", flush=True)
         moved = True
@@ -87,7 +87,7 @@ class Chain:
             for shape in shapes:
                 now = self.tiles[shape]
                 tried = list(variants(now, shape, self.rows)) if now.kind == "tiled" else []
-                for tiles in [LIBRARY, *tried] if library and now != LIBRARY else tried:
+                for tiles in [LIBRARY, *tried] if now != LIBRARY else tried:
                     if time.perf_counter() > self.end:
                         break
                     ms = self.ms(tiles={shape: tiles})
@@ -101,7 +101,6 @@ def main(
     model: Annotated[str, typer.Option(help="8b, 8b/2 or 0.5b.")] = "0.5b",
     rows: Annotated[int, typer.Option(help="Of a step.")] = 64,
     context: Annotated[int, typer.Option(help="Tokens before the step.")] = 1024,
-    folded: Annotated[bool, typer.Option(help="Norms are split between the products around them.")] = False,
     own: Annotated[bool, typer.Option(help="Start with own tiles for all products.")] = False,
     packed_rows: Annotated[
         int | None, typer.Option(help="Up to so many rows attend by the kernel in CUDA C++.")
@@ -115,7 +114,7 @@ def main(
     device = torch.device("cuda", 0)
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     if packed_rows is not None:
-        attention_paths.PACKED_ROWS, paged_decode.LEAST_TIMED = packed_rows, 0
+        attention_paths.packed_rows = lambda _: (range(1, packed_rows + 1),)
     if early_rows is not None:
         tuning.EARLY_ROWS = early_rows
     chain = Chain(model, rows, context, limit)
@@ -124,12 +123,12 @@ def main(
     head = shapes[0]
     for n, k, gated in shapes:
         usual = tuning.linear_tiles(device, rows, n, k, torch.bfloat16, gated)
-        if (own or folded) and usual.kind != "tiled" and (n, k, gated) != head:
-            usual = LinearTiles("tiled", min(64, tuning.triton_width(rows)), 64, 64 if gated else 128, 4, 4, 1)
+        if own and usual.kind != "tiled" and (n, k, gated) != head:
+            usual = LinearTiles(
+                "tiled", min(64, tuning.triton_width(rows)), 64, 64 if gated else 128, 4, 4, 1
+            )
         chain.tiles[n, k, gated] = usual
-    if folded:
-        tuning.FOLDED_ROWS = rows
-    best = chain.search(shapes, not folded)
+    best = chain.search(shapes)
     print(f"best {best:.4f} ms")
     for shape, tiles in chain.tiles.items():
         print(f"{shape}: ({rows}, {tiles}),")

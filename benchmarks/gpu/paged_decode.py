@@ -20,7 +20,6 @@ from benchmarks.gpu.kernels import replayed_us
 from benchmarks.gpu.whole_step import Bench, error
 from runtime.attention import triton as attention_paths
 from runtime.attention.triton import TritonAttention
-from runtime.kernels import paged_decode as kernels
 from runtime.kernels.decode import decode_attention, decode_reference, packed_decode_attention
 from runtime.kernels.merge import split_scratch
 from runtime.kernels.paged_decode import DecodeShape, PagedDecode
@@ -112,7 +111,7 @@ def main(
     """Measure and print; exits 1 if something is wrong."""
     wrong = False
     if packed_rows is not None:
-        attention_paths.PACKED_ROWS, kernels.LEAST_TIMED = packed_rows, 0
+        attention_paths.packed_rows = lambda _: (range(1, packed_rows + 1),)
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
     wanted = [int(n) for n in rows.split(",")]
     for model in models.split(","):

@@ -41,14 +41,7 @@ from runtime.kernels.mla_decode import mla_decode_attention
 from runtime.kernels.norm import add_rms_norm
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning, rope_store
-from runtime.kernels.skinny import (
-    RowFactors,
-    RowNorm,
-    folded_linear,
-    linear_scratch,
-    norm_squares,
-    skinny_linear,
-)
+from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, sum_ranks
 
 SHAPES = {  # heads, KV heads, head size, hidden, inner, vocabulary
@@ -159,8 +152,7 @@ def calls(model: str, rows: int) -> dict[str, Callable[[], Any]]:
 
     x, weight = empty(rows, hidden), empty(hidden)
     norm = RowNorm(weight, 1e-5) if rows == 1 else None
-    tiled = tuning.LinearTiles("tiled", min(64, tuning.triton_width(rows)), 64, 128, 4, 4, 2)
-    scratch, squares = linear_scratch(x.device), norm_squares(x.device, hidden)
+    scratch = linear_scratch(x.device)
     pool_k, pool_v = empty(64, kv_heads, dim), empty(64, kv_heads, dim)
     table = torch.zeros(rows, 1024, dtype=torch.int32)
     seats, lengths = torch.zeros(rows, dtype=torch.int32), torch.ones(rows, dtype=torch.int32)
@@ -189,14 +181,6 @@ def calls(model: str, rows: int) -> dict[str, Callable[[], Any]]:
             x, empty(2 * inner, hidden), norm=norm, gated="silu", scratch=scratch
         ),
         "down": lambda: skinny_linear(empty(rows, inner), empty(hidden, inner), scratch=scratch),
-        "out, folded": lambda: folded_linear(
-            empty(rows, heads * dim), empty(hidden, heads * dim), RowNorm(weight, 1e-5), x.clone(), squares, scratch=scratch,
-            tiles=tiled,
-        ),
-        "gate-up, factors": lambda: skinny_linear(
-            x, empty(2 * inner, hidden), gated="silu", scratch=scratch, factors=RowFactors(squares, 64, 1e-5),
-            tiles=replace(tiled, block_k=64, splits=1),
-        ),
         "head": lambda: skinny_linear(x, empty(vocabulary, hidden), scratch=scratch),
         "store": lambda: store_kv(k, v, pool_k, pool_v, slots),
         "rope": lambda: rope_store(q, k, v, angles, angles, slots, slots, pool_k, pool_v),

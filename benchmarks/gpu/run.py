@@ -189,24 +189,18 @@ def main(
     wgmma_rows: Annotated[
         int | None, typer.Option(help="Fewest rows whose gate and up go to the own kernel, to compare.")
     ] = None,
-    folded_rows: Annotated[
-        int | None, typer.Option(help="Most rows whose norms are split between products, to compare.")
-    ] = None,
-    step_words: Annotated[
-        int | None, typer.Option(help="Most rows of steps whose programs do not meet, to compare.")
-    ] = None,
     packed_rows: Annotated[
         int | None, typer.Option(help="Most rows that attend by the kernel in CUDA C++, to compare.")
     ] = None,
-    read_ahead: Annotated[bool, typer.Option(help="Libraries are read before they are needed.")] = True,
+    ahead: Annotated[bool, typer.Option(help="Files of the start are read before they are needed.")] = True,
     batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
     temperatures: Annotated[str, typer.Option(help="Temperatures of a.")] = "0,0.6",
 ) -> None:
     """Measure and print."""
-    from runtime.engine.read_ahead import read_libraries_ahead
+    from runtime.engine.read_ahead import read_ahead
 
-    if read_ahead:
-        read_libraries_ahead(device)
+    if ahead:
+        read_ahead(device)
     import torch
 
     from runtime.bench.compiled import Compiled
@@ -217,18 +211,13 @@ def main(
     from runtime.attention import triton as attention_paths
     from runtime.kernels import tuning
 
-    compared = {
-        "early_rows": early_rows,
-        "step_words": step_words,
-        "folded_rows": folded_rows,
-        "wgmma_rows": wgmma_rows,
-    }
+    compared = {"early_rows": early_rows, "wgmma_rows": wgmma_rows}
     for name, value in compared.items():
         if value is not None:
             setattr(tuning, name.upper(), value)
             common[name] = value
     if packed_rows is not None:
-        attention_paths.PACKED_ROWS = packed_rows
+        attention_paths.packed_rows = lambda _: (range(1, packed_rows + 1),)
         common["packed_rows"] = packed_rows
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()

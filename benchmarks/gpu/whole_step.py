@@ -8,7 +8,6 @@ near to float64 as many are, and give the same bits again and again, before it i
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import statistics
@@ -193,8 +192,7 @@ def phases_us(b: Bench, step: WholeStep, rows: int) -> tuple[dict[str, float], d
 
 
 def shown(row: dict[str, Any]) -> str:
-    how = f"pace {row['pace']}, words {row['words']}"
-    line = f"{row['model']:5} {row['rows']:3} rows, context {row['context']}, {how}: {row['step_ms']:7.3f} ms"
+    line = f"{row['model']:5} {row['rows']:3} rows, context {row['context']}, pace {row['pace']}: {row['step_ms']:7.3f} ms"
     line += f" ({row['launches_ms']:.3f} by launches)  {'ok' if row['ok'] else 'WRONG'}"
     line += (
         f" {row['error']:.1e} ({row['usual']:.1e}){'' if row['same'] else ' CHANGES FROM LAUNCH TO LAUNCH'}  "
@@ -210,10 +208,6 @@ def main(
     context: Annotated[int, typer.Option(help="Tokens before the step.")] = 1024,
     page: Annotated[int, typer.Option(help="Places of a page.")] = 1,
     pace: Annotated[str, typer.Option(help="Stages on their way at a time, to compare.")] = "",
-    words: Annotated[
-        str,
-        typer.Option(help="Most rows whose programs look for each number instead of meeting, to compare."),
-    ] = "0",
     scattered: Annotated[bool, typer.Option(help="Pages of a context lie anywhere, not in a row.")] = True,
     timed: Annotated[bool, typer.Option(help="Time it, not only check it.")] = True,
 ) -> None:
@@ -225,12 +219,11 @@ def main(
         b = Bench(model, context, max(wanted), page, scattered)
         usual = {count: b.step_ms(None, count) if timed else 0.0 for count in wanted}
         paces = [int(n) for n in pace.split(",") if n] or [kernels.PACE]
-        for stages, few in itertools.product(paces, [int(n) for n in words.split(",")]):
+        for stages in paces:
             kernels.PACE = stages
-            step = whole_step(b.model, b.store, max(wanted), words=few)
+            step = whole_step(b.model, b.store, max(wanted))
             for count in wanted:
                 row = {"model": model, "rows": count, "context": context, "page": page, "pace": stages}
-                row["words"] = few
                 row |= check(b, step, count)
                 wrong = wrong or not row["ok"]
                 row["phases_us"], row["attention_us"] = phases_us(b, step, count)

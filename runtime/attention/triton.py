@@ -26,7 +26,7 @@ from runtime.kernels.paged_decode import DecodeShape, PagedDecode
 from runtime.kernels.paged_decode import why_not as why_not_paged
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning
-from runtime.kernels.tuning import PACKED_ROWS, decode_tiles, fresh_path, latent_tiles
+from runtime.kernels.tuning import decode_tiles, fresh_path, latent_tiles, packed_rows
 from runtime.kv.store import KVStore
 from runtime.models.spec import AttnSpec
 
@@ -94,6 +94,10 @@ def _shape(a: AttnSpec, page_size: int) -> DecodeShape | None:
     )  # fmt: skip
 
 
+def _takes(decoder: PagedDecode, rows: int) -> bool:
+    return any(rows in part for part in packed_rows(decoder.shape.position_bytes))
+
+
 class TritonAttention:
     """`AttentionImpl` over a KVStore on a device, or in Triton's interpreter.
 
@@ -117,8 +121,11 @@ class TritonAttention:
         self._specs = list(layers)
         self._decoders = [None] * len(layers) if make is None else _decoders(store, layers, make)
         self._cut: set[PagedDecode] = set()  # those for which this batch is cut
-        few = any(decoder is not None for decoder in self._decoders)
-        self.form = f"triton, up to {PACKED_ROWS} single tokens in CUDA C++," if few else "triton"
+        parts = {
+            part for x in self._decoders if x is not None for part in packed_rows(x.shape.position_bytes)
+        }
+        counts = " or ".join(f"{x.start} to {x.stop - 1}" for x in sorted(parts, key=lambda x: x.start))
+        self.form = f"triton, {counts} single tokens in CUDA C++," if parts else "triton"
         self._scratch: dict[tuple[int, int, int, int], SplitScratch] = {}
         self._kept: list[SplitScratch] = []  # graphs hold on to what they were captured with
         self._prompt_slots: list[Tensor] | None = None  # found when the batch's first layer asks
@@ -213,8 +220,8 @@ class TritonAttention:
         rows = len(qkv)
         if at.decodes != rows or not at.apart:
             return None
-        decoder = self._decoders[layer] if self._decoders and rows <= PACKED_ROWS else None
-        if decoder is not None and qkv.dtype == torch.bfloat16:
+        decoder = self._decoders[layer] if self._decoders else None
+        if decoder is not None and _takes(decoder, rows) and qkv.dtype == torch.bfloat16:
             early = decoder in self._cut
             if not early:  # the first layer
                 decoder.cut(at.lengths)
@@ -244,7 +251,7 @@ class TritonAttention:
         launch is sure to see."""
         store = self.store
         decoders = zip(self._specs, self._decoders, strict=True)
-        if rows <= PACKED_ROWS and any(own == spec and decoder is not None for own, decoder in decoders):
+        if any(own == spec and decoder is not None and _takes(decoder, rows) for own, decoder in decoders):
             return True
         return decode_tiles(store.k.device, rows, spec.kv_heads, spec.head_dim, store.k.dtype).packed
 

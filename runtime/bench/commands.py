@@ -399,9 +399,9 @@ def _correctness(config: EngineConfig, cut: int) -> None:
 
 
 def _driver(config: EngineConfig, out: Path | None, profile: Path | None) -> Any:
-    from runtime.engine.read_ahead import read_libraries_ahead
+    from runtime.engine.read_ahead import read_ahead
 
-    read_libraries_ahead(config.device)
+    read_ahead(config.device)
     from runtime.bench.driver import Driver
     from runtime.bench.report import writable
     from runtime.log import configure

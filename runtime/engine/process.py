@@ -27,7 +27,7 @@ import zmq
 from runtime.config import EngineConfig
 from runtime.engine.collector import IdleCollector, settle
 from runtime.engine.messages import Beat, Failed, In, Lost, Out, Ready, Stop
-from runtime.engine.read_ahead import read_libraries_ahead
+from runtime.engine.read_ahead import read_ahead
 from runtime.engine.transport import error_of
 from runtime.errors import EngineDead, EngineError
 from runtime.folders import PrivateFolder, sweep
@@ -233,7 +233,7 @@ class _Child:
         self._decoder = msgspec.msgpack.Decoder(list[Out])
         folder, parent = str(self._folder.path), str(os.getpid())
         command = [sys.executable, "-m", "runtime.engine.process", folder, parent, *logs]
-        read_libraries_ahead(config.device)
+        read_ahead(config.device)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
         self.pid = self._process.pid
         self.computes = True  # on its own cores: while it starts, and then if the model runs there

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from runtime.config import EngineConfig
 from runtime.engine.messages import Failed, In, Out, Ready, Stop
-from runtime.engine.read_ahead import read_libraries_ahead
+from runtime.engine.read_ahead import read_ahead
 from runtime.errors import (
     Aborted,
     BackendError,
@@ -74,7 +74,7 @@ class ThreadTransport:
         self._thread: threading.Thread | None = None
 
     def start(self, receive: Callable[[list[Out]], None]) -> Ready:
-        read_libraries_ahead(self.config.device)
+        read_ahead(self.config.device)
         from runtime.engine.loop import EngineLoop
 
         loop = EngineLoop(self.config)

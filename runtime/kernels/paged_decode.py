@@ -23,7 +23,6 @@ from runtime.kernels.tuning import processors
 CONSUMERS = 8  # warps
 _MOST_STAGES = 12
 _LEAST = 1024  # bytes of a copy by the copy engine: 256 at a time took five times as long as other loads
-LEAST_TIMED = 1024  # bytes of a position, of which somebody has timed how long they take
 _BESIDE = 120 << 10  # bytes of shared memory that leave room for programs of the launch before
 _CUT_SHARED = 4 * 32 * CONSUMERS
 # Takes arguments, and whether it may begin before the launch before has ended.
@@ -100,10 +99,6 @@ def why_not(shape: DecodeShape, dtype: torch.dtype) -> str | None:
         ),
         (shape.group <= MOST_GROUP, f"{shape.group} of its heads share a key"),
         (_stages(shape) > 0, "two stages of its contexts do not fit a multiprocessor"),
-        (
-            shape.position_bytes >= LEAST_TIMED,
-            f"the copy engine is slow with {shape.position_bytes} bytes at a time, and nobody has timed other copies",
-        ),
     )
     return next((reason for good, reason in checks if not good), None)
 

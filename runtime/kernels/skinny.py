@@ -33,32 +33,6 @@ class RowNorm:
     offset: float = 0.0
 
 
-_MOST_FOLDED = 64  # rows
-
-
-@dataclass(frozen=True)
-class NextNorm:
-    """The RMS norm behind a product and its residual, split in two: here each sum is scaled by the norm's weight, and the next
-    product is scaled by what makes each row's norm.
-
-    residual  [rows, n], contiguous: the product is added to it in place
-    squares   float32 [parts, 64] at least: of each row's part of the residual
-    """
-
-    norm: RowNorm
-    residual: Tensor
-    squares: Tensor
-
-
-@dataclass(frozen=True)
-class RowFactors:
-    """1 / sqrt(mean of squares + eps) of each row, in parts: `squares` as `NextNorm` left them."""
-
-    squares: Tensor
-    parts: int
-    eps: float
-
-
 @dataclass(frozen=True)
 class LinearScratch:
     """Where parts of split sums wait: `partial` float32 [elements], `arrived` int32, zero between launches."""
@@ -168,29 +142,8 @@ def _gemv(
 
 
 @triton.jit
-def _finish(
-    acc,
-    other,
-    factor,
-    at,
-    m,
-    n,
-    live,
-    bias,
-    residual,
-    out,
-    norm,
-    squares,
-    offset,
-    GATED: tl.constexpr,
-    FACTOR: tl.constexpr,
-    FOLDED: tl.constexpr,
-):
-    """acc [columns of w, rows of x]: rows' factors, bias, gate, residual, the next norm's weight; store."""
-    if FACTOR:
-        acc *= factor[None, :]
-        if GATED is not None:
-            other *= factor[None, :]
+def _finish(acc, other, at, m, n, live, bias, residual, out, GATED: tl.constexpr):
+    """acc [columns of w, rows of x]: bias, gate, residual, store."""
     if bias is not None:
         acc += tl.load(bias + at, mask=at < n, other=0.0).to(tl.float32)[:, None]
         if GATED is not None:
@@ -200,16 +153,10 @@ def _finish(
     place = m.to(tl.int64)[None, :] * n + at[:, None]
     if residual is not None:
         acc += tl.load(residual + place, mask=live, other=0.0).to(tl.float32)
-    if norm is not None:
-        value = acc.to(out.dtype.element_ty)
-        tl.store(residual + place, value, mask=live)
-        acc = tl.where(live, value.to(tl.float32), 0.0)
-        tl.store(squares + m, tl.sum(acc * acc, 0), mask=m < FOLDED)
-        acc *= tl.load(norm + at, mask=at < n, other=0.0).to(tl.float32)[:, None] + offset
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=live)
 
 
-@triton.jit(do_not_specialize=["rows", "parts"])
+@triton.jit(do_not_specialize=["rows"])
 def _tiled(
     x,
     w,
@@ -218,20 +165,12 @@ def _tiled(
     out,
     partial,
     arrived,
-    factors,
-    norm,
-    squares,
-    parts,
-    eps,
-    offset,
     rows,
     n,
     x_stride,
     w_stride,
     K: tl.constexpr,
     GATED: tl.constexpr,
-    PARTS: tl.constexpr,
-    FOLDED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -254,16 +193,6 @@ def _tiled(
     live_n = (at < n)[:, None]
     acc = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
     other = acc
-    squared = acc
-    if PARTS:
-        # asked for here, added up behind the products
-        part = tl.arange(0, PARTS)[:, None]
-        squared = tl.load(
-            factors + part * FOLDED + m[None, :],
-            mask=(part < parts) & (m < FOLDED)[None, :],
-            other=0.0,
-            cache_modifier=".cg",
-        )
     first = split * SHARE
     for start in tl.range(first, tl.minimum(first + SHARE, K), BLOCK_K, num_stages=STAGES):
         col = (start + tl.arange(0, BLOCK_K))[None, :]
@@ -282,37 +211,28 @@ def _tiled(
                 c = tl.load(w_row + n * w_stride + col, mask=live_n & (col < K), other=0.0)
             other = tl.dot(c, b, other, input_precision="ieee")
     live = (at < n)[:, None] & (m < rows)[None, :]
-    factor = m.to(tl.float32)
-    if PARTS:
-        factor = tl.rsqrt(tl.sum(squared, 0) / K + eps)
-    if norm is not None:
-        squares += tile_n * FOLDED
     if SPLITS == 1:
-        _finish(
-            acc, other, factor, at, m, n, live, bias, residual, out, norm, squares, offset, GATED, PARTS > 0, FOLDED,
-        )  # fmt: skip
+        _finish(acc, other, at, m, n, live, bias, residual, out, GATED)
     else:
-        FACTORS: tl.constexpr = 1 if GATED is None else 2
+        PARTS: tl.constexpr = 1 if GATED is None else 2
         SIZE: tl.constexpr = BLOCK_N * BLOCK_M
         tile = tile_n * tl.num_programs(0) + tile_m
         inner = tl.arange(0, BLOCK_N)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-        place = partial + tile.to(tl.int64) * (SPLITS * FACTORS * SIZE) + inner
-        tl.store(place + split * (FACTORS * SIZE), acc)
+        place = partial + tile.to(tl.int64) * (SPLITS * PARTS * SIZE) + inner
+        tl.store(place + split * (PARTS * SIZE), acc)
         if GATED is not None:
-            tl.store(place + split * (FACTORS * SIZE) + SIZE, other)
+            tl.store(place + split * (PARTS * SIZE) + SIZE, other)
         if arrive(arrived + tile) == SPLITS - 1:
             # .cg: other multiprocessors wrote these, so the nearest cache may be stale
-            splits = tl.num_programs(2)  # SPLITS, but unknown to the compiler: unrolled sums spill
+            parts = tl.num_programs(2)  # SPLITS, but unknown to the compiler: unrolled sums spill
             acc = tl.load(place, cache_modifier=".cg")
-            for i in range(1, splits):
-                acc += tl.load(place + i * (FACTORS * SIZE), cache_modifier=".cg")
+            for i in range(1, parts):
+                acc += tl.load(place + i * (PARTS * SIZE), cache_modifier=".cg")
             if GATED is not None:
                 other = tl.load(place + SIZE, cache_modifier=".cg")
-                for i in range(1, splits):
-                    other += tl.load(place + i * (FACTORS * SIZE) + SIZE, cache_modifier=".cg")
-            _finish(
-                acc, other, factor, at, m, n, live, bias, residual, out, norm, squares, offset, GATED, PARTS > 0, FOLDED,
-            )  # fmt: skip
+                for i in range(1, parts):
+                    other += tl.load(place + i * (PARTS * SIZE) + SIZE, cache_modifier=".cg")
+            _finish(acc, other, at, m, n, live, bias, residual, out, GATED)
             tl.store(arrived + tile, 0)
 
 
@@ -327,8 +247,6 @@ def skinny_linear(
     scratch: LinearScratch | None = None,
     out: Tensor | None = None,
     tiles: LinearTiles | None = None,
-    factors: RowFactors | None = None,
-    fold: NextNorm | None = None,
 ) -> Tensor:
     """norm(x) W^T + bias, gated if asked, plus residual: one launch where that is quickest.
 
@@ -337,8 +255,6 @@ def skinny_linear(
     gated     one of ACTIVATIONS: the result is act(gate) * up
     residual  [rows, columns], added last; `out` may be the same tensor
     scratch   linear_scratch(), kept by a caller that captures graphs; made for the call if needed and None
-    factors   rows of the product are scaled by these before anything is added (tiled only, as is `fold`)
-    fold      the product is added to its residual; the result is that times the norm's weight
 
     Returns [rows, columns] in x's dtype; sums run in float32.
     """
@@ -361,24 +277,6 @@ def skinny_linear(
     t = tiles or linear_tiles(x.device, rows, n, k, x.dtype, gated is not None)
     if t.kind == "gemv" and rows != 1:
         raise ValueError(f"skinny_linear: gemv tiles take one row, got {rows}")
-    if (factors is not None or fold is not None) and (t.kind != "tiled" or rows > _MOST_FOLDED):
-        raise ValueError(
-            f"skinny_linear: tiles of kind {t.kind} over {rows} rows take no part of a norm; tiled ones do up to {_MOST_FOLDED}"
-        )
-    if fold is not None:
-        if residual is not None or gated is not None or fold.residual.shape != (rows, n):
-            raise ValueError(
-                f"skinny_linear: a folded norm needs a residual {(rows, n)} of its own and no gate, got {tuple(fold.residual.shape)}"
-            )
-        if (
-            not fold.residual.is_contiguous()
-            or fold.squares.numel() < triton.cdiv(n, t.block_n) * _MOST_FOLDED
-        ):
-            raise ValueError(
-                f"skinny_linear: squares of {triton.cdiv(n, t.block_n)} parts do not fit {tuple(fold.squares.shape)}, or the residual "
-                "is not contiguous"
-            )
-        residual = fold.residual
     if norm is not None and t.kind != "gemv":
         x = rms_norm(x, norm.weight, norm.eps, norm.offset)
     if t.kind in ("library", "wgmma"):
@@ -431,20 +329,12 @@ def skinny_linear(
         out,
         scratch.partial if scratch else None,
         scratch.arrived if scratch else None,
-        None if factors is None else factors.squares,
-        None if fold is None else fold.norm.weight,
-        None if fold is None else fold.squares,
-        0 if factors is None else factors.parts,
-        0.0 if factors is None else factors.eps,
-        0.0 if fold is None else fold.norm.offset,
         rows,
         n,
         x.stride(0),
         w.stride(0),
         K=k,
         GATED=gated,
-        PARTS=0 if factors is None else triton.next_power_of_2(factors.parts),
-        FOLDED=_MOST_FOLDED,
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
         BLOCK_K=t.block_k,
@@ -456,29 +346,6 @@ def skinny_linear(
         **({"launch_pdl": True} if early else {}),
     )
     return out
-
-
-def folded_linear(
-    x: Tensor,
-    w: Tensor,
-    norm: RowNorm,
-    residual: Tensor,
-    squares: Tensor,
-    *,
-    bias: Tensor | None = None,
-    scratch: LinearScratch | None = None,
-    tiles: LinearTiles | None = None,
-) -> tuple[Tensor, RowFactors]:
-    """Add x W^T + bias to the residual; that times the norm's weight [rows, n], and what makes it the norm of each row."""
-    rows, k = x.shape
-    t = tiles or linear_tiles(x.device, rows, len(w), k, x.dtype, False)
-    h = skinny_linear(x, w, bias=bias, scratch=scratch, tiles=t, fold=NextNorm(norm, residual, squares))
-    return h, RowFactors(squares, triton.cdiv(len(w), t.block_n), norm.eps)
-
-
-def norm_squares(device: torch.device, width: int) -> Tensor:
-    """Room for the squares of rows of so many numbers, whatever the tiles."""
-    return torch.zeros(triton.cdiv(width, 16), _MOST_FOLDED, dtype=torch.float32, device=device)
 
 
 def _many_rows(

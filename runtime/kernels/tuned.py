@@ -19,6 +19,8 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (896, 896, False): (
             (1, LinearTiles("gemv", 1, 2, 2048, 4, 1, 1)),
             (16, LinearTiles("tiled", 16, 32, 128, 4, 4, 2)),
+            (32, LIBRARY),
+            (64, LinearTiles("tiled", 16, 64, 128, 4, 4, 1)),
             (256, LIBRARY),
         ),
         (896, 4864, False): (
@@ -28,6 +30,8 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         ),
         (1152, 896, False): (
             (1, LinearTiles("gemv", 1, 4, 1024, 4, 2, 1)),
+            (32, LIBRARY),
+            (64, LinearTiles("tiled", 16, 64, 256, 4, 4, 1)),
             (256, LIBRARY),
         ),
         (3072, 4096, False): (
@@ -65,7 +69,7 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
             (1, LinearTiles("gemv", 1, 2, 512, 2, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 64, 4, 3, 4)),
             (32, LIBRARY),
-            (64, LinearTiles("tiled", 32, 64, 64, 4, 4, 1)),
+            (64, LinearTiles("tiled", 64, 64, 64, 4, 5, 1)),
             (256, LIBRARY),
         ),
         (6144, 4096, False): (

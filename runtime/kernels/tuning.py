@@ -6,7 +6,7 @@ the row of "". Nothing here changes results beyond the order of sums.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
@@ -84,7 +84,13 @@ EARLY_STARTS = frozenset({"NVIDIA H200", "NVIDIA H100 80GB HBM3"})
 EARLY_WEIGHTS = (
     12 << 20
 )  # of a matrix times one row: larger ones run long enough, and waiting costs their loop registers
-PACKED_ROWS = 32  # up to so many, attention in CUDA C++ is the quicker (kernels/paged_decode.py)
+# Rows of steps whose attention is quicker in CUDA C++ (kernels/paged_decode.py), where a position has at least so many bytes. 33 to
+# 64 rows of equal contexts took 0.7 % longer by it (8B), of different ones 2 % less.
+_PACKED = (
+    (1024, (range(1, 33), range(65, 513))),
+    (512, ()),
+    (0, (range(33, 65),)),
+)  # of 512 bytes none were timed
 EARLY_ROWS = 64  # more rows fill the device, and what waits takes room from what works
 
 
@@ -94,7 +100,11 @@ def early_starts(device: torch.device, rows: int, most: int | None = None) -> bo
     return rows <= (EARLY_ROWS if most is None else most) and _name(device) in EARLY_STARTS
 
 
-FOLDED_ROWS = 0  # up to so many rows, norms between products are split between them (kernels/skinny.py); not timed yet, so none
+def packed_rows(position_bytes: int) -> tuple[range, ...]:
+    """Numbers of single tokens whose attention is quicker in CUDA C++, of positions of so many bytes (of heads that lie together)."""
+    return next(rows for least, rows in _PACKED if position_bytes >= least)
+
+
 _WHOLE_STEPS = _WGMMA = EARLY_STARTS
 WGMMA_ROWS = 65  # from so many on, gate and up are quicker by the own kernel (kernels/wgmma_linear.py)
 _HALF_EMPTY = range(129, 193)  # but not where its second tile of rows would be
@@ -204,21 +214,9 @@ def linear_tiles(
     return LinearTiles("tiled", triton_width(rows), 64, block_k, 4, 4, max(1, splits))
 
 
-def folds_norms(
-    device: torch.device, rows: int, shapes: Iterable[tuple[int, int, bool]], dtype: torch.dtype
-) -> bool:
-    """Whether the norms between products of these matrices (as `linear_tiles` takes them) are split between them."""
-    return 1 < rows <= FOLDED_ROWS and all(
-        linear_tiles(device, rows, n, k, dtype, gated).kind == "tiled" for n, k, gated in shapes
-    )
-
-
 def step_rows(device: torch.device) -> int:
     """Up to how many rows a step is quickest in one launch (kernels/whole_step.py; benchmarks/gpu/whole_step.py); 0: at none."""
     return 16 if _name(device) in _WHOLE_STEPS else 0
-
-
-STEP_WORDS = 0  # rows of such steps whose programs hand numbers over in words (cuda/step_words.h); not timed yet, so none
 
 
 def triton_width(size: int) -> int:

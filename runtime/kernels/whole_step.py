@@ -48,7 +48,6 @@ class Arguments(ctypes.Structure):
         ),
         *((name, ctypes.c_int64) for name in ("rows", "layers", "width", "window", "rank", "looks")),
         *((name, ctypes.c_double) for name in ("scale", "softcap", "eps", "offset", "qk_eps", "qk_offset")),
-        *((name, ctypes.c_void_p) for name in ("words", "turns")),
     )  # fmt: skip
 
 
@@ -89,19 +88,10 @@ def whole_step_reference(
     return rms_norm_reference(wide, last_norm.double(), spec.eps, spec.offset).to(x.dtype)
 
 
-def held_words(spec: StepSpec, rows: int, programs: int) -> int:
-    """Of 8 bytes, through which steps of so many rows hand numbers over (cuda/step_words.h; it refuses to compile if these are too
-    few)."""
-    pairs = 2 * spec.hidden + spec.wide + spec.heads * spec.dim + spec.inner
-    layer = rows * (pairs // 2 + 2 * programs) + 1
-    return 2 * layer + _MOST_UNITS * programs * spec.group * (spec.dim + 1)
-
-
-def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int, words: int = 0) -> int:
+def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int) -> int:
     """What cuda/step_shapes.h lays out in shared memory; it refuses to compile if this is too little."""
     queries = -(-spec.group // 8) * 8
-    pair = 2 if words else 1
-    own, wide = (-(-n // pair // programs) * pair for n in (spec.hidden, spec.wide))
+    own, wide = (-(-n // programs) for n in (spec.hidden, spec.wide))
     widest = max(own, wide)
     sums = max(_ROUND * rows * 20, spec.group * (spec.dim + 8))
     parts = (
@@ -112,10 +102,10 @@ def shared_bytes(spec: StepSpec, rows: int, programs: int, stages: int, words: i
     return stages * _STAGE + nvrtc.shared_size(parts)
 
 
-def stages_of(spec: StepSpec, rows: int, programs: int, words: int = 0) -> int:
+def stages_of(spec: StepSpec, rows: int, programs: int) -> int:
     """As many as fit; less than 2: none do."""
     most = range(_MOST_STAGES, 1, -1)
-    return next((n for n in most if shared_bytes(spec, rows, programs, n, words) <= nvrtc.MOST_SHARED), 0)
+    return next((n for n in most if shared_bytes(spec, rows, programs, n) <= nvrtc.MOST_SHARED), 0)
 
 
 def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype, programs: int) -> str | None:
@@ -126,20 +116,11 @@ def why_not(spec: StepSpec, layers: Sequence[StepLayer], dtype: torch.dtype, pro
     return reason
 
 
-def most_words(spec: StepSpec, programs: int) -> int:
-    """Most rows of steps whose programs can hand numbers over in words: each must have rows of every matrix. 0: none can."""
-    return SIZES[0] if min(spec.hidden, spec.wide, spec.inner) // 2 >= programs else 0
-
-
-def defines(
-    spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: int, words: int = 0
-) -> dict[str, int]:
-    """Macros of cuda/whole_step.cu. `words`: rows of which programs hand numbers over in words; 0: they meet."""
-    stages = stages_of(spec, rows, programs, words)
+def defines(spec: StepSpec, first: StepLayer, rows: int, programs: int, ranks: int) -> dict[str, int]:
+    """Macros of cuda/whole_step.cu."""
+    stages = stages_of(spec, rows, programs)
     return {
         "ROWS": rows,
-        "WORDS": words,
-        "WORDS_HELD": held_words(spec, words, programs) if words else 0,
         "FIELDS": FIELDS,
         "MARKS": MARKS,
         "MOST_UNITS": _MOST_UNITS,
@@ -147,7 +128,7 @@ def defines(
         "PRODUCERS": PRODUCERS,
         "PACE": PACE,
         "STAGES": stages,
-        "SHARED_BYTES": shared_bytes(spec, rows, programs, stages, words),
+        "SHARED_BYTES": shared_bytes(spec, rows, programs, stages),
         "PROGRAMS": programs,
         "RANKS": ranks,
         "HEADS": spec.heads,
@@ -179,7 +160,6 @@ class WholeStep:
         *,
         rows: int = SIZES[-1],
         ranks: StepRanks | None = None,
-        words: int = 0,
         build: Callable[[Mapping[str, int]], Launch] | None = None,
         programs: int | None = None,
     ) -> None:
@@ -188,8 +168,6 @@ class WholeStep:
         last_norm  [hidden]: weight of the norm after all layers
         rows       most rows of a step, rounded up to one of SIZES that fits a multiprocessor's memory
         ranks      of a model whose matrices are cut over several devices
-        words      steps of up to so many rows have a kernel of their own, whose programs look for each number that they need
-                   instead of meeting between phases
         build, programs  how kernels are made and how many programs they have, where there is no GPU
 
         Raises ValueError for layers that `why_not` tells of.
@@ -224,18 +202,6 @@ class WholeStep:
         self._state = ranks.state if ranks is not None else scratch(2, dtype=torch.int32)
         size = 1 if ranks is None else len(ranks.boxes)
         self._macros = {n: defines(spec, layers[0], n, self.programs, size) for n in self._sizes}
-        self._words: Tensor | None = None
-        self._turns: Tensor | None = None
-        if words:
-            if words > most_words(spec, self.programs):
-                raise ValueError(
-                    f"WholeStep: steps of {words} rows of {spec.hidden}, {spec.wide} and {spec.inner} numbers cannot hand these over in "
-                    f"words: up to {SIZES[0]} rows can, with two numbers of each for every one of {self.programs} programs"
-                )
-            self._macros[words] = defines(spec, layers[0], SIZES[0], self.programs, size, words)
-            self._sizes = sorted({words, *self._sizes})
-            self._words = scratch(held_words(spec, words, self.programs), dtype=torch.int64)
-            self._turns = scratch(1, dtype=torch.int32)
         self._build = build
         self._loaded: dict[int, Launch] = {}
         self._images: dict[int, Future[bytes]] = {}
@@ -287,12 +253,9 @@ class WholeStep:
         rank, looks = (0, 0) if self.ranks is None else (self.ranks.rank, self.ranks.looks)
         numbers = (rows, len(self.layers), table.stride(0), self._window, rank, looks)
         shared = (spec.scale, spec.softcap or 1.0, spec.eps, spec.offset, spec.qk_eps, spec.qk_offset)
-
-        def address(tensor: Tensor | None) -> int | None:
-            return None if tensor is None else tensor.data_ptr()
-
-        words = address(self._words), address(self._turns)
-        self.launch(rows)(Arguments(*map(address, tensors), *numbers, *shared, *words))
+        self.launch(rows)(
+            Arguments(*(None if t is None else t.data_ptr() for t in tensors), *numbers, *shared)
+        )
         return hidden
 
     def launch(self, rows: int) -> Launch:

@@ -16,22 +16,15 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionImpl
-from runtime.kernels import nvrtc, tuning, wgmma_linear
+from runtime.kernels import nvrtc, wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
-from runtime.kernels.skinny import (
-    RowFactors,
-    RowNorm,
-    folded_linear,
-    linear_scratch,
-    norm_squares,
-    skinny_linear,
-)
+from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
-from runtime.kernels.tuning import folds_norms, processors, step_rows
-from runtime.kernels.whole_step import WholeStep, most_words
+from runtime.kernels.tuning import processors, step_rows
+from runtime.kernels.whole_step import WholeStep
 from runtime.kernels.whole_step import why_not as why_not_whole
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder, Layer
@@ -91,8 +84,6 @@ class FusedDecoder:
         if model.dtype == torch.bfloat16:
             for gate in {_GATES[x.spec.mlp.activation] for x in self._layers}:
                 wgmma_linear.prepare(store.k.device, gate)
-        self._shapes = _shapes(self._layers)
-        self._squares = [norm_squares(store.k.device, self.spec.hidden) for _ in range(2)]
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
         self._step = _measured(model, store, peers) if step == "measured" else step
@@ -141,8 +132,6 @@ class FusedDecoder:
             return h if rows is None else h[rows]
         first = self._norms[0][0]
         h = rms_norm(x, first.weight, first.eps, first.offset)
-        if rows is None and self._folds(len(ids)):
-            return self._folded_layers(h, x, positions, impl)
         for i, layer in enumerate(self._layers):
             second = self._norms[i][1]
             after = self._norms[i + 1][0] if i + 1 < len(self._layers) else self._last
@@ -153,36 +142,6 @@ class FusedDecoder:
             h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation])
             h = self._added(h, layer.mlp.down, x, after)
         return h
-
-    def _folds(self, rows: int) -> bool:
-        """Whether norms between products are split between them."""
-        if self.model.group is not None:
-            return False
-        return folds_norms(self.store.k.device, rows, self._shapes, self.dtype)
-
-    def _folded_layers(self, h: Tensor, x: Tensor, positions: Tensor, impl: AttentionImpl) -> Tensor:
-        """All layers, of the first norm of `x`."""
-        factors: RowFactors | None = None
-        for i, layer in enumerate(self._layers):
-            out: Any = layer.attention.out
-            down: Any = layer.mlp.down
-            qkv = self._linear(h, layer.attention.qkv, factors=factors)
-            y = self._attend(qkv, positions, layer, impl)
-            h, factors = folded_linear(
-                y, out.weight, self._norms[i][1], x, self._squares[0], bias=out.bias, scratch=self._scratch
-            )
-            h = self._linear(h, layer.mlp.up, gated=_GATES[layer.spec.mlp.activation], factors=factors)
-            if i + 1 < len(self._layers):
-                h, factors = folded_linear(
-                    h,
-                    down.weight,
-                    self._norms[i + 1][0],
-                    x,
-                    self._squares[1],
-                    bias=down.bias,
-                    scratch=self._scratch,
-                )
-        return self._added(h, down, x, self._last)
 
     def _attend(self, qkv: Tensor, positions: Tensor, layer: Layer, impl: Any) -> Tensor:
         own: Any = layer.attention
@@ -261,8 +220,7 @@ def _measured(model: Decoder, store: KVStore, peers: Peers | None) -> WholeStep 
     if group is not None and peers is not None:
         ranks = peers.step(spec.hidden, rows, processors(device))
         group.smallest(1)  # nobody writes before all boxes are empty
-    words = min(tuning.STEP_WORDS, most_words(spec, processors(device)))
-    return WholeStep(layers, model.norm.weight.data, spec, rows=rows, ranks=ranks, words=words)  # type: ignore[union-attr]
+    return WholeStep(layers, model.norm.weight.data, spec, rows=rows, ranks=ranks)  # type: ignore[union-attr]
 
 
 def whole_step(model: Decoder, store: KVStore, rows: int, **options: Any) -> WholeStep:
@@ -323,17 +281,6 @@ def step_parts(model: Decoder, store: KVStore) -> tuple[StepSpec, list[StepLayer
         for m in modules
     ]
     return spec, layers
-
-
-def _shapes(layers: list[Any]) -> set[tuple[int, int, bool]]:
-    """Of the layers' matrices, as `linear_tiles` takes them."""
-    found: set[tuple[int, int, bool]] = set()
-    for layer in layers:
-        for linear in (layer.attention.qkv, layer.attention.out, layer.mlp.down):
-            found.add((*linear.weight.shape, False))
-        n, k = layer.mlp.up.weight.shape
-        found.add((n // 2, k, True))
-    return found
 
 
 def _row_norm(norm: Any) -> RowNorm:

@@ -1,17 +1,22 @@
-"""Libraries are read ahead in order, through links no further than files, and not from a slow disk."""
+"""Files of a start are read ahead in order, by a process of its own, and not from a slow disk."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
 
 from runtime.engine import read_ahead
 
 
-def _tree(root: Path) -> list[Path]:
+@pytest.fixture
+def tree(tmp_path: Path) -> list[Path]:
+    """Libraries in the order of their use, beside others."""
     names = (
         "torch/lib/libtorch_cpu.so",
         "torch/lib/libtorch_cuda.so",
@@ -19,55 +24,68 @@ def _tree(root: Path) -> list[Path]:
         "nvidia/cu13/lib/libcublasLt.so.13",
     )
     for i, name in enumerate(reversed(names)):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(bytes(1000 + i))
-    (root / "nvidia/cu13/lib/libcufft.so.12").write_bytes(b"not needed")
-    (root / "torch/lib/libtorch_python.so").mkdir()
-    return [root / name for name in names]
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(1000 + i))
+    (tmp_path / "nvidia/cu13/lib/libcufft.so.12").write_bytes(b"not needed")
+    (tmp_path / "torch/lib/libtorch_python.so").mkdir()
+    return [tmp_path / name for name in names]
 
 
-def test_libraries_come_in_the_order_of_their_use(tmp_path: Path) -> None:
-    assert read_ahead.libraries(tmp_path) == _tree(tmp_path)
+def test_libraries_come_in_the_order_of_their_use(tmp_path: Path, tree: list[Path]) -> None:
+    assert read_ahead.libraries(tmp_path) == tree
 
 
-def test_libraries_of_this_torch_are_found() -> None:
-    assert "libtorch_cpu.so" in [path.name for path in read_ahead.libraries()]
+def test_files_of_this_installation_are_found() -> None:
+    root = Path(torch.__file__).parent.parent
+    assert "libtorch_cpu.so" in [path.name for path in read_ahead.libraries(root)]
+    found = {
+        path.name.partition(".")[0]
+        for path in read_ahead.modules(root)
+        if path.parent.parent == root / "torch"
+    }
+    assert {"__init__", "_tensor", "serialization"} <= found
 
 
-def test_all_files_are_read_but_those_that_cannot_be(tmp_path: Path) -> None:
-    files = _tree(tmp_path)
-    assert read_ahead.read([files[0], tmp_path / "gone", *files[1:]]) == sum(f.stat().st_size for f in files)
+def test_all_files_are_read_but_those_that_cannot_be(tmp_path: Path, tree: list[Path]) -> None:
+    sizes = sum(f.stat().st_size for f in tree)
+    assert read_ahead.read([tree[0], tmp_path / "gone", *tree[1:]]) == sizes
 
 
-@pytest.mark.parametrize(("seconds", "whole"), [(0.01, True), (1.0, False)])
+@pytest.mark.parametrize(("rate", "whole"), [(400e6, True), (100e6, False)])
 def test_a_slow_disk_is_left_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, whole: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float, whole: bool
 ) -> None:
-    monkeypatch.setattr(read_ahead, "_WINDOW", 1 << 20)
-    monkeypatch.setattr(read_ahead, "_BLOCK", 1 << 18)
+    window = 1 << 20
+    monkeypatch.setattr(read_ahead, "_WINDOW", window)
+    monkeypatch.setattr(read_ahead, "_BLOCK", window // 4)
     file = tmp_path / "library"
-    file.write_bytes(bytes(3 << 20))
+    file.write_bytes(bytes(3 * window))
     ticks = count()
-    got = read_ahead.read([file], lambda: next(ticks) * seconds * (1 << 20) / 200e6 * 20)
-    assert got == (3 << 20 if whole else 1 << 20)
+    got = read_ahead.read([file], lambda: next(ticks) * window / rate)
+    assert got == (3 * window if whole else window)
 
 
-@pytest.mark.parametrize(("device", "driver", "begins"), [("auto", True, 1), ("cpu", True, 0), ("auto", False, 0)])
+@pytest.mark.parametrize(
+    ("device", "driver", "begins"), [("auto", True, 1), ("cpu", True, 0), ("auto", False, 0)]
+)
 def test_reading_begins_once_and_only_for_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, driver: bool, begins: int
 ) -> None:
-    begun: list[list[Path]] = []
-    done = threading.Event()
-
-    def read(paths: list[Path]) -> None:
-        begun.append(paths)
-        done.set()
-
+    begun: list[list[str]] = []
     monkeypatch.setattr(read_ahead, "_began", threading.Event())
     monkeypatch.setattr(read_ahead, "_DRIVER", tmp_path if driver else tmp_path / "none")
-    monkeypatch.setattr(read_ahead, "libraries", lambda: [tmp_path])
-    monkeypatch.setattr(read_ahead, "read", read)
+    monkeypatch.setattr(read_ahead, "_run", begun.append)
     for _ in range(2):
-        read_ahead.read_libraries_ahead(device)
-    assert done.wait(10) == bool(begins) if begins else not done.wait(0.2)
-    assert begun == [[tmp_path]] * begins
+        read_ahead.read_ahead(device)
+    for thread in threading.enumerate():
+        if thread.name == "read-ahead":
+            thread.join()
+    assert [command[-1] for command in begun] == [str(Path(torch.__file__).parent.parent)] * begins
+
+
+def test_the_process_needs_no_package(tmp_path: Path, tree: list[Path]) -> None:
+    (tmp_path / "torch/nn/__pycache__").mkdir(parents=True)
+    (tmp_path / "torch/nn/__pycache__/init.cpython-312.pyc").write_bytes(b"no source beside it")
+    command = [sys.executable, "-I", "-S", read_ahead.__file__, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

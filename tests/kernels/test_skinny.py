@@ -5,14 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from runtime.kernels.skinny import (
-    RowNorm,
-    folded_linear,
-    linear_scratch,
-    norm_squares,
-    skinny_linear,
-    skinny_linear_reference,
-)
+from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear, skinny_linear_reference
 from runtime.kernels.tuning import LinearTiles
 from tests.kernels.paged_case import TOLERANCE, error
 
@@ -63,52 +56,6 @@ def test_the_sum_may_replace_the_residual(device: torch.device) -> None:
     wanted = skinny_linear_reference(x, w, residual=residual)
     assert skinny_linear(x, w, residual=residual, out=residual, tiles=GEMV) is residual
     assert error(residual, wanted) < 1e-5
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("gated", [None, "silu"])
-def test_a_norm_is_split_between_two_products(
-    device: torch.device, dtype: torch.dtype, splits: int, gated: str | None
-) -> None:
-    torch.manual_seed(splits)
-    tiles = LinearTiles("tiled", 32, 16, 32, 4, 2, splits)
-
-    def random(*shape: int) -> torch.Tensor:
-        return torch.randn(shape).to(dtype).to(device)
-
-    rows, k, width, n = 27, 96, 88, 40
-    x, first, residual = random(rows, k), random(width, k) / k**0.5, random(rows, width)
-    second, bias, more = (
-        random(2 * n if gated else n, width) / width**0.5,
-        random(width),
-        random(2 * n if gated else n),
-    )
-    norm = RowNorm(random(width), 1e-5, 1.0)
-    between = skinny_linear_reference(x, first, bias=bias, residual=residual)
-    wanted = skinny_linear_reference(between, second, bias=more, norm=norm, gated=gated)
-    for _ in range(2):  # what one launch leaves, the next does not read
-        held = residual.clone()
-        h, factors = folded_linear(x, first, norm, held, norm_squares(device, width), bias=bias, tiles=tiles)
-        assert error(held, between) < TOLERANCE[dtype]
-        found = skinny_linear(h, second, bias=more, gated=gated, tiles=tiles, factors=factors)
-        assert error(found, wanted) < 2 * TOLERANCE[dtype]
-
-
-def test_what_takes_no_part_of_a_norm_is_named(device: torch.device) -> None:
-    x, w, residual = (
-        torch.zeros(2, 64, device=device),
-        torch.zeros(32, 64, device=device),
-        torch.zeros(2, 32, device=device),
-    )
-    norm = RowNorm(torch.ones(32, device=device), 1e-5)
-    with pytest.raises(ValueError, match="tiles of kind library over 2 rows take no part of a norm"):
-        folded_linear(x, w, norm, residual, norm_squares(device, 32), tiles=LinearTiles("library"))
-    tiled = LinearTiles("tiled", 16, 16, 32, 4, 2, 1)
-    with pytest.raises(ValueError, match="squares of 2 parts do not fit"):
-        folded_linear(x, w, norm, residual, norm_squares(device, 16), tiles=tiled)
-    with pytest.raises(ValueError, match=r"needs a residual \(2, 32\) of its own"):
-        folded_linear(x, w, norm, residual[:1], norm_squares(device, 32), tiles=tiled)
 
 
 def test_one_scratch_serves_layer_after_layer(device: torch.device) -> None:

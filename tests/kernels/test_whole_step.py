@@ -14,7 +14,7 @@ from torch import Tensor
 
 from runtime.attention.base import PagedInputs
 from runtime.attention.triton import TritonAttention
-from runtime.kernels import nvrtc, tuning
+from runtime.kernels import nvrtc
 from runtime.kernels.step_layers import StepLayer, StepRanks, StepSpec, box_bytes
 from runtime.kernels.whole_step import Arguments, Launch, WholeStep, whole_step_reference, why_not
 from runtime.kv.store import KVStore
@@ -41,11 +41,11 @@ def make(libraries: Path, device: torch.device) -> Make:
         library = emulated.library(libraries, macros)
         return lambda arguments: emulated.run(library, [arguments], seed=macros["ROWS"])
 
-    def made(layers: list[StepLayer], last: Tensor, spec: StepSpec, rows: int, words: int = 0) -> WholeStep:
+    def made(layers: list[StepLayer], last: Tensor, spec: StepSpec, rows: int) -> WholeStep:
         if device.type == "cuda":
-            return WholeStep(layers, last, spec, rows=rows, words=words)
+            return WholeStep(layers, last, spec, rows=rows)
         programs = max(3, -(-spec.wide // 256) + 1)
-        return WholeStep(layers, last, spec, rows=rows, words=words, build=build, programs=programs)
+        return WholeStep(layers, last, spec, rows=rows, build=build, programs=programs)
 
     return made
 
@@ -139,41 +139,6 @@ def test_against_float64(name: str, device: torch.device, make: Make) -> None:
     check(make(layers, last, spec, len(at[1])), copied(layers), at)
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_a_few_rows_whose_programs_do_not_meet(name: str, device: torch.device, make: Make) -> None:
-    spec, layers, last, (table, *at) = case(name, device)
-    if device.type == "cuda":
-        pytest.skip("the case is narrower than a GPU has multiprocessors")
-    few = at[0][:2], at[1][:2], at[2][:2]
-    step = make(layers, last, spec, 2, words=2)
-    for rows in (2, 1, 2):
-        check(step, copied(layers), (table, few[0][:rows], few[1][:rows], few[2][:rows]))
-
-
-def test_numbers_of_words_come_again_only_when_no_word_has_them(device: torch.device, make: Make) -> None:
-    spec, layers, last, (table, *at) = case("contexts in parts", device)
-    if device.type == "cuda":
-        pytest.skip("the case is narrower than a GPU has multiprocessors")
-    few = at[0][:2], at[1][:2], at[2][:2]
-    step = make(layers, last, spec, 2, words=2)
-    assert step._turns is not None and step._words is not None
-    most = 0x7FFFFFFF // (len(layers) + 1)
-    step._turns.fill_(most - 3)
-    counts = []
-    for _ in range(4):
-        check(step, copied(layers), (table, *few))
-        counts.append(int(step._turns))
-    assert counts == [most - 2, most - 1, 0, 1]
-
-
-def test_models_too_narrow_for_words_are_refused(device: torch.device, make: Make) -> None:
-    spec, layers, last, _ = case("one row", device)
-    with pytest.raises(ValueError, match="rows of 64, 256 and 96 numbers cannot hand these over"):
-        WholeStep(
-            layers, last, spec, rows=1, words=1, build=lambda macros: lambda arguments: None, programs=132
-        )
-
-
 def test_a_row_is_the_same_beside_any_others(device: torch.device, make: Make) -> None:
     spec, layers, last, at = case("biases", device)
     step = make(layers, last, spec, 3)
@@ -202,14 +167,10 @@ def test_padding_rows_store_nothing(device: torch.device, make: Make) -> None:
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     lengths=st.lists(st.one_of(st.integers(0, 20), st.integers(0, 700)), min_size=1, max_size=16),
-    words=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_any_batch_in_any_order_of_threads(
-    lengths: list[int], words: bool, seed: int, libraries: Path
-) -> None:
-    """Padding rows among the others; contexts in one part, in many, around a window; programs that meet, or do not."""
-    lengths = lengths[:2] if words else lengths
+def test_any_batch_in_any_order_of_threads(lengths: list[int], seed: int, libraries: Path) -> None:
+    """Padding rows among the others; contexts in one part, in many, around a window."""
     emulated.skip_without_compiler()
     spec = replace(PLAIN, page_size=4)
     torch.manual_seed(seed)
@@ -223,9 +184,7 @@ def test_any_batch_in_any_order_of_threads(
         library = emulated.library(libraries, macros)
         return lambda arguments: emulated.run(library, [arguments], seed)
 
-    step = WholeStep(
-        layers, layers[0].attn_norm, spec, rows=len(lengths), words=2 * words, build=build, programs=3
-    )
+    step = WholeStep(layers, layers[0].attn_norm, spec, rows=len(lengths), build=build, programs=3)
     theirs = copied(layers)
     x = torch.randn(len(lengths), spec.hidden).to(BF16)
     found = step(x, c.table, c.seats, c.lengths, torch.where(real, slots, -1))
@@ -237,13 +196,11 @@ def test_any_batch_in_any_order_of_threads(
         assert error(found[real], wanted) < TOLERANCE
 
 
-@pytest.mark.parametrize("words", [0, 2])
-def test_two_ranks_add_their_sums(words: int, libraries: Path) -> None:
+def test_two_ranks_add_their_sums(libraries: Path) -> None:
     """Each has half of the heads and of the inner columns; both end with the same bits."""
     emulated.skip_without_compiler()
     device = torch.device("cpu")
     spec, layers, last, at = case("biases", device)
-    at = (at[0], *(t[: words or 3] for t in at[1:]))
     half = replace(spec, heads=2, kv_heads=1, inner=spec.inner // 2)
     rows, programs, dim = len(at[1]), 3, spec.dim
     size = box_bytes(spec.hidden, 8, programs, 2)
@@ -280,9 +237,7 @@ def test_two_ranks_add_their_sums(words: int, libraries: Path) -> None:
 
             return launch
 
-        steps.append(
-            WholeStep(mine, last, half, rows=rows, ranks=ranks, words=words, build=build, programs=programs)
-        )
+        steps.append(WholeStep(mine, last, half, rows=rows, ranks=ranks, build=build, programs=programs))
         parts.append(mine)
     for _ in range(2):
         x = torch.randn(rows, spec.hidden).to(BF16)
@@ -321,10 +276,7 @@ MODEL = LayerSpec(
     ],
     ids=["window and biases", "normed heads", "offset norms"],
 )
-def test_the_fused_decoder_runs_it(
-    layer: LayerSpec, device: torch.device, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As one launch does; and with norms that are split between the products around them."""
+def test_the_fused_decoder_runs_it(layer: LayerSpec, device: torch.device, make: Make) -> None:
     torch.manual_seed(3)
     spec = ArchSpec("tiny", 97, 64, 96, (layer, replace(layer)), layer.norm)
     model = Decoder(spec, BF16)
@@ -347,8 +299,7 @@ def test_the_fused_decoder_runs_it(
     launches: list[int] = []
     launch = whole.launch
     whole.launch = lambda rows: launches.append(rows) or launch(rows)  # type: ignore[method-assign, func-returns-value]
-    for step, apart, folded in ((None, True, 0), (None, True, 64), (whole, False, 0), (whole, True, 0)):
-        monkeypatch.setattr(tuning, "FOLDED_ROWS", folded)
+    for step, apart in ((None, True), (whole, False), (whole, True)):
         assert not launches, "rows of one request must see each other's keys"
         store.k.copy_(before[0])
         store.v.copy_(before[1])
@@ -360,7 +311,6 @@ def test_the_fused_decoder_runs_it(
         )
         fused = FusedDecoder(model, store, step)
         assert ("one launch" in fused.form) == (step is not None)
-        assert fused._folds(2) == (folded > 0)
         ids, positions = torch.tensor([5, 7], device=device), torch.tensor([19, 36], device=device)
         found.append((fused(ids, positions, attention), store.k.clone(), store.v.clone()))
     assert launches == [2]

@@ -33,7 +33,6 @@ __device__ inline T larger(T a, T b) { return a > b ? a : b; }
 // ---- bfloat16 ---------------------------------------------------------------------------------------------------------
 
 __device__ inline float float_of(unsigned bits) { return __uint_as_float(bits); }
-__device__ inline unsigned bits_of(float v) { return __float_as_uint(v); }
 // 2^v to two units of the last place; 0 below the normal numbers.
 __device__ inline float power_of_two(float v) {
     float y;
@@ -127,17 +126,6 @@ __device__ inline int add_both(int* p, int v) {
     int old;
     asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(v) : "memory");
     return old;
-}
-// Whole words between programs; each says by itself whether it has arrived.
-__device__ inline void store_word(u64* p, u64 v) { asm volatile("st.relaxed.gpu.global.b64 [%0], %1;" ::"l"(p), "l"(v) : "memory"); }
-__device__ inline u64 load_word(const u64* p) {
-    u64 v;
-    asm volatile("ld.relaxed.gpu.global.b64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
-    return v;
-}
-// Two of them that lie at a multiple of 16 bytes.
-__device__ inline void load_two_words(u64& first, u64& second, const u64* p) {
-    asm volatile("ld.relaxed.gpu.global.v2.b64 {%0, %1}, [%2];" : "=l"(first), "=l"(second) : "l"(p) : "memory");
 }
 // Whole words between devices; each says by itself whether it has arrived.
 __device__ inline void store_system(u64* p, u64 v) {

@@ -6,7 +6,7 @@
 #include <step_product.h>
 
 // Heads of a projection as queries, and the new token's key and value: normed, rotated, and the latter two stored.
-__device__ void turn_heads(Shared& s, const Args& a, const LayerWords& words, const Unit& u, const Turn& turn, const long long* fields, float* new_value, bool stores, int warp, int lane) {
+__device__ void turn_heads(Shared& s, const Args& a, const Unit& u, const Turn& turn, const long long* fields, float* new_value, bool stores, int warp, int lane) {
     const u16* row = a.qkv + (long long)u.row * WIDE;
     for (int i = warp; i < GROUP + (stores ? 1 : 0); i += WARPS) {
         bool key = i == GROUP;
@@ -14,27 +14,8 @@ __device__ void turn_heads(Shared& s, const Args& a, const LayerWords& words, co
         float own[DIM / 32], across[DIM / 32];
         u16 value[DIM / 32];
         long long slot = key ? a.slots[u.row] : -1;
-        if (WORDS) {
-            constexpr int EACH = DIM / 32;
-            int base = (int)(from - a.qkv), values = u.row * WIDE + (HEADS + KV_HEADS + u.head) * DIM;
-            auto other_of = [](int d) { return INTERLEAVED ? d ^ 1 : (d < HALF ? d + HALF : d - HALF); };
-            u64 seen[3 * EACH];
-            wait_for_words(seen, words.tag, [&](int i) -> const u64* {
-                int d = lane + i % EACH * 32;
-                if (i < EACH) return words.at + QKV_WORDS + (base + d) / 2;
-                if (i < 2 * EACH) return d < TURNED ? words.at + QKV_WORDS + (base + other_of(d)) / 2 : nullptr;
-                return key ? words.at + QKV_WORDS + (values + d) / 2 : nullptr;
-            });
 #pragma unroll
-            for (int j = 0; j < EACH; j++) {
-                int d = lane + j * 32;
-                own[j] = half_of_word(seen[j], d & 1);
-                across[j] = half_of_word(seen[EACH + j], other_of(d) & 1);
-                value[j] = (u16)((unsigned)seen[2 * EACH + j] >> (d & 1) * 16);
-            }
-        }
-#pragma unroll
-        for (int j = 0; j < (WORDS ? 0 : DIM / 32); j++) {
+        for (int j = 0; j < DIM / 32; j++) {
             int d = lane + j * 32;
             int other = INTERLEAVED ? d ^ 1 : (d < HALF ? d + HALF : d - HALF);
             own[j] = to_float(load_shared_l2(from + d));
@@ -125,37 +106,7 @@ __device__ inline void join(const Args& a, u16* result, int begin, int parts, in
     }
 }
 
-// The same from words, by the program of each part: some of the numbers.
-__device__ inline void join_words(const Args& a, const LayerWords& words, const Unit& u, int begin, int warp, int lane) {
-    for (int chunk = u.part + u.parts * warp; chunk < GROUP * DIM / 32; chunk += u.parts * WARPS) {
-        int i = chunk * 32 + lane;
-        float high = NOWHERE, sum = 0, y = 0;
-        for (int from = 0; from < u.parts; from += 8) {
-            u64 seen[16];
-            wait_for_words(seen, words.tag, [&](int k) -> const u64* {
-                int part = begin + from + k % 8;
-                if (from + k % 8 >= u.parts) return nullptr;
-                return a.words + (k < 8 ? WEIGHT_WORDS + part * GROUP + i / DIM : PARTIAL_WORDS + part * GROUP * DIM + i);
-            });
-            float top = high;
-#pragma unroll
-            for (int p = 0; p < 8; p++) top = larger(top, from + p < u.parts ? float_of((unsigned)seen[p]) : NOWHERE);
-            float keep = exp2f(high - top);
-            high = top;
-            sum *= keep;
-            y *= keep;
-#pragma unroll
-            for (int p = 0; p < 8; p++) {
-                float share = from + p < u.parts ? exp2f(float_of((unsigned)seen[p]) - top) : 0;
-                sum += share;
-                y += share * float_of((unsigned)seen[8 + p]);
-            }
-        }
-        put_pair(words.at + ATTENDED_WORDS + u.row * (ATT / 2), u.head * GROUP * DIM + i, y / sum, words.tag, true);
-    }
-}
-
-__device__ void attend(Shared& s, Ring& r, const Args& a, const LayerWords& words, const long long* fields, int layer, int thread, int target) {
+__device__ void attend(Shared& s, Ring& r, const Args& a, const long long* fields, int layer, int thread, int target) {
     int warp = thread >> 5, lane = thread & 31, own = lane >> 2, quarter = lane & 3;
     int window = (int)fields[WINDOW_AT];
     int kind = kind_of(window);
@@ -178,7 +129,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const LayerWords& word
             turn.ask(cos, sin, u.length, lane);
         }
         bool last = u.part == u.parts - 1 && u.length > 0;
-        turn_heads(s, a, words, u, turn, fields, new_value, WORDS ? u.part == u.parts - 1 : last, warp, lane);
+        turn_heads(s, a, u, turn, fields, new_value, last, warp, lane);
         together();
         uint4 q[DIM / 32][QUERIES];
 #pragma unroll
@@ -309,12 +260,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const LayerWords& word
                 y += weight * s.sums[w * (GROUP * QUERY_STRIDE) + head * QUERY_STRIDE + d];
             }
             y = sum > 0 ? y / sum : 0;
-            if (WORDS && u.parts == 1) {
-                put_pair(words.at + ATTENDED_WORDS + u.row * (ATT / 2), u.head * GROUP * DIM + i, y, words.tag, true);
-            } else if (WORDS) {
-                store_word(a.words + PARTIAL_WORDS + at * GROUP * DIM + i, tagged(bits_of(y), words.tag));
-                if (d == 0) store_word(a.words + WEIGHT_WORDS + at * GROUP + head, tagged(bits_of(sum > 0 ? high + log2f(sum) : NOWHERE), words.tag));
-            } else if (u.parts == 1) {
+            if (u.parts == 1) {
                 result[i] = to_bfloat(y);
             } else {
                 a.partial[(long long)at * GROUP * DIM + i] = y;
@@ -322,7 +268,7 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const LayerWords& word
             }
         }
         mark(11);
-        if (!WORDS && u.parts > 1) {  // who comes last joins the parts
+        if (u.parts > 1) {  // who comes last joins the parts
             together();
             int* arrived = a.arrived + u.row * KV_HEADS + u.head;
             if (thread == 0) *s.flag = add_both(arrived, 1) == u.parts - 1;
@@ -335,10 +281,4 @@ __device__ void attend(Shared& s, Ring& r, const Args& a, const LayerWords& word
             }
         }
     }
-    if (!WORDS) return;
-    for (int at = block(); at < units; at += PROGRAMS) {  // behind all parts of its own: others wait for those
-        u = unit_at(s, a, kind, window, at, lane);
-        if (u.parts > 1) join_words(a, words, u, at - u.part, warp, lane);
-    }
-    mark(13);
 }

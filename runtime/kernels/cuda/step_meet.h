@@ -2,18 +2,17 @@
 
 #pragma once
 
-#include <step_words.h>
+#include <step_shapes.h>
 
 __device__ inline void together() { barrier_of(1, CONSUMERS); }
 
-// With words nobody counts: who needs numbers looks at them.
-__device__ inline void leave(const Args& a, int thread, bool counted = !WORDS) {
+__device__ inline void leave(const Args& a, int thread) {
     together();
-    if (counted && thread == 0) add_release(a.counter, 1);
+    if (thread == 0) add_release(a.counter, 1);
 }
 
-__device__ inline void meet(const Args& a, int thread, int target, bool counted = !WORDS) {
-    if (counted && thread == 0)
+__device__ inline void meet(const Args& a, int thread, int target) {
+    if (thread == 0)
         while (load_acquire(a.counter) < target) spin();
     together();
 }

@@ -9,15 +9,8 @@
 struct Factors {
     static constexpr int EACH = (PROGRAMS + 31) / 32;
     float squares[BATCHES][EACH];
-    u64 seen[EACH];  // words of a row
-    LayerWords layer;
 
-    // `squares_at`: the place of the squares among the layer's words, if it has words.
-    __device__ void ask(const Args& a, const LayerWords& of, int squares_at, int warp, int lane) {
-        if (WORDS) {
-            layer = {of.at + squares_at + warp * PROGRAMS, of.tag};
-            return;
-        }
+    __device__ void ask(const Args& a, int warp, int lane) {
 #pragma unroll
         for (int b = 0; b < BATCHES; b++)
 #pragma unroll
@@ -26,30 +19,7 @@ struct Factors {
                 squares[b][i] = load_if(a.squares + row * PROGRAMS + from, row < (int)a.rows && from < PROGRAMS);
             }
     }
-    // With words: a first look, when what they are the squares of has come.
-    __device__ bool look(const Args& a, int warp, int lane) {
-        bool here = true;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            bool asked = warp < (int)a.rows && lane + i * 32 < PROGRAMS;
-            seen[i] = asked ? load_word(layer.at + lane + i * 32) : tagged(0, layer.tag);
-            here = here && (unsigned)(seen[i] >> 32) == layer.tag;
-        }
-        return here;
-    }
     __device__ void put(Shared& s, const Args& a, int warp, int lane) {
-        if (WORDS) {
-            bool here = true;
-#pragma unroll
-            for (int i = 0; i < EACH; i++) here = here && (unsigned)(seen[i] >> 32) == layer.tag;
-            while (!here) {
-                spin();
-                here = look(a, warp, lane);
-            }
-            warp_together();
-#pragma unroll
-            for (int i = 0; i < EACH; i++) squares[0][i] = float_of((unsigned)seen[i]);
-        }
 #pragma unroll
         for (int b = 0; b < BATCHES; b++) {
             float sum = 0;
@@ -61,21 +31,8 @@ struct Factors {
     }
 };
 
-// What comes beside a product: once its x has come, and before its sums are added up.
 struct Nothing {
-    __device__ void come() const {}
     __device__ void operator()() const {}
-};
-struct PutFactors {
-    Factors& factors;
-    Shared& s;
-    const Args& a;
-    int warp, lane;
-
-    __device__ void come() const {
-        if (WORDS) factors.look(a, warp, lane);
-    }
-    __device__ void operator()() const { factors.put(s, a, warp, lane); }
 };
 
 // What a thread multiplies of a chunk of x: 8 columns of each 32, of each 8 rows.
@@ -88,42 +45,6 @@ __device__ inline void read_x(uint4 (&in)[4][BATCHES], const u16* x, int chunk, 
             int row = b * 8 + (lane >> 2), column = chunk * CHUNK + warp * 128 + (lane & 3) * 8 + j * 32;
             in[j][b] = load_16(x + (long long)row * K + column, row < rows && column < K);
         }
-}
-
-// The same of `CHUNKS` chunks, from the rows themselves or from words.
-template <int K, int CHUNKS>
-__device__ inline void read_chunks(uint4 (&in)[CHUNKS][4][BATCHES], const u16* x, int chunk, int rows, int warp, int lane) {
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++) read_x<K>(in[c], x, chunk + c, rows, warp, lane);
-}
-template <int K, int CHUNKS>
-__device__ inline void read_chunks(uint4 (&in)[CHUNKS][4][BATCHES], const LayerWords& x, int chunk, int rows, int warp, int lane) {
-    int row = lane >> 2;
-    u64 seen[CHUNKS][4][4];
-    for (;;) {
-        bool here = true;
-#pragma unroll
-        for (int c = 0; c < CHUNKS; c++)
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int column = (chunk + c) * CHUNK + warp * 128 + (lane & 3) * 8 + j * 32;
-                const u64* at = x.at + (row * K + column) / 2;
-#pragma unroll
-                for (int i = 0; i < 4; i += 2) {
-                    seen[c][j][i] = seen[c][j][i + 1] = tagged(0, x.tag);
-                    if (row < rows && column < K) load_two_words(seen[c][j][i], seen[c][j][i + 1], at + i);
-                    here = here && (unsigned)(seen[c][j][i] >> 32) == x.tag && (unsigned)(seen[c][j][i + 1] >> 32) == x.tag;
-                }
-            }
-        if (here) break;
-        spin();
-    }
-    warp_together();
-#pragma unroll
-    for (int c = 0; c < CHUNKS; c++)
-#pragma unroll
-        for (int j = 0; j < 4; j++)
-            in[c][j][0] = {(unsigned)seen[c][j][0], (unsigned)seen[c][j][1], (unsigned)seen[c][j][2], (unsigned)seen[c][j][3]};
 }
 
 // A stage times x, added to sums.
@@ -174,15 +95,15 @@ __device__ inline void add_up(Shared& s, int from, int there, int thread, End en
 
 // This program's rows of w x; `end(own row, batch row, y, up)` takes each, with GATED y is the gate. `meanwhile` comes before
 // sums are added up.
-template <int K, int N, bool GATED, class Source, class Meanwhile, class End>
-__device__ inline void multiply(Shared& s, Ring& r, const Source& x, int rows, int count, int thread, Meanwhile meanwhile, End end) {
+template <int K, int N, bool GATED, class Meanwhile, class End>
+__device__ inline void multiply(Shared& s, Ring& r, const u16* x, int rows, int count, int thread, Meanwhile meanwhile, End end) {
     constexpr int HEIGHT = GATED ? 8 : 16, CHUNKS = chunks_of(K);
     int warp = thread >> 5, lane = thread & 31;
     int tiles = (count + HEIGHT - 1) / HEIGHT;
     if constexpr (resident(K)) {
         uint4 in[CHUNKS][4][BATCHES];
-        read_chunks<K, CHUNKS>(in, x, 0, rows, warp, lane);
-        meanwhile.come();
+#pragma unroll
+        for (int c = 0; c < CHUNKS; c++) read_x<K>(in[c], x, c, rows, warp, lane);
 #pragma unroll 1
         for (int from = 0; from < tiles; from += ROUND) {
             int there = least(ROUND, tiles - from);
@@ -207,8 +128,8 @@ __device__ inline void multiply(Shared& s, Ring& r, const Source& x, int rows, i
 #pragma unroll 1
             for (int chunk = 0; chunk < CHUNKS; chunk += DEPTH) {
                 uint4 in[DEPTH][4][BATCHES];
-                read_chunks<K, DEPTH>(in, x, chunk, rows, warp, lane);
-                if (!from && !chunk) meanwhile.come();
+#pragma unroll
+                for (int c = 0; c < DEPTH; c++) read_x<K>(in[c], x, chunk + c, rows, warp, lane);
 #pragma unroll
                 for (int c = 0; c < DEPTH; c++)
 #pragma unroll

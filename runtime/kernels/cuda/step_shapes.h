@@ -46,13 +46,9 @@ struct Args {
     int* state;  // [2]: launches, a rank is lost
     long long rows, layers, width, window, rank, looks;
     double scale, softcap, eps, offset, qk_eps, qk_offset;
-    u64* words;  // [ALL_WORDS], zero at first; step_words.h
-    int* turns;  // launches since the words were zero
 };
 
-// Rows of a matrix of n that a program has: with words they come in pairs.
-constexpr int TOGETHER = WORDS ? 2 : 1;
-constexpr int most(int n) { return (n / TOGETHER + PROGRAMS - 1) / PROGRAMS * TOGETHER; }
+constexpr int most(int n) { return (n + PROGRAMS - 1) / PROGRAMS; }  // rows of a matrix of n that a program has
 // Of 16 matrix rows that a program has.
 constexpr int tiles_of(int n, int height) { return (most(n) + height - 1) / height; }
 constexpr int chunks_of(int k) { return (k + CHUNK - 1) / CHUNK; }
@@ -177,4 +173,4 @@ struct Ring {
 };
 static_assert(2 * STAGES <= 32, "a bit each");
 
-__device__ inline int share(int n, int program) { return (int)((long long)program * (n / TOGETHER) / PROGRAMS) * TOGETHER; }
+__device__ inline int share(int n, int program) { return (int)((long long)program * n / PROGRAMS); }

@@ -4,8 +4,7 @@
 // matrix, its part of the cached keys and values) through a ring in shared memory; what they fetch depends on nothing that
 // this launch computes, so they run ahead across phases and the memory never waits for a barrier. Eight consumer warps each
 // take an eighth of the columns, multiply on the tensor units (m16n8k16: 16 rows of a matrix by 8 rows of the batch), add
-// their sums up in shared memory, and meet the other programs between phases; or, with WORDS, look for each number that they
-// need (step_words.h).
+// their sums up in shared memory, and meet the other programs between phases.
 //
 // A slice of a stage is what one warp reads: 16 rows of 128 numbers, or 16 positions of a head. Within a fragment of 32 columns
 // a thread reads 8 successive ones of either operand: the order of a sum's terms does not matter as long as both agree.
@@ -16,22 +15,14 @@
 #include <step_stream.h>
 
 // The residual's own rows into the next norm's input, and their squares.
-__device__ inline void put_squares(Shared& s, const Args& a, const LayerWords& words, int squares_at, int count, int warp, int lane) {
+__device__ inline void put_squares(Shared& s, const Args& a, int count, int warp, int lane) {
     together();
     for (int row = warp; row < (int)a.rows; row += WARPS) {
         float sum = 0;
         for (int i = lane; i < count; i += 32) sum += s.residual[row * OWN + i] * s.residual[row * OWN + i];
         sum = warp_sum(sum);
-        if (lane != 0) continue;
-        if (WORDS) store_word(words.at + squares_at + row * PROGRAMS + block(), tagged(bits_of(sum), words.tag));
-        else a.squares[row * PROGRAMS + block()] = sum;
+        if (lane == 0) a.squares[row * PROGRAMS + block()] = sum;
     }
-}
-
-// What a phase reads: words of its layer, or rows.
-__device__ inline auto source(const LayerWords& words, int at, const u16* rows) {
-    if constexpr (WORDS) return LayerWords{words.at + at, words.tag};
-    else return rows;
 }
 
 __device__ void compute(Shared& s, const Args& a, int thread) {
@@ -43,11 +34,9 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
     int up_first = share(INNER, program), up_count = share(INNER, program + 1) - up_first;
     float offset = (float)a.offset;
     unsigned exchange = RANKS > 1 ? (unsigned)load_acquire(a.state) * (2 * (unsigned)a.layers) : 0;
-    unsigned tag = WORDS ? (unsigned)load_acquire(a.turns) * ((unsigned)a.layers + 1) + 1 : 0;  // of the first layer
-    LayerWords words = WORDS ? layer_words(a, tag, 0) : LayerWords{};
     int target = 0;
     Factors factors;
-    PutFactors put_factors{factors, s, a, warp, lane};
+    auto put_factors = [&] { factors.put(s, a, warp, lane); };
     // What the end of a phase adds or multiplies is asked for phases before.
     u16 qkv_bias = 0, out_bias = 0, mlp_norm = 0, next_norm = 0;
     long long next_field = 0;
@@ -60,50 +49,36 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
     if (QKV_BIAS) ask_own(qkv_bias, s.fields[QKV_BIAS_AT], qkv_first, qkv_count);
     if (thread < count) s.side[thread] = to_float(next_norm) + offset;
     together();
-    for (int i = thread; i < (WORDS ? (count * rows + 31) / 32 * 32 : count * rows); i += CONSUMERS) {
+    for (int i = thread; i < count * rows; i += CONSUMERS) {
         int n = i % count, row = i / count;
-        bool live = !WORDS || row < rows;
-        float value = WORDS && !live ? 0 : to_float(a.x[(long long)row * HIDDEN + first + n]);
-        if (live) s.residual[row * OWN + n] = value;
-        if (WORDS) put_pair(words.at + ATTN_WORDS + row * (HIDDEN / 2), first + n, value * s.side[n], words.tag, live);
-        else a.h[(long long)row * HIDDEN + first + n] = to_bfloat(value * s.side[n]);
+        float value = to_float(a.x[(long long)row * HIDDEN + first + n]);
+        s.residual[row * OWN + n] = value;
+        a.h[(long long)row * HIDDEN + first + n] = to_bfloat(value * s.side[n]);
     }
-    put_squares(s, a, words, ATTN_SQUARES, count, warp, lane);
+    put_squares(s, a, count, warp, lane);
     leave(a, thread);
     target += PROGRAMS;
     for (int layer = 0; layer < (int)a.layers; layer++) {
         const long long* fields = s.fields + (layer & 1) * FIELDS;
         long long* next_fields = s.fields + ((layer + 1) & 1) * FIELDS;
         bool more = layer + 1 < (int)a.layers;
-        LayerWords next_words = WORDS ? layer_words(a, tag, layer + 1) : LayerWords{};
-        LayerWords into = {words.at + MLP_WORDS, words.tag};  // of the residual
         auto residual = [&](int n, int row, float y, float) {
             bool live = n < count && row < rows;
             y = over_ranks(a, y, row * ((OWN + 15) / 16 * 16) + n, lane, exchange + 1, live);
-            if (!WORDS && !live) return;
-            float scaled = 0;
-            if (!WORDS || live) {
-                float value = rounded(y + s.bias[n] + s.residual[row * OWN + n]);
-                s.residual[row * OWN + n] = value;
-                scaled = value * s.side[n];
-            }
-            if (WORDS) put_pair(into.at + row * (HIDDEN / 2), first + n, scaled, into.tag, live);
-            else a.h[(long long)row * HIDDEN + first + n] = to_bfloat(scaled);
+            if (!live) return;
+            float value = rounded(y + s.bias[n] + s.residual[row * OWN + n]);
+            s.residual[row * OWN + n] = value;
+            a.h[(long long)row * HIDDEN + first + n] = to_bfloat(value * s.side[n]);
         };
         if (QKV_BIAS && thread < qkv_count) s.bias[thread] = to_float(qkv_bias);
         meet(a, thread, target);
         stamp(a, thread, layer, 5);
-        factors.ask(a, words, ATTN_SQUARES, warp, lane);
-        auto normed = source(words, ATTN_WORDS, a.h);
-        multiply<HIDDEN, WIDE, false>(s, r, normed, rows, qkv_count, thread, put_factors, [&](int n, int row, float y, float) {
-            bool live = n < qkv_count && row < rows;
-            if (!WORDS && !live) return;
-            if (!WORDS || live) {
-                y *= s.factor[row];
-                if (QKV_BIAS) y += s.bias[n];
-            }
-            if (WORDS) put_pair(words.at + QKV_WORDS + row * (WIDE / 2), qkv_first + n, y, words.tag, live);
-            else a.qkv[(long long)row * WIDE + qkv_first + n] = to_bfloat(y);
+        factors.ask(a, warp, lane);
+        multiply<HIDDEN, WIDE, false>(s, r, a.h, rows, qkv_count, thread, put_factors, [&](int n, int row, float y, float) {
+            if (n >= qkv_count || row >= rows) return;
+            y *= s.factor[row];
+            if (QKV_BIAS) y += s.bias[n];
+            a.qkv[(long long)row * WIDE + qkv_first + n] = to_bfloat(y);
         });
         stamp(a, thread, layer, 0);
         leave(a, thread);
@@ -112,7 +87,7 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
         if (more && thread < FIELDS) next_field = load_early(a.table + (layer + 1) * FIELDS + thread);
         ask_own(mlp_norm, fields[MLP_NORM_AT], first, count);
         if (OUT_BIAS) ask_own(out_bias, fields[OUT_BIAS_AT], first, count);
-        attend(s, r, a, words, fields, layer, thread, target);
+        attend(s, r, a, fields, layer, thread, target);
         stamp(a, thread, layer, 1);
         leave(a, thread);
         target += PROGRAMS;
@@ -124,9 +99,9 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
         if (thread < FIELDS) next_fields[thread] = next_field;
         meet(a, thread, target);
         stamp(a, thread, layer, 6);
-        multiply<ATT, HIDDEN, false>(s, r, source(words, ATTENDED_WORDS, a.attended), rows, count, thread, Nothing(), residual);
+        multiply<ATT, HIDDEN, false>(s, r, a.attended, rows, count, thread, Nothing(), residual);
         exchange++;
-        put_squares(s, a, words, MLP_SQUARES, count, warp, lane);
+        put_squares(s, a, count, warp, lane);
         stamp(a, thread, layer, 2);
         leave(a, thread);
         target += PROGRAMS;
@@ -135,18 +110,11 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
         if (QKV_BIAS && more) ask_own(qkv_bias, next_fields[QKV_BIAS_AT], qkv_first, qkv_count);
         meet(a, thread, target);
         stamp(a, thread, layer, 7);
-        factors.ask(a, words, MLP_SQUARES, warp, lane);
-        normed = source(words, MLP_WORDS, a.h);
-        multiply<HIDDEN, INNER, true>(s, r, normed, rows, up_count, thread, put_factors, [&](int n, int row, float gate, float up) {
-            bool live = n < up_count && row < rows;
-            if (!WORDS && !live) return;
-            float y = 0;
-            if (!WORDS || live) {
-                float factor = s.factor[row];
-                y = activated(gate * factor) * (up * factor);
-            }
-            if (WORDS) put_pair(words.at + GATED_WORDS + row * (INNER / 2), up_first + n, y, words.tag, live);
-            else a.gated[(long long)row * INNER + up_first + n] = to_bfloat(y);
+        factors.ask(a, warp, lane);
+        multiply<HIDDEN, INNER, true>(s, r, a.h, rows, up_count, thread, put_factors, [&](int n, int row, float gate, float up) {
+            if (n >= up_count || row >= rows) return;
+            float factor = s.factor[row];
+            a.gated[(long long)row * INNER + up_first + n] = to_bfloat(activated(gate * factor) * (up * factor));
         });
         stamp(a, thread, layer, 3);
         leave(a, thread);
@@ -158,19 +126,16 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
         }
         meet(a, thread, target);
         stamp(a, thread, layer, 8);
-        into = {next_words.at + ATTN_WORDS, next_words.tag};
-        multiply<INNER, HIDDEN, false>(s, r, source(words, GATED_WORDS, a.gated), rows, count, thread, Nothing(), residual);
+        multiply<INNER, HIDDEN, false>(s, r, a.gated, rows, count, thread, Nothing(), residual);
         exchange++;
-        put_squares(s, a, next_words, ATTN_SQUARES, count, warp, lane);
-        words = next_words;
+        put_squares(s, a, count, warp, lane);
         stamp(a, thread, layer, 4);
         leave(a, thread);
         target += PROGRAMS;
     }
     meet(a, thread, target);
-    factors.ask(a, words, ATTN_SQUARES, warp, lane);
-    put_factors.come();
-    put_factors();
+    factors.ask(a, warp, lane);
+    factors.put(s, a, warp, lane);
     together();
     for (int i = thread; i < count * rows; i += CONSUMERS) {
         int n = i % count, row = i / count;
@@ -178,18 +143,13 @@ __device__ void compute(Shared& s, const Args& a, int thread) {
         if (!OFFSET) value = rounded(value);
         a.hidden[(long long)row * HIDDEN + first + n] = to_bfloat(value * s.side[n]);
     }
-    leave(a, thread, true);
-    target = WORDS ? PROGRAMS : target + PROGRAMS;
-    if (program == 0) {  // nobody looks at the counter or at words any more
-        meet(a, thread, target, true);
-        // Numbers of layers must not come again while words that nobody wrote since still have them.
-        bool anew = WORDS && tag + 2 * ((unsigned)a.layers + 1) > 0x7fffffff;
-        if (anew)
-            for (int i = thread; i < ALL_WORDS; i += CONSUMERS) a.words[i] = 0;
+    leave(a, thread);
+    target += PROGRAMS;
+    if (program == 0) {  // nobody looks at the counter any more
+        meet(a, thread, target);
         if (thread == 0) {
             *a.counter = 0;
             if (RANKS > 1) a.state[0] += 1;
-            if (WORDS) *a.turns = anew ? 0 : *a.turns + 1;
         }
     }
 }

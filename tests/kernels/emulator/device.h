@@ -188,7 +188,6 @@ T larger(T a, T b) { return a > b ? a : b; }
 
 inline float rsqrtf(float v) { return 1 / sqrtf(v); }
 inline float float_of(unsigned bits) { return emulator::number(bits); }
-inline unsigned bits_of(float v) { return emulator::bits(v); }
 inline float reciprocal(float v) { return 1 / v; }
 inline float power_of_two(float v) { return exp2f(v); }
 inline float to_float(u16 v) { return emulator::number((unsigned)v << 16); }
@@ -216,12 +215,6 @@ inline void add_release(int* p, int v) { *p += v; }
 inline int add_both(int* p, int v) { return (*p += v) - v; }
 inline void let_next_begin() {}
 inline void wait_for_launches_before() {}
-inline void store_word(u64* p, u64 v) { *p = v; }
-inline u64 load_word(const u64* p) { return *p; }
-inline void load_two_words(u64& first, u64& second, const u64* p) {
-    if ((uintptr_t)p % 16) emulator::fault = true;
-    first = p[0], second = p[1];
-}
 inline void store_system(u64* p, u64 v) { *p = v; }
 inline u64 load_system(const u64* p) { return *p; }
 
