@@ -253,6 +253,7 @@ def main(
         imports_s=imported - BEGAN,
         build_s=built - imported,
         first_token_s=time.perf_counter() - BEGAN,
+        kv_pages=driver.loop.scheduler.cache.pool.total,
         compiled=made.summary(),
     )
     bench.run(bench.prompts(64 if model in SHAPES else 4, 500 if model in SHAPES else 50), 16)

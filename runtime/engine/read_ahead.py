@@ -66,12 +66,14 @@ def libraries(root: Path) -> list[Path]:
 
 
 def modules(root: Path) -> Iterator[Path]:
-    """Compiled modules of the packages under `root` that a start imports."""
+    """Of the packages under `root` that a start imports: compiled modules, or sources where nobody has compiled them yet."""
     for package in _PACKAGES:
         for folder, folders, files in os.walk(root / package):
+            compiled = folder.endswith("__pycache__")
+            if compiled or "__pycache__" not in folders:
+                ending = ".pyc" if compiled else ".py"
+                yield from (Path(folder, name) for name in files if name.endswith(ending))
             folders[:] = [name for name in folders if name not in _NO_MODULES]
-            if folder.endswith("__pycache__"):
-                yield from (Path(folder, name) for name in files if name.endswith(".pyc"))
 
 
 def read(paths: Iterable[Path], clock: Callable[[], float] = time.perf_counter) -> int:
@@ -98,7 +100,8 @@ def read(paths: Iterable[Path], clock: Callable[[], float] = time.perf_counter) 
 def _look_at(module: Path) -> None:
     """Read it, and find its source, whose age an import compares."""
     module.read_bytes()
-    module.parent.parent.joinpath(module.name.partition(".")[0] + ".py").exists()
+    if module.suffix == ".pyc":
+        module.parent.parent.joinpath(module.name.partition(".")[0] + ".py").exists()
 
 
 def _main(root: Path) -> None:

@@ -46,6 +46,20 @@ def test_files_of_this_installation_are_found() -> None:
     assert {"__init__", "_tensor", "serialization"} <= found
 
 
+def test_sources_are_read_where_nobody_has_compiled_them(tmp_path: Path) -> None:
+    names = (
+        "torch/a.py",
+        "torch/__pycache__/a.cpython-312.pyc",
+        "torch/nn/b.py",
+        "torch/testing/c.py",
+        "other/d.py",
+    )
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    assert sorted(read_ahead.modules(tmp_path)) == [tmp_path / names[1], tmp_path / names[2]]
+
+
 def test_all_files_are_read_but_those_that_cannot_be(tmp_path: Path, tree: list[Path]) -> None:
     sizes = sum(f.stat().st_size for f in tree)
     assert read_ahead.read([tree[0], tmp_path / "gone", *tree[1:]]) == sizes
