@@ -19,7 +19,6 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (896, 896, False): (
             (1, LinearTiles("gemv", 1, 2, 2048, 4, 1, 1)),
             (16, LinearTiles("tiled", 16, 32, 128, 4, 4, 2)),
-            (32, LIBRARY),
             (64, LinearTiles("tiled", 16, 64, 128, 4, 4, 1)),
             (256, LIBRARY),
         ),
@@ -30,7 +29,7 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         ),
         (1152, 896, False): (
             (1, LinearTiles("gemv", 1, 4, 1024, 4, 2, 1)),
-            (32, LIBRARY),
+            (16, LIBRARY),
             (64, LinearTiles("tiled", 16, 64, 256, 4, 4, 1)),
             (256, LIBRARY),
         ),
@@ -68,7 +67,7 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (4864, 896, True): (
             (1, LinearTiles("gemv", 1, 2, 512, 2, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 64, 4, 3, 4)),
-            (32, LIBRARY),
+            (32, LinearTiles("tiled", 32, 64, 64, 4, 5, 1)),
             (64, LinearTiles("tiled", 64, 64, 64, 4, 5, 1)),
             (256, LIBRARY),
         ),

@@ -89,7 +89,7 @@ EARLY_WEIGHTS = (
 _PACKED = (
     (1024, (range(1, 33), range(65, 513))),
     (512, ()),
-    (0, (range(33, 65),)),
+    (0, (range(17, 65),)),
 )  # of 512 bytes none were timed
 EARLY_ROWS = 64  # more rows fill the device, and what waits takes room from what works
 
