@@ -50,6 +50,11 @@ class Group:
         if device.startswith("cuda"):
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # ranks are on one host
             os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
+            # A rank that is lost ends the engine with a message; torch's watchdog would end the process by a signal first.
+            os.environ.setdefault(
+                "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
+            )  # it aborts the communicator, and no more
+            os.environ.setdefault("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0")
             torch.cuda.set_device(device)
             options = distributed.ProcessGroupNCCL.Options()
             options._timeout = limit
