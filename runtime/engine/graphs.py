@@ -19,7 +19,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Slice
 from runtime.engine.inputs import drawn_rows
 
-_LARGEST_RUNS = 64  # rows of graphs that are captured once more for runs of one request
+_LARGEST_RUNS = 256  # rows of graphs that are captured once more for runs of one request
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:

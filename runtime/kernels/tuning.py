@@ -84,13 +84,9 @@ EARLY_STARTS = frozenset({"NVIDIA H200", "NVIDIA H100 80GB HBM3"})
 EARLY_WEIGHTS = (
     12 << 20
 )  # of a matrix times one row: larger ones run long enough, and waiting costs their loop registers
-# Rows of steps whose attention is quicker in CUDA C++ (kernels/paged_decode.py), where a position has at least so many bytes. 33 to
-# 64 rows of equal contexts took 0.7 % longer by it (8B), of different ones 2 % less.
-_PACKED = (
-    (1024, (range(1, 33), range(65, 513))),
-    (512, ()),
-    (0, (range(17, 65),)),
-)  # of 512 bytes none were timed
+# Rows of steps whose attention is quicker in CUDA C++ (kernels/paged_decode.py), where a position has at least so many bytes; of 512
+# none were timed. 33 to 64 rows of equal contexts took 0.7 % longer by it (8B), of different ones 2 % less.
+_PACKED = ((1024, (range(1, 33), range(65, 257))), (512, ()), (0, (range(17, 65),)))
 EARLY_ROWS = 64  # more rows fill the device, and what waits takes room from what works
 
 

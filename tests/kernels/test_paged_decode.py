@@ -297,7 +297,7 @@ def test_layers_take_it_and_others_do_not(device: torch.device, make: Make) -> N
         used = [d is not None for d in attention._decoders]
     assert used == [True, True, True, False] and len(made) == 1
     assert (
-        attention.form == "triton, 1 to 32 or 65 to 512 single tokens in CUDA C++,"
+        attention.form == "triton, 1 to 32 or 65 to 256 single tokens in CUDA C++,"
         and TritonAttention(store).form == "triton"
     )
     live = c.lengths > 0
