@@ -72,7 +72,7 @@ def _decoders(
         )
         if a.window not in (None, window):
             reason = f"it has windows of {window} and {a.window}"
-        if shape is not None and not packed_rows(shape.position_bytes):
+        if shape is not None and reason is None and not packed_rows(shape.position_bytes):
             reason = f"nobody has timed it with {shape.position_bytes} bytes of a position"
         if shape is None or reason is not None:
             reasons.add(str(reason))

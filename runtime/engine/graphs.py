@@ -19,7 +19,8 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Slice
 from runtime.engine.inputs import drawn_rows
 
-_LARGEST_RUNS = 256  # rows of graphs that are captured once more for runs of one request
+# Rows of graphs that are captured once more for runs of one request: at least all that attend in CUDA C++ (`tuning.packed_rows`).
+_LARGEST_RUNS = 256
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from runtime.attention.base import PagedInputs
 from runtime.attention.triton import TritonAttention
-from runtime.kernels import nvrtc
+from runtime.engine import graphs
+from runtime.kernels import nvrtc, tuning
 from runtime.kernels.decode import decode_reference
 from runtime.kernels.paged_decode import DecodeShape, Launch, PagedDecode, why_not
 from runtime.kernels.rope_store import Turning, rope_store_reference
@@ -263,6 +264,29 @@ def model(windows: list[int | None]) -> Decoder:
         else:
             p.fill_(1.0)
     return found
+
+
+def test_positions_that_nobody_timed_stay_with_triton() -> None:
+    """Nor is a kernel made for them; runs of one request have a graph wherever a kernel stores and attends."""
+    made: list[DecodeShape] = []
+
+    def counted(shape: DecodeShape, window: int | None) -> PagedDecode:
+        made.append(shape)
+        return PagedDecode(
+            shape, torch.device("cpu"), window=window, programs=3, build=lambda _: pytest.fail()
+        )
+
+    forms = []
+    for kv_heads in (2, 4, 8):  # 256, 512, 1,024 bytes
+        attention = AttnSpec(8, kv_heads, 64, 0.125, RopeSpec(64, (1.0,) * 32))
+        layer = LayerSpec(attention, MlpSpec(64), NormSpec(1e-6))
+        spec = ArchSpec("a", 16, 64, 64, (layer,), NormSpec(1e-6))
+        store = KVStore(spec, 4, 16, BF16, "cpu")
+        forms.append(TritonAttention(store, [attention], counted).form)
+    assert [shape.kv_heads for shape in made] == [2, 8]
+    assert forms[1] == "triton" and "triton" not in (forms[0], forms[2])
+    largest = max(part.stop - 1 for size in (256, 1024) for part in tuning.packed_rows(size))
+    assert largest <= graphs._LARGEST_RUNS
 
 
 def test_layers_take_it_and_others_do_not(device: torch.device, make: Make) -> None:
