@@ -32,6 +32,7 @@ from runtime.engine.staging import Staging
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.heads import Head
+from runtime.parallel.group import Group
 from runtime.sampling.random import uniforms
 from runtime.sampling.sampler import Sampler, SamplingState, adjust, by_triton, count, fields_of
 
@@ -45,6 +46,7 @@ class DeviceRunner(ModelRunner):
 
     seats, context  the largest batch, and the longest sequence
     graph_sizes     batch sizes of decode graphs; none: every step is launched kernel by kernel
+    group           of the model's ranks, who are waited for with an eye on them
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class DeviceRunner(ModelRunner):
         context: int,
         graph_sizes: tuple[int, ...] = (),
         sampler: Sampler = by_triton,
+        group: Group | None = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, sampler=sampler, **options)
         store = self.store
         self.spare = seats  # the seat of a graph's padding rows
+        self._group = group
         width = -(-context // store.page_size) + 1
         self.table = torch.zeros(seats + 1, width, dtype=torch.int32, device=self.device)
         self._newest = torch.zeros(seats + 1, dtype=torch.long, device=self.device)
@@ -405,6 +409,18 @@ class DeviceRunner(ModelRunner):
             event.record()
         return Pending(batch, None, host, event, scores or {}, counts)
 
+    def _reached(self) -> None:
+        if self._group is not None and self._staging.pinned:
+            event = torch.cuda.Event()
+            event.record()
+            self._group.until(event)
+
+    def _wait(self, event: torch.cuda.Event) -> None:
+        if self._group is None:
+            event.synchronize()
+        else:
+            self._group.until(event)
+
     def collect(self, pending: Pending) -> Sampled:
         """The result of a batch; waits until the device has it."""
         self.draw(pending)
@@ -412,7 +428,7 @@ class DeviceRunner(ModelRunner):
             return pending.done
         if pending.event is not None:
             began = time.perf_counter()
-            pending.event.synchronize()
+            self._wait(pending.event)
             self.waited += time.perf_counter() - began
         assert pending.arrived is not None
         arrived, counts = pending.arrived.numpy(), pending.counts
@@ -471,6 +487,7 @@ def device_runner(
         context=context,
         graph_sizes=graph_sizes(largest_graph) if own and largest_graph and head is None else (),
         sampler=sampler,
+        group=model.group,
     )
     device = store.k.device
     on_cuda = device.type == "cuda"

@@ -389,6 +389,8 @@ class EngineLoop:
 
     def _lost(self, batch: Batch, error: Exception) -> list[Out]:
         """The oldest batch in flight failed: its requests end, the loop goes on; not so with ranks, which are out of step."""
+        if isinstance(error, EngineDead):
+            raise error
         if self._ranks is not None:
             self._ranks.check()
             raise EngineDead(f"a step failed, and with it the engine: {error}") from error

@@ -98,10 +98,14 @@ class ModelRunner:
         self.attention.plan(inputs.attention)
         return self.model(inputs.ids, inputs.positions, self.attention)
 
+    def _reached(self) -> None:
+        """Called before the host reads what is behind a model's collectives; it may wait for them."""
+
     def _pooled(self, batch: Batch, ends: list[int], hidden: Tensor) -> Sampled:
         """The vectors of the slices `ends`, whose last hidden states are [ends, hidden]."""
         if self.head is None or not ends:
             return Sampled(batch.step, [])
+        self._reached()
         seats = [batch.slices[i].seat for i in ends]
         found = dict(zip(seats, vectors(self.head, hidden), strict=True))
         failed = [seat for seat, vector in found.items() if vector is None]
@@ -150,6 +154,7 @@ class ModelRunner:
 
     def _sample(self, batch: Batch, slices: list[Slice], logits: Tensor, prompt: dict[int, list]) -> Sampled:  # type: ignore[type-arg]
         """Draw for `slices`, the batch's `draws`."""
+        self._reached()
         states = self._states_of(slices)
         self._allow(slices, states)
         scored = [i for i, state in enumerate(states) if state.logprobs is not None]
@@ -251,6 +256,7 @@ class ModelRunner:
             for p in range(piece.scores, end, _SCORE_ROWS):
                 q = min(p + _SCORE_ROWS, end)
                 logits = self.model.logits(hidden[first + p - piece.start : first + q - piece.start])
+                self._reached()
                 following = torch.tensor(tokens[p + 1 : q + 1], device=self.device)
                 top = state.logprobs.top if state.logprobs else 0
                 found += logprobs_of(logits, following, [top] * (q - p))

@@ -9,12 +9,16 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed
+
+from runtime.errors import EngineDead
 
 if TYPE_CHECKING:
     from runtime.parallel.peers import Peers
@@ -24,6 +28,11 @@ _END_SECONDS = 5.0
 _START_SECONDS = (
     60.0  # at least, for what all do once: imports and weights take one of them longer than another
 )
+_POLL_SECONDS = 20e-6
+_LOOK_SECONDS = 0.01  # between looks whether the other ranks live
+_NEVER = timedelta(
+    days=1
+)  # NCCL's own watchdog ends the process by a signal; ranks that are lost are found here
 
 
 class Group:
@@ -31,15 +40,19 @@ class Group:
 
     timeout  seconds after which a collective fails because a member does not answer; at the start they have a minute
              at least to find each other and to load
+    look     called while the group waits for the others; raises EngineDead if one is known to be gone
     """
 
     def __init__(self, rank: int, size: int, folder: Path, device: str, timeout: float) -> None:
         self.rank = rank
         self.size = size
         self.device = device
+        self.look: Callable[[], None] = lambda: None
         self._timeout = timeout
+        self._meetings = 0
         self._peers: Peers | None = None
-        limit = timedelta(seconds=timeout)
+        on_cards = device.startswith("cuda")
+        limit = _NEVER if on_cards else timedelta(seconds=timeout)
         self._start = timedelta(seconds=max(timeout, _START_SECONDS))
         self._sum: Any = distributed.AllreduceOptions()
         self._gather: Any = distributed.distributed_c10d.AllgatherOptions()
@@ -47,13 +60,10 @@ class Group:
         store: Any = distributed.FileStore(str(folder / "members"), size)
         store.set_timeout(self._start)
         self._store = store
-        if device.startswith("cuda"):
+        if on_cards:
             os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")  # ranks are on one host
             os.environ.setdefault("NCCL_NVLS_ENABLE", "0")
-            # A rank that is lost ends the engine with a message; torch's watchdog would end the process by a signal first.
-            os.environ.setdefault(
-                "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
-            )  # it aborts the communicator, and no more
+            os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
             os.environ.setdefault("TORCH_NCCL_RETHROW_CUDA_ERRORS", "0")
             torch.cuda.set_device(device)
             options = distributed.ProcessGroupNCCL.Options()
@@ -98,13 +108,28 @@ class Group:
         return high.float(), lowest.long()
 
     def smallest(self, value: int) -> int:
-        """The smallest of the ranks' values; for the start, when some still load."""
-        there = torch.tensor([-value], dtype=torch.int64, device=self.device)
-        options: Any = distributed.AllreduceOptions()
-        options.timeout = self._start
-        options.reduceOp = distributed.ReduceOp.MAX
-        self._group.allreduce([there], options).wait()
-        return -int(there.item())
+        """The smallest of the ranks' values, through the store; for the start, when some still load."""
+        self._meetings += 1
+        keys = [f"meeting {self._meetings} of rank {rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], str(value))
+        self._poll(lambda: self._store.check(keys), self._start.total_seconds(), _LOOK_SECONDS)
+        return min(int(self._store.get(key)) for key in keys)
+
+    def until(self, event: Any) -> None:
+        """Wait for a CUDA event behind collectives. Raises EngineDead if a rank is gone meanwhile or does not answer in time."""
+        self._poll(event.query, self._timeout, _POLL_SECONDS)
+
+    def _poll(self, done: Callable[[], bool], seconds: float, pause: float) -> None:
+        now = time.monotonic()
+        end, look = now + seconds, now + _LOOK_SECONDS
+        while not done():
+            now = time.monotonic()
+            if now >= look:
+                self.look()
+                look = now + _LOOK_SECONDS
+            if now >= end:
+                raise EngineDead(f"a rank of {self.size} did not answer in time; see --dist-timeout")
+            time.sleep(pause)
 
     def connect(self, hidden: int, dtype: torch.dtype) -> Peers | None:
         """Mailboxes for rows of `hidden` numbers between the cards; None where they cannot be, as the log then says."""

@@ -86,6 +86,7 @@ class Ranks:
         except Exception as error:
             self.close()
             raise EngineDead(f"the ranks of the engine did not find each other: {error}") from error
+        self.group.look = self.check
 
     def _socket(self, kind: int, path: Path) -> Any:
         socket = self._context.socket(kind)

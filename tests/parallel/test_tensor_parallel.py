@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,3 +276,37 @@ def test_the_likeliest_token_of_all_ranks(tmp_path: Path) -> None:
         for high, found in pool.map(member, range(2)):
             assert high.tolist() == [1.0, 2.0, 4.0, float("inf")]
             assert found.tolist() == [3, 4, 12, 1]
+
+
+def _gone() -> None:
+    raise EngineDead("rank 1 of 2 has ended")
+
+
+@pytest.mark.parametrize(
+    ("look", "message"),
+    [(_gone, "rank 1 of 2 has ended"), (lambda: None, "did not answer in time; see --dist-timeout")],
+)
+def test_whoever_waits_for_ranks_learns_of_their_end(
+    look: Callable[[], None], message: str, tmp_path: Path
+) -> None:
+    group = Group(0, 1, tmp_path, "cpu", 0.2)
+    left = 3
+
+    def query() -> bool:
+        nonlocal left
+        left -= 1
+        return left <= 0
+
+    group.until(SimpleNamespace(query=query))
+    assert left == 0
+    group.look = look
+    with pytest.raises(EngineDead, match=message):
+        group.until(SimpleNamespace(query=lambda: False))
+
+
+def test_a_rank_that_ends_while_others_load_ends_the_start(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        groups = list(pool.map(lambda rank: Group(rank, 2, tmp_path, "cpu", 30.0), range(2)))
+    groups[0].look = _gone
+    with pytest.raises(EngineDead, match="rank 1 of 2 has ended"):
+        groups[0].smallest(4)
