@@ -19,6 +19,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from grammar.cache_folder import cache_folder
+
 MAGIC = b"sglc-constraint\n"
 VERSION = 3
 _ABANDONED_SECONDS = 3600.0
@@ -58,11 +60,7 @@ class ConstraintStore:
     @staticmethod
     def default() -> ConstraintStore:
         """In the user's cache folder; where the user has no home, as in some containers, nothing is kept."""
-        try:
-            root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        except RuntimeError:
-            root = os.devnull
-        return ConstraintStore(Path(root) / "sglc" / "constraints")
+        return ConstraintStore(cache_folder("constraints"))
 
     def path(self, key: str) -> Path:
         return self.folder / f"{key}.constraint"

@@ -21,6 +21,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -192,15 +193,20 @@ def main(
     packed_rows: Annotated[
         int | None, typer.Option(help="Most rows that attend by the kernel in CUDA C++, to compare.")
     ] = None,
-    ahead: Annotated[bool, typer.Option(help="Files of the start are read before they are needed.")] = True,
+    ahead: Annotated[
+        bool, typer.Option(help="Files of the start are read, and compiled, before they are needed.")
+    ] = True,
     batches: Annotated[str | None, typer.Option(help="Batches of b and f.")] = None,
     temperatures: Annotated[str, typer.Option(help="Temperatures of a.")] = "0,0.6",
 ) -> None:
     """Measure and print."""
-    from runtime.engine.read_ahead import read_ahead
+    from runtime.engine.bytecode import kept_bytecode
+    from runtime.engine.read_ahead import bytecode_folder, read_ahead
 
+    starting = ExitStack()
     if ahead:
         read_ahead(device)
+        starting.enter_context(kept_bytecode(bytecode_folder(device)))
     import torch
 
     from runtime.bench.compiled import Compiled
@@ -241,7 +247,7 @@ def main(
             "context_length": 10240,
         }
     imported = time.perf_counter()
-    with Compiled() as made:
+    with starting, Compiled() as made:
         driver = Driver(EngineConfig.of({"model_path": folder, **chosen, **json.loads(options)}))
         built = time.perf_counter()
         bench = Bench(model, driver, log, tb_s, tflops)

@@ -399,17 +399,19 @@ def _correctness(config: EngineConfig, cut: int) -> None:
 
 
 def _driver(config: EngineConfig, out: Path | None, profile: Path | None) -> Any:
-    from runtime.engine.read_ahead import read_ahead
-
-    read_ahead(config.device)
-    from runtime.bench.driver import Driver
     from runtime.bench.report import writable
+    from runtime.engine.bytecode import kept_bytecode
+    from runtime.engine.read_ahead import bytecode_folder, read_ahead
     from runtime.log import configure
 
     writable("--json", out)
     writable("--profile", profile)
     configure("warning", "text")
-    return Driver(config)
+    read_ahead(config.device)
+    with kept_bytecode(bytecode_folder(config.device)):
+        from runtime.bench.driver import Driver
+
+        return Driver(config)
 
 
 @contextmanager

@@ -25,9 +25,10 @@ import msgspec
 import zmq
 
 from runtime.config import EngineConfig
+from runtime.engine.bytecode import kept_bytecode
 from runtime.engine.collector import IdleCollector, settle
 from runtime.engine.messages import Beat, Failed, In, Lost, Out, Ready, Stop
-from runtime.engine.read_ahead import read_ahead
+from runtime.engine.read_ahead import bytecode_folder, read_ahead
 from runtime.engine.transport import error_of
 from runtime.errors import EngineDead, EngineError
 from runtime.folders import PrivateFolder, sweep
@@ -311,10 +312,11 @@ def main(folder: str, parent: int, level: str, format: str) -> None:
     beats = threading.Thread(target=_beat_until, args=(started, outbox), daemon=True)
     beats.start()
     try:
-        from runtime.engine.loop import EngineLoop
-
         try:
-            loop = EngineLoop(config)
+            with kept_bytecode(bytecode_folder(config.device)):
+                from runtime.engine.loop import EngineLoop
+
+                loop = EngineLoop(config)
         finally:
             started.set()
             beats.join()  # a socket is one thread's at a time

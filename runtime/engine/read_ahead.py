@@ -2,7 +2,8 @@
 
 Loading a library maps it, and what is used of it comes page by page, each when it is missed; modules come one after another, some
 1,500 of them. A disk that reads 600 MB/s in a row gives a fraction of that. A process of its own (whose threads do not compete for
-the interpreter) reads the files in the order of their use and leaves them in the system's page cache.
+the interpreter) reads the files in the order of their use and leaves them in the system's page cache. Others compile modules
+(engine/bytecode.py).
 """
 
 from __future__ import annotations
@@ -40,15 +41,30 @@ _began = threading.Event()
 
 
 def read_ahead(device: str = "auto") -> None:
-    """Begin to read them, once a process, where there is an NVIDIA driver and `device` is not the CPU; returns at once."""
-    if device == "cpu" or _began.is_set() or not _DRIVER.exists():
-        return
-    found = importlib.util.find_spec("torch")
+    """Begin to read them, and to compile modules (`bytecode`), once a process, where there is an NVIDIA driver and `device` is
+    not the CPU; returns at once."""
+    folder = bytecode_folder(device)
+    found = None if folder is None or _began.is_set() else importlib.util.find_spec("torch")
     if found is None or found.origin is None:
         return
     _began.set()
-    command = [sys.executable, "-I", "-S", __file__, str(Path(found.origin).parent.parent)]
-    threading.Thread(target=_run, args=(command,), name="read-ahead", daemon=True).start()
+    packages, own = Path(found.origin).parent.parent, Path(__file__).parents[2]
+    script = Path(__file__).with_name("bytecode.py")
+    for name, *command in (
+        ("read-ahead", __file__, packages),
+        ("compile-modules", script, folder, packages, own),
+    ):
+        words = [sys.executable, "-I", "-S", *map(str, command)]
+        threading.Thread(target=_run, args=(words,), name=name, daemon=True).start()
+
+
+def bytecode_folder(device: str = "auto") -> Path | None:
+    """Where byte code is kept that `read_ahead` has made; None where it makes none."""
+    if device == "cpu" or not _DRIVER.exists():
+        return None
+    from grammar.cache_folder import cache_folder  # not there for the process that reads
+
+    return cache_folder("bytecode")
 
 
 def _run(command: list[str]) -> None:

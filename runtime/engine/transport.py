@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from runtime.config import EngineConfig
+from runtime.engine.bytecode import kept_bytecode
 from runtime.engine.messages import Failed, In, Out, Ready, Stop
-from runtime.engine.read_ahead import read_ahead
+from runtime.engine.read_ahead import bytecode_folder, read_ahead
 from runtime.errors import (
     Aborted,
     BackendError,
@@ -75,9 +76,10 @@ class ThreadTransport:
 
     def start(self, receive: Callable[[list[Out]], None]) -> Ready:
         read_ahead(self.config.device)
-        from runtime.engine.loop import EngineLoop
+        with kept_bytecode(bytecode_folder(self.config.device)):
+            from runtime.engine.loop import EngineLoop
 
-        loop = EngineLoop(self.config)
+            loop = EngineLoop(self.config)
         self._thread = threading.Thread(target=self._run, args=(loop, receive), name="engine", daemon=True)
         self._thread.start()
         return Ready(loop.info)

@@ -74,7 +74,7 @@ class Ranks:
         for rank in range(1, self.size):
             self._sockets.append(self._socket(zmq.PUSH, path / f"rank{rank}"))
             process = subprocess.Popen(
-                [sys.executable, "-m", "runtime.parallel.ranks", str(path), str(rank)],
+                [sys.executable, "-m", "runtime.parallel.rank", str(path), str(rank)],
                 stdin=subprocess.PIPE,
             )
             assert process.stdin is not None
@@ -209,7 +209,3 @@ def follow(runner: Any, inbox: Any, outbox: Any, rank: int) -> None:
         runner.draw(flight[-1])
         if flight[-1].done is not None:
             tell(runner.collect(flight.popleft()))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))

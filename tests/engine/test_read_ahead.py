@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import runtime
 from runtime.engine import read_ahead
 
 
@@ -80,21 +81,25 @@ def test_a_slow_disk_is_left_alone(
 
 
 @pytest.mark.parametrize(
-    ("device", "driver", "begins"), [("auto", True, 1), ("cpu", True, 0), ("auto", False, 0)]
+    ("device", "driver", "begins"), [("auto", True, True), ("cpu", True, False), ("auto", False, False)]
 )
 def test_reading_begins_once_and_only_for_a_gpu(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, driver: bool, begins: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str, driver: bool, begins: bool
 ) -> None:
-    begun: list[list[str]] = []
+    begun: dict[str, list[str]] = {}
     monkeypatch.setattr(read_ahead, "_began", threading.Event())
     monkeypatch.setattr(read_ahead, "_DRIVER", tmp_path if driver else tmp_path / "none")
-    monkeypatch.setattr(read_ahead, "_run", begun.append)
+    monkeypatch.setattr(read_ahead, "_run", lambda words: begun.update({Path(words[3]).name: words[4:]}))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for _ in range(2):
         read_ahead.read_ahead(device)
     for thread in threading.enumerate():
-        if thread.name == "read-ahead":
+        if thread.name in {"read-ahead", "compile-modules"}:
             thread.join()
-    assert [command[-1] for command in begun] == [str(Path(torch.__file__).parent.parent)] * begins
+    packages, own = str(Path(torch.__file__).parent.parent), str(Path(runtime.__file__).parent.parent)
+    kept = str(tmp_path / "sglc" / "bytecode")
+    wanted = {"read_ahead.py": [packages], "bytecode.py": [kept, packages, own]}
+    assert begun == (wanted if begins else {})
 
 
 def test_the_process_needs_no_package(tmp_path: Path, tree: list[Path]) -> None:
