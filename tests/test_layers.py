@@ -22,7 +22,7 @@ RUNTIME = [
     ["runtime.bench"],
     ["runtime.server", "runtime.programs"],
     ["runtime.backends", "runtime.environment"],
-    ["runtime.engine", "runtime.parallel.ranks"],
+    ["runtime.engine", "runtime.parallel.ranks", "runtime.parallel.rank"],
     ["runtime.scheduler"],
     ["runtime.models", "runtime.sampling", "runtime.constrain", "runtime.kernels.cpu.path"],
     ["runtime.layers", "runtime.tokenizer"],
