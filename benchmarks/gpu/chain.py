@@ -20,6 +20,7 @@ import typer
 from benchmarks.gpu.whole_step import Bench
 from runtime.attention import triton as attention_paths
 from runtime.kernels import tuned, tuning
+from runtime.kernels.cluster_linear import COLUMNS, SPLITS
 from runtime.kernels.nvrtc import MOST_SHARED
 from runtime.kernels.tuning import LinearTiles
 
@@ -32,6 +33,7 @@ CHOICES: dict[str, tuple[int, ...]] = {
     "stages": (3, 4, 5, 6),
     "splits": (1, 2, 4, 8),
 }
+CLUSTERS = {"block_n": COLUMNS, "splits": SPLITS}
 LIBRARY = LinearTiles("library")
 
 
@@ -48,9 +50,14 @@ def shapes_of(b: Bench) -> list[Shape]:
 def variants(tiles: LinearTiles, shape: Shape, rows: int) -> Iterator[LinearTiles]:
     """With one number changed, as far as they fit a multiprocessor."""
     _, k, gated = shape
-    for name, values in CHOICES.items():
+    own = tiles.kind == "cluster"
+    for name, values in (CLUSTERS if own else CHOICES).items():
         for value in values:
             found = replace(tiles, **{name: value})
+            if own and found != tiles:
+                yield found
+            if own:
+                continue
             stage = (found.block_m + found.block_n * (2 if gated else 1)) * found.block_k * 2
             fits = found.stages * stage <= MOST_SHARED and found.block_m <= tuning.triton_width(rows)
             if found != tiles and fits and found.splits * found.block_k <= k:
@@ -86,7 +93,7 @@ class Chain:
             moved = False
             for shape in shapes:
                 now = self.tiles[shape]
-                tried = list(variants(now, shape, self.rows)) if now.kind == "tiled" else []
+                tried = [] if now == LIBRARY else list(variants(now, shape, self.rows))
                 for tiles in [LIBRARY, *tried] if now != LIBRARY else tried:
                     if time.perf_counter() > self.end:
                         break
@@ -105,6 +112,9 @@ def main(
     packed_rows: Annotated[
         int | None, typer.Option(help="Up to so many rows attend by the kernel in CUDA C++.")
     ] = None,
+    cluster: Annotated[
+        bool, typer.Option(help="Start with the products of clusters (kernels/cluster_linear.py).")
+    ] = False,
     early_rows: Annotated[
         int | None, typer.Option(help="Up to so many rows kernels start while the one before ends.")
     ] = None,
@@ -127,6 +137,10 @@ def main(
             usual = LinearTiles(
                 "tiled", min(64, tuning.triton_width(rows)), 64, 64 if gated else 128, 4, 4, 1
             )
+        if cluster and (n, k, gated) != head:
+            programs = -(-n // (40 if gated else 64))
+            split = max(s for s in SPLITS if s == 1 or s * programs <= tuning.processors(device))
+            usual = LinearTiles("cluster", 64, 80 if gated else 64, 64, splits=split)
         chain.tiles[n, k, gated] = usual
     best = chain.search(shapes)
     print(f"best {best:.4f} ms")

@@ -26,6 +26,7 @@ from runtime.kernels import nvrtc
 from runtime.kernels.activation import ACTIVATIONS, gated_mul
 from runtime.kernels.argmax import argmax
 from runtime.kernels.argmax_ranks import WORDS, argmax_ranks
+from runtime.kernels.cluster_linear import SPLITS, ClusterForm, ClusterLinear
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.decode_step import begin_step, end_step
 from runtime.kernels.kv_store import store_kv
@@ -225,7 +226,7 @@ def paged_decode(page: int, heads: int, kv: int, window: int | None) -> Tensor:
 
 
 def many_rows() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Products whose last tiles are not full, on Hopper."""
+    """Products in CUDA C++ whose last tiles are not full, on Hopper."""
     if nvrtc.why_not(DEVICE) is not None:
         return
     for tiles in TILES:
@@ -234,6 +235,11 @@ def many_rows() -> Iterator[tuple[str, Callable[[], object]]]:
             x, w = normal(rows, k), normal(n * (2 if gated else 1), k)
             linear = WgmmaLinear(DEVICE, tiles, gated)
             yield f"wgmma {tiles} {gated}", lambda: linear(x, w)
+    for split in SPLITS:
+        for form in (ClusterForm(136, 328, gated, 80, split) for gated in (None, *ACTIVATIONS)):
+            x, w = normal(40, 328), normal(272 if form.gated else 136, 328)
+            small = ClusterLinear(DEVICE, form)
+            yield f"cluster {form}", lambda: small(x, w, bias=w[:, 0].contiguous())
 
 
 def exchange(rows: int, width: int) -> None:

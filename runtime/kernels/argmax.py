@@ -27,10 +27,10 @@ def _parts(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     row = tl.program_id(0).to(tl.int64)
-    part = tl.program_id(1)
+    part = parts - 1 - tl.program_id(1)  # what was written last may still be in the last cache
     high = tl.full((BLOCK,), float("-inf"), tl.float32)
     where = tl.full((BLOCK,), 2147483647, tl.int32)
-    for start in range(0, PART, BLOCK):
+    for start in tl.static_range(0, PART, BLOCK):  # unrolled: all its loads are under way at once
         at = part * PART + start + tl.arange(0, BLOCK)
         value = tl.load(x + row * stride + at, mask=at < columns, other=float("-inf")).to(tl.float32)
         value = tl.where(value != value, float("inf"), value)

@@ -4,7 +4,8 @@ One row takes a kernel of plain multiply-adds that can also hold the norm before
 More rows take a tiled product in which the weights are the tall operand, so that the matrix units' 64 rows are all
 used; where the tiles would not fill the device the sum over the inner dimension is split, and whichever program
 comes last adds the parts in their order, so that results do not change from run to run. What the tables say the
-library does better goes to the library; many rows with a gate go to kernels/wgmma_linear.py.
+library does better goes to the library; many rows with a gate go to kernels/wgmma_linear.py, 17 to 64 rows of small matrices to
+kernels/cluster_linear.py.
 """
 
 from __future__ import annotations
@@ -17,11 +18,11 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional as F
 
-from runtime.kernels import wgmma_linear
+from runtime.kernels import cluster_linear, wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS, activated, gated_mul, gated_reference
 from runtime.kernels.merge import arrive
 from runtime.kernels.norm import rms_norm, rms_norm_reference
-from runtime.kernels.tuning import EARLY_WEIGHTS, LinearTiles, early_starts, linear_tiles
+from runtime.kernels.tuning import EARLY_WEIGHTS, LinearTiles, early_starts, linear_tiles, usual_tiles
 
 
 @dataclass(frozen=True)
@@ -279,6 +280,14 @@ def skinny_linear(
         raise ValueError(f"skinny_linear: gemv tiles take one row, got {rows}")
     if norm is not None and t.kind != "gemv":
         x = rms_norm(x, norm.weight, norm.eps, norm.offset)
+    if t.kind == "cluster":
+        product = cluster_linear.linear_of(x, w, gated, t.block_n, t.splits)
+        if product is not None:
+            y = product(
+                x, w, bias=bias, out=out if residual is None else None, early=early_starts(x.device, rows)
+            )
+            return y if residual is None else torch.add(y, residual, out=out)
+        t = usual_tiles(x.device, rows, n, k, x.dtype, gated is not None)
     if t.kind in ("library", "wgmma"):
         return _many_rows(x, w, bias, gated, residual, out, t.kind == "wgmma")
     if out is None:

@@ -50,10 +50,10 @@ class PrefillTiles:
 
 @dataclass(frozen=True)
 class LinearTiles:
-    """`gemv`: one row, `stages` is how far its loop is unrolled; `tiled`: any; `library`: torch, `wgmma`: many rows with a gate, both
-    without sizes."""
+    """`gemv`: one row, `stages` is how far its loop is unrolled; `tiled`: any; `cluster`: `block_n` columns, `splits` programs of a
+    cluster; `library`: torch, `wgmma`: many rows with a gate, both without sizes."""
 
-    kind: Literal["gemv", "tiled", "library", "wgmma"]
+    kind: Literal["gemv", "tiled", "cluster", "library", "wgmma"]
     block_m: int = 16
     block_n: int = 64
     block_k: int = 128
@@ -199,6 +199,18 @@ def linear_tiles(
         return LinearTiles("library" if rows in _HALF_EMPTY else "wgmma")
     if dtype.itemsize == 2 and (measured := _measured(_name(device), n, k, gated)):
         return next((tiles for most, tiles in measured if rows <= most), LinearTiles("library"))
+    return usual_tiles(device, rows, n, k, dtype, gated)
+
+
+def cluster_tiles(device: torch.device, n: int, k: int, gated: bool) -> tuple[LinearTiles, ...]:
+    """Those of kind `cluster` with which a matrix is multiplied, by whatever number of rows."""
+    return tuple(t for _, t in _measured(_name(device), n, k, gated) if t.kind == "cluster")
+
+
+def usual_tiles(
+    device: torch.device, rows: int, n: int, k: int, dtype: torch.dtype, gated: bool
+) -> LinearTiles:
+    """The same for a shape that nobody has measured."""
     if rows == 1:
         block_k = min(1024, k & -k) if k & -k >= 128 else min(1024, triton_width(k))
         block_n = max(1, 4096 // block_k // (2 if gated else 1))

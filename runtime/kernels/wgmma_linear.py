@@ -46,7 +46,7 @@ class PairTiles:
         return -(-pairs // (programs // _PAIR)) * self.columns
 
 
-TILES = (PairTiles(), PairTiles(across=True), PairTiles(224), PairTiles(224, across=True))
+TILES = tuple(PairTiles(columns, across) for columns in (256, 224, 160) for across in (False, True))
 
 
 class _Arguments(ctypes.Structure):

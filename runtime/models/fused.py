@@ -9,6 +9,7 @@ launch between the products. Sums are those of the plain layers up to their orde
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,14 +17,15 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionImpl
-from runtime.kernels import nvrtc, wgmma_linear
+from runtime.kernels import cluster_linear, nvrtc, wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS
+from runtime.kernels.cluster_linear import ClusterForm
 from runtime.kernels.norm import add_rms_norm, rms_norm
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
-from runtime.kernels.tuning import processors, step_rows
+from runtime.kernels.tuning import cluster_tiles, processors, step_rows
 from runtime.kernels.whole_step import WholeStep
 from runtime.kernels.whole_step import why_not as why_not_whole
 from runtime.kv.store import KVStore
@@ -60,6 +62,22 @@ def why_not(model: Decoder) -> str | None:
     return None
 
 
+def _forms(layer: Layer, device: torch.device) -> Iterator[ClusterForm]:
+    """Of its products, as far as the tables want them so."""
+    attention: Any = layer.attention
+    mlp: Any = layer.mlp
+    for linear, gate in (
+        (attention.qkv, None),
+        (attention.out, None),
+        (mlp.down, None),
+        (mlp.up, _GATES[layer.spec.mlp.activation]),
+    ):
+        n, k = linear.weight.shape
+        n = n // 2 if gate else n
+        for tiles in cluster_tiles(device, n, k, gate is not None):
+            yield ClusterForm(n, k, gate, tiles.block_n, tiles.splits)
+
+
 def _rms(norm: NormSpec) -> bool:
     return norm.kind == "rms" and norm.affine and not norm.bias
 
@@ -84,6 +102,9 @@ class FusedDecoder:
         if model.dtype == torch.bfloat16:
             for gate in {_GATES[x.spec.mlp.activation] for x in self._layers}:
                 wgmma_linear.prepare(store.k.device, gate)
+            cluster_linear.prepare(
+                store.k.device, {form for x in self._layers for form in _forms(x, store.k.device)}
+            )
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
         self._step = _measured(model, store, peers) if step == "measured" else step

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from runtime.kernels import nvrtc
+from runtime.kernels.cluster_linear import ClusterForm
 from runtime.kernels.paged_decode import DecodeShape
 from runtime.kernels.paged_decode import defines as paged_defines
 from runtime.kernels.step_layers import StepLayer, StepSpec
@@ -68,6 +69,28 @@ def test_products_of_many_rows_compile_for_hopper(
     assert b"wgmma_linear" in nvrtc.compiled("wgmma_linear.cu", macros)
     with pytest.raises(nvrtc.CudaError, match="less shared memory"):
         nvrtc.compiled("wgmma_linear.cu", macros | {"SHARED_BYTES": 1000})
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    "form",
+    [
+        ClusterForm(4864, 896, "silu", 80, 1),
+        ClusterForm(896, 4864, None, 64, 8),
+        ClusterForm(136, 328, "gelu", 96, 4),
+    ],
+)
+def test_products_of_clusters_compile_for_hopper(
+    form: ClusterForm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = nvrtc.compiler_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    macros = form.defines()
+    assert b"cluster_linear" in nvrtc.compiled("cluster_linear.cu", macros)
+    with pytest.raises(nvrtc.CudaError, match="less shared memory"):
+        nvrtc.compiled("cluster_linear.cu", macros | {"SHARED_BYTES": 1000})
 
 
 @pytest.mark.timeout(300)

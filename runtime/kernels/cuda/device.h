@@ -26,9 +26,9 @@ __device__ inline long long now() {
 }
 
 template <class T>
-__device__ inline T least(T a, T b) { return a < b ? a : b; }
+__device__ constexpr T least(T a, T b) { return a < b ? a : b; }
 template <class T>
-__device__ inline T larger(T a, T b) { return a > b ? a : b; }
+__device__ constexpr T larger(T a, T b) { return a > b ? a : b; }
 
 // ---- bfloat16 ---------------------------------------------------------------------------------------------------------
 
@@ -261,6 +261,25 @@ __device__ inline void arrive_at(u64* at, int program) {
         : "memory");
 }
 
+// An arrival at a barrier of this program.
+__device__ inline void arrive_at_own(u64* at) {
+    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared::cta.b64 t, [%0]; }" ::"r"(shared_address(at)) : "memory");
+}
+// What lies at this place in a program of the cluster.
+__device__ inline float4 load_from(const float* at, int program) {
+    float4 v;
+    asm volatile(
+        "{\n"
+        ".reg .b32 there;\n"
+        "mapa.shared::cluster.u32 there, %4, %5;\n"
+        "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
+        "}\n"
+        : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+        : "r"(shared_address(at)), "r"(program)
+        : "memory");
+    return v;
+}
+
 // ---- tensor units -----------------------------------------------------------------------------------------------------
 
 // d [16, 8] += a [16, 16] b [16, 8]
@@ -310,13 +329,15 @@ __device__ inline u64 swizzled(const void* at) {
 }
 #define SUMS_EIGHT(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), "+f"(d[i + 7])
 #define SUMS_32(d, i) SUMS_EIGHT(d, i), SUMS_EIGHT(d, i + 8), SUMS_EIGHT(d, i + 16), SUMS_EIGHT(d, i + 24)
+#define NAMES_16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define NAMES_24 NAMES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define NAMES_32 NAMES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES_40 NAMES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define NAMES_48 NAMES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define NAMES_64 NAMES_48 ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES_80 NAMES_64 ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"
 #define NAMES_112 \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, " \
-    "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, " \
-    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
+    NAMES_80 ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, " \
     "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111"
 #define NAMES_128 NAMES_112 ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #define PRODUCTS(columns, names, first, second, third, ...) \
@@ -326,6 +347,27 @@ __device__ inline u64 swizzled(const void* at) {
 
 // d [64, columns] = (or +=) a [64, 16] times the transpose of b [columns, 16]; a thread has two neighbours of each 8 columns in two
 // rows.
+__device__ inline void products(float (&d)[16], const void* a, const void* b, bool adds) {
+    PRODUCTS("32", NAMES_16, "16", "17", "18", SUMS_EIGHT(d, 0), SUMS_EIGHT(d, 8));
+}
+__device__ inline void products(float (&d)[24], const void* a, const void* b, bool adds) {
+    PRODUCTS("48", NAMES_24, "24", "25", "26", SUMS_EIGHT(d, 0), SUMS_EIGHT(d, 8), SUMS_EIGHT(d, 16));
+}
+__device__ inline void products(float (&d)[32], const void* a, const void* b, bool adds) {
+    PRODUCTS("64", NAMES_32, "32", "33", "34", SUMS_32(d, 0));
+}
+__device__ inline void products(float (&d)[40], const void* a, const void* b, bool adds) {
+    PRODUCTS("80", NAMES_40, "40", "41", "42", SUMS_32(d, 0), SUMS_EIGHT(d, 32));
+}
+__device__ inline void products(float (&d)[48], const void* a, const void* b, bool adds) {
+    PRODUCTS("96", NAMES_48, "48", "49", "50", SUMS_32(d, 0), SUMS_EIGHT(d, 32), SUMS_EIGHT(d, 40));
+}
+__device__ inline void products(float (&d)[64], const void* a, const void* b, bool adds) {
+    PRODUCTS("128", NAMES_64, "64", "65", "66", SUMS_32(d, 0), SUMS_32(d, 32));
+}
+__device__ inline void products(float (&d)[80], const void* a, const void* b, bool adds) {
+    PRODUCTS("160", NAMES_80, "80", "81", "82", SUMS_32(d, 0), SUMS_32(d, 32), SUMS_EIGHT(d, 64), SUMS_EIGHT(d, 72));
+}
 __device__ inline void products(float (&d)[112], const void* a, const void* b, bool adds) {
     PRODUCTS("224", NAMES_112, "112", "113", "114", SUMS_32(d, 0), SUMS_32(d, 32), SUMS_32(d, 64), SUMS_EIGHT(d, 96), SUMS_EIGHT(d, 104));
 }

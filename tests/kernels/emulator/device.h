@@ -30,6 +30,9 @@ constexpr float LOG2E = 1.4426950408889634f;
 struct uint4 {
     unsigned x, y, z, w;
 };
+struct float4 {
+    float x, y, z, w;
+};
 
 struct alignas(64) TensorMap {
     const char* start;
@@ -182,9 +185,9 @@ inline long long now() {
     return ++ticks;
 }
 template <class T>
-T least(T a, T b) { return a < b ? a : b; }
+constexpr T least(T a, T b) { return a < b ? a : b; }
 template <class T>
-T larger(T a, T b) { return a > b ? a : b; }
+constexpr T larger(T a, T b) { return a > b ? a : b; }
 
 inline float rsqrtf(float v) { return 1 / sqrtf(v); }
 inline float float_of(unsigned bits) { return emulator::number(bits); }
@@ -348,6 +351,9 @@ inline void cluster_together() {
 }
 inline void barriers_begun() {}
 inline void arrive_at(u64* at, int program) { emulator::change(emulator::there(at, program), 1, 0); }
+
+inline void arrive_at_own(u64* at) { emulator::change(at, 1, 0); }
+inline float4 load_from(const float* at, int program) { return *(const float4*)emulator::there(at, program); }
 
 // Products are taken as late as they may be, by the four warps together.
 inline void products_begin() {}
