@@ -51,7 +51,7 @@ class PrefillTiles:
 @dataclass(frozen=True)
 class LinearTiles:
     """`gemv`: one row, `stages` is how far its loop is unrolled; `tiled`: any; `cluster`: `block_n` columns, `splits` programs of a
-    cluster; `library`: torch, `wgmma`: many rows with a gate, both without sizes."""
+    cluster, `room` KB of shared memory for each; `library`: torch, `wgmma`: many rows with a gate, both without sizes."""
 
     kind: Literal["gemv", "tiled", "cluster", "library", "wgmma"]
     block_m: int = 16
@@ -60,6 +60,7 @@ class LinearTiles:
     warps: int = 4
     stages: int = 4
     splits: int = 1
+    room: int = 227
 
 
 @lru_cache(maxsize=16)
@@ -87,7 +88,7 @@ EARLY_WEIGHTS = (
 # Rows of steps whose attention is quicker in CUDA C++ (kernels/paged_decode.py), where a position has at least so many bytes; of 512
 # none were timed. 33 to 64 rows of equal contexts took 0.7 % longer by it (8B), of different ones 2 % less.
 _PACKED = ((1024, (range(1, 33), range(65, 257))), (512, ()), (0, (range(17, 65),)))
-EARLY_ROWS = 64  # more rows fill the device, and what waits takes room from what works
+EARLY_ROWS = 256  # more rows fill the device, and what waits takes room from what works
 
 
 def early_starts(device: torch.device, rows: int, most: int | None = None) -> bool:
