@@ -33,7 +33,6 @@ class ClusterForm:
 
     columns  matrix rows that a program takes, of both factors together
     split    programs of a cluster, each with a share of k
-    room     KB of shared memory that a program takes at most: what is left of a multiprocessor lets others begin early
     """
 
     n: int
@@ -41,7 +40,6 @@ class ClusterForm:
     gated: str | None
     columns: int
     split: int
-    room: int = nvrtc.MOST_SHARED >> 10
 
     @property
     def programs(self) -> int:
@@ -53,7 +51,7 @@ class ClusterForm:
         deep = -(-self.k // _DEEP)
         steps = -(-deep // self.split)
         x, w = ROWS * _DEEP * 2 + 16, self.columns * _DEEP * 2 + 16
-        room = (self.room << 10) - _ALIGNED
+        room = nvrtc.MOST_SHARED - _ALIGNED
         weights = max(1, min(steps, (room - min(steps, 3) * x) // w))
         inputs = max(1, min(steps, (room - weights * w) // x))
         rings = weights * (w - 16) + inputs * (x - 16)
@@ -167,11 +165,9 @@ def prepare(device: torch.device, forms: Iterable[ClusterForm]) -> None:
         _linear(device, form)
 
 
-def linear_of(
-    x: Tensor, w: Tensor, gated: str | None, columns: int, split: int, room: int
-) -> ClusterLinear | None:
+def linear_of(x: Tensor, w: Tensor, gated: str | None, columns: int, split: int) -> ClusterLinear | None:
     """What multiplies these, cut so; None if nothing can."""
     n = w.shape[0] // 2 if gated else w.shape[0]
     if why_not(n, w.shape[1], x.dtype) is not None or len(x) > ROWS or not (takes(x) and takes(w)):
         return None
-    return _linear(x.device, ClusterForm(n, w.shape[1], gated, columns, split, room))
+    return _linear(x.device, ClusterForm(n, w.shape[1], gated, columns, split))

@@ -24,7 +24,6 @@ CONSUMERS = 8  # warps
 _MOST_STAGES = 12
 _LEAST = 1024  # bytes of a copy by the copy engine: 256 at a time took five times as long as other loads
 _BESIDE = 120 << 10  # bytes of shared memory that leave room for programs of the launch before
-_AHEAD = 0
 _CUT_SHARED = 4 * 32 * CONSUMERS
 # Takes arguments, and whether it may begin before the launch before has ended.
 Launch = Callable[[ctypes.Structure, bool], None]
@@ -126,7 +125,6 @@ def defines(shape: DecodeShape, programs: int, copiers: int | None = None) -> di
     stages = _stages(shape)
     return {
         "COPIERS": copiers or (1 if shape.position_bytes >= _LEAST else 4),
-        "AHEAD": _AHEAD,
         "STAGES": stages,
         "SHARED_BYTES": _shared_bytes(shape, stages),
         "PROGRAMS": programs,

@@ -281,7 +281,7 @@ def skinny_linear(
     if norm is not None and t.kind != "gemv":
         x = rms_norm(x, norm.weight, norm.eps, norm.offset)
     if t.kind == "cluster":
-        product = cluster_linear.linear_of(x, w, gated, t.block_n, t.splits, t.room)
+        product = cluster_linear.linear_of(x, w, gated, t.block_n, t.splits)
         if product is not None:
             y = product(
                 x, w, bias=bias, out=out if residual is None else None, early=early_starts(x.device, rows)

@@ -19,18 +19,18 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (896, 896, False): (
             (1, LinearTiles("gemv", 1, 2, 2048, 4, 1, 1)),
             (16, LinearTiles("tiled", 16, 32, 128, 4, 4, 2)),
-            (64, LinearTiles("tiled", 16, 64, 128, 4, 4, 1)),
+            (64, LinearTiles("cluster", block_n=64, splits=4)),
             (256, LIBRARY),
         ),
         (896, 4864, False): (
             (16, LinearTiles("tiled", 16, 64, 128, 4, 4, 8)),
-            (32, LinearTiles("tiled", 32, 64, 128, 4, 4, 8)),
+            (64, LinearTiles("cluster", block_n=64, splits=8)),
             (256, LIBRARY),
         ),
         (1152, 896, False): (
             (1, LinearTiles("gemv", 1, 4, 1024, 4, 2, 1)),
             (16, LIBRARY),
-            (64, LinearTiles("tiled", 16, 64, 256, 4, 4, 1)),
+            (64, LinearTiles("cluster", block_n=48, splits=4)),
             (256, LIBRARY),
         ),
         (3072, 4096, False): (
@@ -67,8 +67,7 @@ LINEAR: Mapping[tuple[int, int, bool], tuple[tuple[int, LinearTiles], ...]] = Ma
         (4864, 896, True): (
             (1, LinearTiles("gemv", 1, 2, 512, 2, 2, 1)),
             (16, LinearTiles("tiled", 16, 64, 64, 4, 3, 4)),
-            (32, LinearTiles("tiled", 32, 64, 64, 4, 5, 1)),
-            (64, LinearTiles("tiled", 64, 64, 64, 4, 5, 1)),
+            (64, LinearTiles("cluster", block_n=80)),
             (256, LIBRARY),
         ),
         (6144, 4096, False): (

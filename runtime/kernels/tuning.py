@@ -51,7 +51,7 @@ class PrefillTiles:
 @dataclass(frozen=True)
 class LinearTiles:
     """`gemv`: one row, `stages` is how far its loop is unrolled; `tiled`: any; `cluster`: `block_n` columns, `splits` programs of a
-    cluster, `room` KB of shared memory for each; `library`: torch, `wgmma`: many rows with a gate, both without sizes."""
+    cluster; `library`: torch, `wgmma`: many rows with a gate, both without sizes."""
 
     kind: Literal["gemv", "tiled", "cluster", "library", "wgmma"]
     block_m: int = 16
@@ -60,7 +60,6 @@ class LinearTiles:
     warps: int = 4
     stages: int = 4
     splits: int = 1
-    room: int = 227
 
 
 @lru_cache(maxsize=16)
@@ -108,7 +107,7 @@ _HALF_EMPTY = range(129, 193)  # but not where its second tile of rows would be
 # (block_n, warps, stages, programs per multiprocessor) by head size of at most so many bytes
 _DECODE = MappingProxyType(
     {
-        "": ((128, (64, 4, 5, 2)), (256, (64, 4, 4, 4)), (512, (32, 4, 3, 3)), (1 << 30, (16, 4, 2, 2))),
+        "": ((128, (128, 4, 3, 2)), (256, (64, 4, 4, 4)), (512, (32, 4, 3, 3)), (1 << 30, (16, 4, 2, 2))),
         "cpu": ((1 << 30, (16, 4, 1, 1)),),
     }
 )

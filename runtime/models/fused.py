@@ -75,7 +75,7 @@ def _forms(layer: Layer, device: torch.device) -> Iterator[ClusterForm]:
         n, k = linear.weight.shape
         n = n // 2 if gate else n
         for tiles in cluster_tiles(device, n, k, gate is not None):
-            yield ClusterForm(n, k, gate, tiles.block_n, tiles.splits, tiles.room)
+            yield ClusterForm(n, k, gate, tiles.block_n, tiles.splits)
 
 
 def _rms(norm: NormSpec) -> bool:

@@ -113,8 +113,6 @@ __device__ inline uint4 load_16(const void* p, bool live) {
         : "memory");
     return v;
 }
-// The last cache asks for the 128 bytes around it.
-__device__ inline void ask_line(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 __device__ inline int load_acquire(const int* p) {
     int v;
     asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");

@@ -30,23 +30,6 @@ __device__ inline void copy(char* stage, u64* full, const u16* pool, const int (
     arrive_when_copied(full);
 }
 
-// Has the last cache ask for what the ring has no room for, while the launch before is still at work.
-__device__ inline void ask_ahead(const Args& a, Walk walk, int thread) {
-    int held = STAGES / 2 * SPAN;  // positions that find room
-    while (walk.more()) {
-        Unit u = walk.take(a);
-        const int* pages = a.pages + load_fixed(a.seats + u.row) * a.width;
-        for (int position = u.begin + held + thread; position < u.end; position += CONSUMERS) {
-            long long at = (long long)slot_of(pages, position) * (KV_HEADS * DIM) + u.block * (TOGETHER * DIM);
-            for (int line = 0; line < ROW; line += 128) {
-                ask_line((const char*)(a.pool_k + at) + line);
-                ask_line((const char*)(a.pool_v + at) + line);
-            }
-        }
-        held = larger(0, held - larger(0, u.end - u.begin));
-    }
-}
-
 // The warps that bring contexts, stage by stage: keys, then values. Behind a context's end comes its last position again.
 __device__ inline void bring(Shared& s, const Args& a, Walk walk, int thread) {
     int lane = COPIERS == 1 ? thread : thread & 31;
@@ -364,7 +347,6 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) paged_decod
         bring(s, a, walk, thread - CONSUMERS);
         return;
     }
-    if (AHEAD) ask_ahead(a, walk, thread);
     Warp w(thread);
     Ring r;
     float scale = SOFTCAP ? (float)a.scale / (float)a.softcap : (float)a.scale * LOG2E;

@@ -213,7 +213,6 @@ T load_shared_l2(const T* p) { return *p; }
 template <class T>
 T load_if(const T* p, bool live) { return live ? *p : T(); }
 inline uint4 load_16(const void* p, bool live) { return live ? *(const uint4*)p : uint4{0, 0, 0, 0}; }
-inline void ask_line(const void* p) { (void)*(const volatile char*)p; }
 inline int load_acquire(const int* p) { return *p; }
 inline void add_release(int* p, int v) { *p += v; }
 inline int add_both(int* p, int v) { return (*p += v) - v; }
