@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from triton import knobs
 
-from runtime.engine.compile_ahead import StartKind, compile_ahead
+from runtime.engine.compile_ahead import StartKind, compile_ahead, make_launcher
 
 ROOT = Path(__file__).resolve().parents[2]
 # Triton without a GPU: a driver that knows for which card to compile, and would fail if anything were launched.
@@ -152,6 +152,33 @@ def test_kernels_are_made_while_the_rehearsal_goes_on() -> None:
 
     assert compile_ahead(rehearsal, None) == 2
     assert kernel.made == ["a", "b"]
+
+
+class Launched:
+    """A kernel whose compiled form makes its launcher when `run` is read."""
+
+    def __init__(self, said: list[str]) -> None:
+        self.said = said
+        self.device_caches: dict[int, list[str]] = {0: []}
+
+    def create_binder(self) -> list[str]:
+        return []
+
+    def preload(self, variant: str) -> Launched:
+        self.device_caches[0].append(variant)
+        return self
+
+    @property
+    def run(self) -> None:
+        self.said.append("launcher")
+
+
+def test_a_launcher_is_made_before_the_kernel_is_seen() -> None:
+    said: list[str] = []
+    kernel = Launched(said)
+    make_launcher(kernel, "a")
+    assert said == ["launcher"] and kernel.device_caches == {0: []}
+    make_launcher(object(), "a")  # a Triton that has nothing of this
 
 
 def test_a_rehearsal_may_fail() -> None:
