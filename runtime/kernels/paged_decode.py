@@ -24,6 +24,7 @@ CONSUMERS = 8  # warps
 _MOST_STAGES = 12
 _LEAST = 1024  # bytes of a copy by the copy engine: 256 at a time took five times as long as other loads
 _BESIDE = 120 << 10  # bytes of shared memory that leave room for programs of the launch before
+_BESIDE_LITTLE = 168 << 10  # the same where positions are less than _LEAST, whose launches before are small
 _CUT_SHARED = 4 * 32 * CONSUMERS
 # Takes arguments, and whether it may begin before the launch before has ended.
 Launch = Callable[[ctypes.Structure, bool], None]
@@ -116,7 +117,8 @@ def _shared_bytes(shape: DecodeShape, stages: int) -> int:
 
 def _stages(shape: DecodeShape) -> int:
     """So many that a program finds room beside one of the launch before, but two at least; 0: two do not fit."""
-    most = (n for n in range(_MOST_STAGES, 1, -1) if _shared_bytes(shape, n) <= _BESIDE)
+    room = _BESIDE if shape.position_bytes >= _LEAST else _BESIDE_LITTLE
+    most = (n for n in range(_MOST_STAGES, 1, -1) if _shared_bytes(shape, n) <= room)
     return next(most, 2 if _shared_bytes(shape, 2) <= nvrtc.MOST_SHARED else 0)
 
 

@@ -11,28 +11,10 @@
 // Where a position lies in a pool.
 __device__ inline int slot_of(const int* pages, int position) { return load_fixed(pages + position / PAGE) * PAGE + position % PAGE; }
 
-constexpr int HELD = (SPAN + 31) / 32;  // positions of a lane
-
-// A stage by threads, 16 bytes each; every warp has all slots.
-__device__ inline void copy(char* stage, u64* full, const u16* pool, const int (&slots)[HELD], int thread) {
-    constexpr int PIECES = ROW / 16;
-    static_assert(COPIERS == 1 || SPAN * PIECES % FEEDERS == 0, "all copy as often");
-#pragma unroll
-    for (int i = 0; i < SPAN * PIECES / FEEDERS; i++) {
-        int index = i * FEEDERS + thread, position = index / PIECES, piece = index % PIECES, slot = 0;
-#pragma unroll
-        for (int h = 0; h < HELD; h++) {
-            int found = shuffle(slots[h], position & 31);
-            slot = position >> 5 == h ? found : slot;
-        }
-        copy_16(stage + position * STRIDE + piece * 16, pool + (long long)slot * (KV_HEADS * DIM) + piece * 8, true);
-    }
-    arrive_when_copied(full);
-}
-
-// The warps that bring contexts, stage by stage: keys, then values. Behind a context's end comes its last position again.
-__device__ inline void bring(Shared& s, const Args& a, Walk walk, int thread) {
-    int lane = COPIERS == 1 ? thread : thread & 31;
+// One warp has the copy engine bring contexts, stage by stage: keys, then values. Behind a context's end comes its last position
+// again.
+__device__ inline void bring_by_engine(Shared& s, const Args& a, Walk walk, int lane) {
+    constexpr int HELD = (SPAN + 31) / 32;  // positions of a lane
     Ring r;
     while (walk.more()) {
         Unit u = walk.take(a);
@@ -54,17 +36,51 @@ __device__ inline void bring(Shared& s, const Args& a, Walk walk, int thread) {
                 char* stage = s.ring + r.stage * STAGE;
                 u64* full = s.full + r.stage;
                 wait_for(s.empty + r.stage, r.parity ^ 1);
-                if (COPIERS == 1) {
-                    if (lane == 0) expect(full, SPAN * ROW);
-                    warp_together();
-                }
+                if (lane == 0) expect(full, SPAN * ROW);
+                warp_together();
                 const u16* pool = (both ? a.pool_v : a.pool_k) + u.block * (TOGETHER * DIM);
 #pragma unroll
-                for (int i = 0; i < (COPIERS == 1 ? HELD : 0); i++) {  // the copy engine brings a position whole
+                for (int i = 0; i < HELD; i++) {  // a position whole
                     int position = i * 32 + lane;
                     if (position < SPAN) copy_bulk_once(stage + position * STRIDE, pool + (long long)slots[i] * (KV_HEADS * DIM), ROW, full);
                 }
-                if (COPIERS > 1) copy(stage, full, pool, slots, thread);
+                r.next();
+            }
+        }
+    }
+}
+
+// The same by the threads of several warps, 16 bytes at a time: each has one piece of some positions, and asks for their slots itself.
+__device__ inline void bring_by_threads(Shared& s, const Args& a, Walk walk, int thread) {
+    constexpr int PIECES = ROW / 16, AT_ONCE = larger(1, FEEDERS / PIECES), COUNT = (SPAN + AT_ONCE - 1) / AT_ONCE;
+    static_assert(COPIERS == 1 || PIECES <= FEEDERS, "threads have a position at a time");
+    int first = thread / PIECES, piece = thread % PIECES;
+    Ring r;
+    while (walk.more()) {
+        Unit u = walk.take(a);
+        if (u.begin >= u.end) continue;
+        const int* pages = a.pages + load_fixed(a.seats + u.row) * a.width;
+        int next[COUNT];
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) next[i] = slot_of(pages, least(u.begin + first + i * AT_ONCE, u.end - 1));
+#pragma unroll 1
+        for (int start = u.begin; start < u.end; start += SPAN) {
+            int slots[COUNT];
+#pragma unroll
+            for (int i = 0; i < COUNT; i++) {
+                slots[i] = next[i];
+                next[i] = slot_of(pages, least(start + SPAN + first + i * AT_ONCE, u.end - 1));
+            }
+#pragma unroll
+            for (int both = 0; both < 2; both++) {
+                char* to = s.ring + r.stage * STAGE + first * STRIDE + piece * 16;
+                const u16* pool = (both ? a.pool_v : a.pool_k) + u.block * (TOGETHER * DIM) + piece * 8;
+                wait_for(s.empty + r.stage, r.parity ^ 1);
+#pragma unroll
+                for (int i = 0; i < COUNT; i++)
+                    if (first < AT_ONCE && first + i * AT_ONCE < SPAN)
+                        copy_16(to + i * (AT_ONCE * STRIDE), pool + (long long)slots[i] * (KV_HEADS * DIM), true);
+                arrive_when_copied(s.full + r.stage);
                 r.next();
             }
         }
@@ -344,7 +360,10 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) paged_decod
     Walk walk(a);
     all_together();
     if (thread >= CONSUMERS) {
-        bring(s, a, walk, thread - CONSUMERS);
+        if (COPIERS == 1)
+            bring_by_engine(s, a, walk, thread - CONSUMERS);
+        else
+            bring_by_threads(s, a, walk, thread - CONSUMERS);
         return;
     }
     Warp w(thread);
