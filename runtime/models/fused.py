@@ -62,7 +62,7 @@ def why_not(model: Decoder) -> str | None:
     return None
 
 
-def _forms(layer: Layer, device: torch.device) -> Iterator[ClusterForm]:
+def cluster_forms(layer: Layer, device: torch.device) -> Iterator[ClusterForm]:
     """Of its products, as far as the tables want them so."""
     attention: Any = layer.attention
     mlp: Any = layer.mlp
@@ -103,7 +103,7 @@ class FusedDecoder:
             for gate in {_GATES[x.spec.mlp.activation] for x in self._layers}:
                 wgmma_linear.prepare(store.k.device, gate)
             cluster_linear.prepare(
-                store.k.device, {form for x in self._layers for form in _forms(x, store.k.device)}
+                store.k.device, {form for x in self._layers for form in cluster_forms(x, store.k.device)}
             )
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail

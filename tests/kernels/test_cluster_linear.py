@@ -5,20 +5,23 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from runtime.kernels import cluster_linear
+from runtime.kernels import cluster_linear, tuning
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.cluster_linear import COLUMNS, ROWS, SPLITS, ClusterForm, ClusterLinear
 from runtime.kernels.nvrtc import MOST_SHARED
 from runtime.kernels.skinny import skinny_linear, skinny_linear_reference
 from runtime.kernels.tensor_map import Maps
-from runtime.kernels.tuning import LinearTiles
+from runtime.kernels.tuning import LinearTiles, linear_tiles
 from runtime.kernels.wgmma_linear import Launch
+from runtime.models.fused import cluster_forms
 from tests.kernels import emulated
 from tests.kernels.paged_case import error
 
@@ -147,6 +150,29 @@ def test_a_layer_takes_it_where_it_runs(
         many = torch.cat((x, y)) if gated == "silu" else x
         wanted = skinny_linear_reference(many, w, gated=gated)
         assert error(skinny_linear(many, w, gated=gated, tiles=tiles), wanted) < 1e-2
+
+
+def test_kernels_of_a_model_are_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the tables of a Hopper card want for its layers' shapes, and none elsewhere."""
+
+    def linear(n: int, k: int) -> SimpleNamespace:
+        return SimpleNamespace(weight=torch.empty(n, k, device="meta"))
+
+    layer: Any = SimpleNamespace(
+        attention=SimpleNamespace(qkv=linear(1152, 896), out=linear(896, 896)),
+        mlp=SimpleNamespace(up=linear(2 * 4864, 896), down=linear(896, 4864)),
+        spec=SimpleNamespace(mlp=SimpleNamespace(activation="silu")),
+    )
+    device = torch.device("cpu")
+    assert not list(cluster_forms(layer, device))
+    monkeypatch.setattr(tuning, "_name", lambda device: "NVIDIA H200")
+    found = set(cluster_forms(layer, device))
+    assert {(f.n, f.k, f.gated) for f in found} == {
+        (1152, 896, None), (896, 896, None), (896, 4864, None), (4864, 896, "silu"),
+    }  # fmt: skip
+    for form in found:
+        tiles = linear_tiles(device, 64, form.n, form.k, BF16, form.gated is not None)
+        assert (tiles.kind, tiles.block_n, tiles.splits) == ("cluster", form.columns, form.split)
 
 
 def test_no_rows(make: Make, device: torch.device) -> None:
