@@ -25,7 +25,7 @@ _MOST_STAGES = 12
 _LEAST = 1024  # bytes of a copy by the copy engine: 256 at a time took five times as long as other loads
 _BESIDE = 120 << 10  # bytes of shared memory that leave room for programs of the launch before
 _BESIDE_LITTLE = 168 << 10  # the same where positions are less than _LEAST, whose launches before are small
-_CUT_SHARED = 4 * 32 * CONSUMERS
+_CUT_SHARED = 2 * 4 * 32 * CONSUMERS
 # Takes arguments, and whether it may begin before the launch before has ended.
 Launch = Callable[[ctypes.Structure, bool], None]
 

@@ -174,6 +174,7 @@ def test_launches_give_the_same_bits(device: torch.device, make: Make) -> None:
     copiers=st.sampled_from([1, 4]),
 )
 @example(lengths=[0], seed=0, copiers=1)
+@example(lengths=[300, 290], seed=1, copiers=4)  # as many parts of each
 def test_any_batch_in_any_order_of_threads(
     lengths: list[int], seed: int, copiers: int, libraries: Path
 ) -> None:
@@ -198,22 +199,61 @@ class _Places(ctypes.Structure):
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=700))
-def test_programs_have_equal_shares(lengths: list[int], libraries: Path) -> None:
-    """In the order of rows and heads, one behind the other, none more than a step longer than another."""
+def cut(lengths: list[int], window: int, programs: int, libraries: Path) -> list[tuple[list[int], list[int]]]:
+    """For layers without and with a window: the steps of each row, and where each program begins on the line of them all."""
     emulated.skip_without_compiler()
-    kernel = PagedDecode(PLAIN, torch.device("cpu"), window=200, build=builder(libraries, 1), programs=5)
+    cpu = torch.device("cpu")
+    kernel = PagedDecode(PLAIN, cpu, window=window, build=builder(libraries, 1), programs=programs)
     kernel.cut(torch.tensor(lengths, dtype=torch.int32))
-    for window, places in zip((1 << 31, 200), kernel._places.tolist(), strict=True):
-        steps = [max(1, -(-(min(n, window) - 1) // 64)) for n in lengths]  # four warps for each of two heads
+    found = []
+    for seen, places in zip((1 << 31, window), kernel._places.tolist(), strict=True):
+        steps = [max(1, -(-(min(n, seen) - 1) // 64)) for n in lengths]  # four warps for each of two heads
         every = [(row, 0, i) for row, count in enumerate(steps) for i in range(count)]
         ends = [at for *_, at in places]
         assert ends[0] == 0 and ends[-1] == len(every)
+        for (*place, at), end in zip(places, ends[1:], strict=False):
+            assert at <= end and (at == end or tuple(place) == every[at])
+        found.append((steps, ends))
+    return found
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    lengths=st.lists(st.integers(0, 3000), min_size=1, max_size=700)
+    | st.lists(st.integers(900, 1025), min_size=1, max_size=40),
+    programs=st.sampled_from([1, 5, 12]),
+)
+@example(lengths=[1025] * 4, programs=12)
+@example(lengths=[1025] * 7, programs=5)
+@example(lengths=[3000, 70, 70, 70], programs=12)
+def test_programs_have_equal_shares(lengths: list[int], programs: int, libraries: Path) -> None:
+    """In the order of rows and heads, one behind the other: of all steps, or of contexts about equally long."""
+    for steps, ends in cut(lengths, 200, programs, libraries):
         sizes = [b - a for a, b in pairwise(ends)]
-        used = min(5, len(every))
-        assert max(sizes[:used]) - min(sizes[:used]) <= 1 and not any(sizes[used:])
-        assert all(tuple(place[:3]) == every[place[3]] for place in places[:used])
+        used, rows = min(programs, sum(steps)), len(steps)
+        rows_begin = {sum(steps[:i]) for i in range(rows + 1)}
+        if max(sizes[:used]) - min(sizes[:used]) <= 1 and not any(sizes[used:]):
+            continue
+        if rows > programs:  # whole ones, as many for each but the last
+            assert set(ends) <= rows_begin
+            assert max(sizes) <= -(-rows // programs) * max(steps)
+        else:
+            each = programs // rows
+            for i, count in enumerate(steps):
+                parts = [n for n in sizes[i * each : (i + 1) * each] if n]
+                assert sum(parts) == count and max(parts) - min(parts) <= 1 and len(parts) == min(each, count)
+
+
+def test_contexts_of_one_length_are_cut_alike(libraries: Path) -> None:
+    """A part more costs a program as long as four of its steps here."""
+    (_, ends), _ = cut([1025] * 4, 1025, 9, libraries)
+    assert ends == [0, 8, 16, 24, 32, 40, 48, 56, 64, 64], "two parts of each, and one program has none"
+    (_, ends), _ = cut([1025] * 20, 1025, 11, libraries)
+    assert ends == [*range(0, 321, 32), 320], "two whole ones, and one program has none"
+    (_, ends), _ = cut([1025] * 10, 1025, 7, libraries)
+    assert max(b - a for a, b in pairwise(ends)) == 23, "two whole ones would take longer"
+    (_, ends), _ = cut([3000, 70, 70, 70], 3000, 9, libraries)
+    assert max(b - a for a, b in pairwise(ends)) == 6, "these differ: equal lengths"
 
 
 def test_what_it_is_not_for_is_named(device: torch.device, make: Make) -> None:
