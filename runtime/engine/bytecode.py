@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 import py_compile
 import re
+import shutil
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.machinery import (
@@ -38,6 +40,7 @@ STARTS = (
     "cuda.pathfinder", "numba", "tokenizers", "runtime.engine.loop", "runtime.attention.triton",
 )  # fmt: skip
 _MOST_PROCESSES = 8
+_FORGOTTEN = 30 * 86400.0  # seconds
 _IMPORT = re.compile(
     rb"^(?:from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+(\([^)]*\)|[^\n#;]+)|import[ \t]+([\w., \t]+))", re.M
 )
@@ -159,9 +162,22 @@ def kept_bytecode(folder: Path | None) -> Iterator[None]:
         sys.path_importer_cache.clear()
 
 
+def forget_others(folder: Path) -> None:
+    """Remove the folders beside it that no start has used for a month; it is used now."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        os.utime(folder)
+        for other in folder.parent.iterdir():
+            if time.time() - other.stat().st_mtime > _FORGOTTEN:
+                shutil.rmtree(other)
+    except OSError:  # another start does the same, or the folder is not ours
+        return
+
+
 def _main(folder: str, *roots: str) -> None:
     from multiprocessing import get_context
 
+    forget_others(Path(folder))
     pool = None
     for source in sources(map(Path, roots), STARTS):
         target = wanting(source, folder)

@@ -8,6 +8,7 @@ the interpreter) reads the files in the order of their use and leaves them in th
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 import subprocess
@@ -43,12 +44,12 @@ _began = threading.Event()
 def read_ahead(device: str = "auto") -> None:
     """Begin to read them, and to compile modules (`bytecode`), once a process, where there is an NVIDIA driver and `device` is
     not the CPU; returns at once."""
+    packages = None if _began.is_set() or not _wanted(device) else _packages()
     folder = bytecode_folder(device)
-    found = None if folder is None or _began.is_set() else importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    if packages is None or folder is None:
         return
     _began.set()
-    packages, own = Path(found.origin).parent.parent, Path(__file__).parents[2]
+    own = Path(__file__).parents[2]
     script = Path(__file__).with_name("bytecode.py")
     for name, *command in (
         ("read-ahead", __file__, packages),
@@ -58,13 +59,30 @@ def read_ahead(device: str = "auto") -> None:
         threading.Thread(target=_run, args=(words,), name=name, daemon=True).start()
 
 
+def _wanted(device: str) -> bool:
+    return device != "cpu" and _DRIVER.exists()
+
+
+def _packages() -> Path | None:
+    """Where torch is installed."""
+    found = importlib.util.find_spec("torch")
+    return None if found is None or found.origin is None else Path(found.origin).parent.parent
+
+
 def bytecode_folder(device: str = "auto") -> Path | None:
-    """Where byte code is kept that `read_ahead` has made; None where it makes none."""
-    if device == "cpu" or not _DRIVER.exists():
+    """Where byte code is kept that `read_ahead` has made; None where it makes none.
+
+    There is one for each set of installed packages: files of two versions may have the same size and, in images that are built to
+    be reproduced, the same age, which is all that Python compares.
+    """
+    packages = _packages() if _wanted(device) else None
+    if packages is None:
         return None
     from grammar.cache_folder import cache_folder  # not there for the process that reads
 
-    return cache_folder("bytecode")
+    installed = sorted(name for name in os.listdir(packages) if name.endswith("-info"))
+    digest = hashlib.sha256(repr((sys.implementation.cache_tag, str(packages), installed)).encode())
+    return cache_folder("bytecode") / digest.hexdigest()[:16]
 
 
 def _run(command: list[str]) -> None:

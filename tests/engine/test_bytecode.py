@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -128,7 +129,21 @@ def test_byte_code_beside_a_module_is_enough(packages: Path, tmp_path: Path) -> 
     )
     folder = tmp_path / "kept"
     _compile(packages, folder)
-    assert not folder.exists()
+    assert not list(folder.iterdir())
+
+
+def test_folders_that_nobody_uses_are_forgotten(tmp_path: Path) -> None:
+    folders = {age: tmp_path / f"bytecode/{age}" for age in (0, 29, 31)}
+    for days, folder in folders.items():
+        (folder / "torch").mkdir(parents=True)
+        then = time.time() - days * 86400
+        os.utime(folder, (then, then))
+    bytecode.forget_others(folders[29])
+    assert [folder.exists() for folder in folders.values()] == [True, True, False]
+    assert time.time() - folders[29].stat().st_mtime < 60, "it is used now"
+    bytecode.forget_others(tmp_path / "bytecode/0/torch/file")
+    (tmp_path / "file").write_text("")
+    bytecode.forget_others(tmp_path / "file" / "no folder")
 
 
 def test_a_module_that_cannot_be_compiled_is_left_to_its_importer(packages: Path, tmp_path: Path) -> None:

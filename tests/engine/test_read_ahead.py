@@ -97,9 +97,26 @@ def test_reading_begins_once_and_only_for_a_gpu(
         if thread.name in {"read-ahead", "compile-modules"}:
             thread.join()
     packages, own = str(Path(torch.__file__).parent.parent), str(Path(runtime.__file__).parent.parent)
-    kept = str(tmp_path / "sglc" / "bytecode")
+    kept = str(read_ahead.bytecode_folder())
     wanted = {"read_ahead.py": [packages], "bytecode.py": [kept, packages, own]}
     assert begun == (wanted if begins else {})
+
+
+def test_byte_code_is_kept_apart_for_each_set_of_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of two versions may have one size and one age."""
+    packages = tmp_path / "packages"
+    (packages / "torch-2.11.0.dist-info").mkdir(parents=True)
+    monkeypatch.setattr(read_ahead, "_DRIVER", tmp_path)
+    monkeypatch.setattr(read_ahead, "_packages", lambda: packages)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = read_ahead.bytecode_folder()
+    assert first is not None and first.parent == tmp_path / "sglc" / "bytecode"
+    assert read_ahead.bytecode_folder() == first
+    (packages / "torch-2.11.0.dist-info").rename(packages / "torch-2.12.0.dist-info")
+    assert read_ahead.bytecode_folder() != first
+    assert read_ahead.bytecode_folder("cpu") is None
 
 
 def test_the_process_needs_no_package(tmp_path: Path, tree: list[Path]) -> None:
