@@ -30,9 +30,8 @@ _START_SECONDS = (
 )
 _POLL_SECONDS = 20e-6
 _LOOK_SECONDS = 0.01  # between looks whether the other ranks live
-_NEVER = timedelta(
-    days=1
-)  # NCCL's own watchdog ends the process by a signal; ranks that are lost are found here
+# NCCL's own watchdog would end the process by a signal; ranks that are lost are found here.
+_NEVER = timedelta(days=1)
 
 
 class Group:
