@@ -8,6 +8,17 @@ from torch.nn import functional as F
 
 from runtime.parallel.group import Group
 
+# Without AVX-512, MKL adds up products of fewer rows of float32 in another order: an output would depend on its batch.
+_LEAST_ROWS = 1 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T (+ b), x [rows, in], W [out, in]; what a row gives does not depend on the number of rows on a CPU."""
+    rows = len(x)
+    if x.device.type != "cpu" or not 0 < rows < _LEAST_ROWS:
+        return F.linear(x, weight, bias)
+    return F.linear(F.pad(x, (0, 0, 0, _LEAST_ROWS - rows)), weight, bias)[:rows]
+
 
 class Linear(nn.Module):
     """y = x W^T (+ b), x [tokens, in], W [out, in]. With a `group` each rank has some of the inputs: products are summed."""
@@ -28,8 +39,8 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.group is None:
-            return F.linear(x, self.weight, self.bias)
-        y = self.group.all_reduce(F.linear(x, self.weight))
+            return product(x, self.weight, self.bias)
+        y = self.group.all_reduce(product(x, self.weight))
         return y if self.bias is None else y + self.bias
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from runtime.layers.linear import Linear, Packed
+from runtime.layers.linear import Linear, Packed, product
 from runtime.layers.mlp import Mlp
 from runtime.layers.norm import activation
 from runtime.models.spec import MlpSpec, MoeSpec
@@ -32,7 +31,7 @@ class Moe(nn.Module):
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of x [tokens, hidden] the weights, float32, and numbers, int64, of each token's experts [tokens, top_k]."""
         s = self.spec
-        scores = F.linear(x.float(), self.router.weight.float()).softmax(-1)
+        scores = product(x.float(), self.router.weight.float()).softmax(-1)
         if s.groups > 1:
             best = scores.unflatten(1, (s.groups, -1)).amax(-1)
             kept = torch.zeros_like(best, dtype=torch.bool).scatter_(1, best.topk(s.top_groups).indices, True)
@@ -63,8 +62,8 @@ class Moe(nn.Module):
         ups, downs = (layer.weight.unflatten(0, (self.spec.experts, -1)) for layer in (self.up, self.down))
         for expert, count in enumerate(flat.bincount(minlength=self.spec.experts).tolist()):
             if count:
-                gate, up = F.linear(given[at : at + count], ups[expert]).chunk(2, dim=-1)
-                found[at : at + count] = F.linear(self.act(gate) * up, downs[expert])
+                gate, up = product(given[at : at + count], ups[expert]).chunk(2, dim=-1)
+                found[at : at + count] = product(self.act(gate) * up, downs[expert])
                 at += count
         back = torch.empty_like(found)
         back[order] = found

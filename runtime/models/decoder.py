@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from runtime.attention.base import AttentionImpl
 from runtime.layers.attention import Attention
 from runtime.layers.latent_attention import LatentAttention
-from runtime.layers.linear import Linear
+from runtime.layers.linear import Linear, product
 from runtime.layers.mlp import Mlp
 from runtime.layers.moe import Moe
 from runtime.layers.norm import Norm
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
 
     def own_logits(self, hidden: Tensor) -> Tensor:
         """Of this rank's part of the vocabulary."""
-        return torch.nn.functional.linear(hidden, self.head_weight)
+        return product(hidden, self.head_weight)
 
     def likeliest(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """float32 and int64 [rows]: the maximum of each row of all ranks' `own_logits` and its first token; inf for a row with NaN."""

@@ -23,7 +23,7 @@ GREEDY = {"text": "12 + 35 =", "sampling_params": {"temperature": 0, "max_new_to
 def ranks(server: ServerProcess) -> list[int]:
     found = []
     for pid in process_tree(server.pid):
-        if b"runtime.parallel.ranks" in Path(f"/proc/{pid}/cmdline").read_bytes():
+        if b"runtime.parallel.rank" in Path(f"/proc/{pid}/cmdline").read_bytes():
             found.append(pid)
     return found
 

@@ -10,6 +10,7 @@ Everything that numba compiles is here and in vectors.py: its cache looks at thi
 
 from __future__ import annotations
 
+import llvmlite.binding as llvm
 import numpy as np
 from numba import njit, prange
 
@@ -31,6 +32,12 @@ LOG2_E = np.float32(1.4426950408889634)
 ROWS = 32  # outputs of a linear layer computed before the next
 TOKEN = 1000  # work of a token beside attention, in keys that it could see for the same
 MATH = {"reassoc", "contract", "arcp", "nsz"}  # sums in any order; NaN and infinity keep their meaning
+
+
+if "+avx512f" not in llvm.get_host_cpu_features().flatten():
+    # With few registers loops over four tokens are unrolled less than those over one, and add up in another order: an output
+    # would depend on its batch.
+    llvm.set_option("", "--force-vector-interleave=2")
 
 
 @njit(fastmath=MATH, nogil=True, inline="always")
