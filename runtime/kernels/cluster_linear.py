@@ -17,7 +17,7 @@ from torch import Tensor
 from runtime.kernels import nvrtc
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.tensor_map import Maps, TensorMap, described, takes
-from runtime.kernels.wgmma_linear import Launch
+from runtime.kernels.wgmma_linear import Launch, why_not
 
 ROWS = 64  # of x, at most
 _DEEP = 64
@@ -74,13 +74,6 @@ class _Arguments(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("bias", "out")),
         *((name, ctypes.c_int64) for name in ("rows", "n", "k", *(f"unused_{i}" for i in range(3)))),
     )
-
-
-def why_not(n: int, k: int, dtype: torch.dtype) -> str | None:
-    """What the kernel does not multiply of a matrix [n, k] (n of each factor if gated); None if it can."""
-    if dtype != torch.bfloat16:
-        return f"it is {dtype}, not torch.bfloat16"
-    return f"its sizes {(n, k)} are not multiples of 8" if n % 8 or k % 8 else None
 
 
 class ClusterLinear:
