@@ -13,7 +13,7 @@ _LEAST_ROWS = 1 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 4
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T (+ b), x [rows, in], W [out, in]; what a row gives does not depend on the number of rows on a CPU."""
+    """x W^T (+ b), x [rows, in], W [out, in]; what a row gives does not depend on the number of rows on a CPU with one thread."""
     rows = len(x)
     if x.device.type != "cpu" or not 0 < rows < _LEAST_ROWS:
         return F.linear(x, weight, bias)
