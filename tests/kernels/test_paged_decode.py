@@ -211,6 +211,7 @@ def cut(lengths: list[int], window: int, programs: int, libraries: Path) -> list
         every = [(row, 0, i) for row, count in enumerate(steps) for i in range(count)]
         ends = [at for *_, at in places]
         assert ends[0] == 0 and ends[-1] == len(every)
+        assert all(row < len(lengths) for row, *_ in places[:-1]), "programs ask for a length even if they have nothing to do"
         for (*place, at), end in zip(places, ends[1:], strict=False):
             assert at <= end and (at == end or tuple(place) == every[at])
         found.append((steps, ends))
@@ -225,6 +226,7 @@ def cut(lengths: list[int], window: int, programs: int, libraries: Path) -> list
 )
 @example(lengths=[1025] * 4, programs=12)
 @example(lengths=[1025] * 7, programs=5)
+@example(lengths=[1025] * 2, programs=5)
 @example(lengths=[3000, 70, 70, 70], programs=12)
 def test_programs_have_equal_shares(lengths: list[int], programs: int, libraries: Path) -> None:
     """In the order of rows and heads, one behind the other: of all steps, or of contexts about equally long."""

@@ -118,5 +118,5 @@ __device__ inline void cut_work(const CutArgs& a, int* sums, int kind, int threa
     }
     if (alike) used = each ? items * each : (items + whole - 1) / whole;
     if (thread == 0)
-        for (int p = used; p <= PROGRAMS; p++) places[p] = Place{alike ? each : 0, 0, 0, total};
+        for (int p = used; p <= PROGRAMS; p++) places[p] = Place{alike && p == PROGRAMS ? each : 0, 0, 0, total};  // a row that there is, for those with nothing to do
 }
