@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from runtime.kernels.sharing import Sharing
 from runtime.models.spec import AttnSpec
 
 
@@ -43,6 +44,7 @@ class PagedInputs:
     decodes     requests [0, decodes) have one new token each, row i for request i; prompts follow
     prompts     (first row, tokens, tokens before them) of every prompt
     apart       no two of the decodes are of one request, so each may store and attend without waiting for the others
+    sharing     which of the decodes begin alike, where there are nothing but decodes and somebody looked
     """
 
     table: Tensor
@@ -55,6 +57,7 @@ class PagedInputs:
     decodes: int
     prompts: tuple[tuple[int, int, int], ...] = ()
     apart: bool = True
+    sharing: Sharing | None = None
 
     @cached_property
     def fresh(self) -> tuple[tuple[int, int], ...]:

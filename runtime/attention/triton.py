@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from math import lcm
 from typing import Any
 
 import torch
@@ -226,11 +227,11 @@ class TritonAttention:
         if decoder is not None and _takes(decoder, rows) and qkv.dtype == torch.bfloat16:
             early = decoder in self._cut
             if not early:  # the first layer
-                decoder.cut(at.lengths)
+                decoder.cut(at.lengths, at.sharing)
                 self._cut.add(decoder)
             return decoder(
                 qkv, turning, at.slots, self.store.k[layer], self.store.v[layer], at.table, at.seats, at.lengths,
-                scale=spec.scale, window=spec.window, softcap=spec.softcap, early=early,
+                scale=spec.scale, window=spec.window, softcap=spec.softcap, early=early, sharing=at.sharing,
             )  # fmt: skip
         how = self._how(rows, spec)
         if not how["tiles"].packed:
@@ -247,6 +248,13 @@ class TritonAttention:
             at.lengths,
             **how,
         )
+
+    def bundles(self, rows: int) -> tuple[int, int]:
+        """What `PagedInputs.sharing` of so many rows has to keep to: rows share a multiple of so many positions, and are so many of
+        a bundle at most; fewer than two: nobody reads it."""
+        used = {x for x in self._decoders if x is not None and _takes(x, rows)}
+        spans, most = [x.shape.span for x in used], [x.shape.bundle for x in used]
+        return lcm(*spans), min(most, default=1)
 
     def in_one_launch(self, rows: int, spec: AttnSpec) -> bool:
         """Whether `run_packed` takes so many single tokens of requests that are apart: what one row stores, no other row of the

@@ -22,6 +22,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
+from runtime.engine.bundles import bundles
 from runtime.engine.compile_ahead import StartKind, compile_ahead, settle_keys
 from runtime.engine.first_launches import launch_all, rehearse
 from runtime.engine.graphs import DecodeGraphs, graph_rows, graph_sizes
@@ -79,6 +80,8 @@ class DeviceRunner(ModelRunner):
             self._constrained = self.tables = DeviceSeats(
                 self._constrained.compiler, spec.vocabulary, self.device, seats + 1
             )
+        self._bundled: np.ndarray | None = None  # rows of the last batch of single tokens that begin alike
+        self._bundled_for: tuple[bytes, int, int] | None = None  # its seats, and how they were bundled
         self.graphs = (
             DecodeGraphs(self.model, self.attention, self.table, self._newest, store.page_size, graph_sizes)
             if graph_sizes
@@ -128,6 +131,8 @@ class DeviceRunner(ModelRunner):
 
     def _seat(self, batch: Batch) -> None:
         super()._seat(batch)
+        if batch.admitted:
+            self._bundled_for = None
         for a in batch.admitted:
             self._fields[a.seat] = fields_of(a.sampling)
             self._seeds[a.seat] = a.seed & (2**64 - 1)
@@ -168,9 +173,13 @@ class DeviceRunner(ModelRunner):
         lines, ends = graph_rows(batch.slices)
         count = lines.shape[1]
         graph = self.graphs.graph(count, runs=count > len(batch.slices))
-        control = np.full((4, graph.size), -1, dtype=np.int64)
-        control[0] = self.spare
-        control[:, :count] = lines
+        control = np.full((6, graph.size), -1, dtype=np.int64)
+        control[0], control[5] = self.spare, 0
+        control[:4, :count] = lines
+        if count == len(batch.slices):
+            shared = self._bundles(lines[0], lines[1])
+            if shared is not None:
+                control[4:, :count] = shared
         seats = lines[0, ends]
         plain = bool(self._plain[seats].all())
         likeliest = plain and not self._fields[seats, 0].any()
@@ -199,6 +208,21 @@ class DeviceRunner(ModelRunner):
                 logits = model.gathered(graph.logits[:count])
                 written[k].copy_(self._draws(logits, states, slices, k, there, rest[k]))
         return self._arriving(batch, written.view(-1), counts=lines[2])
+
+    def _bundles(self, seats: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
+        """`bundles` of these rows; they stay as they are until other requests are in the batch."""
+        assert self.graphs is not None
+        span, most = self.graphs.bundles(len(seats))
+        if most < 2:
+            return None
+        key = seats.tobytes(), span, most
+        known = key == self._bundled_for
+        if known and self._bundled is not None:
+            known = bool((self._bundled[1] >> 32 <= starts).all())
+        if not known:
+            self._bundled_for = key
+            self._bundled = bundles(self._rows, seats, starts, span, most)
+        return self._bundled
 
     # -- any batch ------------------------------------------------------------------------------------------
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Slice
 from runtime.engine.inputs import drawn_rows
+from runtime.kernels.sharing import Sharing
 
 # Rows of graphs that are captured once more for runs of one request: at least all that attend in CUDA C++ (`tuning.packed_rows`).
 _LARGEST_RUNS = 256
@@ -48,7 +49,7 @@ def graph_rows(slices: list[Slice]) -> tuple[np.ndarray, np.ndarray]:
 class DecodeGraph:
     """One captured step of `size` rows.
 
-    control  int64 [4, size]: what kernels/decode_step.py reads and moves on
+    control  int64 [6, size]: what kernels/decode_step.py reads and moves on, and what attention knows of rows that begin alike
     marked   int64 [size]: the likeliest token of each row, -1 where its logit is not finite
     logits   [size, own part of the vocabulary] in the model's dtype, before scale and cap
     """
@@ -60,7 +61,7 @@ class DecodeGraph:
     logits: Tensor
 
     def start(self, control: Tensor) -> None:
-        """Rows of the turn's first step, int64 [4 * size], on the device."""
+        """Rows of the turn's first step and their `Sharing`, int64 [6 * size], on the device."""
         self.control.view(-1).copy_(control)
 
     def replay(self) -> None:
@@ -97,6 +98,14 @@ class DecodeGraphs:
     def graph(self, count: int, *, runs: bool = False) -> DecodeGraph:
         """The smallest that holds so many rows."""
         return self._graphs[self._size(count), not runs]
+
+    def bundles(self, rows: int) -> tuple[int, int]:
+        """As `TritonAttention.bundles`, of the graph that holds so many rows of different requests."""
+        return self._attention_bundles(self._size(rows))
+
+    def _attention_bundles(self, size: int) -> tuple[int, int]:
+        attention: Any = self._attention
+        return (1, 1) if self._whole(size) else attention.bundles(size)
 
     def _size(self, count: int) -> int:
         return next(s for s in self._sizes if s >= count)
@@ -162,8 +171,9 @@ class DecodeGraphs:
         self._graphs.clear()
 
     def _rows(self, size: int, spare: int) -> Tensor:
-        control = torch.full((4, size), -1, dtype=torch.long, device=self._table.device)
+        control = torch.full((6, size), -1, dtype=torch.long, device=self._table.device)
         control[0] = spare
+        control[5] = 0
         return control
 
     def _imitate(self, spare: int) -> None:
@@ -179,7 +189,8 @@ class DecodeGraphs:
         from runtime.kernels.decode_step import begin_step, end_step
 
         size = control.shape[1]
-        rows = begin_step(control, self._table, self._newest, self._page_size)
+        rows = begin_step(control[:4], self._table, self._newest, self._page_size)
+        shares = apart and self._attention_bundles(size)[1] > 1
         self._attention.plan(
             PagedInputs(
                 table=self._table,
@@ -191,12 +202,13 @@ class DecodeGraphs:
                 max_length=self._table.shape[1] * self._page_size,
                 decodes=size,
                 apart=apart,
+                sharing=Sharing(control[4], control[5]) if shares else None,
             )
         )
         hidden = self._model(rows.ids, rows.positions, self._attention)
         logits = self._model.own_logits(hidden)
         best, tokens = self._model.likeliest(logits)
-        return end_step(control, tokens, best, self._newest), logits
+        return end_step(control[:4], tokens, best, self._newest), logits
 
 
 @dataclass(eq=False)

@@ -1,7 +1,8 @@
 """Attention of single tokens from their packed projection, on Hopper (cuda/paged_decode.cu).
 
 What `packed_decode_attention` computes, for bfloat16: the contexts of a batch are shared out evenly among one program a multiprocessor,
-each of which finds room beside the launch before, and has contexts on their way before that has ended.
+each of which finds room beside the launch before, and has contexts on their way before that has ended. Positions that several rows
+begin with are read once for a bundle of rows, not for each (as in Hydragen, Juravsky et al. 2024, and ChunkAttention, Ye et al. 2024).
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ import ctypes
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from math import gcd
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from runtime.kernels import nvrtc
 from runtime.kernels.rope_store import Turning
+from runtime.kernels.sharing import MOST_ROWS, Sharing
 from runtime.kernels.step_layers import FOREVER, MOST_GROUP
 from runtime.kernels.tuning import processors
 
@@ -25,7 +29,7 @@ _MOST_STAGES = 12
 _LEAST = 1024  # bytes of a copy by the copy engine: 256 at a time took five times as long as other loads
 _BESIDE = 120 << 10  # bytes of shared memory that leave room for programs of the launch before
 _BESIDE_LITTLE = 168 << 10  # the same where positions are less than _LEAST, whose launches before are small
-_CUT_SHARED = 2 * 4 * 32 * CONSUMERS
+_CUT_SHARED = 3 * 4 * 32 * CONSUMERS
 # Takes arguments, and whether it may begin before the launch before has ended.
 Launch = Callable[[ctypes.Structure, bool], None]
 
@@ -59,6 +63,17 @@ class DecodeShape:
         """That are copied at a time."""
         return self.together * self.dim * 2
 
+    @property
+    def span(self) -> int:
+        """Positions of a step; rows share whole steps."""
+        return 16 * CONSUMERS // self.together
+
+    @property
+    def bundle(self) -> int:
+        """Rows at most that are attended together where they begin alike: as many as registers hold; 1: none are."""
+        tiles = 256 // max(64, self.dim)  # of eight queries
+        return tiles * (8 // self.group) if self.group <= 8 else max(1, tiles // -(-self.group // 8))
+
     def turns(self, turning: Turning) -> bool:
         """Whether it turns heads in this way."""
         return (self.turned, self.interleaved, self.normed, self.offset) == (
@@ -73,11 +88,11 @@ class _Arguments(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                "qkv", "attended", "partial", "weights", "arrived", "places", "pages", "seats", "lengths", "slots",
-                "q_norm", "k_norm", "cos", "sin", "pool_k", "pool_v",
+                "qkv", "attended", "partial", "weights", "arrived", "places", "begins", "order", "shares",
+                "pages", "seats", "lengths", "slots", "q_norm", "k_norm", "cos", "sin", "pool_k", "pool_v",
             )
         ),
-        *((name, ctypes.c_int64) for name in ("width", "window")),
+        *((name, ctypes.c_int64) for name in ("width", "window", "most")),
         *((name, ctypes.c_double) for name in ("scale", "softcap", "qk_eps", "qk_offset")),
     )  # fmt: skip
 
@@ -86,8 +101,18 @@ class _CutArguments(ctypes.Structure):
     """`CutArgs` of cuda/decode_shapes.h."""
 
     _fields_ = (
-        ("lengths", ctypes.c_void_p), ("places", ctypes.c_void_p), ("rows", ctypes.c_int64), ("window", ctypes.c_int64),
-    )  # fmt: skip
+        *((name, ctypes.c_void_p) for name in ("lengths", "places", "begins", "order", "shares")),
+        *((name, ctypes.c_int64) for name in ("rows", "window", "most")),
+    )
+
+
+class _Scratch(NamedTuple):
+    """For so many rows at most: parts of results and their weights, counts of those that are there, where rows begin on the line."""
+
+    partial: Tensor
+    weights: Tensor
+    arrived: Tensor
+    begins: Tensor
 
 
 def why_not(shape: DecodeShape, dtype: torch.dtype) -> str | None:
@@ -110,7 +135,7 @@ def _shared_bytes(shape: DecodeShape, stages: int) -> int:
     stage = 16 * CONSUMERS // heads * (heads * dim * 2 + 16)
     parts = (
         CONSUMERS * group * (dim + 8) * 4 if heads < CONSUMERS else 0, heads * group * (dim + 8) * 2, heads * dim * 2, heads * dim * 4,
-        CONSUMERS * queries * 4, CONSUMERS * queries * 4, heads * group * 4, heads * 4, stages * 8, stages * 8,
+        CONSUMERS * queries * 4, CONSUMERS * queries * 4, heads * group * 4, heads * shape.bundle * 4, stages * 8, stages * 8,
     )  # fmt: skip
     return stages * stage + nvrtc.shared_size(parts)
 
@@ -130,6 +155,7 @@ def defines(shape: DecodeShape, programs: int, copiers: int | None = None) -> di
         "STAGES": stages,
         "SHARED_BYTES": _shared_bytes(shape, stages),
         "PROGRAMS": programs,
+        "BUNDLE": shape.bundle,
         "HEADS": shape.heads,
         "KV_HEADS": shape.kv_heads,
         "DIM": shape.dim,
@@ -168,22 +194,36 @@ class PagedDecode:
         self.programs = programs or processors(device)
         self._macros = defines(shape, self.programs, copiers)
         self._places = torch.zeros(2, self.programs + 1, 4, dtype=torch.int32, device=device)
-        heads = shape.together * shape.group
-        self._partial = torch.zeros(2 * self.programs, heads * shape.dim, dtype=torch.float32, device=device)
-        self._weights = torch.zeros(2 * self.programs, heads, dtype=torch.float32, device=device)
-        self._arrived: list[Tensor] = []  # the last is in use, graphs hold the others
+        self._held: list[_Scratch] = []  # the last is in use, graphs hold the others
         self._build = build
         self._launches: tuple[Launch, Launch] | None = None
         self._image: Future[bytes] | None = None
         if build is None:
             self._image = nvrtc.compiling("paged_decode.cu", self._macros)
 
-    def cut(self, lengths: Tensor) -> None:
-        """Share out the contexts of a batch. lengths int32 [rows], the new tokens counted; 0 marks a padding row."""
-        arguments = _CutArguments(
-            lengths.data_ptr(), self._places.data_ptr(), len(lengths), self.window or FOREVER
-        )
-        self._launch()[0](arguments, False)
+    def cut(self, lengths: Tensor, sharing: Sharing | None = None) -> None:
+        """Share out the contexts of a batch. lengths int32 [rows], the new tokens counted; 0 marks a padding row.
+
+        sharing  which rows begin alike, for layers without a window: whole steps of `shape.span` positions, all of them cached, of
+                 `shape.bundle` rows of a bundle at most
+        """
+        rows = len(lengths)
+        scratch = self._scratch_of(rows)
+        shared = self._shared(sharing, rows)
+        tensors = lengths, self._places, scratch.begins, *shared
+        pointers = (None if t is None else t.data_ptr() for t in tensors)
+        most = scratch.begins.shape[1]
+        self._launch()[0](_CutArguments(*pointers, rows, self.window or FOREVER, most), False)
+
+    def _shared(self, sharing: Sharing | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
+        if sharing is None or self.shape.bundle < 2:
+            return None, None
+        for t in sharing:
+            if t.shape != (rows,) or t.dtype != torch.int64 or not t.is_contiguous() or rows > MOST_ROWS:
+                raise ValueError(
+                    f"PagedDecode: sharing must be contiguous int64 [{rows}] of at most {MOST_ROWS} rows, got {t.dtype} {tuple(t.shape)}"
+                )
+        return sharing.order, sharing.shares
 
     def __call__(
         self,
@@ -200,6 +240,7 @@ class PagedDecode:
         window: int | None = None,
         softcap: float | None = None,
         early: bool = True,
+        sharing: Sharing | None = None,
     ) -> Tensor:
         """What each row attends to, [rows, heads, dim]; its key and value are stored. Each row is another request's.
 
@@ -207,6 +248,7 @@ class PagedDecode:
         table, seats, lengths  as for `decode_attention`; lengths as they were cut
         window                 None, or the one that was named
         early                  what is cached was complete before the launch before this one, and so was `cut`
+        sharing                as it was cut
 
         Raises ValueError if shapes do not fit.
         """
@@ -230,14 +272,17 @@ class PagedDecode:
         out = torch.empty(rows, shape.heads, shape.dim, dtype=qkv.dtype, device=qkv.device)
         if not rows:
             return out
+        scratch = self._scratch_of(rows)
+        places = self._places[0 if window is None else 1]
         tensors = (
-            qkv, out, self._partial, self._weights, self._arrived_of(rows), self._places[0 if window is None else 1], table, seats,
-            lengths, slots, turning.q_weight, turning.k_weight, turning.cos, turning.sin, pool_k, pool_v,
+            qkv, out, scratch.partial, scratch.weights, scratch.arrived, places, scratch.begins,
+            *self._shared(sharing if window is None else None, rows), table, seats, lengths, slots, turning.q_weight, turning.k_weight, turning.cos, turning.sin, pool_k, pool_v,
         )  # fmt: skip
         arguments = _Arguments(
             *(None if t is None else t.data_ptr() for t in tensors),
             table.stride(0),
             window or FOREVER,
+            scratch.begins.shape[1],
             scale,
             softcap or 1.0,
             turning.eps,
@@ -246,17 +291,26 @@ class PagedDecode:
         self._launch()[1](arguments, early)
         return out
 
-    def _arrived_of(self, rows: int) -> Tensor:
-        if not self._arrived or len(self._arrived[-1]) < rows:
+    def _scratch_of(self, rows: int) -> _Scratch:
+        if not self._held or self._held[-1].begins.shape[1] < rows:
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     f"attention of {rows} requests is captured before it has run once; "
                     "run the batch before the capture, so that its scratch lies outside the graph"
                 )
-            size = 1 << (rows - 1).bit_length()
-            made = torch.zeros(size, self.shape.kv_heads, dtype=torch.int32, device=self.device)
-            self._arrived.append(made)
-        return self._arrived[-1]
+            shape, most = self.shape, 1 << (rows - 1).bit_length()
+            heads, blocks = shape.together * shape.group, shape.kv_heads // shape.together
+            parts = self.programs * shape.bundle + 2 * most * blocks
+            made = partial(torch.zeros, device=self.device)
+            self._held.append(
+                _Scratch(
+                    made(parts, heads * shape.dim, dtype=torch.float32),
+                    made(parts, heads, dtype=torch.float32),
+                    made(most, shape.kv_heads, dtype=torch.int32),
+                    made(2, most, dtype=torch.int32),
+                )
+            )
+        return self._held[-1]
 
     def _launch(self) -> tuple[Launch, Launch]:
         if self._launches is None:

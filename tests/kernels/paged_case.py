@@ -51,6 +51,17 @@ def cache(
     )
 
 
+def share(c: Cache, page_size: int, rows: list[int], positions: int) -> None:
+    """Have these rows begin with the first one's pages, as many as hold so many positions; nobody has theirs any more."""
+    pages = positions // page_size
+    first, *others = c.seats[rows].long().tolist()
+    before = set(c.table[others, :pages].flatten().tolist())
+    c.table[others, :pages] = c.table[first, :pages].clone()
+    for page in before - set(c.table.flatten().tolist()):
+        c.k[page * page_size : (page + 1) * page_size] = float("nan")
+        c.v[page * page_size : (page + 1) * page_size] = float("nan")
+
+
 def error(got: Tensor, wanted: Tensor) -> float:
     """|got - wanted| / |wanted|; infinite where something is not a number."""
     difference = float((got.double() - wanted.double()).norm() / wanted.double().norm())

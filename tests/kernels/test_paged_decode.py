@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import pairwise
@@ -16,17 +15,19 @@ from torch import Tensor
 
 from runtime.attention.base import PagedInputs
 from runtime.attention.triton import TritonAttention
-from runtime.engine import graphs
+from runtime.engine import bundles, graphs
+from runtime.engine.inputs import PageRows
 from runtime.kernels import nvrtc, tuning
 from runtime.kernels.decode import decode_reference
 from runtime.kernels.paged_decode import DecodeShape, Launch, PagedDecode, why_not
 from runtime.kernels.rope_store import Turning, rope_store_reference
+from runtime.kernels.sharing import Sharing
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
 from runtime.models.fused import FusedDecoder
 from runtime.models.spec import ArchSpec, AttnSpec, LayerSpec, MlpSpec, NormSpec, RopeSpec
 from tests.kernels import emulated
-from tests.kernels.paged_case import TOLERANCE, Cache, cache, error
+from tests.kernels.paged_case import TOLERANCE, Cache, cache, error, share
 
 BF16 = torch.bfloat16
 PLAIN = DecodeShape(4, 2, 32, 16, 32)
@@ -79,7 +80,7 @@ def turned(shape: DecodeShape, device: torch.device) -> Turning:
 
 
 def attended(
-    kernel: PagedDecode, c: Cache, window: int | None, softcap: float | None
+    kernel: PagedDecode, c: Cache, window: int | None, softcap: float | None, sharing: Sharing | None
 ) -> tuple[Tensor, Tensor]:
     """What the kernel gives and what float64 does; what they store is compared."""
     shape, rows, device = kernel.shape, len(c.seats), c.k.device
@@ -100,9 +101,9 @@ def attended(
         q, k, v, turning.cos, turning.sin, at, slots, *theirs, interleaved=turning.interleaved, q_weight=turning.q_weight,
         k_weight=turning.k_weight, eps=turning.eps, offset=turning.offset,
     )  # fmt: skip
-    kernel.cut(c.lengths)
+    kernel.cut(c.lengths, sharing)
     found = kernel(
-        qkv, turning, slots, *pools, c.table, c.seats, c.lengths, scale=scale, window=window, softcap=softcap,
+        qkv, turning, slots, *pools, c.table, c.seats, c.lengths, scale=scale, window=window, softcap=softcap, sharing=sharing,
     )  # fmt: skip
     wanted = decode_reference(
         q.to(BF16), *theirs, c.table, c.seats, c.lengths, page_size=shape.page_size, scale=scale, window=window, softcap=softcap,
@@ -115,8 +116,14 @@ def attended(
     return found, wanted
 
 
-def check(kernel: PagedDecode, c: Cache, window: int | None = None, softcap: float | None = None) -> None:
-    found, wanted = attended(kernel, c, window, softcap)
+def check(
+    kernel: PagedDecode,
+    c: Cache,
+    window: int | None = None,
+    softcap: float | None = None,
+    sharing: Sharing | None = None,
+) -> None:
+    found, wanted = attended(kernel, c, window, softcap, sharing)
     empty = c.lengths == 0
     assert found[empty].eq(0).all()
     for mine, other in zip(found[~empty], wanted[~empty], strict=True):
@@ -156,6 +163,52 @@ def test_against_float64(name: str, copiers: int, device: torch.device, make: Ma
     check(kernel, c, window, softcap)  # it left its counters as it had found them
 
 
+def shared(c: Cache, shape: DecodeShape, least: int, monkeypatch: pytest.MonkeyPatch) -> Sharing | None:
+    """What the engine finds in this cache."""
+    monkeypatch.setattr(bundles, "LEAST", least)
+    pages = PageRows(shape.page_size)
+    table, lengths = c.table.cpu().long(), (c.lengths.cpu().long() - 1).clamp(min=0).numpy()
+    for seat, length in zip(c.seats.tolist(), c.lengths.tolist(), strict=True):
+        pages.seat(seat, table[seat, : -(-length // shape.page_size)].tolist())
+    found = bundles.bundles(pages, c.seats.cpu().long().numpy(), lengths, shape.span, shape.bundle)
+    return None if found is None else Sharing(*torch.from_numpy(found).to(c.k.device))
+
+
+SHARED: dict[str, tuple[DecodeShape, list[int], list[tuple[list[int], int]], float | None]] = {
+    "two bundles, others": (PLAIN, [400, 20, 350, 0, 300, 129, 700, 200], [([0, 2, 4], 256), ([5, 7], 128)], None),
+    "more than a bundle": (PLAIN, [200 + i for i in range(19)], [([*range(19)], 192)], None),
+    "nothing of their own": (PLAIN, [129, 129, 130], [([0, 1, 2], 128)], None),
+    "branches of branches": (PLAIN, [500] * 6, [([*range(6)], 64), ([1, 3], 448), ([2, 5], 320)], None),
+    "a warp for each head": (DecodeShape(32, 8, 32, 16, 32), [90, 260, 200, 230, 0, 1, 222, 240], [([1, 2, 3, 6, 7], 192)], None),
+    "heads of 128": (DecodeShape(8, 2, 128, 16, 128), [300, 310, 290, 280, 270], [([0, 1, 2, 3, 4], 256)], None),
+    "group of 7": (DecodeShape(14, 2, 64, 4, 64), [300, 310, 290, 280, 270], [([0, 1, 2, 3, 4], 256)], None),
+    "group of 9, two blocks": (DecodeShape(144, 16, 32, 16, 32), [100, 90, 80], [([0, 2], 64)], None),
+    "heads that share nothing, page 64": (DecodeShape(3, 3, 32, 64, 32), [300, 400, 280], [([0, 2], 256)], None),
+    "softcap, normed heads": (replace(PLAIN, softcap=True, normed=True), [400, 390, 70], [([0, 1], 320)], 2.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("copiers", [1, 4])
+@pytest.mark.parametrize("name", SHARED)
+def test_rows_that_begin_alike(
+    name: str, copiers: int, device: torch.device, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape, lengths, alike, softcap = SHARED[name]
+    torch.manual_seed(3)
+    c = cache(lengths, shape.page_size, shape.kv_heads, shape.dim, BF16, device)
+    for rows, positions in alike:
+        share(c, shape.page_size, rows, positions)
+    sharing = shared(c, shape, 16, monkeypatch)
+    assert sharing is not None and set(sharing.shares.nonzero().flatten().tolist()) <= {
+        r for rows, _ in alike for r in rows
+    }
+    kernel = make(shape, 100, seed=len(name), copiers=copiers)
+    check(kernel, c, None, softcap, sharing)
+    check(kernel, c, 100, softcap, sharing)  # layers with a window read each row's own
+    check(kernel, c, None, softcap)
+    check(kernel, c, None, softcap, sharing)  # it left its counters as it had found them
+
+
 def test_launches_give_the_same_bits(device: torch.device, make: Make) -> None:
     torch.manual_seed(4)
     c = cache([700, 40, 999], 16, 2, 32, BF16, device)
@@ -190,13 +243,47 @@ def test_any_batch_in_any_order_of_threads(
     check(kernel, c, 150)
 
 
-class _Places(ctypes.Structure):
-    _fields_ = (
-        ("lengths", ctypes.c_void_p),
-        ("places", ctypes.c_void_p),
-        ("rows", ctypes.c_int64),
-        ("window", ctypes.c_int64),
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    tails=st.lists(st.integers(1, 200), min_size=2, max_size=24),
+    groups=st.lists(
+        st.tuples(st.integers(0, 23), st.integers(1, 23), st.integers(1, 6)), min_size=1, max_size=5
+    ),
+    seed=st.integers(0, 2**31),
+    programs=st.sampled_from([1, 5, 12]),
+    copiers=st.sampled_from([1, 4]),
+)
+def test_any_rows_that_begin_alike(
+    tails: list[int],
+    groups: list[tuple[int, int, int]],
+    seed: int,
+    programs: int,
+    copiers: int,
+    libraries: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Groups may overlap: a row that begins like one for a while may begin like another for longer."""
+    emulated.skip_without_compiler()
+    torch.manual_seed(seed)
+    shape = replace(PLAIN, page_size=4)
+    c = cache([6 * 64 + n for n in tails], 4, 2, 32, BF16, torch.device("cpu"))
+    held = c.table.clone()
+    for begin, count, steps in sorted(groups, key=lambda g: g[2]):
+        rows = [(begin + i) % len(tails) for i in range(min(count + 1, len(tails)))]
+        pages, seats = steps * 16, c.seats[rows].long()
+        held[seats, :pages] = held[seats[0], :pages].clone()
+    c.table.copy_(held)
+    sharing = shared(c, shape, 64, monkeypatch)
+    kernel = PagedDecode(
+        shape,
+        torch.device("cpu"),
+        window=150,
+        copiers=copiers,
+        build=builder(libraries, seed),
+        programs=programs,
     )
+    check(kernel, c, sharing=sharing)
+    check(kernel, c, 150, sharing=sharing)
 
 
 def cut(lengths: list[int], window: int, programs: int, libraries: Path) -> list[tuple[list[int], list[int]]]:
@@ -211,7 +298,9 @@ def cut(lengths: list[int], window: int, programs: int, libraries: Path) -> list
         every = [(row, 0, i) for row, count in enumerate(steps) for i in range(count)]
         ends = [at for *_, at in places]
         assert ends[0] == 0 and ends[-1] == len(every)
-        assert all(row < len(lengths) for row, *_ in places[:-1]), "programs ask for a length even if they have nothing to do"
+        assert all(row < len(lengths) for row, *_ in places[:-1]), (
+            "programs ask for a length even if they have nothing to do"
+        )
         for (*place, at), end in zip(places, ends[1:], strict=False):
             assert at <= end and (at == end or tuple(place) == every[at])
         found.append((steps, ends))

@@ -57,11 +57,11 @@ struct Raw {
     }
 };
 
-// Heads of a projection as queries, and the new token's key and value: normed, rotated, and the latter two stored.
-__device__ inline void turn_heads(Shared& s, const Args& a, const Unit& u, const Turn& turn, u16* new_value, bool stores, const Warp& w) {
+// Heads of a row's projection as queries, and the new token's key and value: normed, rotated, and the latter two stored.
+__device__ inline void turn_heads(Shared& s, const Args& a, int of, int block, const Turn& turn, u16* new_value, bool stores, const Warp& w) {
     constexpr int JOBS = (GROUP + EACH) / EACH, AT_ONCE = JOBS < 5 ? JOBS : 5;  // queries and a key, of each warp
-    const u16* row = a.qkv + (long long)u.row * WIDE;
-    int head = u.block * TOGETHER + w.mine;
+    const u16* row = a.qkv + (long long)of * WIDE;
+    int head = block * TOGETHER + w.mine;
     u16* queries = s.queries + w.mine * (GROUP * PADDED);
 #pragma unroll 1
     for (int begin = 0; begin < JOBS; begin += AT_ONCE) {
@@ -76,7 +76,7 @@ __device__ inline void turn_heads(Shared& s, const Args& a, const Unit& u, const
         bool mine = stores && key >= 0 && key % EACH == 0 && key / EACH < AT_ONCE;
 #pragma unroll
         for (int j = 0; j < DIM / 32; j++) value[j] = load_if(row + (HEADS + KV_HEADS + head) * DIM + w.lane + j * 32, mine);
-        long long slot = mine ? a.slots[u.row] : -1;
+        long long slot = mine ? a.slots[of] : -1;
 #pragma unroll
         for (int e = 0; e < AT_ONCE; e++) {
             int i = w.sub + (begin + e) * EACH;

@@ -16,19 +16,48 @@ constexpr int ROW = TOGETHER * DIM * 2;  // bytes of a position
 constexpr int STRIDE = ROW + 16;  // eight rows of 16 bytes do not meet in a bank
 constexpr int STAGE = SPAN * STRIDE;
 constexpr int PADDED = DIM + 8;
+// Rows that begin with the same positions are attended together there, BUNDLE of them at most: eight queries are a tile, of several
+// rows or of a part of one.
+constexpr int ROWS_OF_TILE = GROUP < 8 ? 8 / GROUP : 1;
+template <int MOST>
+constexpr int TILES = GROUP < 8 ? (MOST + ROWS_OF_TILE - 1) / ROWS_OF_TILE : MOST * QUERIES;
 
-// Where a program's work begins: a step of a block of heads of a row, the `at`-th of all. The next program's is where it ends.
+// A query of a unit's rows, by its tile and its place there.
+struct Query {
+    int member, head;
+
+    __device__ Query(int tile, int column) : member(GROUP < 8 ? tile * ROWS_OF_TILE + column / GROUP : tile / QUERIES), head(GROUP < 8 ? column % GROUP : tile % QUERIES * 8 + column) {
+        if (GROUP < 8 ? column >= ROWS_OF_TILE * GROUP : head >= GROUP) member = FOREVER;  // nobody's
+    }
+};
+
+// Where a program's work begins: a step of a block of heads of a bundle or a row, the `at`-th of all. The next program's is where it
+// ends. Bundles come first; a bundle is known by where its rows begin in `order`.
 struct Place {
     int row, block, step, at;
+};
+
+// A row's place among those that begin alike.
+struct Share {
+    int positions;  // that all rows of its bundle begin with: a multiple of SPAN; 0: it shares nothing
+    int index;  // of the row in `order`
+    int member, count;  // of how many rows
+
+    __device__ Share() : positions(0), index(0), member(0), count(0) {}
+    __device__ Share(long long word) : positions((int)(word >> 32)), index((int)(word >> 16) & 0xffff), member((int)(word >> 8) & 0xff), count((int)word & 0xff) {}
+    __device__ bool leads(int at) const { return positions > 0 && member == 0 && index == at; }
 };
 
 struct Args {
     const u16* qkv;  // [rows, WIDE]
     u16* attended;  // [rows, ATT]
-    float* partial;  // [2 * PROGRAMS, TOGETHER, GROUP, DIM]
-    float* weights;  // [2 * PROGRAMS, TOGETHER, GROUP]
+    float* partial;  // [PROGRAMS * BUNDLE + 2 * most * BLOCKS, TOGETHER, GROUP, DIM]
+    float* weights;  // the same without DIM
     int* arrived;  // [rows, KV_HEADS], zero between launches
     const Place* places;  // [PROGRAMS + 1]
+    const int* begins;  // [2, most]: where on the line a row's bundle begins, and where its own part
+    const long long* order;  // [rows]: bundle after bundle
+    const long long* shares;  // [rows], as `Share` reads them; none: no row shares anything
     const int* pages;  // [seats, width]
     const int* seats;
     const int* lengths;
@@ -39,14 +68,17 @@ struct Args {
     const float* sin;
     u16* pool_k;
     u16* pool_v;
-    long long width, window;
+    long long width, window, most;
     double scale, softcap, qk_eps, qk_offset;
 };
 
 struct CutArgs {
     const int* lengths;
-    Place* places;  // [2, PROGRAMS + 1]: for layers without and with a window
-    long long rows, window;
+    Place* places;  // [2, PROGRAMS + 1]: for layers without and with a window, where nothing is shared
+    int* begins;
+    const long long* order;
+    const long long* shares;
+    long long rows, window, most;
 };
 
 struct Shared {
@@ -58,7 +90,7 @@ struct Shared {
     float* tops;  // [WARPS, 8 * QUERIES]
     float* totals;
     float* newest;  // [TOGETHER, GROUP]: scores of the new token
-    int* flags;  // [TOGETHER]
+    int* flags;  // [TOGETHER, BUNDLE]
     u64* full;  // [STAGES]
     u64* empty;
 };
@@ -79,7 +111,7 @@ constexpr Layout laid_out() {
     l.tops = take(at, WARPS * 8 * QUERIES * 4);
     l.totals = take(at, WARPS * 8 * QUERIES * 4);
     l.newest = take(at, TOGETHER * GROUP * 4);
-    l.flags = take(at, TOGETHER * 4);
+    l.flags = take(at, TOGETHER * BUNDLE * 4);
     l.full = take(at, STAGES * 8);
     l.empty = take(at, STAGES * 8);
     l.end = at;

@@ -42,7 +42,12 @@ __device__ inline void bring_by_engine(Shared& s, const Args& a, Walk walk, int 
 #pragma unroll
                 for (int i = 0; i < HELD; i++) {  // a position whole
                     int position = i * 32 + lane;
-                    if (position < SPAN) copy_bulk_once(stage + position * STRIDE, pool + (long long)slots[i] * (KV_HEADS * DIM), ROW, full);
+                    const u16* from = pool + (long long)slots[i] * (KV_HEADS * DIM);
+                    if (position >= SPAN) continue;
+                    if (u.bundle)  // another may need it as well
+                        copy_bulk(stage + position * STRIDE, from, ROW, full);
+                    else
+                        copy_bulk_once(stage + position * STRIDE, from, ROW, full);
                 }
                 r.next();
             }
@@ -92,17 +97,22 @@ __device__ inline float scored(const Args& a, float scale, float product) {
     return tanhf(product * scale) * (float)a.softcap * LOG2E;
 }
 
-// Joins the parts of a head's context: a lane's numbers of two parts are asked for together.
-__device__ inline void join(const Args& a, const Walk& walk, const Unit& u, const Warp& w) {
+// Joins the parts of a head's result in a row: a lane's numbers of two parts are asked for together.
+__device__ inline void join(const Args& a, const Parts& parts, int row, int block, int member, const Warp& w) {
     constexpr int FOURS = GROUP * DIM / 4, ALL = (FOURS + 32 * EACH - 1) / (32 * EACH), AT_ONCE = ALL < 4 ? ALL : 4;
-    u16* result = a.attended + (long long)u.row * ATT + (u.block * TOGETHER + w.mine) * (GROUP * DIM);
+    u16* result = a.attended + (long long)row * ATT + (block * TOGETHER + w.mine) * (GROUP * DIM);
+    auto place_of = [&](int part) {
+        bool shared = part >= parts.own;
+        int within = shared ? part - parts.own : part;
+        return within ? continued_at((shared ? parts.shared_first : parts.own_first) + within, shared ? member : 0) : begun_at(a, row, block, shared);
+    };
 #pragma unroll 1
     for (int begin = 0; begin < ALL; begin += AT_ONCE) {
         float high[AT_ONCE], sum[AT_ONCE], y[AT_ONCE][4] = {};
 #pragma unroll
         for (int e = 0; e < AT_ONCE; e++) high[e] = NOWHERE, sum[e] = 0;
 #pragma unroll 1
-        for (int from = 0; from < u.parts; from += 2) {
+        for (int from = 0; from < parts.all(); from += 2) {
             float weight[AT_ONCE][2];
             uint4 value[AT_ONCE][2];
 #pragma unroll
@@ -110,8 +120,8 @@ __device__ inline void join(const Args& a, const Walk& walk, const Unit& u, cons
 #pragma unroll
                 for (int p = 0; p < 2; p++) {
                     int i = w.sub * 32 + w.lane + (begin + e) * 32 * EACH;
-                    bool live = from + p < u.parts && i < FOURS;
-                    long long head = (long long)walk.place_of(from + p) * TOGETHER + w.mine;
+                    bool live = from + p < parts.all() && i < FOURS;
+                    long long head = place_of(from + p) * TOGETHER + w.mine;
                     weight[e][p] = load_if(a.weights + head * GROUP + i * 4 / DIM, live);
                     value[e][p] = load_16(a.partial + head * (GROUP * DIM) + i * 4, live);
                 }
@@ -119,8 +129,8 @@ __device__ inline void join(const Args& a, const Walk& walk, const Unit& u, cons
             for (int e = 0; e < AT_ONCE; e++)
 #pragma unroll
                 for (int p = 0; p < 2; p++) {
-                    float own = from + p < u.parts ? weight[e][p] : NOWHERE, top = larger(high[e], own);
-                    float keep = power_of_two(high[e] - top), part = from + p < u.parts ? power_of_two(own - top) : 0;
+                    float own = from + p < parts.all() ? weight[e][p] : NOWHERE, top = larger(high[e], own);
+                    float keep = power_of_two(high[e] - top), part = from + p < parts.all() ? power_of_two(own - top) : 0;
                     high[e] = top;
                     sum[e] = sum[e] * keep + part;
                     y[e][0] = y[e][0] * keep + part * float_of(value[e][p].x);
@@ -141,114 +151,170 @@ __device__ inline void join(const Args& a, const Walk& walk, const Unit& u, cons
     }
 }
 
+// What a warp has found for the queries of a unit's rows.
+template <int MOST>
+struct Found {
+    float top[TILES<MOST>][2], total[TILES<MOST>][2], out[DIM / 16][TILES<MOST>][4];
+};
+
+// Where a unit's results go: to `partial`, a place for each row (a lane's is that of the row of its number), or to their end.
+struct Goal {
+    bool joined;
+    long long part;
+    u16* result;
+};
+
 // What a warp alone has of a head's context goes from its registers to where it belongs.
-__device__ inline void give(Shared& s, const Args& a, const Unit& u, float (&top)[QUERIES][2], float (&total)[QUERIES][2], float (&out)[DIM / 16][QUERIES][4],
-                            const u16* new_value, bool last, u16* result, long long part, const Warp& w) {
+template <int MOST>
+__device__ inline void give(Shared& s, const Args& a, const Unit& u, const Found<MOST>& f, const u16* new_value, bool last, const Goal& goal, const Warp& w) {
     int own = w.lane >> 2, quarter = w.lane & 3;
 #pragma unroll
-    for (int b = 0; b < QUERIES; b++)
+    for (int b = 0; b < TILES<MOST>; b++)
 #pragma unroll
         for (int c = 0; c < 2; c++) {
-            int head = b * 8 + quarter * 2 + c;
-            bool live = head < GROUP;
-            float newest = last && live ? s.newest[w.mine * GROUP + head] : NOWHERE, high = larger(top[b][c], newest);
-            float keep = power_of_two(top[b][c] - high), add = last ? power_of_two(newest - high) : 0;
-            float sum = total[b][c] * keep + add, whole = sum > 0 ? 1 / sum : 0;
-            if (u.parts > 1 && live && own == 0) a.weights[part * GROUP + head] = sum > 0 ? high + log2f(sum) : NOWHERE;
+            Query query(b, quarter * 2 + c);
+            int head = query.head;
+            long long part = MOST > 1 ? shuffle(goal.part, query.member & 31) : goal.part;
+            bool live = query.member < (MOST > 1 ? u.share.count : 1);
+            float newest = last && live ? s.newest[w.mine * GROUP + head] : NOWHERE, high = larger(f.top[b][c], newest);
+            float keep = power_of_two(f.top[b][c] - high), add = last ? power_of_two(newest - high) : 0;
+            float sum = f.total[b][c] * keep + add, whole = sum > 0 ? 1 / sum : 0;
+            if (goal.joined && live && own == 0) a.weights[part * GROUP + head] = sum > 0 ? high + log2f(sum) : NOWHERE;
             float* to = a.partial + (part * GROUP + head) * DIM + own;
 #pragma unroll
             for (int d = 0; d < DIM / 16; d++) {
                 const u16* value = new_value + w.mine * DIM + d * 16 + own;
-                float y = (out[d][b][c] * keep + (last ? add * to_float(value[0]) : 0)) * whole;
-                float z = (out[d][b][c + 2] * keep + (last ? add * to_float(value[8]) : 0)) * whole;
-                if (u.parts > 1) {
+                float y = (f.out[d][b][c] * keep + (last ? add * to_float(value[0]) : 0)) * whole;
+                float z = (f.out[d][b][c + 2] * keep + (last ? add * to_float(value[8]) : 0)) * whole;
+                if (MOST > 1 || goal.joined) {
                     if (live) to[d * 16] = y, to[d * 16 + 8] = z;
                     continue;
                 }
                 float got = shuffle_xor(own & 1 ? y : z, 4);  // neighbours make pairs
-                unsigned* pair = (unsigned*)(result + head * DIM + d * 16 + (own & 1 ? own + 7 : own));
+                unsigned* pair = (unsigned*)(goal.result + head * DIM + d * 16 + (own & 1 ? own + 7 : own));
                 if (live) *pair = own & 1 ? pack(got, z) : pack(y, got);
             }
         }
 }
 
-// The same where several warps have parts of it.
-__device__ inline void add_up(Shared& s, const Args& a, const Unit& u, float (&top)[QUERIES][2], float (&total)[QUERIES][2], float (&out)[DIM / 16][QUERIES][4],
-                              const u16* new_value, bool last, u16* result, long long part, const Warp& w) {
+// The same where several warps have parts of it; row after row.
+template <int MOST>
+__device__ inline void add_up(Shared& s, const Args& a, const Unit& u, const Found<MOST>& f, const u16* new_value, bool last, const Goal& goal, const Warp& w) {
     int own = w.lane >> 2, quarter = w.lane & 3, first_warp = w.mine * EACH, warp = first_warp + w.sub;
     float* sums = s.sums + warp * (GROUP * PADDED);
+#pragma unroll 1
+    for (int member = 0; member < (MOST > 1 ? u.share.count : 1); member++) {
+        long long part = MOST > 1 ? shuffle(goal.part, member) : goal.part;
+        if (member) w.together();  // the row before has been read
 #pragma unroll
-    for (int b = 0; b < QUERIES; b++)
+        for (int b = 0; b < TILES<MOST>; b++)
 #pragma unroll
-        for (int c = 0; c < 2; c++) {
-            int head = b * 8 + quarter * 2 + c;
-            if (own == 0) {
-                s.tops[warp * 8 * QUERIES + head] = top[b][c];
-                s.totals[warp * 8 * QUERIES + head] = total[b][c];
+            for (int c = 0; c < 2; c++) {
+                Query query(b, quarter * 2 + c);
+                if (query.member != member) continue;
+                if (own == 0) {
+                    s.tops[warp * 8 * QUERIES + query.head] = f.top[b][c];
+                    s.totals[warp * 8 * QUERIES + query.head] = f.total[b][c];
+                }
+#pragma unroll
+                for (int d = 0; d < DIM / 16; d++) {
+                    sums[query.head * PADDED + d * 16 + own] = f.out[d][b][c];
+                    sums[query.head * PADDED + d * 16 + own + 8] = f.out[d][b][c + 2];
+                }
             }
-            if (head >= GROUP) continue;
-#pragma unroll
-            for (int d = 0; d < DIM / 16; d++) {
-                sums[head * PADDED + d * 16 + own] = out[d][b][c];
-                sums[head * PADDED + d * 16 + own + 8] = out[d][b][c + 2];
-            }
-        }
-    w.together();
+        w.together();
 #pragma unroll 2
-    for (int i = w.sub * 32 + w.lane; i < GROUP * DIM / 2; i += EACH * 32) {
-        int head = i * 2 / DIM, d = i * 2 % DIM;
-        float newest = last ? s.newest[w.mine * GROUP + head] : NOWHERE, high = newest;
+        for (int i = w.sub * 32 + w.lane; i < GROUP * DIM / 2; i += EACH * 32) {
+            int head = i * 2 / DIM, d = i * 2 % DIM;
+            float newest = last ? s.newest[w.mine * GROUP + head] : NOWHERE, high = newest;
 #pragma unroll
-        for (int k = 0; k < EACH; k++) high = larger(high, s.tops[(first_warp + k) * 8 * QUERIES + head]);
-        float sum = last ? power_of_two(newest - high) : 0;
-        unsigned value = last ? *(const unsigned*)(new_value + w.mine * DIM + d) : 0;
-        float y = sum * low_of(value), z = sum * high_of(value);
+            for (int k = 0; k < EACH; k++) high = larger(high, s.tops[(first_warp + k) * 8 * QUERIES + head]);
+            float sum = last ? power_of_two(newest - high) : 0;
+            unsigned value = last ? *(const unsigned*)(new_value + w.mine * DIM + d) : 0;
+            float y = sum * low_of(value), z = sum * high_of(value);
 #pragma unroll
-        for (int k = first_warp; k < first_warp + EACH; k++) {
-            float weight = power_of_two(s.tops[k * 8 * QUERIES + head] - high);
-            const float* from = s.sums + (k * GROUP + head) * PADDED + d;
-            sum += weight * s.totals[k * 8 * QUERIES + head];
-            y += weight * from[0];
-            z += weight * from[1];
-        }
-        float whole = sum > 0 ? 1 / sum : 0;
-        y *= whole;
-        z *= whole;
-        if (u.parts == 1) {
-            ((unsigned*)result)[i] = pack(y, z);
-        } else {
-            float* to = a.partial + part * (GROUP * DIM) + i * 2;
-            to[0] = y;
-            to[1] = z;
-            if (d == 0) a.weights[part * GROUP + head] = sum > 0 ? high + log2f(sum) : NOWHERE;
+            for (int k = first_warp; k < first_warp + EACH; k++) {
+                float weight = power_of_two(s.tops[k * 8 * QUERIES + head] - high);
+                const float* from = s.sums + (k * GROUP + head) * PADDED + d;
+                sum += weight * s.totals[k * 8 * QUERIES + head];
+                y += weight * from[0];
+                z += weight * from[1];
+            }
+            float whole = sum > 0 ? 1 / sum : 0;
+            y *= whole;
+            z *= whole;
+            if (MOST == 1 && !goal.joined) {
+                ((unsigned*)goal.result)[i] = pack(y, z);
+            } else {
+                float* to = a.partial + part * (GROUP * DIM) + i * 2;
+                to[0] = y;
+                to[1] = z;
+                if (d == 0) a.weights[part * GROUP + head] = sum > 0 ? high + log2f(sum) : NOWHERE;
+            }
         }
     }
 }
 
-// The warps of a head attend with a part of its context, and join the parts if the others are there already.
-__device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& walk, const Unit& u, const Turn& turn, u16* new_value, float scale,
-                              const Warp& w) {
-    int lane = w.lane, own = lane >> 2, quarter = lane & 3;
-    bool last = u.part == u.parts - 1 && u.length > 0;
-    turn_heads(s, a, u, turn, new_value, last, w);
+// Counts the arrival of this part of each row's result. Who comes last joins the parts.
+template <int MOST>
+__device__ inline void arrive(Shared& s, const Args& a, const Walk& walk, const Unit& u, int row, const Warp& w) {
+    int members = MOST > 1 ? u.share.count : 1, kv_head = u.block * TOGETHER + w.mine;
+    Share share = u.share;
+    if (MOST > 1) share.member = w.lane;
+    Parts parts = walk.parts_of(a, u, row, MOST > 1 ? load_early(a.lengths + row) : u.length, share);
     w.together();
-    const u16* queries = s.queries + w.mine * (GROUP * PADDED);
-    unsigned q[DIM / 16][QUERIES][2];
-#pragma unroll
-    for (int g = 0; g < DIM / 16; g++)
-#pragma unroll
-        for (int b = 0; b < QUERIES; b++)
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                int head = b * 8 + own;
-                q[g][b][i] = head < GROUP ? *(const unsigned*)(queries + head * PADDED + g * 16 + i * 8 + quarter * 2) : 0;
-            }
-    float top[QUERIES][2], total[QUERIES][2], out[DIM / 16][QUERIES][4] = {};
-#pragma unroll
-    for (int b = 0; b < QUERIES; b++) {
-        top[b][0] = top[b][1] = NOWHERE;
-        total[b][0] = total[b][1] = 0;
+    int before = 0;
+    if (w.sub == 0 && w.lane < members) before = add_both(a.arrived + row * KV_HEADS + kv_head, 1);
+    if (EACH > 1) {
+        if (w.sub == 0 && w.lane < members) s.flags[w.mine * BUNDLE + w.lane] = before;
+        w.together();
+        if (w.lane < members) before = s.flags[w.mine * BUNDLE + w.lane];
     }
+    bool joins = w.lane < members && before == parts.all() - 1;
+    for (int m = 0; m < members; m++) {
+        if (!shuffle((int)joins, m)) continue;
+        Parts theirs{shuffle(parts.own_first, m), shuffle(parts.own, m), shuffle(parts.shared_first, m), shuffle(parts.shared, m)};
+        int joined = shuffle(row, m);
+        join(a, theirs, joined, u.block, shuffle(share.member, m), w);
+        if (w.sub == 0 && w.lane == 0) a.arrived[joined * KV_HEADS + kv_head] = 0;
+    }
+}
+
+// The warps of a head attend with a part of the context of a row, or of a bundle of up to MOST, and join the parts of those rows whose
+// others are there already.
+template <int MOST>
+__device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& walk, const Unit& u, Turn turn, u16* new_value, float scale, const Warp& w) {
+    constexpr int TILES = ::TILES<MOST>;
+    int lane = w.lane, own = lane >> 2, quarter = lane & 3, members = MOST > 1 ? u.share.count : 1;
+    bool last = MOST == 1 && u.part == u.parts - 1 && u.length > 0;
+    int row = u.row;  // of the member of the lane's number
+    if (MOST > 1 && lane < members) row = (int)load_fixed(a.order + u.share.index + lane);
+    const u16* queries = s.queries + w.mine * (GROUP * PADDED);
+    unsigned q[DIM / 16][TILES][2] = {};
+#pragma unroll 1
+    for (int member = 0; member < members; member++) {
+        int now = shuffle(row, member);
+        if (member) {
+            turn.ask(a.cos, a.sin, load_early(a.lengths + now), lane);
+            w.together();  // the row before has been read
+        }
+        turn_heads(s, a, now, u.block, turn, new_value, last, w);
+        w.together();
+#pragma unroll
+        for (int b = 0; b < TILES; b++) {
+            Query query(b, own);
+            const u16* from = queries + query.head * PADDED + quarter * 2;
+#pragma unroll
+            for (int g = 0; g < DIM / 16; g++)
+#pragma unroll
+                for (int i = 0; i < 2; i++)
+                    if (query.member == member) q[g][b][i] = *(const unsigned*)(from + g * 16 + i * 8);
+        }
+    }
+    Found<MOST> f = {};
+    auto& [top, total, out] = f;
+#pragma unroll
+    for (int b = 0; b < TILES; b++) top[b][0] = top[b][1] = NOWHERE;
     if (last)  // the new token itself, which no stage holds
         for (int i = w.sub; i < GROUP; i += EACH) {
             float sum = 0;
@@ -258,27 +324,27 @@ __device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& wal
             float score = scored(a, scale, warp_sum(sum));
             if (lane == 0) s.newest[w.mine * GROUP + i] = score;
         }
-    int row = w.sub * 16 + (lane & 7), column = w.mine * (DIM * 2);
+    int line = w.sub * 16 + (lane & 7), column = w.mine * (DIM * 2);
 #pragma unroll 1
     for (int start = u.begin; start < u.end; start += SPAN) {
-        float score[QUERIES][4] = {}, more[QUERIES][4] = {};  // of even and odd columns: shorter chains
+        float score[TILES][4] = {}, more[TILES][4] = {};  // of even and odd columns: shorter chains
         wait_for(s.full + r.stage, r.parity);
-        const char* at = s.ring + r.stage * STAGE + (row + ((lane >> 3) & 1) * 8) * STRIDE + column + (lane >> 4) * 16;
+        const char* at = s.ring + r.stage * STAGE + (line + ((lane >> 3) & 1) * 8) * STRIDE + column + (lane >> 4) * 16;
 #pragma unroll
         for (int g = 0; g < DIM / 16; g++) {
             unsigned k[4];
             load_matrices(k, at + g * 32);
 #pragma unroll
-            for (int b = 0; b < QUERIES; b++) mma(g & 1 ? more[b] : score[b], k[0], k[1], k[2], k[3], q[g][b][0], q[g][b][1]);
+            for (int b = 0; b < TILES; b++) mma(g & 1 ? more[b] : score[b], k[0], k[1], k[2], k[3], q[g][b][0], q[g][b][1]);
         }
         release(s.empty + r.stage, lane);
         r.next();
         int position = start + w.sub * 16 + own;
         bool first_in = position < u.end, second_in = position + 8 < u.end;
-        unsigned probs[QUERIES][2];
-        float keep[QUERIES][2];
+        unsigned probs[TILES][2];
+        float keep[TILES][2];
 #pragma unroll
-        for (int b = 0; b < QUERIES; b++)
+        for (int b = 0; b < TILES; b++)
 #pragma unroll
             for (int c = 0; c < 2; c++) {
                 float first = first_in ? scored(a, scale, score[b][c] + more[b][c]) : NOWHERE;
@@ -294,18 +360,18 @@ __device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& wal
                 total[b][c] = total[b][c] * keep[b][c] + score[b][c] + score[b][c + 2];
             }
 #pragma unroll
-        for (int b = 0; b < QUERIES; b++) {
+        for (int b = 0; b < TILES; b++) {
             probs[b][0] = transposed(pack(score[b][0], score[b][1]));
             probs[b][1] = transposed(pack(score[b][2], score[b][3]));
         }
         wait_for(s.full + r.stage, r.parity);
-        at = s.ring + r.stage * STAGE + (row + ((lane >> 4) & 1) * 8) * STRIDE + column + ((lane >> 3) & 1) * 16;
+        at = s.ring + r.stage * STAGE + (line + ((lane >> 4) & 1) * 8) * STRIDE + column + ((lane >> 3) & 1) * 16;
 #pragma unroll
         for (int d = 0; d < DIM / 16; d++) {
             unsigned v[4];
             load_transposed(v, at + d * 32);
 #pragma unroll
-            for (int b = 0; b < QUERIES; b++) {
+            for (int b = 0; b < TILES; b++) {
 #pragma unroll
                 for (int i = 0; i < 4; i++) out[d][b][i] *= keep[b][i & 1];
                 mma(out[d][b], v[0], v[1], v[2], v[3], probs[b][0], probs[b][1]);
@@ -314,34 +380,21 @@ __device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& wal
         release(s.empty + r.stage, lane);
         r.next();
     }
-    int kv_head = u.block * TOGETHER + w.mine;
-    u16* result = a.attended + (long long)u.row * ATT + kv_head * (GROUP * DIM);
-    long long part = (long long)walk.place_of(u.part) * TOGETHER + w.mine;
 #pragma unroll
-    for (int b = 0; b < QUERIES; b++)
+    for (int b = 0; b < TILES; b++)
 #pragma unroll
         for (int c = 0; c < 2; c++)
 #pragma unroll
             for (int i = 4; i < 32; i <<= 1) total[b][c] += shuffle_xor(total[b][c], i);
+    int kv_head = u.block * TOGETHER + w.mine;
+    Goal goal{MOST > 1 || u.joined(), 0, a.attended + (long long)u.row * ATT + kv_head * (GROUP * DIM)};
+    goal.part = u.part ? continued_at(block(), MOST > 1 ? lane % BUNDLE : 0) : begun_at(a, row, u.block, u.bundle);
+    goal.part = goal.part * TOGETHER + w.mine;
     if (EACH == 1)
-        give(s, a, u, top, total, out, new_value, last, result, part, w);
+        give<MOST>(s, a, u, f, new_value, last, goal, w);
     else
-        add_up(s, a, u, top, total, out, new_value, last, result, part, w);
-    if (u.parts == 1) return;
-    w.together();  // who comes last joins the parts
-    int* arrived = a.arrived + u.row * KV_HEADS + kv_head;
-    int before = 0;
-    if (w.sub == 0 && lane == 0) before = add_both(arrived, 1);
-    if (EACH == 1) {
-        before = shuffle(before, 0);
-    } else {
-        if (w.sub == 0 && lane == 0) s.flags[w.mine] = before;
-        w.together();
-        before = s.flags[w.mine];
-    }
-    if (before != u.parts - 1) return;
-    join(a, walk, u, w);
-    if (w.sub == 0 && lane == 0) *arrived = 0;
+        add_up<MOST>(s, a, u, f, new_value, last, goal, w);
+    if (goal.joined) arrive<MOST>(s, a, walk, u, row, w);
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS, 1) cut_contexts(const __grid_constant__ CutArgs a) {
@@ -378,6 +431,9 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) paged_decod
         if (!waited) wait_for_launches_before();
         waited = true;
         new_value = new_value == s.new_value ? s.new_value + TOGETHER * DIM : s.new_value;  // slower warps still add the unit before up
-        attend(s, r, a, walk, u, turn, new_value, scale, w);
+        if (BUNDLE > 1 && u.bundle)
+            attend<BUNDLE>(s, r, a, walk, u, turn, new_value, scale, w);
+        else
+            attend<1>(s, r, a, walk, u, turn, new_value, scale, w);
     }
 }
