@@ -193,6 +193,9 @@ def main(
     packed_rows: Annotated[
         int | None, typer.Option(help="Most rows that attend by the kernel in CUDA C++, to compare.")
     ] = None,
+    least_shared: Annotated[
+        int | None, typer.Option(help="Fewest positions that rows read together, to compare.")
+    ] = None,
     ahead: Annotated[
         bool, typer.Option(help="Files of the start are read, and compiled, before they are needed.")
     ] = True,
@@ -215,6 +218,7 @@ def main(
 
     common: dict[str, Any] = {"model": model, "torch": torch.__version__}
     from runtime.attention import triton as attention_paths
+    from runtime.engine import bundles
     from runtime.kernels import tuning
 
     compared = {"early_rows": early_rows, "wgmma_rows": wgmma_rows}
@@ -225,6 +229,9 @@ def main(
     if packed_rows is not None:
         attention_paths.packed_rows = lambda _: (range(1, packed_rows + 1),)
         common["packed_rows"] = packed_rows
+    if least_shared is not None:
+        bundles.LEAST = least_shared
+        common["least_shared"] = least_shared
     if device == "cuda":
         common["card"] = torch.cuda.get_device_name()
 

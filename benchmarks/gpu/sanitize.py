@@ -37,6 +37,7 @@ from runtime.kernels.paged_decode import DecodeShape, PagedDecode
 from runtime.kernels.prefill import fresh_attention, prefill_attention
 from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.sample import sample
+from runtime.kernels.sharing import Sharing
 from runtime.kernels.skinny import RowNorm, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import TURNS, Mailboxes, empty_word, sum_ranks
@@ -189,6 +190,11 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"whole step {page}", lambda: whole_step(page, window)
         for heads, kv in ((16, 8), (7, 1)):
             yield f"paged decode {page} {kv}", lambda: paged_decode(page, heads, kv, window)
+    for heads, kv in ((16, 8), (16, 4)):
+        yield (
+            f"paged decode, rows that begin alike {kv}",
+            lambda: paged_decode(1, heads, kv, None, alike=True),
+        )
 
 
 def whole_step(page: int, window: int | None) -> Tensor:
@@ -211,18 +217,25 @@ def whole_step(page: int, window: int | None) -> Tensor:
     return step(normal(len(slots), hidden), c.table, c.seats, c.lengths, slots)
 
 
-def paged_decode(page: int, heads: int, kv: int, window: int | None) -> Tensor:
-    """By the copy engine, behind the requests of a cache."""
+def paged_decode(page: int, heads: int, kv: int, window: int | None, *, alike: bool = False) -> Tensor:
+    """Behind the requests of a cache. `alike`: two of them begin alike."""
     c = Cache(page, kv, 64)
     angles = torch.rand(max(LENGTHS), 32, device=DEVICE)
     at = c.lengths.long().clamp(min=1) - 1
     slots = c.table[c.seats.long(), at // page].long() * page + at % page
     slots = torch.where(c.lengths > 0, slots, -1)
     kernel = PagedDecode(DecodeShape(heads, kv, 64, page, 64), DEVICE, window=window)
-    kernel.cut(c.lengths)
+    sharing = None
+    if alike:
+        least, rows = kernel.shape.span, [i for i, n in enumerate(LENGTHS) if n > kernel.shape.span][:2]
+        c.table[rows[1], :least] = c.table[rows[0], :least]
+        order, shares = integers(rows + [-1] * (len(slots) - 2), torch.int64), torch.zeros(len(slots)).long()
+        shares[rows] = torch.tensor([least << 32 | i << 16 | i << 8 | 2 for i in range(2)])
+        sharing = Sharing(order, shares.to(DEVICE))
+    kernel.cut(c.lengths, sharing)
     qkv = normal(len(slots), (heads + 2 * kv) * 64)
     pages = (c.k, c.v, c.table, c.seats, c.lengths)
-    return kernel(qkv, Turning(angles, angles), slots, *pages, scale=0.1, window=window)
+    return kernel(qkv, Turning(angles, angles), slots, *pages, scale=0.1, window=window, sharing=sharing)
 
 
 def many_rows() -> Iterator[tuple[str, Callable[[], object]]]:
