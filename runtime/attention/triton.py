@@ -224,7 +224,8 @@ class TritonAttention:
         if at.decodes != rows or not at.apart:
             return None
         decoder = self._decoders[layer] if self._decoders else None
-        if decoder is not None and _takes(decoder, rows) and qkv.dtype == torch.bfloat16:
+        takes = decoder is not None and (at.sharing is not None or _takes(decoder, rows))
+        if decoder is not None and takes and qkv.dtype == torch.bfloat16:
             early = decoder in self._cut
             if not early:  # the first layer
                 decoder.cut(at.lengths, at.sharing)
@@ -249,12 +250,15 @@ class TritonAttention:
             **how,
         )
 
-    def bundles(self, rows: int) -> tuple[int, int]:
-        """What `PagedInputs.sharing` of so many rows has to keep to: rows share a multiple of so many positions, and are so many of
-        a bundle at most; fewer than two: nobody reads it."""
-        used = {x for x in self._decoders if x is not None and _takes(x, rows)}
-        spans, most = [x.shape.span for x in used], [x.shape.bundle for x in used]
-        return lcm(*spans), min(most, default=1)
+    def bundles(self) -> tuple[int, int]:
+        """What `PagedInputs.sharing` has to keep to: rows share a multiple of so many positions, and are so many of a bundle at most;
+        fewer than two: no layer reads it."""
+        shapes = {x.shape for x in self._decoders if x is not None}
+        return lcm(*(x.span for x in shapes)), min((x.bundle for x in shapes), default=1)
+
+    def shares(self, rows: int) -> bool:
+        """Whether layers read `PagedInputs.sharing` of so many rows at no cost; else they would be attended in another way."""
+        return any(x is not None and x.shape.bundle > 1 and _takes(x, rows) for x in self._decoders)
 
     def in_one_launch(self, rows: int, spec: AttnSpec) -> bool:
         """Whether `run_packed` takes so many single tokens of requests that are apart: what one row stores, no other row of the

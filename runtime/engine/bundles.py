@@ -50,6 +50,13 @@ def bundles(pages: PageRows, seats: Array, starts: Array, span: int, most: int) 
     return result
 
 
+def saved_positions(found: np.ndarray) -> int:
+    """Of what `bundles` found: positions that need not be read again."""
+    words = found[1]
+    members = (words >> 8 & 0xFF) > 0
+    return int((words[members] >> 32).sum())
+
+
 def _sorted(table: np.ndarray, seats: Array, counts: Array, first: int) -> Array:
     """An order in which rows that have much in common are neighbours: by some of their pages, closer together at the beginning."""
     columns = [first]

@@ -22,7 +22,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
-from runtime.engine.bundles import bundles
+from runtime.engine.bundles import bundles, saved_positions
 from runtime.engine.compile_ahead import StartKind, compile_ahead, settle_keys
 from runtime.engine.first_launches import launch_all, rehearse
 from runtime.engine.graphs import DecodeGraphs, graph_rows, graph_sizes
@@ -40,6 +40,8 @@ from runtime.sampling.sampler import Sampler, SamplingState, adjust, by_triton, 
 log = logging.getLogger("runtime.engine")
 # Tokens whose keys a captured step reads once more at most, since each row of a request reads all of the request's.
 _READ_AGAIN = 1 << 16
+# Bytes of a layer that rows which begin alike read less, from which on that is worth a way that else takes 10 us of a layer longer.
+_WORTH_SHARING = 40 << 20
 
 
 class DeviceRunner(ModelRunner):
@@ -81,7 +83,7 @@ class DeviceRunner(ModelRunner):
                 self._constrained.compiler, spec.vocabulary, self.device, seats + 1
             )
         self._bundled: np.ndarray | None = None  # rows of the last batch of single tokens that begin alike
-        self._bundled_for: tuple[bytes, int, int] | None = None  # its seats, and how they were bundled
+        self._bundled_for: bytes | None = None  # its seats
         self.graphs = (
             DecodeGraphs(self.model, self.attention, self.table, self._newest, store.page_size, graph_sizes)
             if graph_sizes
@@ -172,14 +174,16 @@ class DeviceRunner(ModelRunner):
         slices = draws(batch.slices)
         lines, ends = graph_rows(batch.slices)
         count = lines.shape[1]
-        graph = self.graphs.graph(count, runs=count > len(batch.slices))
+        runs = count > len(batch.slices)
+        graph = self.graphs.graph(count, runs=runs)
+        alike = None if runs else self.graphs.alike(count)
+        shared = None if alike is None else self._bundles(lines[0], lines[1], always=alike is graph)
         control = np.full((6, graph.size), -1, dtype=np.int64)
         control[0], control[5] = self.spare, 0
         control[:4, :count] = lines
-        if count == len(batch.slices):
-            shared = self._bundles(lines[0], lines[1])
-            if shared is not None:
-                control[4:, :count] = shared
+        if alike is not None and shared is not None:
+            graph = alike
+            control[4:, :count] = shared
         seats = lines[0, ends]
         plain = bool(self._plain[seats].all())
         likeliest = plain and not self._fields[seats, 0].any()
@@ -209,20 +213,23 @@ class DeviceRunner(ModelRunner):
                 written[k].copy_(self._draws(logits, states, slices, k, there, rest[k]))
         return self._arriving(batch, written.view(-1), counts=lines[2])
 
-    def _bundles(self, seats: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
-        """`bundles` of these rows; they stay as they are until other requests are in the batch."""
+    def _bundles(self, seats: np.ndarray, starts: np.ndarray, always: bool) -> np.ndarray | None:
+        """`bundles` of these rows, where they save as much as _WORTH_SHARING, or anything if `always`. They stay as they are until
+        other requests are in the batch."""
         assert self.graphs is not None
-        span, most = self.graphs.bundles(len(seats))
-        if most < 2:
-            return None
-        key = seats.tobytes(), span, most
+        key = seats.tobytes()
         known = key == self._bundled_for
         if known and self._bundled is not None:
             known = bool((self._bundled[1] >> 32 <= starts).all())
         if not known:
             self._bundled_for = key
-            self._bundled = bundles(self._rows, seats, starts, span, most)
-        return self._bundled
+            self._bundled = bundles(self._rows, seats, starts, *self.graphs.bundles())
+        found = self._bundled
+        if found is None or always:
+            return found
+        store = self.store
+        position = 2 * store.k[0, 0].numel() * store.k.element_size()
+        return found if saved_positions(found) * position >= _WORTH_SHARING else None
 
     # -- any batch ------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ tokens of one request are so many rows: all of a layer's keys are stored before 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,8 @@ from runtime.kernels.sharing import Sharing
 
 # Rows of graphs that are captured once more for runs of one request: at least all that attend in CUDA C++ (`tuning.packed_rows`).
 _LARGEST_RUNS = 256
+# Rows of a step: of different requests; some successive ones of a request; of different ones, many of which begin alike.
+Kind = Literal["apart", "runs", "alike"]
 
 
 def graph_sizes(largest: int) -> tuple[int, ...]:
@@ -52,6 +54,7 @@ class DecodeGraph:
     control  int64 [6, size]: what kernels/decode_step.py reads and moves on, and what attention knows of rows that begin alike
     marked   int64 [size]: the likeliest token of each row, -1 where its logit is not finite
     logits   [size, own part of the vocabulary] in the model's dtype, before scale and cap
+    shares   it reads what begins alike
     """
 
     size: int
@@ -59,6 +62,7 @@ class DecodeGraph:
     control: Tensor
     marked: Tensor
     logits: Tensor
+    shares: bool
 
     def start(self, control: Tensor) -> None:
         """Rows of the turn's first step and their `Sharing`, int64 [6 * size], on the device."""
@@ -87,25 +91,28 @@ class DecodeGraphs:
         self._newest = newest
         self._page_size = page_size
         self._sizes = sizes
-        self._graphs: dict[tuple[int, bool], DecodeGraph] = {}  # by size, and whether rows are apart
+        self._graphs: dict[tuple[int, Kind], DecodeGraph] = {}
 
     def fits(self, count: int, *, runs: bool = False) -> bool:
         """Whether there is a graph for so many rows; `runs`: some are successive tokens of one request."""
-        return (
-            bool(self._graphs) and count <= self._sizes[-1] and (self._size(count), not runs) in self._graphs
-        )
+        kind: Kind = "runs" if runs else "apart"
+        return bool(self._graphs) and count <= self._sizes[-1] and (self._size(count), kind) in self._graphs
 
     def graph(self, count: int, *, runs: bool = False) -> DecodeGraph:
         """The smallest that holds so many rows."""
-        return self._graphs[self._size(count), not runs]
+        return self._graphs[self._size(count), "runs" if runs else "apart"]
 
-    def bundles(self, rows: int) -> tuple[int, int]:
-        """As `TritonAttention.bundles`, of the graph that holds so many rows of different requests."""
-        return self._attention_bundles(self._size(rows))
+    def alike(self, count: int) -> DecodeGraph | None:
+        """The smallest that holds so many rows of different requests, and reads what begins alike."""
+        size = self._size(count)
+        graph = self._graphs[size, "apart"]
+        return graph if graph.shares else self._graphs.get((size, "alike"))
 
-    def _attention_bundles(self, size: int) -> tuple[int, int]:
+    def bundles(self) -> tuple[int, int]:
+        """As `TritonAttention.bundles`."""
         attention: Any = self._attention
-        return (1, 1) if self._whole(size) else attention.bundles(size)
+        found: tuple[int, int] = attention.bundles()
+        return found
 
     def _size(self, count: int) -> int:
         return next(s for s in self._sizes if s >= count)
@@ -114,24 +121,36 @@ class DecodeGraphs:
         """Some steps, none captured, that launch what those of all sizes do: tiles change at powers of two."""
         for size in self._sizes:
             if size & (size - 1) == 0 or size == self._sizes[-1]:
-                for apart in self._ways(size):
-                    if not (apart and self._whole(size)):  # what makes that kernel needs no rehearsal
-                        self._step(self._rows(size, spare), apart)
+                for kind in self._kinds(size):
+                    if not (
+                        kind == "apart" and self._whole(size)
+                    ):  # what makes that kernel needs no rehearsal
+                        self._step(self._rows(size, spare), kind)
 
     def _whole(self, size: int) -> bool:
         """Whether a step of this size is one launch."""
         return bool(getattr(self._model, "in_one_launch", lambda _: False)(size))
 
-    def _ways(self, size: int) -> tuple[bool, ...]:
-        """Whether rows are apart, in a graph of this size: both, where a launch stores keys and attends, but for one row and
-        for large sizes, where runs of one request are rare; else a graph of rows that are not serves all."""
+    def _kinds(self, size: int) -> tuple[Kind, ...]:
+        """What graphs of this size there are. One of runs serves all, unless a launch stores keys and attends: where one does, runs
+        of one request have a graph of their own but for large sizes, where they are rare. One that reads what begins alike is
+        another one where it would take longer if nothing does."""
         attention: Any = self._attention
         fused = self._whole(size) or any(
             attention.in_one_launch(size, x.attention) for x in set(self._model.spec.layers)
         )
-        if not fused:
-            return (False,)
-        return (True, False) if 1 < size <= _LARGEST_RUNS else (True,)
+        kinds: list[Kind] = ["apart"] if fused else []
+        if not fused or 1 < size <= _LARGEST_RUNS:
+            kinds.append("runs")
+        if size > 1 and self.bundles()[1] > 1 and not self._shares(size, "apart"):
+            kinds.append("alike")
+        return tuple(kinds)
+
+    def _shares(self, size: int, kind: Kind) -> bool:
+        """Whether a step of this size and kind reads what begins alike."""
+        attention: Any = self._attention
+        built_in = size > 1 and not self._whole(size) and attention.shares(size)
+        return kind == "alike" or (kind == "apart" and built_in)
 
     def capture(self, spare: int) -> None:
         """Capture all sizes, the largest first, so that the others find their memory made. `spare` is a seat nobody has."""
@@ -145,23 +164,23 @@ class DecodeGraphs:
         stream = torch.cuda.Stream()
         bar = tqdm(sorted(self._sizes, reverse=True), desc="decode graphs", unit="size", disable=None)
         for size in bar:
-            for apart in self._ways(size):
+            for kind in self._kinds(size):
                 control = self._rows(size, spare)
                 stream.wait_stream(torch.cuda.current_stream())
                 with torch.cuda.stream(stream):
                     # kernels are compiled and scratch is made outside of the graph
-                    self._step(control, apart)
+                    self._step(control, kind)
                 torch.cuda.current_stream().wait_stream(stream)
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, stream=stream):
-                    marked, logits = self._step(control, apart)
-                self._keep(DecodeGraph(size, graph, control, marked, logits), apart)
+                    marked, logits = self._step(control, kind)
+                self._keep(DecodeGraph(size, graph, control, marked, logits, self._shares(size, kind)), kind)
         bar.close()
 
-    def _keep(self, graph: DecodeGraph, apart: bool) -> None:
-        self._graphs[graph.size, apart] = graph
-        if not apart:
-            self._graphs.setdefault((graph.size, True), graph)
+    def _keep(self, graph: DecodeGraph, kind: Kind) -> None:
+        self._graphs[graph.size, kind] = graph
+        if kind == "runs":
+            self._graphs.setdefault((graph.size, "apart"), graph)
 
     def release(self) -> None:
         """Give the graphs up. What NCCL does in one keeps its communicator from ending."""
@@ -179,18 +198,19 @@ class DecodeGraphs:
     def _imitate(self, spare: int) -> None:
         """Steps that are run anew each time, where nothing can be captured."""
         for size in self._sizes:
-            for apart in self._ways(size):
+            for kind in self._kinds(size):
                 control = self._rows(size, spare)
-                found = DecodeGraph(size, None, control, *self._step(control, apart))
-                found.graph = _Rerun(self._step, found, apart)
-                self._keep(found, apart)
+                found = DecodeGraph(
+                    size, None, control, *self._step(control, kind), shares=self._shares(size, kind)
+                )
+                found.graph = _Rerun(self._step, found, kind)
+                self._keep(found, kind)
 
-    def _step(self, control: Tensor, apart: bool) -> tuple[Tensor, Tensor]:
+    def _step(self, control: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
         from runtime.kernels.decode_step import begin_step, end_step
 
         size = control.shape[1]
         rows = begin_step(control[:4], self._table, self._newest, self._page_size)
-        shares = apart and self._attention_bundles(size)[1] > 1
         self._attention.plan(
             PagedInputs(
                 table=self._table,
@@ -201,8 +221,8 @@ class DecodeGraphs:
                 max_new=1,
                 max_length=self._table.shape[1] * self._page_size,
                 decodes=size,
-                apart=apart,
-                sharing=Sharing(control[4], control[5]) if shares else None,
+                apart=kind != "runs",
+                sharing=Sharing(control[4], control[5]) if self._shares(size, kind) else None,
             )
         )
         hidden = self._model(rows.ids, rows.positions, self._attention)
@@ -215,9 +235,9 @@ class DecodeGraphs:
 class _Rerun:
     step: Any
     owner: DecodeGraph
-    apart: bool
+    kind: Kind
 
     def replay(self) -> None:
-        marked, logits = self.step(self.owner.control, self.apart)
+        marked, logits = self.step(self.owner.control, self.kind)
         self.owner.marked.copy_(marked)
         self.owner.logits.copy_(logits)

@@ -139,7 +139,7 @@ class FusedDecoder:
             x = x * torch.tensor(self.spec.embed_scale, dtype=x.dtype)
         if self._step is not None and len(ids) <= self._step.rows:
             at: Any = impl.inputs  # type: ignore[attr-defined]
-            if at.decodes == len(ids) and at.apart:
+            if at.decodes == len(ids) and at.apart and at.sharing is None:
                 h = self._step(x, at.table, at.seats, at.lengths, at.slots)
                 return h if rows is None else h[rows]
         if len(ids) == 1 and self.model.group is None:
