@@ -71,7 +71,7 @@ class DecodeShape:
     @property
     def bundle(self) -> int:
         """Rows at most that are attended together where they begin alike: as many as registers hold; 1: none are."""
-        tiles = 256 // max(64, self.dim)  # of eight queries
+        tiles = min(8, 512 // self.dim)  # of eight queries
         return tiles * (8 // self.group) if self.group <= 8 else max(1, tiles // -(-self.group // 8))
 
     def turns(self, turning: Turning) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import pytest
@@ -286,24 +286,69 @@ def test_any_rows_that_begin_alike(
     check(kernel, c, 150, sharing=sharing)
 
 
-def cut(lengths: list[int], window: int, programs: int, libraries: Path) -> list[tuple[list[int], list[int]]]:
-    """For layers without and with a window: the steps of each row, and where each program begins on the line of them all."""
+Pieces = list[tuple[int, int, int]]  # of a program: which of the line, its steps from, to
+COST = 8  # steps of PLAIN that a piece's beginning and end cost, of a bundle twice as many
+
+
+def cut(
+    lengths: list[int],
+    window: int,
+    programs: int,
+    libraries: Path,
+    sharing: Sharing | None = None,
+    bundled: tuple[int, ...] = (),
+) -> list[tuple[list[int], list[Pieces]]]:
+    """For layers without and with a window: the steps of bundles and rows on the line, and each program's pieces as it walks them.
+
+    bundled  steps of the bundles that `sharing` has
+    """
     emulated.skip_without_compiler()
-    cpu = torch.device("cpu")
-    kernel = PagedDecode(PLAIN, cpu, window=window, build=builder(libraries, 1), programs=programs)
-    kernel.cut(torch.tensor(lengths, dtype=torch.int32))
+    kernel = PagedDecode(
+        PLAIN, torch.device("cpu"), window=window, build=builder(libraries, 1), programs=programs
+    )
+    kernel.cut(torch.tensor(lengths, dtype=torch.int32), sharing)
+    shared = [0] * len(lengths) if sharing is None else [w >> 32 for w in sharing.shares.tolist()]
     found = []
-    for seen, places in zip((1 << 31, window), kernel._places.tolist(), strict=True):
-        steps = [max(1, -(-(min(n, seen) - 1) // 64)) for n in lengths]  # four warps for each of two heads
-        every = [(row, 0, i) for row, count in enumerate(steps) for i in range(count)]
-        ends = [at for *_, at in places]
-        assert ends[0] == 0 and ends[-1] == len(every)
-        assert all(row < len(lengths) for row, *_ in places[:-1]), (
-            "programs ask for a length even if they have nothing to do"
-        )
-        for (*place, at), end in zip(places, ends[1:], strict=False):
-            assert at <= end and (at == end or tuple(place) == every[at])
-        found.append((steps, ends))
+    for kind, (seen, places) in enumerate(zip((1 << 31, window), kernel._places.tolist(), strict=True)):
+        first = bundled if not kind else ()
+        alone = [
+            max(1, -(-(min(n, seen) - 1 - (0 if kind else s)) // 64))
+            for n, s in zip(lengths, shared, strict=True)
+        ]  # four warps for each of two heads
+        steps = [*first, *alone]
+        costs = [2 * COST] * len(first) + [COST] * len(alone)
+        ends = list(accumulate(a + b for a, b in zip(steps, costs, strict=True)))
+        assert places[-1][1] == (ends[len(first) - 1] if first else 0)
+        assert places[-1][3] == ends[-1] + COST
+        every = []
+        for (row, block, step, at), (*_, end) in pairwise(places):
+            assert block == 0 and row < len(lengths), (
+                "programs ask for a length even if they have nothing to do"
+            )
+            pieces: Pieces = []
+            while at < end:
+                item = next(i for i, e in enumerate(ends) if at < e)
+                assert item < len(first) or pieces or item - len(first) == row
+                begin = ends[item] - steps[item]
+                assert at == begin + step
+                until = min(steps[item], end - begin)
+                pieces.append((item, step, until))
+                at, step = begin + until, until
+                if until == steps[item]:
+                    at, step = at + (costs[item + 1] if item + 1 < len(costs) else COST), 0
+            every.append(pieces)
+        for item, count in enumerate(steps):
+            reached = 0
+            for which, begin, end in (piece for pieces in every for piece in pieces):
+                if which == item:
+                    assert begin == reached < end
+                    reached = end
+            assert reached == count
+        used = min(programs, ends[-1])
+        most = -(-ends[-1] // used) + (2 * COST if first else COST)
+        spent = [sum(end - begin + costs[item] for item, begin, end in pieces) for pieces in every]
+        assert max(spent) <= most, "beyond an equal share, of one part that began before"
+        found.append((steps, every))
     return found
 
 
@@ -317,34 +362,51 @@ def cut(lengths: list[int], window: int, programs: int, libraries: Path) -> list
 @example(lengths=[1025] * 7, programs=5)
 @example(lengths=[1025] * 2, programs=5)
 @example(lengths=[3000, 70, 70, 70], programs=12)
+@example(lengths=[3000] * 3 + [2] * 90, programs=12)
 def test_programs_have_equal_shares(lengths: list[int], programs: int, libraries: Path) -> None:
-    """In the order of rows and heads, one behind the other: of all steps, or of contexts about equally long."""
-    for steps, ends in cut(lengths, 200, programs, libraries):
-        sizes = [b - a for a, b in pairwise(ends)]
-        used, rows = min(programs, sum(steps)), len(steps)
-        rows_begin = {sum(steps[:i]) for i in range(rows + 1)}
-        if max(sizes[:used]) - min(sizes[:used]) <= 1 and not any(sizes[used:]):
-            continue
-        if rows > programs:  # whole ones, as many for each but the last
-            assert set(ends) <= rows_begin
-            assert max(sizes) <= -(-rows // programs) * max(steps)
-        else:
-            each = programs // rows
-            for i, count in enumerate(steps):
-                parts = [n for n in sizes[i * each : (i + 1) * each] if n]
-                assert sum(parts) == count and max(parts) - min(parts) <= 1 and len(parts) == min(each, count)
+    """In the order of rows, one behind the other; what pieces begin and end with counts as well."""
+    cut(lengths, 200, programs, libraries)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    groups=st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(1, 300), min_size=1, max_size=16)), max_size=9),
+    programs=st.sampled_from([1, 5, 12]),
+)  # fmt: skip
+@example(groups=[(32, [1] * 16)] * 4, programs=12)
+def test_bundles_come_before_what_rows_have_alone(
+    groups: list[tuple[int, list[int]]], programs: int, libraries: Path
+) -> None:
+    """Groups of one row are no bundles."""
+    lengths = [64 * steps + n for steps, tails in groups for n in tails]
+    if not lengths:
+        return
+    words, order, row = torch.zeros(len(lengths)).long(), [], 0
+    for steps, tails in groups:
+        for member in range(len(tails)):
+            if len(tails) > 1:
+                words[row] = 64 * steps << 32 | len(order) << 16 | member << 8 | len(tails)
+                order.append(row)
+            row += 1
+    bundled = tuple(steps for steps, tails in groups if len(tails) > 1)
+    sharing = Sharing(torch.tensor(order + [-1] * (len(lengths) - len(order))), words)
+    cut(lengths, 200, programs, libraries, sharing, bundled)
+
+
+def counts(lengths: list[int], programs: int, libraries: Path) -> list[list[int]]:
+    """Steps of each program's pieces."""
+    (_, every), _ = cut(lengths, max(lengths), programs, libraries)
+    return [[end - begin for _, begin, end in pieces] for pieces in every]
 
 
 def test_contexts_of_one_length_are_cut_alike(libraries: Path) -> None:
-    """A part more costs a program as long as four of its steps here."""
-    (_, ends), _ = cut([1025] * 4, 1025, 9, libraries)
-    assert ends == [0, 8, 16, 24, 32, 40, 48, 56, 64, 64], "two parts of each, and one program has none"
-    (_, ends), _ = cut([1025] * 20, 1025, 11, libraries)
-    assert ends == [*range(0, 321, 32), 320], "two whole ones, and one program has none"
-    (_, ends), _ = cut([1025] * 10, 1025, 7, libraries)
-    assert max(b - a for a, b in pairwise(ends)) == 23, "two whole ones would take longer"
-    (_, ends), _ = cut([3000, 70, 70, 70], 3000, 9, libraries)
-    assert max(b - a for a, b in pairwise(ends)) == 6, "these differ: equal lengths"
+    """A part more costs a program as long as eight of its steps here."""
+    assert counts([1025] * 4, 9, libraries) == [*[[8]] * 8, []], "two parts of each, and one has none"
+    assert counts([1025] * 20, 11, libraries) == [*[[16, 16]] * 10, []], "two whole ones, and one has none"
+    found = counts([1025] * 10, 7, libraries)
+    assert max(map(sum, found)) == 27, "two whole ones would take longer"
+    found = counts([3000, 70, 70, 70], 9, libraries)
+    assert max(map(sum, found)) == 10 and found[-1] == [2], "these differ: equal shares"
 
 
 def test_what_it_is_not_for_is_named(device: torch.device, make: Make) -> None:

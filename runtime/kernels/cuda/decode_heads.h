@@ -57,16 +57,21 @@ struct Raw {
     }
 };
 
-// Heads of a row's projection as queries, and the new token's key and value: normed, rotated, and the latter two stored.
-__device__ inline void turn_heads(Shared& s, const Args& a, int of, int block, const Turn& turn, u16* new_value, bool stores, const Warp& w) {
-    constexpr int JOBS = (GROUP + EACH) / EACH, AT_ONCE = JOBS < 5 ? JOBS : 5;  // queries and a key, of each warp
-    const u16* row = a.qkv + (long long)of * WIDE;
-    int head = block * TOGETHER + w.mine;
-    u16* queries = s.queries + w.mine * (GROUP * PADDED);
-#pragma unroll 1
-    for (int begin = 0; begin < JOBS; begin += AT_ONCE) {
-        Raw raw[AT_ONCE];
-        u16 value[DIM / 32];
+// What a warp turns of a row's projection: asked for before it is needed.
+struct Heads {
+    static constexpr int JOBS = (GROUP + EACH) / EACH, AT_ONCE = JOBS < 5 ? JOBS : 5;  // queries and a key, of each warp
+    Turn turn;
+    Raw raw[AT_ONCE];
+    u16 value[DIM / 32];
+    long long slot;
+
+    __device__ void ask(const Args& a, int of, int block, int length, bool stores, const Warp& w) {
+        turn.ask(a.cos, a.sin, length, w.lane);
+        ask_from(a, of, block, stores, 0, w);
+    }
+    __device__ void ask_from(const Args& a, int of, int block, bool stores, int begin, const Warp& w) {
+        const u16* row = a.qkv + (long long)of * WIDE;
+        int head = block * TOGETHER + w.mine;
 #pragma unroll
         for (int e = 0; e < AT_ONCE; e++) {
             int i = w.sub + (begin + e) * EACH;
@@ -76,7 +81,19 @@ __device__ inline void turn_heads(Shared& s, const Args& a, int of, int block, c
         bool mine = stores && key >= 0 && key % EACH == 0 && key / EACH < AT_ONCE;
 #pragma unroll
         for (int j = 0; j < DIM / 32; j++) value[j] = load_if(row + (HEADS + KV_HEADS + head) * DIM + w.lane + j * 32, mine);
-        long long slot = mine ? a.slots[of] : -1;
+        slot = mine ? load_early(a.slots + of) : -1;
+    }
+    // Queries of the row, and the new token's key and value: normed, rotated, and the latter two stored.
+    __device__ void give(Shared& s, const Args& a, int of, int block, u16* new_value, bool stores, const Warp& w) {
+#pragma unroll 1
+        for (int begin = 0; begin < JOBS; begin += AT_ONCE) {
+            if (begin) ask_from(a, of, block, stores, begin, w);
+            give_from(s, a, block, new_value, stores, begin, w);
+        }
+    }
+    __device__ void give_from(Shared& s, const Args& a, int block, u16* new_value, bool stores, int begin, const Warp& w) {
+        int head = block * TOGETHER + w.mine;
+        u16* queries = s.queries + w.mine * (GROUP * PADDED);
 #pragma unroll
         for (int e = 0; e < AT_ONCE; e++) {
             int i = w.sub + (begin + e) * EACH;
@@ -100,4 +117,4 @@ __device__ inline void turn_heads(Shared& s, const Args& a, int of, int block, c
             }
         }
     }
-}
+};

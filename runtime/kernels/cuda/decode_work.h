@@ -1,7 +1,7 @@
-// How the contexts of a batch are shared out: all steps of all blocks of heads in a line, cut into equal lengths. First come the positions
-// that the rows of a bundle have in common, bundle after bundle, then what each row has alone. A program has whole pieces and at most two
-// parts of some, at its beginning and its end. Each costs it as long as some steps, so where contexts are about equally long, all are
-// cut into the same number of parts, or each program has the same number of whole ones.
+// How the contexts of a batch are shared out: all pieces in a line, cut into equal lengths, each for every block of heads. First come the
+// positions that the rows of a bundle have in common, bundle after bundle, then what each row has alone. A piece is its steps, behind as
+// many more as its beginning and its end cost. A program has whole pieces and at most two parts of some, at its beginning and its end.
+// Where contexts are about equally long, all are cut into the same number of parts, or each program has the same number of whole ones.
 
 #pragma once
 
@@ -10,8 +10,12 @@
 // A part of what a row has alone, or of what a bundle begins with, for a block of heads: positions [begin, end) of those that stages hold.
 struct Unit {
     int row, block, part, parts, begin, end, length;
+    int first;  // program that has the beginning of the piece
     Share share;
     bool bundle;
+
+    // Whether the newest token of the row is attended with it, and stored.
+    __device__ bool stores() const { return !bundle && part == parts - 1 && length > 0; }
 
     // Whether the row's result comes from several parts.
     __device__ bool joined() const { return parts > 1 || share.positions > 0; }
@@ -20,10 +24,11 @@ struct Unit {
 // Steps of SPAN cached positions behind the shared ones; one where there are none, since somebody must write the row.
 __device__ inline int steps_of(int length, int window, int shared) { return larger(1, (least(length, window) - shared + SPAN - 2) / SPAN); }
 
-// What the beginning and the end of a unit cost, in steps: those of 128 KB.
+// What the beginning and the end of a unit cost, in steps: those of 128 KB, for a bundle twice as many.
 constexpr int UNIT_COST = larger(1, (128 << 10) / (2 * SPAN * ROW));
+__device__ constexpr int cost_of(bool bundle) { return bundle ? 2 * UNIT_COST : UNIT_COST; }
 
-// The program that has step `at` of `total`. Where there are fewer steps than programs, some have none.
+// The program that has place `at` of `total` on the line. Where there are fewer than programs, some have none.
 __device__ inline int program_of(int at, int total) {
     return (int)(((long long)(at + 1) * least(PROGRAMS, total) - 1) / total);
 }
@@ -42,12 +47,11 @@ struct Walk {
     Place next;
     int end, total, window;
     int each;  // parts of each context; 0: the line is cut into equal lengths
-    int bundled;  // steps of bundles, the first of the line
+    int bundled;  // where the bundles' part of the line ends
     int length, row;  // of the next unit
     Share share;
-    int first;  // program that has the beginning of the unit's piece
 
-    __device__ Walk(const Args& a) : next(a.places[block()]), end(a.places[block() + 1].at), total(a.places[PROGRAMS].at), window((int)a.window), each(a.places[PROGRAMS].row), bundled(a.places[PROGRAMS].block), length(0), row(0), first(0) {
+    __device__ Walk(const Args& a) : next(a.places[block()]), end(a.places[block() + 1].at), total(a.places[PROGRAMS].at - cost_of(false)), window((int)a.window), each(a.places[PROGRAMS].row), bundled(a.places[PROGRAMS].block), length(0), row(0) {
         if (more()) look(a);
     }
     __device__ bool more() const { return next.at < end; }
@@ -64,23 +68,20 @@ struct Walk {
         u.length = length;
         u.share = share;
         int steps = u.bundle ? share.positions / SPAN : steps_of(length, window, share.positions);
-        int until = least(steps, next.step + end - next.at);
+        int from = next.at - next.step;  // where the piece's first step is
+        int until = least(steps, end - from);
         int oldest = u.bundle ? 0 : length > window ? length - window : share.positions;
         u.begin = oldest + next.step * SPAN;
         u.end = u.bundle ? until * SPAN : least(oldest + until * SPAN, length - 1);
+        u.first = ::block();
         u.part = 0;
         u.parts = 1;
-        if (until - next.step < steps && each) {
-            first = (next.row * BLOCKS + next.block) * each;
-            u.part = ::block() - first;
-            u.parts = least(each, steps);
-        } else if (until - next.step < steps) {
-            int from = next.at - next.step;
-            first = program_of(from, total);
-            u.part = ::block() - first;
-            u.parts = program_of(from + steps - 1, total) - first + 1;
+        if (until - next.step < steps) {
+            u.first = each ? (next.row * BLOCKS + next.block) * each : program_of(from, total);
+            u.part = ::block() - u.first;
+            u.parts = each ? least(each, steps) : program_of(from + steps - 1, total) - u.first + 1;
         }
-        next.at += until - next.step;
+        next.at = from + until;
         next.step = until;
         if (until == steps) {
             next.step = 0;
@@ -88,15 +89,17 @@ struct Walk {
                 next.block = 0;
                 next.row = !u.bundle ? next.row + 1 : next.at < bundled ? next.row + share.count : 0;
             }
+            next.at += cost_of(next.at < bundled);
             if (more()) look(a);
         }
         return u;
     }
     // Of a row with this share; of the unit's own row, if it shares nothing.
     __device__ Parts parts_of(const Args& a, const Unit& u, int row, int length, const Share& share) const {
-        if (!share.positions) return Parts{first, u.parts, 0, 0};
+        if (!share.positions) return Parts{u.first, u.parts, 0, 0};
         int steps = steps_of(length, window, share.positions), together = share.positions / SPAN;
-        int shared_at = a.begins[row] + u.block * together, own_at = a.begins[a.most + row] + u.block * steps;
+        int shared_at = a.begins[row] + u.block * (together + cost_of(true)) + cost_of(true);
+        int own_at = a.begins[a.most + row] + u.block * (steps + cost_of(false)) + cost_of(false);
         Parts p{program_of(own_at, total), 0, program_of(shared_at, total), 0};
         p.own = program_of(own_at + steps - 1, total) - p.own_first + 1;
         p.shared = program_of(shared_at + together - 1, total) - p.shared_first + 1;
@@ -125,8 +128,8 @@ __device__ inline void cut_work(const CutArgs& a, int* sums, int kind, int threa
     int own = 0, bundled = 0, top = 0;
     for (int i = begin; i < last; i++) {
         int steps = steps_at(i);
-        own += steps;
-        bundled += led(i).positions / SPAN;
+        own += steps + cost_of(false);
+        if (int shared_steps = led(i).positions / SPAN) bundled += shared_steps + cost_of(true);
         top = larger(top, steps);
     }
     sums[thread] = own;
@@ -144,43 +147,45 @@ __device__ inline void cut_work(const CutArgs& a, int* sums, int kind, int threa
     all_together();
     int in_bundles = bundles[CONSUMERS - 1] * BLOCKS, total = sums[CONSUMERS - 1] * BLOCKS + in_bundles, longest = tops[CONSUMERS - 1];
     int used = least(PROGRAMS, total), items = rows * BLOCKS;
-    int length = (total + used - 1) / used, units = 1 + (int)(((long long)length * items + total - 1) / total);
     int each = items <= PROGRAMS ? PROGRAMS / items : 0, whole = (items + PROGRAMS - 1) / PROGRAMS;  // parts of an item, items of a program
-    bool alike = !in_bundles && (each ? (longest + each - 1) / each + UNIT_COST : whole * (longest + UNIT_COST)) < length + units * UNIT_COST;
+    int alike_cost = each ? (longest + each - 1) / each + UNIT_COST : whole * (longest + UNIT_COST);
+    bool alike = !in_bundles && alike_cost < (total + used - 1) / used + UNIT_COST;  // a part more than the line counts
     Place* places = a.places + kind * (PROGRAMS + 1);
-    auto cut = [&](int row, int steps, int from) {  // programs that begin in a piece
-        for (int p = (int)(((long long)from * used + total - 1) / total); p < used && first_of(p, total) < from + steps * BLOCKS; p++) {
-            int within = first_of(p, total) - from;
-            places[p] = Place{row, within / steps, within % steps, first_of(p, total)};
+    auto cut = [&](int row, int steps, int cost, int from) {  // programs that begin in a piece
+        int wide = steps + cost;
+        for (int p = (int)(((long long)from * used + total - 1) / total); p < used && first_of(p, total) < from + wide * BLOCKS; p++) {
+            int within = first_of(p, total) - from, b = within / wide, step = larger(0, within % wide - cost);
+            places[p] = Place{row, b, step, from + b * wide + cost + step};
         }
     };
     int from = (bundles[thread] - bundled) * BLOCKS;
     for (int i = begin; in_bundles && i < last; i++) {
         Share found = led(i);
         if (!found.positions) continue;
-        cut(i, found.positions / SPAN, from);
+        int steps = found.positions / SPAN;
+        cut(i, steps, cost_of(true), from);
         for (int m = 0; m < found.count; m++) a.begins[a.order[i + m]] = from;
-        from += found.positions / SPAN * BLOCKS;
+        from += (steps + cost_of(true)) * BLOCKS;
     }
     from = in_bundles + (sums[thread] - own) * BLOCKS;
     for (int row = begin; row < last; row++) {
-        int steps = steps_at(row);
+        int steps = steps_at(row), wide = steps + cost_of(false);
         for (int b = 0; alike && b < BLOCKS; b++) {
-            int item = row * BLOCKS + b, at = from + b * steps, parts = least(each, steps);
-            for (int p = 0; p < each; p++) {
-                int step = p < parts ? (int)((long long)p * steps / parts) : steps;
-                places[item * each + p] = Place{row, b, step, at + step};
+            int item = row * BLOCKS + b, at = from + b * wide + cost_of(false), parts = least(each, steps);
+            for (int p = 0; p < each; p++) {  // a program without a part has nothing before the next piece
+                int step = p < parts ? (int)((long long)p * steps / parts) : 0;
+                places[item * each + p] = Place{row, b, step, p < parts ? at + step : at + wide};
             }
             if (!each && item % whole == 0) places[item / whole] = Place{row, b, 0, at};
         }
-        if (!alike) cut(row, steps, from);
+        if (!alike) cut(row, steps, cost_of(false), from);
         if (in_bundles) a.begins[a.most + row] = from;
-        from += steps * BLOCKS;
+        from += wide * BLOCKS;
     }
     if (alike) used = each ? items * each : (items + whole - 1) / whole;
     if (thread == 0)
         for (int p = used; p <= PROGRAMS; p++) {
             bool end = p == PROGRAMS;
-            places[p] = Place{end && alike ? each : 0, end ? in_bundles : 0, 0, total};
+            places[p] = Place{end && alike ? each : 0, end ? in_bundles : 0, 0, total + cost_of(false)};
         }
 }

@@ -255,13 +255,14 @@ __device__ inline void add_up(Shared& s, const Args& a, const Unit& u, const Fou
     }
 }
 
-// Counts the arrival of this part of each row's result. Who comes last joins the parts.
+// Counts the arrival of this part of each row's result. Who comes last joins the parts. `row`, `length`: a lane's are those of the
+// member of its number.
 template <int MOST>
-__device__ inline void arrive(Shared& s, const Args& a, const Walk& walk, const Unit& u, int row, const Warp& w) {
+__device__ inline void arrive(Shared& s, const Args& a, const Walk& walk, const Unit& u, int row, int length, const Warp& w) {
     int members = MOST > 1 ? u.share.count : 1, kv_head = u.block * TOGETHER + w.mine;
     Share share = u.share;
     if (MOST > 1) share.member = w.lane;
-    Parts parts = walk.parts_of(a, u, row, MOST > 1 ? load_early(a.lengths + row) : u.length, share);
+    Parts parts = walk.parts_of(a, u, row, length, share);
     w.together();
     int before = 0;
     if (w.sub == 0 && w.lane < members) before = add_both(a.arrived + row * KV_HEADS + kv_head, 1);
@@ -281,24 +282,24 @@ __device__ inline void arrive(Shared& s, const Args& a, const Walk& walk, const 
 }
 
 // The warps of a head attend with a part of the context of a row, or of a bundle of up to MOST, and join the parts of those rows whose
-// others are there already.
+// others are there already. `heads` are asked for; those of the program's next unit are, once what is attended to has been read.
 template <int MOST>
-__device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& walk, const Unit& u, Turn turn, u16* new_value, float scale, const Warp& w) {
+__device__ inline void attend(Shared& s, Ring& r, const Args& a, Walk& walk, Unit& next, Heads& heads, u16* new_value, float scale, const Warp& w) {
+    const Unit u = next;
     constexpr int TILES = ::TILES<MOST>;
     int lane = w.lane, own = lane >> 2, quarter = lane & 3, members = MOST > 1 ? u.share.count : 1;
-    bool last = MOST == 1 && u.part == u.parts - 1 && u.length > 0;
+    bool last = MOST == 1 && u.stores();
     int row = u.row;  // of the member of the lane's number
     if (MOST > 1 && lane < members) row = (int)load_fixed(a.order + u.share.index + lane);
+    int length = MOST > 1 ? load_early(a.lengths + row) : u.length;
     const u16* queries = s.queries + w.mine * (GROUP * PADDED);
     unsigned q[DIM / 16][TILES][2] = {};
 #pragma unroll 1
     for (int member = 0; member < members; member++) {
-        int now = shuffle(row, member);
-        if (member) {
-            turn.ask(a.cos, a.sin, load_early(a.lengths + now), lane);
-            w.together();  // the row before has been read
-        }
-        turn_heads(s, a, now, u.block, turn, new_value, last, w);
+        Heads now = heads;
+        if (member + 1 < members) heads.ask(a, shuffle(row, member + 1), u.block, shuffle(length, member + 1), false, w);
+        if (member) w.together();  // the row before has been read
+        now.give(s, a, shuffle(row, member), u.block, new_value, last, w);
         w.together();
 #pragma unroll
         for (int b = 0; b < TILES; b++) {
@@ -380,6 +381,12 @@ __device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& wal
         release(s.empty + r.stage, lane);
         r.next();
     }
+    if (walk.more()) {
+        next = walk.take(a);
+        heads.ask(a, next.row, next.block, next.length, next.stores(), w);
+    } else {
+        next.row = -1;
+    }
 #pragma unroll
     for (int b = 0; b < TILES; b++)
 #pragma unroll
@@ -394,7 +401,7 @@ __device__ inline void attend(Shared& s, Ring& r, const Args& a, const Walk& wal
         give<MOST>(s, a, u, f, new_value, last, goal, w);
     else
         add_up<MOST>(s, a, u, f, new_value, last, goal, w);
-    if (goal.joined) arrive<MOST>(s, a, walk, u, row, w);
+    if (goal.joined) arrive<MOST>(s, a, walk, u, row, length, w);
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS, 1) cut_contexts(const __grid_constant__ CutArgs a) {
@@ -423,17 +430,17 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) paged_decod
     Ring r;
     float scale = SOFTCAP ? (float)a.scale / (float)a.softcap : (float)a.scale * LOG2E;
     u16* new_value = s.new_value;
-    bool waited = false;
-    while (walk.more()) {
-        Unit u = walk.take(a);
-        Turn turn;
-        turn.ask(a.cos, a.sin, u.length, w.lane);
-        if (!waited) wait_for_launches_before();
-        waited = true;
+    if (!walk.more()) return;
+    Unit next = walk.take(a);
+    Heads heads;
+    heads.turn.ask(a.cos, a.sin, next.length, w.lane);
+    wait_for_launches_before();
+    heads.ask_from(a, next.row, next.block, next.stores(), 0, w);
+    while (next.row >= 0) {
         new_value = new_value == s.new_value ? s.new_value + TOGETHER * DIM : s.new_value;  // slower warps still add the unit before up
-        if (BUNDLE > 1 && u.bundle)
-            attend<BUNDLE>(s, r, a, walk, u, turn, new_value, scale, w);
+        if (BUNDLE > 1 && next.bundle)
+            attend<BUNDLE>(s, r, a, walk, next, heads, new_value, scale, w);
         else
-            attend<1>(s, r, a, walk, u, turn, new_value, scale, w);
+            attend<1>(s, r, a, walk, next, heads, new_value, scale, w);
     }
 }
