@@ -256,10 +256,6 @@ class TritonAttention:
         shapes = {x.shape for x in self._decoders if x is not None}
         return lcm(*(x.span for x in shapes)), min((x.bundle for x in shapes), default=1)
 
-    def shares(self, rows: int) -> bool:
-        """Whether layers read `PagedInputs.sharing` of so many rows at no cost; else they would be attended in another way."""
-        return any(x is not None and x.shape.bundle > 1 and _takes(x, rows) for x in self._decoders)
-
     def in_one_launch(self, rows: int, spec: AttnSpec) -> bool:
         """Whether `run_packed` takes so many single tokens of requests that are apart: what one row stores, no other row of the
         launch is sure to see."""

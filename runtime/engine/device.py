@@ -40,7 +40,7 @@ from runtime.sampling.sampler import Sampler, SamplingState, adjust, by_triton, 
 log = logging.getLogger("runtime.engine")
 # Tokens whose keys a captured step reads once more at most, since each row of a request reads all of the request's.
 _READ_AGAIN = 1 << 16
-# Bytes of a layer that rows which begin alike read less, from which on that is worth a way that else takes 10 us of a layer longer.
+# Bytes of a layer that rows which begin alike read less, from which on that is worth a way that else takes up to 10 us longer.
 _WORTH_SHARING = 40 << 20
 
 
@@ -177,7 +177,7 @@ class DeviceRunner(ModelRunner):
         runs = count > len(batch.slices)
         graph = self.graphs.graph(count, runs=runs)
         alike = None if runs else self.graphs.alike(count)
-        shared = None if alike is None else self._bundles(lines[0], lines[1], always=alike is graph)
+        shared = None if alike is None else self._bundles(lines[0], lines[1])
         control = np.full((6, graph.size), -1, dtype=np.int64)
         control[0], control[5] = self.spare, 0
         control[:4, :count] = lines
@@ -213,8 +213,8 @@ class DeviceRunner(ModelRunner):
                 written[k].copy_(self._draws(logits, states, slices, k, there, rest[k]))
         return self._arriving(batch, written.view(-1), counts=lines[2])
 
-    def _bundles(self, seats: np.ndarray, starts: np.ndarray, always: bool) -> np.ndarray | None:
-        """`bundles` of these rows, where they save as much as _WORTH_SHARING, or anything if `always`. They stay as they are until
+    def _bundles(self, seats: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
+        """`bundles` of these rows, where they save as much as _WORTH_SHARING. They stay as they are until
         other requests are in the batch."""
         assert self.graphs is not None
         key = seats.tobytes()
@@ -225,8 +225,8 @@ class DeviceRunner(ModelRunner):
             self._bundled_for = key
             self._bundled = bundles(self._rows, seats, starts, *self.graphs.bundles())
         found = self._bundled
-        if found is None or always:
-            return found
+        if found is None:
+            return None
         store = self.store
         position = 2 * store.k[0, 0].numel() * store.k.element_size()
         return found if saved_positions(found) * position >= _WORTH_SHARING else None

@@ -54,7 +54,6 @@ class DecodeGraph:
     control  int64 [6, size]: what kernels/decode_step.py reads and moves on, and what attention knows of rows that begin alike
     marked   int64 [size]: the likeliest token of each row, -1 where its logit is not finite
     logits   [size, own part of the vocabulary] in the model's dtype, before scale and cap
-    shares   it reads what begins alike
     """
 
     size: int
@@ -62,7 +61,6 @@ class DecodeGraph:
     control: Tensor
     marked: Tensor
     logits: Tensor
-    shares: bool
 
     def start(self, control: Tensor) -> None:
         """Rows of the turn's first step and their `Sharing`, int64 [6 * size], on the device."""
@@ -104,9 +102,7 @@ class DecodeGraphs:
 
     def alike(self, count: int) -> DecodeGraph | None:
         """The smallest that holds so many rows of different requests, and reads what begins alike."""
-        size = self._size(count)
-        graph = self._graphs[size, "apart"]
-        return graph if graph.shares else self._graphs.get((size, "alike"))
+        return self._graphs.get((self._size(count), "alike"))
 
     def bundles(self) -> tuple[int, int]:
         """As `TritonAttention.bundles`."""
@@ -134,7 +130,7 @@ class DecodeGraphs:
     def _kinds(self, size: int) -> tuple[Kind, ...]:
         """What graphs of this size there are. One of runs serves all, unless a launch stores keys and attends: where one does, runs
         of one request have a graph of their own but for large sizes, where they are rare. One that reads what begins alike is
-        another one where it would take longer if nothing does."""
+        another one: it would take longer if nothing does."""
         attention: Any = self._attention
         fused = self._whole(size) or any(
             attention.in_one_launch(size, x.attention) for x in set(self._model.spec.layers)
@@ -142,15 +138,9 @@ class DecodeGraphs:
         kinds: list[Kind] = ["apart"] if fused else []
         if not fused or 1 < size <= _LARGEST_RUNS:
             kinds.append("runs")
-        if size > 1 and self.bundles()[1] > 1 and not self._shares(size, "apart"):
+        if size > 1 and self.bundles()[1] > 1:
             kinds.append("alike")
         return tuple(kinds)
-
-    def _shares(self, size: int, kind: Kind) -> bool:
-        """Whether a step of this size and kind reads what begins alike."""
-        attention: Any = self._attention
-        built_in = size > 1 and not self._whole(size) and attention.shares(size)
-        return kind == "alike" or (kind == "apart" and built_in)
 
     def capture(self, spare: int) -> None:
         """Capture all sizes, the largest first, so that the others find their memory made. `spare` is a seat nobody has."""
@@ -174,7 +164,7 @@ class DecodeGraphs:
                 graph = torch.cuda.CUDAGraph()
                 with torch.cuda.graph(graph, pool=pool, stream=stream):
                     marked, logits = self._step(control, kind)
-                self._keep(DecodeGraph(size, graph, control, marked, logits, self._shares(size, kind)), kind)
+                self._keep(DecodeGraph(size, graph, control, marked, logits), kind)
         bar.close()
 
     def _keep(self, graph: DecodeGraph, kind: Kind) -> None:
@@ -200,9 +190,7 @@ class DecodeGraphs:
         for size in self._sizes:
             for kind in self._kinds(size):
                 control = self._rows(size, spare)
-                found = DecodeGraph(
-                    size, None, control, *self._step(control, kind), shares=self._shares(size, kind)
-                )
+                found = DecodeGraph(size, None, control, *self._step(control, kind))
                 found.graph = _Rerun(self._step, found, kind)
                 self._keep(found, kind)
 
@@ -222,7 +210,7 @@ class DecodeGraphs:
                 max_length=self._table.shape[1] * self._page_size,
                 decodes=size,
                 apart=kind != "runs",
-                sharing=Sharing(control[4], control[5]) if self._shares(size, kind) else None,
+                sharing=Sharing(control[4], control[5]) if kind == "alike" else None,
             )
         )
         hidden = self._model(rows.ids, rows.positions, self._attention)

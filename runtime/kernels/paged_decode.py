@@ -29,9 +29,13 @@ _MOST_STAGES = 12
 _LEAST = 1024  # bytes of a copy by the copy engine: 256 at a time took five times as long as other loads
 _BESIDE = 120 << 10  # bytes of shared memory that leave room for programs of the launch before
 _BESIDE_LITTLE = 168 << 10  # the same where positions are less than _LEAST, whose launches before are small
-_CUT_SHARED = 3 * 4 * 32 * CONSUMERS
+_WARPGROUP = 128  # threads that bring contexts to bundles, though one warp of them may do it
+_CUT_SHARED = 2 * 4 * 32 * CONSUMERS
 # Takes arguments, and whether it may begin before the launch before has ended.
 Launch = Callable[[ctypes.Structure, bool], None]
+Launches = tuple[
+    Launch, Launch, Launch
+]  # of what cuts, of what attends, of what attends to what bundles share
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class DecodeShape:
     @property
     def bundle(self) -> int:
         """Rows at most that are attended together where they begin alike: as many as registers hold; 1: none are."""
-        tiles = min(8, 512 // self.dim)  # of eight queries
-        return tiles * (8 // self.group) if self.group <= 8 else max(1, tiles // -(-self.group // 8))
+        tiles = min(8, 240 // (self.dim * 3 // 8 + 12))  # of eight queries, by the registers that one takes
+        rows = tiles * (8 // self.group) if self.group <= 8 else max(1, tiles // -(-self.group // 8))
+        return min(rows, 32)  # a lane each
 
     def turns(self, turning: Turning) -> bool:
         """Whether it turns heads in this way."""
@@ -88,11 +93,11 @@ class _Arguments(ctypes.Structure):
         *(
             (name, ctypes.c_void_p)
             for name in (
-                "qkv", "attended", "partial", "weights", "arrived", "places", "begins", "order", "shares",
-                "pages", "seats", "lengths", "slots", "q_norm", "k_norm", "cos", "sin", "pool_k", "pool_v",
+                "qkv", "attended", "partial", "weights", "bundle_partial", "bundle_weights", "arrived", "places",
+                "bundle_places", "begins", "order", "shares", "pages", "seats", "lengths", "slots", "q_norm", "k_norm", "cos", "sin", "pool_k", "pool_v",
             )
         ),
-        *((name, ctypes.c_int64) for name in ("width", "window", "most")),
+        *((name, ctypes.c_int64) for name in ("width", "window")),
         *((name, ctypes.c_double) for name in ("scale", "softcap", "qk_eps", "qk_offset")),
     )  # fmt: skip
 
@@ -102,15 +107,18 @@ class _CutArguments(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("lengths", "places", "begins", "order", "shares")),
-        *((name, ctypes.c_int64) for name in ("rows", "window", "most")),
+        *((name, ctypes.c_int64) for name in ("rows", "window")),
     )
 
 
 class _Scratch(NamedTuple):
-    """For so many rows at most: parts of results and their weights, counts of those that are there, where rows begin on the line."""
+    """For so many rows at most: parts of results and their weights, of what rows have alone and of what they share; counts of those
+    that are there; where rows' bundles begin on their line."""
 
     partial: Tensor
     weights: Tensor
+    bundle_partial: Tensor
+    bundle_weights: Tensor
     arrived: Tensor
     begins: Tensor
 
@@ -135,7 +143,7 @@ def _shared_bytes(shape: DecodeShape, stages: int) -> int:
     stage = 16 * CONSUMERS // heads * (heads * dim * 2 + 16)
     parts = (
         CONSUMERS * group * (dim + 8) * 4 if heads < CONSUMERS else 0, heads * group * (dim + 8) * 2, heads * dim * 2, heads * dim * 4,
-        CONSUMERS * queries * 4, CONSUMERS * queries * 4, heads * group * 4, heads * shape.bundle * 4, stages * 8, stages * 8,
+        CONSUMERS * queries * 4, CONSUMERS * queries * 4, heads * group * 4, heads * 4, stages * 8, stages * 8,
     )  # fmt: skip
     return stages * stage + nvrtc.shared_size(parts)
 
@@ -181,25 +189,26 @@ class PagedDecode:
         *,
         window: int | None = None,
         copiers: int | None = None,
-        build: Callable[[Mapping[str, int]], tuple[Launch, Launch]] | None = None,
+        build: Callable[[Mapping[str, int]], Launches] | None = None,
         programs: int | None = None,
     ) -> None:
         """The kernels are compiled by a thread from now on; the first batch waits for them.
 
         window           of those layers that have one
         copiers          as for `defines`
-        build, programs  how the kernels that cut and attend are made, and how many programs the latter has, where there is no GPU
+        build, programs  how the kernels are made, and how many programs those that attend have, where there is no GPU
         """
         self.shape, self.device, self.window = shape, device, window
         self.programs = programs or processors(device)
         self._macros = defines(shape, self.programs, copiers)
-        self._places = torch.zeros(2, self.programs + 1, 4, dtype=torch.int32, device=device)
+        self._places = torch.zeros(3, self.programs + 1, 4, dtype=torch.int32, device=device)
         self._held: list[_Scratch] = []  # the last is in use, graphs hold the others
         self._build = build
-        self._launches: tuple[Launch, Launch] | None = None
-        self._image: Future[bytes] | None = None
+        self._launches: Launches | None = None
+        self._images: list[Future[bytes]] = []
         if build is None:
-            self._image = nvrtc.compiling("paged_decode.cu", self._macros)
+            sources = ["paged_decode.cu", *(["bundle_decode.cu"] if shape.bundle > 1 else [])]
+            self._images = [nvrtc.compiling(source, self._macros) for source in sources]
 
     def cut(self, lengths: Tensor, sharing: Sharing | None = None) -> None:
         """Share out the contexts of a batch. lengths int32 [rows], the new tokens counted; 0 marks a padding row.
@@ -212,8 +221,7 @@ class PagedDecode:
         shared = self._shared(sharing, rows)
         tensors = lengths, self._places, scratch.begins, *shared
         pointers = (None if t is None else t.data_ptr() for t in tensors)
-        most = scratch.begins.shape[1]
-        self._launch()[0](_CutArguments(*pointers, rows, self.window or FOREVER, most), False)
+        self._launch()[0](_CutArguments(*pointers, rows, self.window or FOREVER), False)
 
     def _shared(self, sharing: Sharing | None, rows: int) -> tuple[Tensor | None, Tensor | None]:
         if sharing is None or self.shape.bundle < 2:
@@ -274,54 +282,65 @@ class PagedDecode:
             return out
         scratch = self._scratch_of(rows)
         places = self._places[0 if window is None else 1]
+        shared = self._shared(sharing if window is None else None, rows)
         tensors = (
-            qkv, out, scratch.partial, scratch.weights, scratch.arrived, places, scratch.begins,
-            *self._shared(sharing if window is None else None, rows), table, seats, lengths, slots, turning.q_weight, turning.k_weight, turning.cos, turning.sin, pool_k, pool_v,
+            qkv, out, *scratch[:5], places, self._places[2], scratch.begins, *shared, table, seats, lengths, slots, turning.q_weight, turning.k_weight, turning.cos, turning.sin, pool_k, pool_v,
         )  # fmt: skip
         arguments = _Arguments(
             *(None if t is None else t.data_ptr() for t in tensors),
             table.stride(0),
             window or FOREVER,
-            scratch.begins.shape[1],
             scale,
             softcap or 1.0,
             turning.eps,
             turning.offset,
         )
-        self._launch()[1](arguments, early)
+        _, attend, bundles = self._launch()
+        if shared[0] is not None:
+            bundles(arguments, early)
+            early = True
+        attend(arguments, early)
         return out
 
     def _scratch_of(self, rows: int) -> _Scratch:
-        if not self._held or self._held[-1].begins.shape[1] < rows:
+        if not self._held or len(self._held[-1].begins) < rows:
             if self.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
                 raise RuntimeError(
                     f"attention of {rows} requests is captured before it has run once; "
                     "run the batch before the capture, so that its scratch lies outside the graph"
                 )
             shape, most = self.shape, 1 << (rows - 1).bit_length()
-            heads, blocks = shape.together * shape.group, shape.kv_heads // shape.together
-            parts = self.programs * shape.bundle + 2 * most * blocks
+            heads, begun = shape.together * shape.group, most * shape.kv_heads // shape.together
             made = partial(torch.zeros, device=self.device)
+            own, shared = self.programs + begun, self.programs * shape.bundle + begun
             self._held.append(
                 _Scratch(
-                    made(parts, heads * shape.dim, dtype=torch.float32),
-                    made(parts, heads, dtype=torch.float32),
+                    made(own, heads * shape.dim, dtype=torch.float32),
+                    made(own, heads, dtype=torch.float32),
+                    made(shared, heads * shape.dim, dtype=torch.float32),
+                    made(shared, heads, dtype=torch.float32),
                     made(most, shape.kv_heads, dtype=torch.int32),
-                    made(2, most, dtype=torch.int32),
+                    made(most, dtype=torch.int32),
                 )
             )
         return self._held[-1]
 
-    def _launch(self) -> tuple[Launch, Launch]:
+    def _launch(self) -> Launches:
         if self._launches is None:
             self._launches = self._load() if self._build is None else self._build(self._macros)
         return self._launches
 
-    def _load(self) -> tuple[Launch, Launch]:
-        assert self._image is not None
+    def _load(self) -> Launches:
         with nvrtc.named_remedy():
-            image = self._image.result()
-            sizes = 2, 32 * CONSUMERS, _CUT_SHARED
-            cut = nvrtc.CudaKernel(image, "cut_contexts", self.device, *sizes)
-            sizes = self.programs, 32 * (CONSUMERS + self._macros["COPIERS"]), self._macros["SHARED_BYTES"]
-            return cut.after, nvrtc.CudaKernel(image, "paged_decode", self.device, *sizes).after
+            made = partial(nvrtc.CudaKernel, device=self.device)
+            attending, *bundling = (image.result() for image in self._images)
+            threads, shared = 32 * (CONSUMERS + self._macros["COPIERS"]), self._macros["SHARED_BYTES"]
+            cut = made(attending, "cut_contexts", programs=3, threads=32 * CONSUMERS, shared=_CUT_SHARED)
+            attend = made(attending, "paged_decode", programs=self.programs, threads=threads, shared=shared)
+            if not bundling:
+                return cut.after, attend.after, attend.after
+            threads = 32 * CONSUMERS + _WARPGROUP
+            bundles = made(
+                bundling[0], "bundle_decode", programs=self.programs, threads=threads, shared=shared
+            )
+        return cut.after, attend.after, bundles.after

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from runtime.engine import bundles, graphs
 from runtime.engine.inputs import PageRows
 from runtime.kernels import nvrtc, tuning
 from runtime.kernels.decode import decode_reference
-from runtime.kernels.paged_decode import DecodeShape, Launch, PagedDecode, why_not
+from runtime.kernels.paged_decode import DecodeShape, Launch, Launches, PagedDecode, why_not
 from runtime.kernels.rope_store import Turning, rope_store_reference
 from runtime.kernels.sharing import Sharing
 from runtime.kv.store import KVStore
@@ -34,16 +36,21 @@ PLAIN = DecodeShape(4, 2, 32, 16, 32)
 Make = Callable[..., PagedDecode]
 
 
-def builder(libraries: Path, seed: int) -> Callable[[Mapping[str, int]], tuple[Launch, Launch]]:
+def builder(libraries: Path, seed: int) -> Callable[[Mapping[str, int]], Launches]:
     """Kernels whose threads take turns as `seed` has it."""
 
-    def build(macros: Mapping[str, int]) -> tuple[Launch, Launch]:
-        library = emulated.library(libraries, macros, "paged_decode")
+    def build(macros: Mapping[str, int]) -> Launches:
+        def launch(source: str, kernel: str) -> Launch:
+            made: list[Any] = []  # compiled when it is launched first
 
-        def launch(kernel: str) -> Launch:
-            return lambda arguments, early: emulated.run(library, [arguments], seed, kernel)
+            def launched(arguments: ctypes.Structure, early: bool) -> None:
+                if not made:
+                    made.append(emulated.library(libraries, macros, source))
+                emulated.run(made[0], [arguments], seed, kernel)
 
-        return launch("cut"), launch("run")
+            return launched
+
+        return launch("paged_decode", "cut"), launch("paged_decode", "run"), launch("bundle_decode", "run")
 
     return build
 
@@ -290,65 +297,67 @@ Pieces = list[tuple[int, int, int]]  # of a program: which of the line, its step
 COST = 8  # steps of PLAIN that a piece's beginning and end cost, of a bundle twice as many
 
 
+def pieces_of(places: list[list[int]], rows: list[int], steps: list[int], cost: int) -> list[Pieces]:
+    """Of each program, as it walks them; every step of the line is some program's, and shares are equal.
+
+    rows, steps  what places call each piece, and its steps
+    """
+    ends = list(accumulate(n + cost for n in steps))
+    assert places[-1][3] == (ends[-1] if ends else 0) + cost
+    every = []
+    for (row, block, step, at), (*_, end) in pairwise(places):
+        assert block == 0
+        pieces: Pieces = []
+        while at < end:
+            item = next(i for i, e in enumerate(ends) if at < e)
+            assert pieces or rows[item] == row
+            begin = ends[item] - steps[item]
+            assert at == begin + step
+            until = min(steps[item], end - begin)
+            pieces.append((item, step, until))
+            at, step = begin + until, until
+            if until == steps[item]:
+                at, step = at + cost, 0
+        every.append(pieces)
+    for item, count in enumerate(steps):
+        reached = 0
+        for which, begin, end in (piece for pieces in every for piece in pieces):
+            if which == item:
+                assert begin == reached < end
+                reached = end
+        assert reached == count
+    spent = [sum(end - begin + cost for _, begin, end in pieces) for pieces in every]
+    if ends:
+        most = -(-ends[-1] // min(len(spent), ends[-1])) + cost
+        assert max(spent) <= most, "beyond an equal share, of one part that began before"
+    return every
+
+
 def cut(
     lengths: list[int],
     window: int,
     programs: int,
     libraries: Path,
     sharing: Sharing | None = None,
-    bundled: tuple[int, ...] = (),
-) -> list[tuple[list[int], list[Pieces]]]:
-    """For layers without and with a window: the steps of bundles and rows on the line, and each program's pieces as it walks them.
-
-    bundled  steps of the bundles that `sharing` has
-    """
+    bundles: tuple[tuple[int, int], ...] = (),
+) -> list[Pieces]:
+    """What each program has of layers without a window; `bundles` (place in `order`, steps) are what `sharing` has."""
     emulated.skip_without_compiler()
     kernel = PagedDecode(
         PLAIN, torch.device("cpu"), window=window, build=builder(libraries, 1), programs=programs
     )
     kernel.cut(torch.tensor(lengths, dtype=torch.int32), sharing)
     shared = [0] * len(lengths) if sharing is None else [w >> 32 for w in sharing.shares.tolist()]
-    found = []
-    for kind, (seen, places) in enumerate(zip((1 << 31, window), kernel._places.tolist(), strict=True)):
-        first = bundled if not kind else ()
-        alone = [
-            max(1, -(-(min(n, seen) - 1 - (0 if kind else s)) // 64))
-            for n, s in zip(lengths, shared, strict=True)
-        ]  # four warps for each of two heads
-        steps = [*first, *alone]
-        costs = [2 * COST] * len(first) + [COST] * len(alone)
-        ends = list(accumulate(a + b for a, b in zip(steps, costs, strict=True)))
-        assert places[-1][1] == (ends[len(first) - 1] if first else 0)
-        assert places[-1][3] == ends[-1] + COST
-        every = []
-        for (row, block, step, at), (*_, end) in pairwise(places):
-            assert block == 0 and row < len(lengths), (
-                "programs ask for a length even if they have nothing to do"
-            )
-            pieces: Pieces = []
-            while at < end:
-                item = next(i for i, e in enumerate(ends) if at < e)
-                assert item < len(first) or pieces or item - len(first) == row
-                begin = ends[item] - steps[item]
-                assert at == begin + step
-                until = min(steps[item], end - begin)
-                pieces.append((item, step, until))
-                at, step = begin + until, until
-                if until == steps[item]:
-                    at, step = at + (costs[item + 1] if item + 1 < len(costs) else COST), 0
-            every.append(pieces)
-        for item, count in enumerate(steps):
-            reached = 0
-            for which, begin, end in (piece for pieces in every for piece in pieces):
-                if which == item:
-                    assert begin == reached < end
-                    reached = end
-            assert reached == count
-        used = min(programs, ends[-1])
-        most = -(-ends[-1] // used) + (2 * COST if first else COST)
-        spent = [sum(end - begin + costs[item] for item, begin, end in pieces) for pieces in every]
-        assert max(spent) <= most, "beyond an equal share, of one part that began before"
-        found.append((steps, every))
+    whole, windowed, together = kernel._places.tolist()
+    rows = list(range(len(lengths)))
+    assert all(row < len(rows) for row, *_ in (*whole[:-1], *windowed[:-1]))
+
+    def steps(positions: int) -> int:  # four warps for each of two heads
+        return max(1, -(-positions // 64))
+
+    found = pieces_of(whole, rows, [steps(n - 1 - s) for n, s in zip(lengths, shared, strict=True)], COST)
+    pieces_of(windowed, rows, [steps(min(n, window) - 1) for n in lengths], COST)
+    pieces_of(together, [at for at, _ in bundles], [n for _, n in bundles], 2 * COST)
     return found
 
 
@@ -374,28 +383,31 @@ def test_programs_have_equal_shares(lengths: list[int], programs: int, libraries
     programs=st.sampled_from([1, 5, 12]),
 )  # fmt: skip
 @example(groups=[(32, [1] * 16)] * 4, programs=12)
-def test_bundles_come_before_what_rows_have_alone(
+def test_bundles_have_a_line_of_their_own(
     groups: list[tuple[int, list[int]]], programs: int, libraries: Path
 ) -> None:
     """Groups of one row are no bundles."""
     lengths = [64 * steps + n for steps, tails in groups for n in tails]
     if not lengths:
         return
-    words, order, row = torch.zeros(len(lengths)).long(), [], 0
+    words, row = torch.zeros(len(lengths)).long(), 0
+    order: list[int] = []
+    found: list[tuple[int, int]] = []
     for steps, tails in groups:
+        if len(tails) > 1:
+            found.append((len(order), steps))
         for member in range(len(tails)):
             if len(tails) > 1:
                 words[row] = 64 * steps << 32 | len(order) << 16 | member << 8 | len(tails)
                 order.append(row)
             row += 1
-    bundled = tuple(steps for steps, tails in groups if len(tails) > 1)
     sharing = Sharing(torch.tensor(order + [-1] * (len(lengths) - len(order))), words)
-    cut(lengths, 200, programs, libraries, sharing, bundled)
+    cut(lengths, 200, programs, libraries, sharing, tuple(found))
 
 
 def counts(lengths: list[int], programs: int, libraries: Path) -> list[list[int]]:
     """Steps of each program's pieces."""
-    (_, every), _ = cut(lengths, max(lengths), programs, libraries)
+    every = cut(lengths, max(lengths), programs, libraries)
     return [[end - begin for _, begin, end in pieces] for pieces in every]
 
 

@@ -31,8 +31,7 @@ struct Query {
     }
 };
 
-// Where a program's work begins: a step of a block of heads of a bundle or a row, the `at`-th of all. The next program's is where it
-// ends. Bundles come first; a bundle is known by where its rows begin in `order`.
+// Where a program's work begins: a step of a block of heads of a piece, at which place of the line. The next program's is where it ends.
 struct Place {
     int row, block, step, at;
 };
@@ -45,17 +44,19 @@ struct Share {
 
     __device__ Share() : positions(0), index(0), member(0), count(0) {}
     __device__ Share(long long word) : positions((int)(word >> 32)), index((int)(word >> 16) & 0xffff), member((int)(word >> 8) & 0xff), count((int)word & 0xff) {}
-    __device__ bool leads(int at) const { return positions > 0 && member == 0 && index == at; }
 };
 
 struct Args {
     const u16* qkv;  // [rows, WIDE]
     u16* attended;  // [rows, ATT]
-    float* partial;  // [PROGRAMS * BUNDLE + 2 * most * BLOCKS, TOGETHER, GROUP, DIM]
+    float* partial;  // [PROGRAMS + rows * BLOCKS, TOGETHER, GROUP, DIM]
     float* weights;  // the same without DIM
+    float* bundle_partial;  // of what rows share: [PROGRAMS * BUNDLE + rows * BLOCKS, TOGETHER, GROUP, DIM]
+    float* bundle_weights;
     int* arrived;  // [rows, KV_HEADS], zero between launches
     const Place* places;  // [PROGRAMS + 1]
-    const int* begins;  // [2, most]: where on the line a row's bundle begins, and where its own part
+    const Place* bundle_places;
+    const int* begins;  // [rows]: where on its line a row's bundle begins
     const long long* order;  // [rows]: bundle after bundle
     const long long* shares;  // [rows], as `Share` reads them; none: no row shares anything
     const int* pages;  // [seats, width]
@@ -68,17 +69,17 @@ struct Args {
     const float* sin;
     u16* pool_k;
     u16* pool_v;
-    long long width, window, most;
+    long long width, window;
     double scale, softcap, qk_eps, qk_offset;
 };
 
 struct CutArgs {
     const int* lengths;
-    Place* places;  // [2, PROGRAMS + 1]: for layers without and with a window, where nothing is shared
+    Place* places;  // [3, PROGRAMS + 1]: for layers without and with a window, where nothing is shared; of bundles
     int* begins;
     const long long* order;
     const long long* shares;
-    long long rows, window, most;
+    long long rows, window;
 };
 
 struct Shared {
@@ -90,7 +91,7 @@ struct Shared {
     float* tops;  // [WARPS, 8 * QUERIES]
     float* totals;
     float* newest;  // [TOGETHER, GROUP]: scores of the new token
-    int* flags;  // [TOGETHER, BUNDLE]
+    int* flags;  // [TOGETHER]
     u64* full;  // [STAGES]
     u64* empty;
 };
@@ -111,7 +112,7 @@ constexpr Layout laid_out() {
     l.tops = take(at, WARPS * 8 * QUERIES * 4);
     l.totals = take(at, WARPS * 8 * QUERIES * 4);
     l.newest = take(at, TOGETHER * GROUP * 4);
-    l.flags = take(at, TOGETHER * BUNDLE * 4);
+    l.flags = take(at, TOGETHER * 4);
     l.full = take(at, STAGES * 8);
     l.empty = take(at, STAGES * 8);
     l.end = at;

@@ -8,7 +8,7 @@ extern "C" int run(const Args* arguments, int devices, unsigned seed) {
 }
 
 extern "C" int cut(const CutArgs* arguments, int devices, unsigned seed) {
-    return emulator::run<CutArgs>(cut_contexts, arguments, devices, 2, CONSUMERS, 12 * CONSUMERS, seed);
+    return emulator::run<CutArgs>(cut_contexts, arguments, devices, 3, CONSUMERS, 8 * CONSUMERS, seed);
 }
 
 // What the source lays out, of what the host gave.
