@@ -11,9 +11,9 @@
 constexpr int WARPGROUP = 128;  // threads whose registers change together: those that bring are one, though one warp of it may do
 
 // The warps of a head attend with a part of what a bundle has in common.
-__device__ inline void attend_bundle(Shared& s, Ring& r, const Args& a, const Unit& u, float scale, const Warp& w) {
-    int members = u.share.count, row = u.row;  // of the member of the lane's number
-    if (w.lane < members) row = (int)load_fixed(a.order + u.share.index + w.lane);
+__device__ inline void attend_bundle(Shared& s, Ring& r, const Args& a, const BundleUnit& u, float scale, const Warp& w) {
+    int members = u.count, row = u.row;  // of the member of the lane's number
+    if (w.lane < members) row = (int)load_fixed(a.order + u.index + w.lane);
     int length = load_early(a.lengths + row);
     Queries<BUNDLE> queries;
     queries.begin();
@@ -35,9 +35,9 @@ __device__ inline void attend_bundle(Shared& s, Ring& r, const Args& a, const Un
     Goal goal{true, u.part ? continued_at<BUNDLE>(block(), w.lane % BUNDLE) : begun_at<BUNDLE>(row, u.block), a.bundle_partial, a.bundle_weights, nullptr};
     goal.part = goal.part * TOGETHER + w.mine;
     if (EACH == 1)
-        give<BUNDLE>(s, a, u, f, s.new_value, false, goal, w);
+        give<BUNDLE>(s, f, members, s.new_value, false, goal, w);
     else
-        add_up<BUNDLE>(s, a, u, f, s.new_value, false, goal, w);
+        add_up<BUNDLE>(s, f, members, s.new_value, false, goal, w);
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1) bundle_decode(const __grid_constant__ Args a) {

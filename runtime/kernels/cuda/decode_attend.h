@@ -134,7 +134,7 @@ struct Goal {
 
 // What a warp alone has of a head's context goes from its registers to where it belongs.
 template <int MOST>
-__device__ inline void give(Shared& s, const Args& a, const Unit& u, const Found<MOST>& f, const u16* new_value, bool last, const Goal& goal, const Warp& w) {
+__device__ inline void give(Shared& s, const Found<MOST>& f, int members, const u16* new_value, bool last, const Goal& goal, const Warp& w) {
     int own = w.lane >> 2, quarter = w.lane & 3;
 #pragma unroll
     for (int b = 0; b < TILES<MOST>; b++)
@@ -143,7 +143,7 @@ __device__ inline void give(Shared& s, const Args& a, const Unit& u, const Found
             Query query(b, quarter * 2 + c);
             int head = query.head;
             long long part = MOST > 1 ? shuffle(goal.part, query.member & 31) : goal.part;
-            bool live = query.member < (MOST > 1 ? u.share.count : 1);
+            bool live = query.member < members;
             float newest = last && live ? s.newest[w.mine * GROUP + head] : NOWHERE, high = larger(f.top[b][c], newest);
             float keep = power_of_two(f.top[b][c] - high), add = last ? power_of_two(newest - high) : 0;
             float sum = f.total[b][c] * keep + add, whole = sum > 0 ? 1 / sum : 0;
@@ -167,11 +167,11 @@ __device__ inline void give(Shared& s, const Args& a, const Unit& u, const Found
 
 // The same where several warps have parts of it; row after row.
 template <int MOST>
-__device__ inline void add_up(Shared& s, const Args& a, const Unit& u, const Found<MOST>& f, const u16* new_value, bool last, const Goal& goal, const Warp& w) {
+__device__ inline void add_up(Shared& s, const Found<MOST>& f, int members, const u16* new_value, bool last, const Goal& goal, const Warp& w) {
     int own = w.lane >> 2, quarter = w.lane & 3, first_warp = w.mine * EACH, warp = first_warp + w.sub;
     float* sums = s.sums + warp * (GROUP * PADDED);
 #pragma unroll 1
-    for (int member = 0; member < (MOST > 1 ? u.share.count : 1); member++) {
+    for (int member = 0; member < (MOST > 1 ? members : 1); member++) {
         long long part = MOST > 1 ? shuffle(goal.part, member) : goal.part;
         if (member) w.together();  // the row before has been read
 #pragma unroll

@@ -12,7 +12,7 @@ struct Unit {
     int row;  // of a bundle its first one
     int block, part, parts, begin, end, length;
     int first;  // program that has the beginning of the piece
-    Share share;
+    int shared;  // positions before those
 
     // Whether the newest token of the row is attended with it, and stored.
     __device__ bool stores() const { return part == parts - 1 && length > 0; }
@@ -70,29 +70,33 @@ struct Way {
 // Through what rows have alone.
 struct Walk {
     Way<UNIT_COST> way;
-    int window, length;  // of the next unit's row
-    Share share;
+    int window;
+    int length, shared;  // of the next unit's row
 
-    __device__ Walk(const Args& a) : way(a.places), window((int)a.window), length(0) { look(a); }
+    __device__ Walk(const Args& a) : way(a.places), window((int)a.window), length(0), shared(0) { look(a); }
     __device__ bool more() const { return way.more(); }
     __device__ void look(const Args& a) {
         if (!more()) return;
         length = load_early(a.lengths + way.next.row);
-        if (a.shares) share = Share(load_early(a.shares + way.next.row));
+        if (a.shares) shared = Share(load_early(a.shares + way.next.row)).positions;
     }
     __device__ Unit take(const Args& a) {
         Unit u;
         u.row = way.next.row;
         u.length = length;
-        u.share = share;
-        bool done = way.take(u, steps_of(length, window, share.positions));
-        int oldest = length > window ? length - window : share.positions;
+        u.shared = shared;
+        bool done = way.take(u, steps_of(length, window, shared));
+        int oldest = length > window ? length - window : shared;
         u.begin += oldest;
         u.end = least(u.end + oldest, length - 1);
         way.next.row += done;
         if (done) look(a);
         return u;
     }
+};
+
+struct BundleUnit : Unit {
+    int index, count;  // of its rows in `order`
 };
 
 // Through what bundles have in common; a place's row is the bundle's place in `order`.
@@ -108,11 +112,12 @@ struct BundleWalk {
         row = (int)load_early(a.order + way.next.row);
         share = Share(load_early(a.shares + row));
     }
-    __device__ Unit take(const Args& a) {
-        Unit u;
+    __device__ BundleUnit take(const Args& a) {
+        BundleUnit u;
         u.row = row;
-        u.length = 0;
-        u.share = share;
+        u.length = u.shared = 0;
+        u.index = share.index;
+        u.count = share.count;
         bool done = way.take(u, share.positions / SPAN);
         way.next.row += done ? share.count : 0;
         if (done) look(a);
@@ -130,11 +135,12 @@ __device__ inline long long continued_at(int program, int member) { return progr
 // Parts of what a row shares: how many, and the program of the first one.
 struct SharedParts {
     int first, count;
+    int member;  // which row of its bundle it is
 
-    __device__ SharedParts() : first(0), count(0) {}
-    __device__ SharedParts(const Args& a, const Unit& u) : first(0), count(0) {
-        if (!u.share.positions) return;
-        int steps = u.share.positions / SPAN, total = a.bundle_places[PROGRAMS].at - BUNDLE_COST;
+    __device__ SharedParts(const Args& a, const Unit& u) : first(0), count(0), member(0) {
+        if (!u.shared) return;
+        member = Share(load_fixed(a.shares + u.row)).member;
+        int steps = u.shared / SPAN, total = a.bundle_places[PROGRAMS].at - BUNDLE_COST;
         int at = a.begins[u.row] + u.block * (steps + BUNDLE_COST) + BUNDLE_COST;
         first = program_of(at, total);
         count = program_of(at + steps - 1, total) - first + 1;
@@ -173,7 +179,7 @@ __device__ inline void cut_work(const CutArgs& a, int* sums, int line, int threa
     int total = sums[CONSUMERS - 1] * BLOCKS, longest = tops[CONSUMERS - 1], used = least(PROGRAMS, total), items = rows * BLOCKS;
     int each = items <= PROGRAMS ? PROGRAMS / items : 0, whole = (items + PROGRAMS - 1) / PROGRAMS;  // parts of an item, items of a program
     int alike_cost = each ? (longest + each - 1) / each + cost : whole * (longest + cost);
-    bool alike = !bundles && alike_cost < (total + used - 1) / used + cost;  // a part more than the line counts
+    bool alike = !bundles && alike_cost <= (total + used - 1) / used + cost;  // a part more than the line counts
     Place* places = a.places + line * (PROGRAMS + 1);
     int from = (sums[thread] - own) * BLOCKS;
     for (int i = begin; i < last; i++) {

@@ -10,7 +10,16 @@
 #include <decode_bring.h>
 
 // Joins the parts of a head's result, its own and those of what the row shares: a lane's numbers of two parts are asked for together.
-__device__ inline void join(const Args& a, const Unit& u, const SharedParts& shared, const Warp& w) {
+// A function of its own, so that its registers are not those of a launch beside which others must find room.
+__device__ __noinline__ void join(const Args& a, int row, int block, int first, int parts, int shared_positions) {
+    Warp w(thread_index());
+    Unit u;
+    u.row = row;
+    u.block = block;
+    u.first = first;
+    u.parts = parts;
+    u.shared = shared_positions;
+    SharedParts shared(a, u);
     constexpr int FOURS = GROUP * DIM / 4, ALL = (FOURS + 32 * EACH - 1) / (32 * EACH), AT_ONCE = ALL < 4 ? ALL : 4;
     u16* result = a.attended + (long long)u.row * ATT + (u.block * TOGETHER + w.mine) * (GROUP * DIM);
     int all = u.parts + shared.count;
@@ -24,19 +33,24 @@ __device__ inline void join(const Args& a, const Unit& u, const SharedParts& sha
             float weight[AT_ONCE][2];
             uint4 value[AT_ONCE][2];
 #pragma unroll
-            for (int e = 0; e < AT_ONCE; e++)
+            for (int p = 0; p < 2; p++) {
+                int part = from + p;
+                bool own = part < u.parts;
+                long long place = part == 0         ? begun_at<1>(u.row, u.block)
+                                  : own             ? continued_at<1>(u.first + part, 0)
+                                  : part == u.parts ? begun_at<BUNDLE>(u.row, u.block)
+                                                    : continued_at<BUNDLE>(shared.first + part - u.parts, shared.member);
+                long long head = place * TOGETHER + w.mine;
+                const float* weights = (own ? a.weights : a.bundle_weights) + head * GROUP;
+                const float* partial = (own ? a.partial : a.bundle_partial) + head * (GROUP * DIM);
 #pragma unroll
-                for (int p = 0; p < 2; p++) {
+                for (int e = 0; e < AT_ONCE; e++) {
                     int i = w.sub * 32 + w.lane + (begin + e) * 32 * EACH;
-                    int part = from + p;
-                    bool live = part < all && i < FOURS, own = part < u.parts;
-                    long long place = own ? part ? continued_at<1>(u.first + part, 0) : begun_at<1>(u.row, u.block)
-                                      : part > u.parts ? continued_at<BUNDLE>(shared.first + part - u.parts, u.share.member)
-                                                       : begun_at<BUNDLE>(u.row, u.block);
-                    long long head = place * TOGETHER + w.mine;
-                    weight[e][p] = load_if((own ? a.weights : a.bundle_weights) + head * GROUP + i * 4 / DIM, live);
-                    value[e][p] = load_16((own ? a.partial : a.bundle_partial) + head * (GROUP * DIM) + i * 4, live);
+                    bool live = part < all && i < FOURS;
+                    weight[e][p] = load_if(weights + i * 4 / DIM, live);
+                    value[e][p] = load_16(partial + i * 4, live);
                 }
+            }
 #pragma unroll
             for (int e = 0; e < AT_ONCE; e++)
 #pragma unroll
@@ -63,12 +77,11 @@ __device__ inline void join(const Args& a, const Unit& u, const SharedParts& sha
     }
 }
 
-// The warps of a head attend with a unit of a row, and join the parts of its result if the others are there already. `heads` are asked
-// for; those of the program's next unit are, once what is attended to has been read.
-__device__ inline void attend_row(Shared& s, Ring& r, const Args& a, Walk& walk, Unit& next, Heads& heads, u16* new_value, float scale, const Warp& w) {
-    const Unit u = next;
+// The warps of a head attend with a unit of a row, and join the parts of its result if the others are there already.
+__device__ inline void attend_row(Shared& s, Ring& r, const Args& a, const Unit& u, Heads& heads, u16* new_value, float scale, const Warp& w) {
     int lane = w.lane;
     bool last = u.stores();
+    heads.ask_from(a, u.row, u.block, last, 0, w);
     heads.give(s, a, u.row, u.block, new_value, last, w);
     w.together();
     Queries<1> queries;
@@ -86,20 +99,15 @@ __device__ inline void attend_row(Shared& s, Ring& r, const Args& a, Walk& walk,
     Found<1> f;
     f.begin();
     attend<1>(s, r, a, u, queries, f, scale, w);
-    next.row = -1;
-    if (walk.more()) {
-        next = walk.take(a);
-        heads.ask(a, next.row, next.block, next.length, next.stores(), w);
-    }
     f.end();
     int kv_head = u.block * TOGETHER + w.mine;
-    bool joined = u.parts > 1 || u.share.positions > 0;
+    bool joined = u.parts > 1 || u.shared > 0;
     Goal goal{joined, u.part ? continued_at<1>(block(), 0) : begun_at<1>(u.row, u.block), a.partial, a.weights, a.attended + (long long)u.row * ATT + kv_head * (GROUP * DIM)};
     goal.part = goal.part * TOGETHER + w.mine;
     if (EACH == 1)
-        give<1>(s, a, u, f, new_value, last, goal, w);
+        give<1>(s, f, 1, new_value, last, goal, w);
     else
-        add_up<1>(s, a, u, f, new_value, last, goal, w);
+        add_up<1>(s, f, 1, new_value, last, goal, w);
     if (!joined) return;
     w.together();
     if (u.parts > 1) {  // who comes last joins them
@@ -116,7 +124,7 @@ __device__ inline void attend_row(Shared& s, Ring& r, const Args& a, Walk& walk,
         if (before != u.parts - 1) return;
         if (w.sub == 0 && lane == 0) *arrived = 0;
     }
-    join(a, u, SharedParts(a, u), w);
+    join(a, u.row, u.block, u.first, u.parts, u.shared);
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS, 1) cut_contexts(const __grid_constant__ CutArgs a) {
@@ -135,14 +143,14 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) paged_decod
     Ring r;
     float scale = SOFTCAP ? (float)a.scale / (float)a.softcap : (float)a.scale * LOG2E;
     u16* new_value = s.new_value;
-    if (!walk.more()) return;
-    Unit next = walk.take(a);
-    Heads heads;
-    heads.turn.ask(a.cos, a.sin, next.length, w.lane);
-    wait_for_launches_before();
-    heads.ask_from(a, next.row, next.block, next.stores(), 0, w);
-    while (next.row >= 0) {
+    bool waited = false;
+    while (walk.more()) {
+        Unit u = walk.take(a);
+        Heads heads;
+        heads.turn.ask(a.cos, a.sin, u.length, w.lane);
+        if (!waited) wait_for_launches_before();
+        waited = true;
         new_value = new_value == s.new_value ? s.new_value + TOGETHER * DIM : s.new_value;  // slower warps still add the unit before up
-        attend_row(s, r, a, walk, next, heads, new_value, scale, w);
+        attend_row(s, r, a, u, heads, new_value, scale, w);
     }
 }

@@ -25,6 +25,7 @@ constexpr float LOG2E = 1.4426950408889634f;
 #define __global__
 #define __launch_bounds__(...)
 #define __grid_constant__
+#define __noinline__
 #define __cluster_dims__(...)
 
 struct uint4 {
