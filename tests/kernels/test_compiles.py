@@ -107,5 +107,6 @@ def test_paged_decode_compiles_for_hopper(
     macros = paged_defines(shape, 132)
     image = nvrtc.compiled("paged_decode.cu", macros)
     assert b"paged_decode" in image and b"cut_contexts" in image
+    assert b"bundle_decode" in nvrtc.compiled("bundle_decode.cu", macros)
     with pytest.raises(nvrtc.CudaError, match="less shared memory"):
         nvrtc.compiled("paged_decode.cu", macros | {"SHARED_BYTES": 1000})

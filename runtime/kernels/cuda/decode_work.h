@@ -128,18 +128,17 @@ struct BundleWalk {
 // Where in `partial` (MEMBERS 1) or `bundle_partial` a part of a row's result lies: of a piece's beginning, by the row; of others, by the
 // program, which has no second one, and by the row's place in the bundle.
 template <int MEMBERS>
-__device__ inline long long begun_at(int row, int block) { return PROGRAMS * MEMBERS + (long long)row * BLOCKS + block; }
+__device__ inline int begun_at(int row, int block) { return PROGRAMS * MEMBERS + row * BLOCKS + block; }
 template <int MEMBERS>
-__device__ inline long long continued_at(int program, int member) { return program * MEMBERS + member; }
+__device__ inline int continued_at(int program, int member) { return program * MEMBERS + member; }
 
 // Parts of what a row shares: how many, and the program of the first one.
 struct SharedParts {
     int first, count;
     int member;  // which row of its bundle it is
 
-    __device__ SharedParts(const Args& a, const Unit& u) : first(0), count(0), member(0) {
-        if (!u.shared) return;
-        member = Share(load_fixed(a.shares + u.row)).member;
+    __device__ SharedParts() : first(0), count(0), member(0) {}
+    __device__ SharedParts(const Args& a, const Unit& u) : member(Share(load_fixed(a.shares + u.row)).member) {
         int steps = u.shared / SPAN, total = a.bundle_places[PROGRAMS].at - BUNDLE_COST;
         int at = a.begins[u.row] + u.block * (steps + BUNDLE_COST) + BUNDLE_COST;
         first = program_of(at, total);

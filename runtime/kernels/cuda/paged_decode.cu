@@ -9,20 +9,13 @@
 #include <decode_attend.h>
 #include <decode_bring.h>
 
-// Joins the parts of a head's result, its own and those of what the row shares: a lane's numbers of two parts are asked for together.
-// A function of its own, so that its registers are not those of a launch beside which others must find room.
-__device__ __noinline__ void join(const Args& a, int row, int block, int first, int parts, int shared_positions) {
-    Warp w(thread_index());
-    Unit u;
-    u.row = row;
-    u.block = block;
-    u.first = first;
-    u.parts = parts;
-    u.shared = shared_positions;
-    SharedParts shared(a, u);
+// Joins the parts of a head's result, its own and, if SHARES, those of what the row shares: a lane's numbers of two parts are asked for
+// together.
+template <bool SHARES>
+__device__ inline void join(const Args& a, const Unit& u, const SharedParts& shared, const Warp& w) {
     constexpr int FOURS = GROUP * DIM / 4, ALL = (FOURS + 32 * EACH - 1) / (32 * EACH), AT_ONCE = ALL < 4 ? ALL : 4;
     u16* result = a.attended + (long long)u.row * ATT + (u.block * TOGETHER + w.mine) * (GROUP * DIM);
-    int all = u.parts + shared.count;
+    int all = SHARES ? u.parts + shared.count : u.parts;
 #pragma unroll 1
     for (int begin = 0; begin < ALL; begin += AT_ONCE) {
         float high[AT_ONCE], sum[AT_ONCE], y[AT_ONCE][4] = {};
@@ -33,24 +26,19 @@ __device__ __noinline__ void join(const Args& a, int row, int block, int first, 
             float weight[AT_ONCE][2];
             uint4 value[AT_ONCE][2];
 #pragma unroll
-            for (int p = 0; p < 2; p++) {
-                int part = from + p;
-                bool own = part < u.parts;
-                long long place = part == 0         ? begun_at<1>(u.row, u.block)
-                                  : own             ? continued_at<1>(u.first + part, 0)
-                                  : part == u.parts ? begun_at<BUNDLE>(u.row, u.block)
-                                                    : continued_at<BUNDLE>(shared.first + part - u.parts, shared.member);
-                long long head = place * TOGETHER + w.mine;
-                const float* weights = (own ? a.weights : a.bundle_weights) + head * GROUP;
-                const float* partial = (own ? a.partial : a.bundle_partial) + head * (GROUP * DIM);
+            for (int e = 0; e < AT_ONCE; e++)
 #pragma unroll
-                for (int e = 0; e < AT_ONCE; e++) {
-                    int i = w.sub * 32 + w.lane + (begin + e) * 32 * EACH;
-                    bool live = part < all && i < FOURS;
-                    weight[e][p] = load_if(weights + i * 4 / DIM, live);
-                    value[e][p] = load_16(partial + i * 4, live);
+                for (int p = 0; p < 2; p++) {
+                    int i = w.sub * 32 + w.lane + (begin + e) * 32 * EACH, part = from + p;
+                    bool live = part < all && i < FOURS, own = !SHARES || part < u.parts;
+                    int place = part == 0         ? begun_at<1>(u.row, u.block)
+                                : own             ? continued_at<1>(u.first + part, 0)
+                                : part == u.parts ? begun_at<BUNDLE>(u.row, u.block)
+                                                  : continued_at<BUNDLE>(shared.first + part - u.parts, shared.member);
+                    long long head = (long long)place * TOGETHER + w.mine;
+                    weight[e][p] = load_if((own ? a.weights : a.bundle_weights) + head * GROUP + i * 4 / DIM, live);
+                    value[e][p] = load_16((own ? a.partial : a.bundle_partial) + head * (GROUP * DIM) + i * 4, live);
                 }
-            }
 #pragma unroll
             for (int e = 0; e < AT_ONCE; e++)
 #pragma unroll
@@ -75,6 +63,17 @@ __device__ __noinline__ void join(const Args& a, int row, int block, int first, 
             to[1] = pack(y[e][2] * whole, y[e][3] * whole);
         }
     }
+}
+
+// A function of its own, so that its registers are not those of a launch beside which others must find room.
+__device__ __noinline__ void join_shared(const Args& a, int row, int block, int first, int parts, int positions) {
+    Unit u;
+    u.row = row;
+    u.block = block;
+    u.first = first;
+    u.parts = parts;
+    u.shared = positions;
+    join<true>(a, u, SharedParts(a, u), Warp(thread_index()));
 }
 
 // The warps of a head attend with a unit of a row, and join the parts of its result if the others are there already.
@@ -124,7 +123,10 @@ __device__ inline void attend_row(Shared& s, Ring& r, const Args& a, const Unit&
         if (before != u.parts - 1) return;
         if (w.sub == 0 && lane == 0) *arrived = 0;
     }
-    join(a, u.row, u.block, u.first, u.parts, u.shared);
+    if (u.shared)
+        join_shared(a, u.row, u.block, u.first, u.parts, u.shared);
+    else
+        join<false>(a, u, SharedParts(), w);
 }
 
 extern "C" __global__ void __launch_bounds__(CONSUMERS, 1) cut_contexts(const __grid_constant__ CutArgs a) {
