@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from runtime.api import SamplingParams
+from runtime.config import EngineConfig
+from runtime.engine import bundles
 from runtime.engine.loop import EngineLoop
+from runtime.engine.messages import Add, Output
+from runtime.kernels import nvrtc
 from tests.tiny_loop import KINDS, answers, folder, options
 
 pytestmark = [
@@ -63,3 +68,53 @@ def test_every_path_gives_the_tokens_of_the_cpu(kind: str, tmp_path: Path) -> No
 def test_two_ranks_on_every_path(name: str, tmp_path: Path) -> None:
     path = folder(tmp_path, "llama")
     check(path, answers(EngineLoop(options(path))), tensor_parallel_size=2, **RANKS[name])
+
+
+def together(prompts: list[list[int]], **more: Any) -> list[list[int]]:
+    """Greedy tokens of requests that run at the same time, by the embedded model."""
+    loop = EngineLoop(EngineConfig.of({"device": "cuda", "max_total_tokens": 16384, **more}))
+    found: dict[str, list[int]] = {}
+    try:
+        for i, tokens in enumerate(prompts):
+            found[str(i)] = []
+            assert not loop.handle(
+                Add(str(i), tokens, SamplingParams(temperature=0.0, max_new_tokens=16), seed=0)
+            )
+            if not i:  # its prompt is in the cache when the others come
+                loop.step()
+        left = set(found)
+        while left:
+            for message in loop.step():
+                assert isinstance(message, Output), message
+                found[message.id] += message.tokens
+                left -= {message.id} if message.finish is not None else set()
+    finally:
+        loop.close()
+    return list(found.values())
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_rows_that_begin_alike_give_the_tokens_of_rows_that_do_not(
+    page_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In bfloat16, so a near tie may fall the other way: for one in ten at most."""
+    torch.manual_seed(5)
+    head = torch.randint(5, 8000, (700,)).tolist()
+    prompts = [head + torch.randint(5, 8000, (1 + i,)).tolist() for i in range(40)]
+    reason = nvrtc.why_not(torch.device("cuda"))
+    if reason is not None:
+        pytest.skip(reason)
+    sharing: list[int] = []
+
+    def watched(*args: Any) -> Any:
+        found = bundles.bundles(*args)
+        sharing.append(0 if found is None else int((found[1] > 0).sum()))
+        return found
+
+    monkeypatch.setattr("runtime.engine.device.bundles", watched)
+    monkeypatch.setattr("runtime.engine.device._WORTH_SHARING", 0)
+    mine = together(prompts, page_size=page_size)
+    assert max(sharing) == len(prompts)
+    monkeypatch.setattr("runtime.engine.device._WORTH_SHARING", 1 << 60)
+    theirs = together(prompts, page_size=page_size)
+    assert sum(a == b for a, b in zip(mine, theirs, strict=True)) >= 36
