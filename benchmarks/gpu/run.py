@@ -7,6 +7,7 @@ a  1,000 requests of mixed lengths          b  decode at context 1,024, by batch
 c  16 prompts of 8,192 tokens               d  256 requests on 16 shared prefixes
 f  decode of a small model, by batch        p  kernels of a decode step by share
 g  decode by batch and context (benchmarks/gpu/growth.py draws it)
+h  decode of branches of one prompt, by batch and length: what they share is read once, or for each
 
 The engine's loop is driven in this process, with token ids in and out: no text, no HTTP. Times of b and f are of 128 (256)
 steps: a run with that many new tokens less a run with one.
@@ -117,6 +118,25 @@ class Bench:
                     self.log("skipped", batch=batch, context=context, reason=str(reason))
                 else:
                     self.decode((batch,), steps, context)
+
+    def h(self) -> None:
+        from runtime.engine import device
+
+        worth, steps = device._WORTH_SHARING, 64
+        for batch in self.batches or (2, 8, 16, 32, 64, 256, 512):
+            for length in (1024, 4096, 8192) if self.shape else (300,):
+                head = self.prompts(1, length)[0]
+                given = [head + tail for tail in self.prompts(batch, 16)]
+                self.run(given, 1)
+                ms: dict[str, float] = {}
+                for name, least in (("by choice", worth), ("once", 0), ("for each", 1 << 60)):
+                    device._WORTH_SHARING = least
+                    one, many = (min(self.run(given, n)[0] for _ in range(2)) for n in (1, 1 + steps))
+                    ms[name] = (many - one) / steps * 1e3
+                self.log(
+                    "branches", batch=batch, shared=length, ms=ms, once_of_each=ms["once"] / ms["for each"]
+                )
+        device._WORTH_SHARING = worth
 
     def c(self) -> None:
         found = [self.run(self.prompts(16, 8192), 1)[0] for _ in range(3)]
