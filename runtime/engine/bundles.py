@@ -57,6 +57,12 @@ def saved_positions(found: np.ndarray) -> int:
     return int((words[members] >> 32).sum())
 
 
+def bundle_count(found: np.ndarray) -> int:
+    """How many there are."""
+    words = found[1]
+    return int(((words > 0) & (words >> 8 & 0xFF == 0)).sum())
+
+
 def _sorted(table: np.ndarray, seats: Array, counts: Array, first: int) -> Array:
     """An order in which rows that have much in common are neighbours: by some of their pages, closer together at the beginning."""
     columns = [first]

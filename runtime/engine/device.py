@@ -22,7 +22,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
-from runtime.engine.bundles import bundles, saved_positions
+from runtime.engine.bundles import bundle_count, bundles, saved_positions
 from runtime.engine.compile_ahead import StartKind, compile_ahead, settle_keys
 from runtime.engine.first_launches import launch_all, rehearse
 from runtime.engine.graphs import DecodeGraphs, graph_rows, graph_sizes
@@ -40,8 +40,10 @@ from runtime.sampling.sampler import Sampler, SamplingState, adjust, by_triton, 
 log = logging.getLogger("runtime.engine")
 # Tokens whose keys a captured step reads once more at most, since each row of a request reads all of the request's.
 _READ_AGAIN = 1 << 16
-# Bytes of a layer that rows which begin alike read less, from which on that is worth a way that else takes up to 10 us longer.
-_WORTH_SHARING = 40 << 20
+# Bytes of a layer that rows which begin alike must read less, or that is not worth it: as many as come in 20 us, which launches of their
+# own may take longer than a step in one launch, and in the half a us that a part takes to be joined.
+_WORTH_SHARING, _WORTH_A_PART = 84 << 20, 2 << 20
+_MOST_PARTS = 132  # of what a bundle shares: a multiprocessor each
 
 
 class DeviceRunner(ModelRunner):
@@ -214,7 +216,7 @@ class DeviceRunner(ModelRunner):
         return self._arriving(batch, written.view(-1), counts=lines[2])
 
     def _bundles(self, seats: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
-        """`bundles` of these rows, where they save as much as _WORTH_SHARING. They stay as they are until
+        """`bundles` of these rows, where they save as much as is worth it. They stay as they are until
         other requests are in the batch."""
         assert self.graphs is not None
         key = seats.tobytes()
@@ -229,7 +231,9 @@ class DeviceRunner(ModelRunner):
             return None
         store = self.store
         position = 2 * store.k[0, 0].numel() * store.k.element_size()
-        return found if saved_positions(found) * position >= _WORTH_SHARING else None
+        saved, made = saved_positions(found), bundle_count(found)
+        enough = _WORTH_SHARING + _WORTH_A_PART * -(-_MOST_PARTS // made)
+        return found if saved * position >= enough else None
 
     # -- any batch ------------------------------------------------------------------------------------------
 
@@ -251,6 +255,8 @@ class DeviceRunner(ModelRunner):
         pooled = [i for i, s in enumerate(slices) if s.pool] if self.head is not None else []
         chosen = [slices[i] for i in pooled] or draws(slices)
         wanted = starts[1:][pooled] - 1 if pooled else drawn_rows(slices, starts[1:])
+        if not len(wanted):  # a prompt's first chunk: some row, so that no kernel meets none
+            wanted = starts[1:][-1:] - 1
         sent = self._staging.send(
             ids, np.concatenate(positions), np.concatenate(slots), seats, lengths, starts,
             wanted, rows, columns, pages, [s.seat for s in chosen], self._packed(chosen),

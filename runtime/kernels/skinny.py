@@ -275,6 +275,8 @@ def skinny_linear(
             raise ValueError(
                 f"skinny_linear: {name} must be contiguous {(rows, n)}, got {tuple(value.shape)}"
             )
+    if not rows:
+        return x.new_empty(0, n) if out is None else out
     t = tiles or linear_tiles(x.device, rows, n, k, x.dtype, gated is not None)
     if t.kind == "gemv" and rows != 1:
         raise ValueError(f"skinny_linear: gemv tiles take one row, got {rows}")

@@ -42,6 +42,7 @@ def found(pages: PageRows, seats: list[int], starts: list[int], span: int, most:
         members = tuple(order[index - member : index - member + count].tolist())
         assert order[index] == row and 2 <= count <= most
         assert bundled.setdefault(tuple(sorted(members)), positions) == positions
+    assert bundles.bundle_count(result) == len(bundled) and bundles.saved_positions(result) == saved(bundled)
     for members, positions in bundled.items():
         assert positions % span == 0 and positions <= min(starts[i] for i in members)
         kept = positions // pages.page_size

@@ -117,7 +117,7 @@ def test_rows_that_begin_alike_give_the_tokens_of_rows_that_do_not(
         return found
 
     monkeypatch.setattr("runtime.engine.device.bundles", watched)
-    monkeypatch.setattr("runtime.engine.device._WORTH_SHARING", 0)
+    monkeypatch.setattr("runtime.engine.device._WORTH_SHARING", -(1 << 60))
     mine = together(prompts, page_size=page_size)
     assert max(sharing) > 30, "but for one that is left alone, perhaps"
     monkeypatch.setattr("runtime.engine.device._WORTH_SHARING", 1 << 60)

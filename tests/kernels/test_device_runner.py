@@ -18,6 +18,7 @@ from runtime.engine.device import DeviceRunner, device_runner
 from runtime.engine.first_launches import launch_all
 from runtime.engine.graphs import graph_sizes
 from runtime.engine.runner import ModelRunner
+from runtime.kernels.skinny import skinny_linear
 from runtime.kernels.tuning import decode_tiles
 from runtime.kv.store import KVStore
 from runtime.models.decoder import Decoder
@@ -200,6 +201,32 @@ def test_known_tokens_are_rows_of_a_graph(device: torch.device, monkeypatch: pyt
     prompts = [s for batch in captured for s in batch.slices if s.tokens]
     assert {len(s.tokens) for s in prompts} > {1, 3} and not all(s.sample for s in prompts)
     assert not any(s.scores >= 0 for s in prompts)
+
+
+def test_chunks_from_which_nobody_draws_compute_a_row(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt alone, longer than a chunk: the last layer, which leaves out rows, has one all the same."""
+    model = decoder("llama", device)
+    scheduler = Scheduler(pages=8, page_size=16, context=96, chunk=16, depth=1, max_running=4)
+    store = KVStore(model.spec, scheduler.cache.pool.total, 16, torch.float32, str(device))
+    rows: list[int] = []
+
+    def watched(x: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        rows.append(len(x))
+        return skinny_linear(x, *args, **options)
+
+    monkeypatch.setattr("runtime.models.fused.skinny_linear", watched)
+    with torch.inference_mode():
+        runner = device_runner(
+            model, store, TritonAttention(store), (), None, seats=4, context=96, largest_graph=0
+        )
+        scheduler.add(Request("a", list(range(40)), SamplingParams(temperature=0), max_new=1, seed=0))
+        while not scheduler.idle:
+            batch = scheduler.next_batch()
+            assert batch is not None
+            scheduler.commit(runner.collect(runner.launch(batch)))
+    assert min(rows) == 1 and max(rows) == 16
 
 
 @pytest.mark.parametrize("packed", [False, True])

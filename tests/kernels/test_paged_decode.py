@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from itertools import accumulate, pairwise
@@ -328,7 +329,9 @@ def pieces_of(places: list[list[int]], rows: list[int], steps: list[int], cost: 
         assert reached == count
     spent = [sum(end - begin + cost for _, begin, end in pieces) for pieces in every]
     if ends:
-        most = -(-ends[-1] // min(len(spent), ends[-1])) + cost
+        used = places[-1][1]
+        assert used <= min(len(spent), ends[-1])
+        most = -(-ends[-1] // used) + cost
         assert max(spent) <= most, "beyond an equal share, of one part that began before"
     return every
 
@@ -358,6 +361,7 @@ def cut(
     found = pieces_of(whole, rows, [steps(n - 1 - s) for n, s in zip(lengths, shared, strict=True)], COST)
     pieces_of(windowed, rows, [steps(min(n, window) - 1) for n in lengths], COST)
     pieces_of(together, [at for at, _ in bundles], [n for _, n in bundles], 2 * COST)
+    assert together[-1][1] <= sum(math.ceil((2 * n) ** 0.5) for _, n in bundles)
     return found
 
 

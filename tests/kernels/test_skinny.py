@@ -67,6 +67,14 @@ def test_one_scratch_serves_layer_after_layer(device: torch.device) -> None:
         assert not scratch.arrived.any()
 
 
+def test_no_rows_are_no_launch(device: torch.device) -> None:
+    """The tiles of few rows are those of one."""
+    x, w = torch.ones(0, 64, device=device), torch.ones(8, 64, device=device)
+    for tiles in (GEMV, None):
+        assert skinny_linear(x, w, tiles=tiles).shape == (0, 8)
+        assert skinny_linear(x, w, gated="silu", out=torch.ones(0, 4, device=device)).shape == (0, 4)
+
+
 def test_refusals(device: torch.device) -> None:
     x, w = torch.zeros(2, 64, device=device), torch.zeros(33, 64, device=device)
     with pytest.raises(

@@ -25,21 +25,22 @@ __device__ inline int steps_of(int length, int window, int shared) { return larg
 constexpr int UNIT_COST = larger(1, (128 << 10) / (2 * SPAN * ROW));
 constexpr int BUNDLE_COST = 2 * UNIT_COST;
 
-// The program that has place `at` of `total` on the line. Where there are fewer than programs, some have none.
-__device__ inline int program_of(int at, int total) {
-    return (int)(((long long)(at + 1) * least(PROGRAMS, total) - 1) / total);
-}
+// Of the `used` programs that share the line, the one that has place `at` of `total`.
+__device__ inline int program_of(int at, int total, int used) { return (int)(((long long)(at + 1) * used - 1) / total); }
 
-__device__ inline int first_of(int program, int total) { return (int)((long long)program * total / least(PROGRAMS, total)); }
+__device__ inline int first_of(int program, int total, int used) { return (int)((long long)program * total / used); }
+
+// Parts of what a bundle shares, at most: who joins them reads one after another, so more would cost more than they save.
+__device__ inline int most_parts(int steps) { return steps ? (int)ceilf(sqrtf(2.0f * steps)) : 0; }
 
 // A program's way through its units of a line whose pieces cost `COST` steps more.
 template <int COST>
 struct Way {
     Place next;
-    int end, total;
+    int end, total, used;
     int each;  // parts of each piece; 0: the line is cut into equal lengths
 
-    __device__ Way(const Place* places) : next(places[block()]), end(places[block() + 1].at), total(places[PROGRAMS].at - COST), each(places[PROGRAMS].row) {}
+    __device__ Way(const Place* places) : next(places[block()]), end(places[block() + 1].at), total(places[PROGRAMS].at - COST), used(places[PROGRAMS].block), each(places[PROGRAMS].row) {}
     __device__ bool more() const { return next.at < end; }
     // The next unit, of a piece of so many steps: of these which, and which part. Whether the piece's last block is done then.
     __device__ bool take(Unit& u, int steps) {
@@ -52,9 +53,9 @@ struct Way {
         u.part = 0;
         u.parts = 1;
         if (until - next.step < steps) {
-            u.first = each ? (next.row * BLOCKS + next.block) * each : program_of(from, total);
+            u.first = each ? (next.row * BLOCKS + next.block) * each : program_of(from, total, used);
             u.part = ::block() - u.first;
-            u.parts = each ? least(each, steps) : program_of(from + steps - 1, total) - u.first + 1;
+            u.parts = each ? least(each, steps) : program_of(from + steps - 1, total, used) - u.first + 1;
         }
         next.at = from + until;
         next.step = until;
@@ -139,14 +140,14 @@ struct SharedParts {
 
     __device__ SharedParts() : first(0), count(0), member(0) {}
     __device__ SharedParts(const Args& a, const Unit& u) : member(Share(load_fixed(a.shares + u.row)).member) {
-        int steps = u.shared / SPAN, total = a.bundle_places[PROGRAMS].at - BUNDLE_COST;
+        int steps = u.shared / SPAN, total = a.bundle_places[PROGRAMS].at - BUNDLE_COST, used = a.bundle_places[PROGRAMS].block;
         int at = a.begins[u.row] + u.block * (steps + BUNDLE_COST) + BUNDLE_COST;
-        first = program_of(at, total);
-        count = program_of(at + steps - 1, total) - first + 1;
+        first = program_of(at, total, used);
+        count = program_of(at + steps - 1, total, used) - first + 1;
     }
 };
 
-// Where each program begins on a line: of what rows have alone, in layers without a window (0) or with one (1), or of bundles (2).
+// Where each program begins on a line, and behind all of them how many there are: of what rows have alone, in layers without a window (0) or with one (1), or of bundles (2).
 // A block of CONSUMERS threads; `sums` holds twice as many.
 __device__ inline void cut_work(const CutArgs& a, int* sums, int line, int thread) {
     bool bundles = line == 2, shares = a.shares && line != 1;
@@ -159,11 +160,11 @@ __device__ inline void cut_work(const CutArgs& a, int* sums, int line, int threa
         Share found = share_of(shares ? (int)a.order[i] : -1);
         return found.positions && found.member == 0 && found.index == i ? found.positions / SPAN : 0;
     };
-    int own = 0, top = 0;
+    int own = 0, top = 0;  // the longest, or of bundles the most parts of all
     for (int i = begin; i < last; i++) {
         int steps = steps_at(i);
         own += steps ? steps + cost : 0;
-        top = larger(top, steps);
+        top = bundles ? top + most_parts(steps) * BLOCKS : larger(top, steps);
     }
     sums[thread] = own;
     tops[thread] = top;
@@ -172,10 +173,11 @@ __device__ inline void cut_work(const CutArgs& a, int* sums, int line, int threa
         int more = thread >= reach ? sums[thread - reach] : 0, other = thread >= reach ? tops[thread - reach] : 0;
         all_together();
         sums[thread] += more;
-        tops[thread] = larger(tops[thread], other);
+        tops[thread] = bundles ? tops[thread] + other : larger(tops[thread], other);
     }
     all_together();
-    int total = sums[CONSUMERS - 1] * BLOCKS, longest = tops[CONSUMERS - 1], used = least(PROGRAMS, total), items = rows * BLOCKS;
+    int total = sums[CONSUMERS - 1] * BLOCKS, longest = tops[CONSUMERS - 1];
+    int used = least(least(PROGRAMS, total), bundles ? longest : PROGRAMS), items = rows * BLOCKS;
     int each = items <= PROGRAMS ? PROGRAMS / items : 0, whole = (items + PROGRAMS - 1) / PROGRAMS;  // parts of an item, items of a program
     int alike_cost = each ? (longest + each - 1) / each + cost : whole * (longest + cost);
     bool alike = !bundles && alike_cost <= (total + used - 1) / used + cost;  // a part more than the line counts
@@ -193,15 +195,15 @@ __device__ inline void cut_work(const CutArgs& a, int* sums, int line, int threa
             if (!each && item % whole == 0) places[item / whole] = Place{i, b, 0, at};
         }
         if (!alike)  // programs that begin in it
-            for (int p = (int)(((long long)from * used + total - 1) / total); p < used && first_of(p, total) < from + wide * BLOCKS; p++) {
-                int within = first_of(p, total) - from, b = within / wide, step = larger(0, within % wide - cost);
+            for (int p = (int)(((long long)from * used + total - 1) / total); p < used && first_of(p, total, used) < from + wide * BLOCKS; p++) {
+                int within = first_of(p, total, used) - from, b = within / wide, step = larger(0, within % wide - cost);
                 places[p] = Place{i, b, step, from + b * wide + cost + step};
             }
         if (bundles)
             for (int m = 0, count = share_of((int)a.order[i]).count; m < count; m++) a.begins[a.order[i + m]] = from;
         from += wide * BLOCKS;
     }
-    if (alike) used = each ? items * each : (items + whole - 1) / whole;
+    int last_one = !alike ? used : each ? items * each : (items + whole - 1) / whole;
     if (thread == 0)
-        for (int p = used; p <= PROGRAMS; p++) places[p] = Place{alike && p == PROGRAMS ? each : 0, 0, 0, total + cost};
+        for (int p = last_one; p <= PROGRAMS; p++) places[p] = p < PROGRAMS ? Place{0, 0, 0, total + cost} : Place{alike ? each : 0, used, 0, total + cost};
 }
