@@ -9,9 +9,8 @@ import numpy as np
 from runtime.engine.inputs import PageRows
 from runtime.kernels.sharing import Array, share_words
 
-LEAST = (
-    256  # positions that are worth it: below, joining a row's two parts costs what reading them once saves
-)
+# Positions that are worth it: below, joining a row's two parts costs what reading them once saves.
+LEAST = 256
 
 
 def bundles(pages: PageRows, seats: Array, starts: Array, span: int, most: int) -> np.ndarray | None:

@@ -284,7 +284,8 @@ class PagedDecode:
         places = self._places[0 if window is None else 1]
         shared = self._shared(sharing if window is None else None, rows)
         tensors = (
-            qkv, out, *scratch[:5], places, self._places[2], scratch.begins, *shared, table, seats, lengths, slots, turning.q_weight, turning.k_weight, turning.cos, turning.sin, pool_k, pool_v,
+            qkv, out, *scratch[:5], places, self._places[2], scratch.begins, *shared, table, seats, lengths, slots,
+            turning.q_weight, turning.k_weight, turning.cos, turning.sin, pool_k, pool_v,
         )  # fmt: skip
         arguments = _Arguments(
             *(None if t is None else t.data_ptr() for t in tensors),
@@ -337,7 +338,7 @@ class PagedDecode:
             threads, shared = 32 * (CONSUMERS + self._macros["COPIERS"]), self._macros["SHARED_BYTES"]
             cut = made(attending, "cut_contexts", programs=3, threads=32 * CONSUMERS, shared=_CUT_SHARED)
             attend = made(attending, "paged_decode", programs=self.programs, threads=threads, shared=shared)
-            if not bundling:
+            if not bundling:  # nothing is shared then, and the last is not asked for
                 return cut.after, attend.after, attend.after
             threads = 32 * CONSUMERS + _WARPGROUP
             bundles = made(

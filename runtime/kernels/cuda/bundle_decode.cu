@@ -55,7 +55,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + WARPGROUP, 1) bundle_de
     more_registers<224>();
     Warp w(thread);
     Ring r;
-    float scale = SOFTCAP ? (float)a.scale / (float)a.softcap : (float)a.scale * LOG2E;
+    float scale = scale_of(a);
     wait_for_launches_before();  // by all programs, so that who waits for this launch has waited for those before
     while (walk.more()) attend_bundle(s, r, a, walk.take(a), scale, w);
 }

@@ -4,6 +4,9 @@
 
 #include <decode_heads.h>
 
+// What a product is multiplied by before `scored` caps it, or makes it a power of two.
+__device__ inline float scale_of(const Args& a) { return SOFTCAP ? (float)a.scale / (float)a.softcap : (float)a.scale * LOG2E; }
+
 __device__ inline float scored(const Args& a, float scale, float product) {
     if (!SOFTCAP) return product * scale;
     return tanhf(product * scale) * (float)a.softcap * LOG2E;

@@ -147,8 +147,8 @@ struct SharedParts {
     }
 };
 
-// Where each program begins on a line, and behind all of them how many there are: of what rows have alone, in layers without a window (0) or with one (1), or of bundles (2).
-// A block of CONSUMERS threads; `sums` holds twice as many.
+// Where each program begins on a line, and behind all of them how many share it: of what rows have alone, in layers without a window (0)
+// or with one (1), or of bundles (2). A block of CONSUMERS threads; `sums` holds twice as many.
 __device__ inline void cut_work(const CutArgs& a, int* sums, int line, int thread) {
     bool bundles = line == 2, shares = a.shares && line != 1;
     int window = line == 1 ? (int)a.window : FOREVER, rows = (int)a.rows, *tops = sums + CONSUMERS;

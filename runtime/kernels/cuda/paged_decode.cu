@@ -143,7 +143,7 @@ extern "C" __global__ void __launch_bounds__(CONSUMERS + FEEDERS, 1) paged_decod
     if (thread >= CONSUMERS) return bring<true>(s, a, walk, thread - CONSUMERS);
     Warp w(thread);
     Ring r;
-    float scale = SOFTCAP ? (float)a.scale / (float)a.softcap : (float)a.scale * LOG2E;
+    float scale = scale_of(a);
     u16* new_value = s.new_value;
     bool waited = false;
     while (walk.more()) {
