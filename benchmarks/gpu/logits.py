@@ -29,7 +29,8 @@ from runtime.models.decoder import Decoder
 from runtime.models.load import load_model
 
 TOP = 20  # tokens of a step that are compared
-Found = tuple[list[int], list[list[int]], Tensor]  # prompt and what was written, `TOP` ids of each step, their log-probabilities
+# of each prompt: its tokens, `TOP` ids of each step, their log-probabilities
+Found = tuple[list[int], list[list[int]], Tensor]
 
 
 class Plain:
