@@ -26,7 +26,7 @@ from runtime.kernels import nvrtc
 from runtime.kernels.activation import ACTIVATIONS, gated_mul
 from runtime.kernels.argmax import argmax
 from runtime.kernels.argmax_ranks import WORDS, argmax_ranks
-from runtime.kernels.cluster_linear import SPLITS, ClusterForm, ClusterLinear
+from runtime.kernels.cluster_linear import ADDING, ROWS, SPLITS, ClusterForm, ClusterLinear, Half
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.decode_step import begin_step, end_step
 from runtime.kernels.kv_store import store_kv
@@ -253,6 +253,20 @@ def many_rows() -> Iterator[tuple[str, Callable[[], object]]]:
             x, w = normal(40, 328), normal(272 if form.gated else 136, 328)
             small = ClusterLinear(DEVICE, form)
             yield f"cluster {form}", lambda: small(x, w, bias=w[:, 0].contiguous())
+    for columns in ADDING:
+        adds = ClusterForm(136, 328, None, columns, 4, adds=True)
+        first = ClusterLinear(DEVICE, adds)
+        second = ClusterLinear(DEVICE, ClusterForm(72, 136, "silu", 48, 1, normed=adds.parts))
+        yield f"halves of a norm {adds}", lambda: halves(first, second)
+
+
+def halves(first: ClusterLinear, second: ClusterLinear) -> Tensor:
+    """A product that adds to a residual, and the next one, which share a norm."""
+    squares = torch.zeros(first.form.parts, ROWS, device=DEVICE)
+    x, v = normal(40, first.form.n), normal(2 * second.form.n, second.form.k)
+    whole = Half(squares, residual=x, weight=x[0].clone())
+    y = first(normal(40, first.form.k), normal(first.form.n, first.form.k), half=whole)
+    return second(y, v, half=Half(squares, 1e-5))
 
 
 def exchange(rows: int, width: int) -> None:

@@ -1,6 +1,7 @@
 """Linear layers of 17 to 64 rows on Hopper whose matrices are small (cuda/cluster_linear.cu).
 
-Weights are on their way before the launch before has ended, and clusters of programs share the inner dimension.
+Weights are on their way before the launch before has ended, and clusters of programs share the inner dimension. The RMS norm between
+two of them can be theirs: who adds to the residual scales it and sums its squares by parts, who reads that takes the root.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _THREADS = 192
 _ALIGNED = 1024
 COLUMNS = (32, 48, 64, 80, 96, 128)
 SPLITS = (1, 2, 4, 8)
+ADDING = (32, 64, 128)  # columns of those that add to a residual: a row's are a warp's or a part of it
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,9 @@ class ClusterForm:
     """A matrix [n, k] (n of each factor if `gated` names an activation), and how it is cut.
 
     columns  matrix rows that a program takes, of both factors together
-    split    programs of a cluster, each with a share of k
+    split    programs of a cluster, each with a share of k; 2 at least if it adds
+    adds     the product is added to a residual, whose norm follows
+    normed   0, or of how many parts (`parts`) of another product rows are, that adds to a residual
     """
 
     n: int
@@ -40,6 +44,19 @@ class ClusterForm:
     gated: str | None
     columns: int
     split: int
+    adds: bool = False
+    normed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.adds and (self.gated or self.split == 1 or self.columns not in ADDING):
+            raise ValueError(
+                f"a product that adds has no gate, 2 programs at least and {ADDING} columns, not {self}"
+            )
+
+    @property
+    def parts(self) -> int:
+        """Sums of squares of a row that it leaves if it adds."""
+        return -(-self.n // self.columns)
 
     @property
     def programs(self) -> int:
@@ -51,7 +68,8 @@ class ClusterForm:
         deep = -(-self.k // _DEEP)
         steps = -(-deep // self.split)
         x, w = ROWS * _DEEP * 2 + 16, self.columns * _DEEP * 2 + 16
-        room = nvrtc.MOST_SHARED - _ALIGNED
+        beside = _ALIGNED + (16 + ROWS * 4 if self.normed else 0)
+        room = nvrtc.MOST_SHARED - beside
         weights = max(1, min(steps, (room - min(steps, 3) * x) // w))
         inputs = max(1, min(steps, (room - weights * w) // x))
         rings = weights * (w - 16) + inputs * (x - 16)
@@ -60,9 +78,11 @@ class ClusterForm:
             "GATE": -1 if self.gated is None else ACTIVATIONS.index(self.gated),
             "COLUMNS": self.columns,
             "SPLIT": self.split,
+            "ADDS": int(self.adds),
+            "NORMED": self.normed,
             "W_STAGES": weights,
             "X_STAGES": inputs,
-            "SHARED_BYTES": max(rings, sums) + 16 * (weights + inputs) + _ALIGNED,
+            "SHARED_BYTES": max(rings, sums) + 16 * (weights + inputs) + beside,
         }
 
 
@@ -71,9 +91,43 @@ class _Arguments(ctypes.Structure):
 
     _fields_ = (
         *((name, TensorMap) for name in ("x", "w")),
-        *((name, ctypes.c_void_p) for name in ("bias", "out")),
-        *((name, ctypes.c_int64) for name in ("rows", "n", "k", *(f"unused_{i}" for i in range(3)))),
+        *((name, ctypes.c_void_p) for name in ("bias", "out", "residual", "weight", "squares")),
+        *((name, ctypes.c_float) for name in ("eps", "offset")),
+        *((name, ctypes.c_int64) for name in ("rows", "n", "k", *(f"unused_{i}" for i in range(7)))),
     )
+
+
+@dataclass(frozen=True)
+class Half:
+    """Half a norm: what a product that adds is given, or one whose x comes from such a product.
+
+    squares   float32 [parts of the product that adds, ROWS], written by it and read by the next one
+    residual  [rows, n], changed in place; None where it is read
+    weight    [n] of the norm, and what is added to it
+    """
+
+    squares: Tensor
+    eps: float = 0.0
+    residual: Tensor | None = None
+    weight: Tensor | None = None
+    offset: float = 0.0
+
+    def misfit(self, form: ClusterForm, rows: int, dtype: torch.dtype) -> str | None:
+        """What does not fit a product of so many rows."""
+        parts = form.parts if form.adds else form.normed
+        if self.squares.shape != (parts, ROWS) or self.squares.dtype != torch.float32:
+            return (
+                f"squares {tuple(self.squares.shape)} {self.squares.dtype}, not {(parts, ROWS)} torch.float32"
+            )
+        if not self.squares.is_contiguous():
+            return "squares are not contiguous"
+        if not form.adds:
+            return None
+        for tensor, shape in ((self.residual, (rows, form.n)), (self.weight, (form.n,))):
+            if tensor is None or tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
+                given = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
+                return f"residual or weight {given}, not contiguous {shape} {dtype}"
+        return None
 
 
 class ClusterLinear:
@@ -106,11 +160,13 @@ class ClusterLinear:
         bias: Tensor | None = None,
         out: Tensor | None = None,
         early: bool = False,
+        half: Half | None = None,
     ) -> Tensor:
         """x [rows, k] times w [n, k], or [2 n, k] if gated, plus bias [n] or [2 n]: [rows, n] in bfloat16, sums run in float32.
 
         out    contiguous [rows, n], for the result
         early  it may begin while the launch before it ends, for which it waits before it reads x
+        half   of a norm, if the form adds (returned is the residual after it times the norm's weight) or is normed (x is that)
 
         Raises ValueError if shapes do not fit.
         """
@@ -121,16 +177,23 @@ class ClusterLinear:
         for dtype in (x.dtype, w.dtype, x.dtype if bias is None else bias.dtype):
             if (reason := why_not(form.n, k, dtype)) is not None:
                 raise ValueError(f"ClusterLinear: {reason}")
+        if (half is not None) != (form.adds or form.normed > 0):
+            raise ValueError(
+                f"ClusterLinear: half a norm belongs to a product that adds or is normed, not {form}"
+            )
+        if half is not None and (wrong := half.misfit(form, rows, x.dtype)) is not None:
+            raise ValueError(f"ClusterLinear: {wrong}")
         if bias is not None and bias.shape != (tall,):
             raise ValueError(f"ClusterLinear: bias {tuple(bias.shape)} does not fit {form}")
         if out is None:
             out = torch.empty(rows, form.n, dtype=x.dtype, device=x.device)
         if rows:
             launch, maps = self._loaded()
-            half = form.columns // 2
-            tiles = maps(x, ROWS, _DEEP), maps(w, half, _DEEP)
-            given = None if bias is None else bias.data_ptr()
-            launch(_Arguments(*tiles, given, out.data_ptr(), rows, form.n, k), early)
+            tiles = maps(x, ROWS, _DEEP), maps(w, form.columns // 2, _DEEP)
+            norm: tuple[float | None, ...] = (None, None, None, 0.0, 0.0)
+            if half is not None:
+                norm = *map(_address, (half.residual, half.weight, half.squares)), half.eps, half.offset
+            launch(_Arguments(*tiles, _address(bias), out.data_ptr(), *norm, rows, form.n, k), early)
         return out
 
     def _loaded(self) -> tuple[Launch, Maps]:
@@ -146,21 +209,25 @@ class ClusterLinear:
         return kernel.after, described
 
 
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
 @lru_cache(maxsize=64)
-def _linear(device: torch.device, form: ClusterForm) -> ClusterLinear | None:
-    """None where nobody can compile it."""
+def product_of(device: torch.device, form: ClusterForm) -> ClusterLinear | None:
+    """What multiplies by this form, being compiled; None where nobody can compile it."""
     return None if nvrtc.why_not(device) is not None else ClusterLinear(device, form)
 
 
 def prepare(device: torch.device, forms: Iterable[ClusterForm]) -> None:
     """Have their kernels compiled, by threads, where they can be."""
     for form in forms:
-        _linear(device, form)
+        product_of(device, form)
 
 
 def linear_of(x: Tensor, w: Tensor, gated: str | None, columns: int, split: int) -> ClusterLinear | None:
-    """What multiplies these, cut so; None if nothing can."""
+    """What multiplies these, cut so; None if nothing can. The rest as in `ClusterForm`."""
     n = w.shape[0] // 2 if gated else w.shape[0]
     if why_not(n, w.shape[1], x.dtype) is not None or len(x) > ROWS or not (takes(x) and takes(w)):
         return None
-    return _linear(x.device, ClusterForm(n, w.shape[1], gated, columns, split))
+    return product_of(x.device, ClusterForm(n, w.shape[1], gated, columns, split))

@@ -3,7 +3,7 @@
 It stands in for a `Decoder` whose layers it can compute: pre-norm RMS layers with rotary embedding and a gated MLP. A decode
 step of few rows is one launch where that is quickest (kernels/whole_step.py). Else a single token goes through
 matrix-vector kernels that take the norm before and the residual after along; more rows have norm and residual in one
-launch between the products. Sums are those of the plain layers up to their order.
+launch between the products, or none (models/clustered.py). Sums are those of the plain layers up to their order.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from runtime.kernels.tuning import cluster_tiles, processors, step_rows
 from runtime.kernels.whole_step import WholeStep
 from runtime.kernels.whole_step import why_not as why_not_whole
 from runtime.kv.store import KVStore
+from runtime.models.clustered import ClusteredSteps, clustered_steps
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import MoeSpec, NormSpec
 
@@ -102,14 +103,27 @@ class FusedDecoder:
         if model.dtype == torch.bfloat16:
             for gate in {_GATES[x.spec.mlp.activation] for x in self._layers}:
                 wgmma_linear.prepare(store.k.device, gate)
-            cluster_linear.prepare(
-                store.k.device, {form for x in self._layers for form in cluster_forms(x, store.k.device)}
-            )
+        self._clustered = self._clustered_steps(store.k.device)
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
         self._step = _measured(model, store, peers) if step == "measured" else step
         rows = f", one launch for all of them up to {self._step.rows} rows" if self._step else ""
+        if self._clustered is not None:
+            few = self._clustered.rows
+            rows += f", none for norms of {few.start} to {few.stop - 1} rows"
         self.form = f"fused kernels{rows}"
+
+    def _clustered_steps(self, device: torch.device) -> ClusteredSteps | None:
+        """Those of few rows and small matrices, whose kernels are compiled from now on."""
+        if self.dtype != torch.bfloat16:
+            return None
+        steps = None
+        if self.model.group is None:
+            gates = [_GATES[x.spec.mlp.activation] for x in self._layers]
+            steps = clustered_steps(self._layers, gates, self._norms, self._last, device)
+        if steps is None:  # what of a layer is by clusters has plain norms around it
+            cluster_linear.prepare(device, {form for x in self._layers for form in cluster_forms(x, device)})
+        return steps
 
     def in_one_launch(self, rows: int) -> bool:
         """Whether a step of so many requests is one launch. Each row must be another request's then."""
@@ -151,6 +165,10 @@ class FusedDecoder:
                 self._linear(h, layer.mlp.down, residual=x, out=x)
             h = rms_norm(x, self._last.weight, self._last.eps, self._last.offset)
             return h if rows is None else h[rows]
+        if self._clustered is not None and self._clustered.runs(len(ids)):
+            return self._clustered(
+                x, lambda qkv, layer: self._attend(qkv, positions, layer, impl), chosen=rows
+            )
         first = self._norms[0][0]
         h = rms_norm(x, first.weight, first.eps, first.offset)
         for i, layer in enumerate(self._layers):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from runtime.kernels import cluster_linear, tuning
 from runtime.kernels.activation import ACTIVATIONS
-from runtime.kernels.cluster_linear import COLUMNS, ROWS, SPLITS, ClusterForm, ClusterLinear
+from runtime.kernels.cluster_linear import ADDING, COLUMNS, ROWS, SPLITS, ClusterForm, ClusterLinear, Half
+from runtime.kernels.norm import rms_norm_reference
 from runtime.kernels.nvrtc import MOST_SHARED
 from runtime.kernels.skinny import skinny_linear, skinny_linear_reference
 from runtime.kernels.tensor_map import Maps
@@ -113,6 +114,94 @@ def test_random_sizes(
     check(make(form, seed), rows, strided=strided, bias=bias)
 
 
+def check_halves(first: ClusterLinear, second: ClusterLinear, rows: int, *, bias: bool = False) -> None:
+    """A product that adds to a residual, and one of the residual's norm, between which the norm is shared."""
+    device, n, k = first.device, first.form.n, first.form.k
+    tall = second.form.n * (2 if second.form.gated else 1)
+    weight, y, x = (torch.randn(*size).to(BF16).to(device) for size in ((n,), (rows, k), (rows, n)))
+    w = (torch.randn(n, k) * k**-0.5).to(BF16).to(device)
+    v = (torch.randn(tall, n) * n**-0.5).to(BF16).to(device)
+    b, c = (torch.randn(size).to(BF16).to(device) if bias else None for size in (n, tall))
+    eps, offset = 0.01, 0.5
+    total = x.double() + skinny_linear_reference(y, w, bias=b).double()
+    normed = rms_norm_reference(total, weight.double(), eps, offset)
+    wide = None if c is None else c.double()
+    wanted = skinny_linear_reference(normed, v.double(), bias=wide, gated=second.form.gated)
+    squares = torch.full((first.form.parts, ROWS), float("nan"), device=device)
+    found = []
+    for early in (False, True):
+        residual = x.clone()
+        scaled = first(y, w, bias=b, early=early, half=Half(squares, 0.0, residual, weight, offset))
+        assert error(residual, total) < 3e-3
+        assert error(scaled, residual.double() * (weight.double() + offset)) < 3e-3
+        assert torch.allclose(
+            squares[:, :rows].sum(0).double(), residual.double().square().sum(1), rtol=1e-5, atol=1e-5
+        )
+        found.append((second(scaled, v, bias=c, early=early, half=Half(squares, eps)), residual, scaled))
+    assert error(found[0][0], wanted) < 6e-3
+    assert all(map(torch.equal, *found)), "the same bits each time"
+
+
+@pytest.mark.parametrize("columns", ADDING)
+@pytest.mark.parametrize("split", SPLITS[1:])
+def test_halves_of_a_norm(make: Make, split: int, columns: int) -> None:
+    form = ClusterForm(136, 200, None, columns, split, adds=True)
+    gated = None if split == 4 else "silu"
+    check_halves(
+        make(form),
+        make(ClusterForm(72, 136, gated, 48, split // 2, normed=form.parts)),
+        50,
+        bias=columns == 64,
+    )
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.integers(1, ROWS),
+    n=st.integers(1, 30),
+    m=st.integers(1, 20),
+    k=st.integers(1, 60),
+    seed=st.integers(0, 99),
+    bias=st.booleans(),
+)
+def test_halves_of_random_sizes(make: Make, rows: int, n: int, m: int, k: int, seed: int, bias: bool) -> None:
+    form = ClusterForm(8 * n, 8 * k, None, 32, 8, adds=True)
+    check_halves(
+        make(form, seed),
+        make(ClusterForm(8 * m, 8 * n, None, 64, 2, normed=form.parts), seed),
+        rows,
+        bias=bias,
+    )
+
+
+def test_halves_that_do_not_fit_are_named(make: Make, device: torch.device) -> None:
+    for wrong in (
+        {"split": 1},
+        {"columns": 48},
+        {"gated": "silu"},
+    ):
+        with pytest.raises(ValueError, match="a product that adds has no gate, 2 programs at least"):
+            ClusterForm(**{"n": 64, "k": 64, "gated": None, "columns": 32, "split": 2, "adds": True, **wrong})  # type: ignore[arg-type]
+    x, w = torch.zeros(4, 64, dtype=BF16, device=device), torch.zeros(64, 64, dtype=BF16, device=device)
+    squares = torch.zeros(2, ROWS, device=device)
+    plain, adds, normed = (
+        make(ClusterForm(64, 64, None, 32, 2, adds=adds, normed=normed))
+        for adds, normed in ((False, 0), (True, 0), (False, 2))
+    )
+    with pytest.raises(ValueError, match="half a norm belongs to a product that adds or is normed"):
+        plain(x, w, half=Half(squares))
+    for linear in (adds, normed):
+        with pytest.raises(ValueError, match="half a norm belongs to a product that adds or is normed"):
+            linear(x, w)
+        with pytest.raises(ValueError, match=r"squares \(1, 64\) torch\.float32, not \(2, 64\)"):
+            linear(x, w, half=Half(squares[:1], 0.0, x, w[0]))
+        with pytest.raises(ValueError, match="squares are not contiguous"):
+            linear(x, w, half=Half(torch.zeros(ROWS, 2, device=device).t(), 0.0, x, w[0]))
+    for half in (Half(squares), Half(squares, 0.0, x[:3], w[0]), Half(squares, 0.0, x, w[0].float())):
+        with pytest.raises(ValueError, match=r"residual or weight .*, not contiguous"):
+            adds(x, w, half=half)
+
+
 @pytest.mark.parametrize("k", [64, 896, 4864, 14336])
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize("split", SPLITS)
@@ -133,7 +222,7 @@ def test_a_layer_takes_it_where_it_runs(
         forms.append(form)
         return make(form) if form.gated != "gelu" else None
 
-    monkeypatch.setattr(cluster_linear, "_linear", linear)
+    monkeypatch.setattr(cluster_linear, "product_of", linear)
     tiles = LinearTiles("cluster", 64, 80, 64, splits=2)
     x, y = torch.randn(2, 40, 136).to(BF16).to(device)
     w = (torch.randn(272, 136) * 136**-0.5).to(BF16).to(device)
