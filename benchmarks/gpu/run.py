@@ -120,9 +120,9 @@ class Bench:
                     self.decode((batch,), steps, context)
 
     def h(self) -> None:
-        from runtime.engine import device
+        from runtime.engine import bundles
 
-        worth, steps = device._WORTH_SHARING, 64
+        worth, steps = bundles.WORTH, 64
         for batch in self.batches or (2, 8, 16, 32, 64, 256, 512):
             for length in (1024, 4096, 8192) if self.shape else (300,):
                 head = self.prompts(1, length)[0]
@@ -130,13 +130,13 @@ class Bench:
                 self.run(given, 1)
                 ms: dict[str, float] = {}
                 for name, least in (("by choice", worth), ("once", -(1 << 60)), ("for each", 1 << 60)):
-                    device._WORTH_SHARING = least
+                    bundles.WORTH = least
                     one, many = (min(self.run(given, n)[0] for _ in range(2)) for n in (1, 1 + steps))
                     ms[name] = (many - one) / steps * 1e3
                 self.log(
                     "branches", batch=batch, shared=length, ms=ms, once_of_each=ms["once"] / ms["for each"]
                 )
-        device._WORTH_SHARING = worth
+        bundles.WORTH = worth
 
     def c(self) -> None:
         found = [self.run(self.prompts(16, 8192), 1)[0] for _ in range(3)]

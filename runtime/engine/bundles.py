@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -11,6 +12,38 @@ from runtime.kernels.sharing import Array, share_words
 
 # Positions that are worth it: below, joining a row's two parts costs what reading them once saves.
 LEAST = 256
+# Bytes of a layer that a batch must read less, or it is not worth it: as many as come in 18 us, which launches of their own and one more
+# for what is shared may take longer than a step in one launch, and in the 1 us that a part of a bundle takes. On an H200 with 4 KiB a
+# position 2 rows lost by it at 1,024 to 8,192 positions, 8 rows up to some 6,000, 16 up to 2,000, 64 at fewer than 1,000.
+WORTH, WORTH_A_PART = 72 << 20, 4 << 20
+
+
+class SharedBeginnings:
+    """What is worth being read once, of decode batches one after the other."""
+
+    def __init__(self, pages: PageRows, position_bytes: int) -> None:
+        """pages: of each seat; position_bytes: of a layer's keys and values"""
+        self._pages, self._bytes = pages, position_bytes
+        self._found: np.ndarray | None = None
+        self._seats: bytes | None = None  # of the batch in which that was found
+
+    def forget(self) -> None:
+        """A seat has other pages now."""
+        self._seats = None
+
+    def of(self, seats: Array, starts: Array, span: int, most: int) -> np.ndarray | None:
+        """`bundles` of these rows, or None if they save too little. They stay as they are until other seats are in the batch."""
+        key = seats.tobytes()
+        known = key == self._seats
+        if known and self._found is not None:
+            known = bool((self._found[1] >> 32 <= starts).all())
+        if not known:
+            self._seats, self._found = key, bundles(self._pages, seats, starts, span, most)
+        found = self._found
+        if found is None:
+            return None
+        enough = WORTH + WORTH_A_PART * most_parts(found, span)
+        return found if saved_positions(found) * self._bytes >= enough else None
 
 
 def bundles(pages: PageRows, seats: Array, starts: Array, span: int, most: int) -> np.ndarray | None:
@@ -56,10 +89,9 @@ def saved_positions(found: np.ndarray) -> int:
     return int((words[members] >> 32).sum())
 
 
-def bundle_count(found: np.ndarray) -> int:
-    """How many there are."""
-    words = found[1]
-    return int(((words > 0) & (words >> 8 & 0xFF == 0)).sum())
+def most_parts(found: np.ndarray, span: int) -> int:
+    """In how many parts what a bundle shares is attended side by side, at most; cuda/decode_work.h cuts it."""
+    return math.ceil(math.sqrt(2 * int((found[1] >> 32).max()) / span))
 
 
 def _sorted(table: np.ndarray, seats: Array, counts: Array, first: int) -> Array:

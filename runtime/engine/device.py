@@ -22,7 +22,7 @@ from runtime.attention.base import AttentionImpl, PagedInputs
 from runtime.batch import Batch, Sampled, Slice, draws
 from runtime.constrain.compiler import ConstraintCompiler
 from runtime.constrain.device import DeviceSeats
-from runtime.engine.bundles import bundle_count, bundles, saved_positions
+from runtime.engine.bundles import SharedBeginnings
 from runtime.engine.compile_ahead import StartKind, compile_ahead, settle_keys
 from runtime.engine.first_launches import launch_all, rehearse
 from runtime.engine.graphs import DecodeGraphs, graph_rows, graph_sizes
@@ -40,10 +40,6 @@ from runtime.sampling.sampler import Sampler, SamplingState, adjust, by_triton, 
 log = logging.getLogger("runtime.engine")
 # Tokens whose keys a captured step reads once more at most, since each row of a request reads all of the request's.
 _READ_AGAIN = 1 << 16
-# Bytes of a layer that rows which begin alike must read less, or that is not worth it: as many as come in 20 us, which launches of their
-# own may take longer than a step in one launch, and in the half a us that a part takes to be joined.
-_WORTH_SHARING, _WORTH_A_PART = 84 << 20, 2 << 20
-_MOST_PARTS = 132  # of what a bundle shares: a multiprocessor each
 
 
 class DeviceRunner(ModelRunner):
@@ -84,8 +80,8 @@ class DeviceRunner(ModelRunner):
             self._constrained = self.tables = DeviceSeats(
                 self._constrained.compiler, spec.vocabulary, self.device, seats + 1
             )
-        self._bundled: np.ndarray | None = None  # rows of the last batch of single tokens that begin alike
-        self._bundled_for: bytes | None = None  # its seats
+        position = 2 * store.k[0, 0].numel() * store.k.element_size()
+        self._beginnings = SharedBeginnings(self._rows, position)
         self.graphs = (
             DecodeGraphs(self.model, self.attention, self.table, self._newest, store.page_size, graph_sizes)
             if graph_sizes
@@ -136,7 +132,7 @@ class DeviceRunner(ModelRunner):
     def _seat(self, batch: Batch) -> None:
         super()._seat(batch)
         if batch.admitted:
-            self._bundled_for = None
+            self._beginnings.forget()
         for a in batch.admitted:
             self._fields[a.seat] = fields_of(a.sampling)
             self._seeds[a.seat] = a.seed & (2**64 - 1)
@@ -179,7 +175,9 @@ class DeviceRunner(ModelRunner):
         runs = count > len(batch.slices)
         graph = self.graphs.graph(count, runs=runs)
         alike = None if runs else self.graphs.alike(count)
-        shared = None if alike is None else self._bundles(lines[0], lines[1])
+        shared = None
+        if alike is not None:
+            shared = self._beginnings.of(lines[0], lines[1], *self.graphs.bundles())
         control = np.full((6, graph.size), -1, dtype=np.int64)
         control[0], control[5] = self.spare, 0
         control[:4, :count] = lines
@@ -214,26 +212,6 @@ class DeviceRunner(ModelRunner):
                 logits = model.gathered(graph.logits[:count])
                 written[k].copy_(self._draws(logits, states, slices, k, there, rest[k]))
         return self._arriving(batch, written.view(-1), counts=lines[2])
-
-    def _bundles(self, seats: np.ndarray, starts: np.ndarray) -> np.ndarray | None:
-        """`bundles` of these rows, where they save as much as is worth it. They stay as they are until
-        other requests are in the batch."""
-        assert self.graphs is not None
-        key = seats.tobytes()
-        known = key == self._bundled_for
-        if known and self._bundled is not None:
-            known = bool((self._bundled[1] >> 32 <= starts).all())
-        if not known:
-            self._bundled_for = key
-            self._bundled = bundles(self._rows, seats, starts, *self.graphs.bundles())
-        found = self._bundled
-        if found is None:
-            return None
-        store = self.store
-        position = 2 * store.k[0, 0].numel() * store.k.element_size()
-        saved, made = saved_positions(found), bundle_count(found)
-        enough = _WORTH_SHARING + _WORTH_A_PART * -(-_MOST_PARTS // made)
-        return found if saved * position >= enough else None
 
     # -- any batch ------------------------------------------------------------------------------------------
 

@@ -42,7 +42,8 @@ def found(pages: PageRows, seats: list[int], starts: list[int], span: int, most:
         members = tuple(order[index - member : index - member + count].tolist())
         assert order[index] == row and 2 <= count <= most
         assert bundled.setdefault(tuple(sorted(members)), positions) == positions
-    assert bundles.bundle_count(result) == len(bundled) and bundles.saved_positions(result) == saved(bundled)
+    assert bundles.saved_positions(result) == saved(bundled)
+    assert bundles.most_parts(result, span) == max((2 * p / span) ** 0.5 for p in bundled.values()).__ceil__()
     for members, positions in bundled.items():
         assert positions % span == 0 and positions <= min(starts[i] for i in members)
         kept = positions // pages.page_size
@@ -81,6 +82,54 @@ def test_longer_ones_are_preferred() -> None:
     starts = [1024, 768, 1024, 512]
     assert found(pages, [0, 1, 2, 3], starts, 64, 2) == {(0, 2): 768, (1, 3): 256}
     assert found(pages, [0, 1, 2, 3], [1024, 768, 1000, 512], 64, 2) == {(0, 2): 768, (1, 3): 256}
+
+
+def branches(rows: int, shared: int, more: int = 40) -> tuple[PageRows, np.ndarray, np.ndarray]:
+    """Of one prompt, with 1 position a page: pages, seats, cached positions."""
+    pages = PageRows(1)
+    for seat in range(rows):
+        own = 10**6 * (seat + 1)
+        pages.seat(seat, [*range(1, shared + 1), *range(own, own + more)])
+    return pages, np.arange(rows), np.full(rows, shared + more)
+
+
+@pytest.mark.parametrize(
+    ("rows", "shared", "worth"),
+    [
+        (2, 8192, False),
+        (8, 4096, False),
+        (8, 8192, True),
+        (16, 1024, False),
+        (16, 4096, True),
+        (64, 1024, True),
+    ],
+)
+def test_what_was_quicker_on_a_card_is_chosen(rows: int, shared: int, worth: bool) -> None:
+    pages, seats, starts = branches(rows, shared)
+    assert (bundles.SharedBeginnings(pages, 4096).of(seats, starts, 16, 8) is not None) == worth
+
+
+def test_bundles_stay_while_the_batch_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    pages, seats, starts = branches(4, 512)
+    sought: list[int] = []
+
+    def watched(*args: object) -> np.ndarray | None:
+        sought.append(1)
+        return found(*args)  # type: ignore[arg-type]
+
+    found = bundles.bundles
+    monkeypatch.setattr(bundles, "bundles", watched)
+    monkeypatch.setattr(bundles, "WORTH", 0)
+    beginnings = bundles.SharedBeginnings(pages, 1 << 20)
+    first = beginnings.of(seats, starts, 16, 8)
+    assert first is not None and beginnings.of(seats, starts + 1, 16, 8) is first
+    assert len(sought) == 1
+    assert beginnings.of(seats[:3], starts[:3], 16, 8) is not None and len(sought) == 2
+    beginnings.forget()
+    assert beginnings.of(seats[:3], starts[:3], 16, 8) is not None and len(sought) == 3
+    again = beginnings.of(seats[:3], starts[:3] - 100, 16, 8)  # a request that was set back has fewer cached
+    assert again is not None and int((again[1] >> 32).max()) <= 452 and len(sought) == 4
+    assert bundles.SharedBeginnings(pages, 1).of(seats, starts, 16, 8) is None
 
 
 def saved(bundled: Found) -> int:

@@ -116,10 +116,10 @@ def test_rows_that_begin_alike_give_the_tokens_of_rows_that_do_not(
         sharing.append(0 if found is None else int((found[1] > 0).sum()))
         return found
 
-    monkeypatch.setattr("runtime.engine.device.bundles", watched)
-    monkeypatch.setattr("runtime.engine.device._WORTH_SHARING", -(1 << 60))
+    monkeypatch.setattr("runtime.engine.bundles.bundles", watched)
+    monkeypatch.setattr("runtime.engine.bundles.WORTH", -(1 << 60))
     mine = together(prompts, page_size=page_size)
     assert max(sharing) > 30, "but for one that is left alone, perhaps"
-    monkeypatch.setattr("runtime.engine.device._WORTH_SHARING", 1 << 60)
+    monkeypatch.setattr("runtime.engine.bundles.WORTH", 1 << 60)
     theirs = together(prompts, page_size=page_size)
     assert sum(a == b for a, b in zip(mine, theirs, strict=True)) >= 36

@@ -103,7 +103,7 @@ def test_what_begins_alike_is_read_once(
 
     found = {}
     for worth in (-(1 << 60), 1 << 60):
-        monkeypatch.setattr("runtime.engine.device._WORTH_SHARING", worth)
+        monkeypatch.setattr("runtime.engine.bundles.WORTH", worth)
         found[worth] = first_step(device, make, monkeypatch)
     (shares, logits), (none, wanted) = found.values()
     assert (shares, none) == (ROWS, 0)
