@@ -116,7 +116,7 @@ class Bench:
         graphs = DecodeGraphs(fused, attention, self.table, self.newest, self.page, (rows,))
         graphs.capture(len(self.table) - 1)
         graph = graphs.graph(rows)
-        control = torch.empty(4, rows, dtype=torch.int64, device=self.device)
+        control = torch.zeros_like(graph.control)  # rows share nothing
         control[0] = torch.arange(rows)
         control[1], control[2], control[3] = self.context - 20, 1 << 20, -1
         graph.start(control.view(-1))
