@@ -29,6 +29,7 @@ from runtime.kernels.argmax_ranks import WORDS, argmax_ranks
 from runtime.kernels.cluster_linear import ADDING, ROWS, SPLITS, ClusterForm, ClusterLinear, Half
 from runtime.kernels.decode import decode_attention, packed_decode_attention
 from runtime.kernels.decode_step import begin_step, end_step
+from runtime.kernels.head_linear import HeadLinear
 from runtime.kernels.kv_store import store_kv
 from runtime.kernels.mask import mask_bits
 from runtime.kernels.mla_decode import mla_decode_attention
@@ -253,6 +254,10 @@ def many_rows() -> Iterator[tuple[str, Callable[[], object]]]:
             x, w = normal(40, 328), normal(272 if form.gated else 136, 328)
             small = ClusterLinear(DEVICE, form)
             yield f"cluster {form}", lambda: small(x, w, bias=w[:, 0].contiguous())
+    for k in (136, 896):
+        x, w = normal(40, k), normal(128 * 500 - 56, k)
+        head = HeadLinear(DEVICE, k)
+        yield f"head of {k} columns", lambda: head(x, w)
     for columns in ADDING:
         adds = ClusterForm(136, 328, None, columns, 4, adds=True)
         first = ClusterLinear(DEVICE, adds)

@@ -193,6 +193,9 @@ class FlashInferAttention:
             attend_prompts(q, pool, at, self._prompt_slots, up, spec, out)
         return out
 
+    def ready(self, rows: int, dtype: torch.dtype) -> None:
+        """`plan` has done all there is to do."""
+
     def run_packed(self, *given: Any) -> None:
         """There is no launch that also rotates and stores."""
 

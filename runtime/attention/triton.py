@@ -224,12 +224,9 @@ class TritonAttention:
         if at.decodes != rows or not at.apart:
             return None
         decoder = self._decoders[layer] if self._decoders else None
-        takes = decoder is not None and (at.sharing is not None or _takes(decoder, rows))
-        if decoder is not None and takes and qkv.dtype == torch.bfloat16:
+        if decoder is not None and self._by(decoder, rows, qkv.dtype):
             early = decoder in self._cut
-            if not early:  # the first layer
-                decoder.cut(at.lengths, at.sharing)
-                self._cut.add(decoder)
+            self._cut_for(decoder)
             return decoder(
                 qkv, turning, at.slots, self.store.k[layer], self.store.v[layer], at.table, at.seats, at.lengths,
                 scale=spec.scale, window=spec.window, softcap=spec.softcap, early=early, sharing=at.sharing,
@@ -249,6 +246,26 @@ class TritonAttention:
             at.lengths,
             **how,
         )
+
+    def ready(self, rows: int, dtype: torch.dtype) -> None:
+        """What comes before the layers, each of which hands so many rows of q, k and v to `run_packed`; without it the first one would
+        not begin early."""
+        at = self.inputs
+        if at is not None and at.apart and at.decodes == rows:
+            for decoder in self._decoders:
+                if decoder is not None and self._by(decoder, rows, dtype):
+                    self._cut_for(decoder)
+
+    def _by(self, decoder: PagedDecode, rows: int, dtype: torch.dtype) -> bool:
+        """Whether it attends so many single tokens of different requests."""
+        assert self.inputs is not None
+        return dtype == torch.bfloat16 and (self.inputs.sharing is not None or _takes(decoder, rows))
+
+    def _cut_for(self, decoder: PagedDecode) -> None:
+        assert self.inputs is not None
+        if decoder not in self._cut:
+            decoder.cut(self.inputs.lengths, self.inputs.sharing)
+            self._cut.add(decoder)
 
     def bundles(self) -> tuple[int, int]:
         """What `PagedInputs.sharing` has to keep to: rows share a multiple of so many positions, and are so many of a bundle at most;

@@ -90,6 +90,7 @@ class DecodeGraphs:
         self._page_size = page_size
         self._sizes = sizes
         self._graphs: dict[tuple[int, Kind], DecodeGraph] = {}
+        self._starts = torch.arange(max(sizes) + 1, dtype=torch.int32, device=table.device)
 
     def fits(self, count: int, *, runs: bool = False) -> bool:
         """Whether there is a graph for so many rows; `runs`: some are successive tokens of one request."""
@@ -204,7 +205,7 @@ class DecodeGraphs:
                 table=self._table,
                 seats=rows.seats,
                 lengths=rows.lengths,
-                starts=torch.arange(size + 1, dtype=torch.int32, device=control.device),
+                starts=self._starts[: size + 1],
                 slots=rows.slots,
                 max_new=1,
                 max_length=self._table.shape[1] * self._page_size,
@@ -214,8 +215,7 @@ class DecodeGraphs:
             )
         )
         hidden = self._model(rows.ids, rows.positions, self._attention)
-        logits = self._model.own_logits(hidden)
-        best, tokens = self._model.likeliest(logits)
+        logits, best, tokens = self._model.likeliest_of(hidden)
         return end_step(control[:4], tokens, best, self._newest), logits
 
 

@@ -61,13 +61,24 @@ def argmax(x: Tensor) -> tuple[Tensor, Tensor]:
     parts = triton.cdiv(columns, _PART)
     best = torch.empty(rows, parts, dtype=torch.float32, device=x.device)
     index = torch.empty(rows, parts, dtype=torch.int32, device=x.device)
-    high = torch.empty(rows, dtype=torch.float32, device=x.device)
-    token = torch.empty(rows, dtype=torch.int64, device=x.device)
     if rows:
-        early = early_starts(x.device, rows)
-        how = {"EARLY": early, **({"launch_pdl": True} if early else {})}
-        _parts[(rows, parts)](x, best, index, columns, x.stride(0), parts, PART=_PART, num_warps=4, **how)
-        _join[(rows,)](
-            best, index, high, token, parts, PARTS=triton.next_power_of_2(parts), num_warps=1, **how
+        _parts[(rows, parts)](
+            x, best, index, columns, x.stride(0), parts, PART=_PART, num_warps=4, **_how(x.device, rows)
         )
+    return join_parts(best, index)
+
+
+def join_parts(best: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Maxima float32 [rows, parts] and where they are, int32 -> float32 [rows] the largest, int64 [rows] the first place that has it."""
+    rows, parts = best.shape
+    high = torch.empty(rows, dtype=torch.float32, device=best.device)
+    token = torch.empty(rows, dtype=torch.int64, device=best.device)
+    if rows:
+        size = triton.next_power_of_2(parts)
+        _join[(rows,)](best, index, high, token, parts, PARTS=size, num_warps=1, **_how(best.device, rows))
     return high, token
+
+
+def _how(device: torch.device, rows: int) -> dict[str, bool]:
+    early = early_starts(device, rows)
+    return {"EARLY": early, **({"launch_pdl": True} if early else {})}

@@ -7,8 +7,7 @@ two of them can be theirs: who adds to the residual scales it and sums its squar
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from runtime.kernels import nvrtc
 from runtime.kernels.activation import ACTIVATIONS
-from runtime.kernels.tensor_map import Maps, TensorMap, described, takes
-from runtime.kernels.wgmma_linear import Launch, why_not
+from runtime.kernels.hopper_linear import Build, HopperLinear, why_not
+from runtime.kernels.tensor_map import TensorMap, takes
 
 ROWS = 64  # of x, at most
 _DEEP = 64
@@ -130,27 +129,12 @@ class Half:
         return None
 
 
-class ClusterLinear:
+class ClusterLinear(HopperLinear):
     """Products with matrices of one form on one device."""
 
-    def __init__(
-        self,
-        device: torch.device,
-        form: ClusterForm,
-        *,
-        build: Callable[[Mapping[str, int]], tuple[Launch, Maps]] | None = None,
-    ) -> None:
-        """The kernel is compiled by a thread from now on; the first product waits for it.
-
-        build  how the kernel and maps of matrices are made where there is no GPU
-        """
-        self.form, self.device = form, device
-        self._macros = form.defines()
-        self._build = build
-        self._made: tuple[Launch, Maps] | None = None
-        self._image: Future[bytes] | None = None
-        if build is None:
-            self._image = nvrtc.compiling("cluster_linear.cu", self._macros)
+    def __init__(self, device: torch.device, form: ClusterForm, *, build: Build | None = None) -> None:
+        self.form = form
+        super().__init__(device, "cluster_linear", form.defines(), form.programs, _THREADS, build)
 
     def __call__(
         self,
@@ -188,25 +172,13 @@ class ClusterLinear:
         if out is None:
             out = torch.empty(rows, form.n, dtype=x.dtype, device=x.device)
         if rows:
-            launch, maps = self._loaded()
+            launch, maps = self.loaded()
             tiles = maps(x, ROWS, _DEEP), maps(w, form.columns // 2, _DEEP)
             norm: tuple[float | None, ...] = (None, None, None, 0.0, 0.0)
             if half is not None:
                 norm = *map(_address, (half.residual, half.weight, half.squares)), half.eps, half.offset
             launch(_Arguments(*tiles, _address(bias), out.data_ptr(), *norm, rows, form.n, k), early)
         return out
-
-    def _loaded(self) -> tuple[Launch, Maps]:
-        if self._made is None:
-            self._made = self._load() if self._build is None else self._build(self._macros)
-        return self._made
-
-    def _load(self) -> tuple[Launch, Maps]:
-        assert self._image is not None
-        with nvrtc.named_remedy():
-            sizes = self.form.programs, _THREADS, self._macros["SHARED_BYTES"]
-            kernel = nvrtc.CudaKernel(self._image.result(), "cluster_linear", self.device, *sizes)
-        return kernel.after, described
 
 
 def _address(tensor: Tensor | None) -> int | None:

@@ -6,8 +6,6 @@ The gate of a feed-forward layer is taken along: neither factor goes through mem
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,7 +14,8 @@ from torch import Tensor
 
 from runtime.kernels import nvrtc
 from runtime.kernels.activation import ACTIVATIONS
-from runtime.kernels.tensor_map import Maps, TensorMap, described, takes
+from runtime.kernels.hopper_linear import Build, HopperLinear, why_not
+from runtime.kernels.tensor_map import TensorMap, takes
 from runtime.kernels.tuning import early_starts, processors
 
 _ROWS = 128  # of a tile
@@ -24,8 +23,6 @@ _DEEP = 64
 _PAIR = 2
 _THREADS = 384
 _EARLY_ROWS = 512  # more rows take so long that their beginning does not count
-# Takes arguments, and whether it may begin before the launch before has ended.
-Launch = Callable[[ctypes.Structure, bool], None]
 
 
 @dataclass(frozen=True)
@@ -77,14 +74,7 @@ def defines(tiles: PairTiles, gated: str | None) -> dict[str, int]:
     }
 
 
-def why_not(n: int, k: int, dtype: torch.dtype) -> str | None:
-    """What the kernel does not multiply of a matrix [n, k] (n of each factor if gated); None if it can."""
-    if dtype != torch.bfloat16:
-        return f"it is {dtype}, not torch.bfloat16"
-    return f"its sizes {(n, k)} are not multiples of 8" if n % 8 or k % 8 else None
-
-
-class WgmmaLinear:
+class WgmmaLinear(HopperLinear):
     """Products of one form on one device."""
 
     def __init__(
@@ -93,24 +83,18 @@ class WgmmaLinear:
         tiles: PairTiles = TILES[0],
         gated: str | None = None,
         *,
-        build: Callable[[Mapping[str, int]], tuple[Launch, Maps]] | None = None,
+        build: Build | None = None,
         programs: int | None = None,
     ) -> None:
-        """The kernel is compiled by a thread from now on; the first product waits for it.
-
+        """
         gated            one of ACTIVATIONS: the result is act(gate) * up of a matrix [gate | up]
         build, programs  how the kernel and maps of matrices are made, and how many programs it has, where there is no GPU
         """
-        self.gated, self.device = gated, device
-        self._macros = defines(tiles, gated)
+        self.gated = gated
         own = _ROWS // 2 if tiles.across else _ROWS
         self._boxes = (own, _DEEP), (tiles.columns // 2, _DEEP), (64, _box(tiles, gated is not None))
-        self._programs = (programs or processors(device)) // _PAIR * _PAIR
-        self._build = build
-        self._made: tuple[Launch, Maps] | None = None
-        self._image: Future[bytes] | None = None
-        if build is None:
-            self._image = nvrtc.compiling("wgmma_linear.cu", self._macros)
+        programs = (programs or processors(device)) // _PAIR * _PAIR
+        super().__init__(device, "wgmma_linear", defines(tiles, gated), programs, _THREADS, build)
 
     def __call__(self, x: Tensor, w: Tensor, *, early: bool = False) -> Tensor:
         """x [rows, k] times w [n, k], or [2 n, k] if gated: [rows, n] in bfloat16, sums run in float32.
@@ -128,22 +112,10 @@ class WgmmaLinear:
                 raise ValueError(f"WgmmaLinear: {reason}")
         out = torch.empty(rows, n, dtype=x.dtype, device=x.device)
         if rows:
-            launch, maps = self._loaded()
+            launch, maps = self.loaded()
             tiles = (maps(t, *box) for t, box in zip((x, w, out), self._boxes, strict=True))
             launch(_Arguments(*tiles, rows, n, k), early)
         return out
-
-    def _loaded(self) -> tuple[Launch, Maps]:
-        if self._made is None:
-            self._made = self._load() if self._build is None else self._build(self._macros)
-        return self._made
-
-    def _load(self) -> tuple[Launch, Maps]:
-        assert self._image is not None
-        with nvrtc.named_remedy():
-            sizes = self._programs, _THREADS, self._macros["SHARED_BYTES"]
-            kernel = nvrtc.CudaKernel(self._image.result(), "wgmma_linear", self.device, *sizes)
-        return kernel.after, described
 
 
 def best_tiles(rows: int, n: int, gated: bool, programs: int) -> PairTiles:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from runtime.kernels.cluster_linear import ADDING, ROWS, ClusterForm, ClusterLinear, Half, product_of
+from runtime.kernels.hopper_linear import why_not
 from runtime.kernels.norm import rms_norm
 from runtime.kernels.skinny import RowNorm
 from runtime.kernels.tensor_map import takes
 from runtime.kernels.tuning import early_starts, linear_tiles
-from runtime.kernels.wgmma_linear import why_not
 from runtime.models.decoder import Layer
 
 

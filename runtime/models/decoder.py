@@ -127,6 +127,11 @@ class Decoder(nn.Module):
             tokens = own.new_zeros(len(own), dtype=torch.int64)
         return self.group.likeliest(best, tokens, self.shards.vocabulary[0])
 
+    def likeliest_of(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`own_logits` and what is `likeliest` of them."""
+        own = self.own_logits(hidden)
+        return own, *self.likeliest(own)
+
     def gathered(self, raw: Tensor) -> Tensor:
         """Logits of the whole vocabulary from this rank's."""
         if self.shards is None or self.group is None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from runtime.attention.base import AttentionImpl
-from runtime.kernels import cluster_linear, nvrtc, wgmma_linear
+from runtime.kernels import cluster_linear, head_linear, nvrtc, wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.cluster_linear import ClusterForm
 from runtime.kernels.norm import add_rms_norm, rms_norm
@@ -25,7 +25,7 @@ from runtime.kernels.rope_store import Turning, rope_store
 from runtime.kernels.skinny import RowNorm, linear_scratch, skinny_linear
 from runtime.kernels.step_layers import StepLayer, StepSpec
 from runtime.kernels.sum_ranks import Mailboxes, sum_ranks
-from runtime.kernels.tuning import cluster_tiles, processors, step_rows
+from runtime.kernels.tuning import cluster_tiles, early_starts, processors, step_rows
 from runtime.kernels.whole_step import WholeStep
 from runtime.kernels.whole_step import why_not as why_not_whole
 from runtime.kv.store import KVStore
@@ -104,6 +104,7 @@ class FusedDecoder:
             for gate in {_GATES[x.spec.mlp.activation] for x in self._layers}:
                 wgmma_linear.prepare(store.k.device, gate)
         self._clustered = self._clustered_steps(store.k.device)
+        self._head = None if model.group is not None else head_linear.head_of(model.head_weight)
         peers = None if model.group is None else model.group.connect(self.spec.hidden, model.dtype)
         self._mail: Mailboxes | None = None if peers is None else peers.mail
         self._step = _measured(model, store, peers) if step == "measured" else step
@@ -165,6 +166,7 @@ class FusedDecoder:
                 self._linear(h, layer.mlp.down, residual=x, out=x)
             h = rms_norm(x, self._last.weight, self._last.eps, self._last.offset)
             return h if rows is None else h[rows]
+        impl.ready(len(ids), self.dtype)  # type: ignore[attr-defined]
         if self._clustered is not None and self._clustered.runs(len(ids)):
             return self._clustered(
                 x, lambda qkv, layer: self._attend(qkv, positions, layer, impl), chosen=rows
@@ -227,6 +229,13 @@ class FusedDecoder:
     def gathered(self, own: Tensor) -> Tensor:
         """Logits of the whole vocabulary from this rank's."""
         return self.model.gathered(own)
+
+    def likeliest_of(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`own_logits` and what is `likeliest` of them, in one launch where there is a kernel for this head."""
+        if self._head is not None and len(hidden) <= head_linear.ROWS:
+            return self._head(hidden, self.model.head_weight, early=early_starts(hidden.device, len(hidden)))
+        own = self.own_logits(hidden)
+        return own, *self.likeliest(own)
 
     def likeliest(self, own: Tensor) -> tuple[Tensor, Tensor]:
         """The maximum of each row of all ranks' `own_logits`, and its first token."""

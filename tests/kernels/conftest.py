@@ -13,7 +13,7 @@ if importlib.util.find_spec("triton") is None:  # not every platform has it
     collect_ignore = [
         f"test_{name}.py"
         for name in (
-            "activation", "argmax", "argmax_ranks", "cluster_linear", "clustered", "compile_ahead", "compiles", "constrained_runner", "decode", "device_runner", "flashinfer_attention", "flashinfer_sampler", "kv_store", "launches",
+            "activation", "argmax", "argmax_ranks", "cluster_linear", "clustered", "compile_ahead", "compiles", "constrained_runner", "decode", "device_runner", "flashinfer_attention", "flashinfer_sampler", "head_linear", "kv_store", "launches",
             "mask",
             "mla_decode", "norm", "paged_decode",
             "prefill", "rope_store", "rows_alike", "sample", "select_attention", "select_sampler", "skinny", "sum_ranks", "triton_attention", "wgmma_linear", "whole_step",

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from runtime.kernels import cluster_linear, tuning
 from runtime.kernels.activation import ACTIVATIONS
 from runtime.kernels.cluster_linear import ADDING, COLUMNS, ROWS, SPLITS, ClusterForm, ClusterLinear, Half
+from runtime.kernels.hopper_linear import Launch
 from runtime.kernels.norm import rms_norm_reference
 from runtime.kernels.nvrtc import MOST_SHARED
 from runtime.kernels.skinny import skinny_linear, skinny_linear_reference
 from runtime.kernels.tensor_map import Maps
 from runtime.kernels.tuning import LinearTiles, linear_tiles
-from runtime.kernels.wgmma_linear import Launch
 from runtime.models.fused import cluster_forms
 from tests.kernels import emulated
 from tests.kernels.paged_case import error

@@ -60,6 +60,9 @@ def attended(qkv: Tensor, kind: torch.dtype) -> Tensor:
 class Attention:
     inputs: Any = None
 
+    def ready(self, rows: int, dtype: torch.dtype) -> None:
+        assert dtype == BF16
+
     def run_packed(self, qkv: Tensor, turning: Any, index: int, spec: AttnSpec) -> Tensor:
         return attended(qkv, torch.float32).to(qkv.dtype)
 

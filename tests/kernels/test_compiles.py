@@ -12,6 +12,7 @@ import torch
 
 from runtime.kernels import nvrtc
 from runtime.kernels.cluster_linear import ClusterForm
+from runtime.kernels.head_linear import defines as head_defines
 from runtime.kernels.paged_decode import DecodeShape
 from runtime.kernels.paged_decode import defines as paged_defines
 from runtime.kernels.step_layers import StepLayer, StepSpec
@@ -78,6 +79,9 @@ def test_products_of_many_rows_compile_for_hopper(
         ClusterForm(4864, 896, "silu", 80, 1),
         ClusterForm(896, 4864, None, 64, 8),
         ClusterForm(136, 328, "gelu", 96, 4),
+        ClusterForm(896, 896, None, 64, 4, adds=True),
+        ClusterForm(4864, 896, "silu", 80, 1, normed=14),
+        ClusterForm(1152, 896, None, 48, 4, normed=14),
     ],
 )
 def test_products_of_clusters_compile_for_hopper(
@@ -91,6 +95,18 @@ def test_products_of_clusters_compile_for_hopper(
     assert b"cluster_linear" in nvrtc.compiled("cluster_linear.cu", macros)
     with pytest.raises(nvrtc.CudaError, match="less shared memory"):
         nvrtc.compiled("cluster_linear.cu", macros | {"SHARED_BYTES": 1000})
+
+
+@pytest.mark.timeout(300)
+def test_heads_compile_for_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reason = nvrtc.compiler_missing()
+    if reason is not None:
+        pytest.skip(reason)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    macros = head_defines(896)
+    assert b"head_linear" in nvrtc.compiled("head_linear.cu", macros)
+    with pytest.raises(nvrtc.CudaError, match="less shared memory"):
+        nvrtc.compiled("head_linear.cu", macros | {"SHARED_BYTES": 1000})
 
 
 @pytest.mark.timeout(300)

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from runtime.kernels import wgmma_linear
 from runtime.kernels.activation import ACTIVATIONS
+from runtime.kernels.hopper_linear import Launch, why_not
 from runtime.kernels.skinny import skinny_linear, skinny_linear_reference
 from runtime.kernels.tensor_map import Maps
 from runtime.kernels.tuning import LinearTiles
-from runtime.kernels.wgmma_linear import TILES, Launch, PairTiles, WgmmaLinear, best_tiles, why_not
+from runtime.kernels.wgmma_linear import TILES, PairTiles, WgmmaLinear, best_tiles
 from tests.kernels import emulated
 from tests.kernels.paged_case import error
 
