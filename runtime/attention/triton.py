@@ -128,7 +128,9 @@ class TritonAttention:
             part for x in self._decoders if x is not None for part in packed_rows(x.shape.position_bytes)
         }
         counts = " or ".join(f"{x.start} to {x.stop - 1}" for x in sorted(parts, key=lambda x: x.start))
-        self.form = f"triton, {counts} single tokens in CUDA C++," if parts else "triton"
+        self.form = "triton"
+        if parts:
+            self.form += f", {counts} single tokens in CUDA C++, what up to {self.bundles()[1]} of them begin with read once,"
         self._scratch: dict[tuple[int, int, int, int], SplitScratch] = {}
         self._kept: list[SplitScratch] = []  # graphs hold on to what they were captured with
         self._prompt_slots: list[Tensor] | None = None  # found when the batch's first layer asks

@@ -232,7 +232,7 @@ class FusedDecoder:
 
     def likeliest_of(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`own_logits` and what is `likeliest` of them, in one launch where there is a kernel for this head."""
-        if self._head is not None and len(hidden) <= head_linear.ROWS:
+        if self._head is not None and len(hidden) in head_linear.QUICKER:
             return self._head(hidden, self.model.head_weight, early=early_starts(hidden.device, len(hidden)))
         own = self.own_logits(hidden)
         return own, *self.likeliest(own)
