@@ -110,9 +110,10 @@ def test_rows_that_begin_alike_give_the_tokens_of_rows_that_do_not(
     if reason is not None:
         pytest.skip(reason)
     sharing: list[int] = []
+    find = bundles.bundles
 
     def watched(*args: Any) -> Any:
-        found = bundles.bundles(*args)
+        found = find(*args)
         sharing.append(0 if found is None else int((found[1] > 0).sum()))
         return found
 
