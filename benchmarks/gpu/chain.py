@@ -1,6 +1,6 @@
 """Tiles of a step's products, chosen by how long the whole step takes with them: alone, each has the card for itself.
 
-python benchmarks/gpu/chain.py --model 0.5b --rows 64 [--limit 60]
+python -m benchmarks.gpu.chain --model 0.5b --rows 64 [--limit 60]
 
 Each shape in turn tries its tiles with one number changed, and the library, and keeps what makes the step shortest, until nothing
 does or the time is up. Contexts lie in a row, as in an engine that has just started. What is printed last goes to

@@ -29,8 +29,10 @@ def draw(found: dict[int, dict[int, tuple[float, float]]], title: str, path: Pat
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(6, 4))
+    figure, axes = pyplot.subplots(figsize=(7, 4))
     for batch, row in found.items():
+        if len(row) < 2:  # nothing to see
+            continue
         contexts = list(row)
         (line,) = axes.plot(contexts, [ms for ms, _ in row.values()], marker="o", label=f"batch {batch}")
         if floors := [floor for _, floor in row.values() if floor]:  # a model of no known shape has none
@@ -41,7 +43,7 @@ def draw(found: dict[int, dict[int, tuple[float, float]]], title: str, path: Pat
     axes.set_xticks([], minor=True)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter("{x:g}")
-    axes.legend(title="dotted: the floor")
+    axes.legend(title="dotted: the floor", loc="center left", bbox_to_anchor=(1.0, 0.5))
     figure.tight_layout()
     figure.savefig(path)
 

@@ -1,6 +1,6 @@
 """Every own kernel on real shapes: is it right, how near the floor is it, which tiles are best.
 
-python benchmarks/gpu/kernels.py --out FOLDER [--parts correct,decode,prefill,linear,small,layer] [--limit 400]
+python -m benchmarks.gpu.kernels --out FOLDER [--parts correct,decode,prefill,linear,small,layer] [--limit 400]
 
 Times are of replayed graphs over buffers that together exceed the cache. Results go to FOLDER/kernels.jsonl as they
 come; the best tiles of each shape are printed, to be entered into runtime/kernels/tuning.py. `--smoke` runs the same

@@ -1,6 +1,6 @@
 """Decode steps of many rows: could the attention of one half of the batch run beside the products of the other?
 
-python benchmarks/gpu/overlap.py --out FILE [--rows 832] [--context 850]
+python -m benchmarks.gpu.overlap --out FILE [--rows 832] [--context 850]
 
 Shapes of Llama-3.1-8B. One chain takes all rows, attention then products, layer after layer. The other takes two halves, attention on
 one stream and products on another, so that each half waits for itself only; variants differ in which stream goes first and

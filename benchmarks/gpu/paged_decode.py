@@ -1,6 +1,6 @@
 """Attention of single tokens by the kernel in CUDA C++ beside Triton's: is it right, how long does a layer and a step take.
 
-python benchmarks/gpu/paged_decode.py --out FILE [--models 8b,0.5b] [--rows 1,32,64] [--context 1024]
+python -m benchmarks.gpu.paged_decode --out FILE [--models 8b,0.5b] [--rows 1,32,64] [--context 1024]
 
 A layer is what lies between its packed projection and its attention's output. Times are of replayed graphs over the pools of so
 many layers that they exceed the cache. Steps are those of the engine, by a launch for each part.

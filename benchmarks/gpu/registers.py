@@ -1,6 +1,6 @@
 """What a compiler makes of the kernels, without a GPU: registers, spills and shared memory of a decode step's launches.
 
-    python benchmarks/gpu/registers.py [--models 8b] [--rows 1,8,64]
+    python -m benchmarks.gpu.registers [--models 8b] [--rows 1,8,64]
 
 Each wrapper is called with empty tensors on the CPU; what it would launch is compiled for Hopper instead. Exit code 1 if a
 launch does not compile. Another Triton is tried by putting it first on PYTHONPATH.

@@ -1,6 +1,6 @@
 """The engine on a CUDA device against the CPU: the same greedy tokens in float32, and the speed of both.
 
-python benchmarks/gpu/same_tokens.py --model stdlib/tiny/weights
+python -m benchmarks.gpu.same_tokens --model stdlib/tiny/weights
 """
 
 from __future__ import annotations

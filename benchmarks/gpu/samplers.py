@@ -1,6 +1,6 @@
 """What each sampler takes for a batch, and whether they draw the same tokens.
 
-python benchmarks/gpu/samplers.py --out FOLDER [--backends triton,flashinfer,torch] [--seconds 60]
+python -m benchmarks.gpu.samplers --out FOLDER [--backends triton,flashinfer,torch] [--seconds 60]
 
 One line for each vocabulary, batch and way to cut: microseconds of a call (the median of calls that are queued alone, logits
 made anew before each), and the share of rows whose token is that of the first backend. Lines go to FOLDER/samplers.jsonl too.

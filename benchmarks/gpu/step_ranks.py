@@ -1,6 +1,6 @@
 """Decode steps of 8B over the ranks of one host against float64: in one launch, and by a launch for each part.
 
-python benchmarks/gpu/step_ranks.py [--ranks 2] [--rows 1,8,16,32,64] [--context 1024]
+python -m benchmarks.gpu.step_ranks [--ranks 2] [--rows 1,8,16,32,64] [--context 1024]
 
 Each rank makes the whole model's random weights and keeps its part. Hidden states must be as near to float64 as those of one card,
 the same bits on every rank and from launch to launch; the likeliest token must be that of the logits put side by side.

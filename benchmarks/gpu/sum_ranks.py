@@ -1,6 +1,6 @@
 """Sums over the ranks of a layer, with residual and norm: own mailboxes against NCCL, on the GPUs of one host.
 
-python benchmarks/gpu/sum_ranks.py [--ranks 2] [--width 4096]
+python -m benchmarks.gpu.sum_ranks [--ranks 2] [--width 4096]
 
 Every rank checks its sums against float64 over many launches of changing size, then times both in replayed graphs of 64
 launches. Floor: each rank sends rows * width * 2 bytes to each other one.

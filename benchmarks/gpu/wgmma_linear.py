@@ -1,6 +1,6 @@
 """Products of many rows by the own kernel beside torch's library: is it right, how near the tensor units' rate is it.
 
-python benchmarks/gpu/wgmma_linear.py --out FILE [--shapes gate_up,down] [--rows 832,8192] [--seconds 0.3]
+python -m benchmarks.gpu.wgmma_linear --out FILE [--shapes gate_up,down] [--rows 832,8192] [--seconds 0.3]
 
 Each is repeated for so long that the card comes to its power limit, if it does. "layer" is the four products of a layer with its
 gate, one after another: by the library; with the gate's product by the own kernel; with all of them.

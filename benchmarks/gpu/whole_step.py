@@ -1,6 +1,6 @@
 """All layers of a decode step in one launch, beside a launch for each part: is it right, how long does a step take.
 
-python benchmarks/gpu/whole_step.py --out FILE [--models 8b,0.5b] [--rows 1,8,32] [--context 1024]
+python -m benchmarks.gpu.whole_step --out FILE [--models 8b,0.5b] [--rows 1,8,32] [--context 1024]
 
 Weights are random, of the real shapes. Steps are those of the engine (runtime/engine/graphs.py), captured. One launch must be as
 near to float64 as many are, and give the same bits again and again, before it is timed.
