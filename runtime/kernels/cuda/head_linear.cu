@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) head_linear(const __gri
         multiply(s, a, thread);
     } else if (thread == MULTIPLYING) {
         bring_weights(s, a);
-    } else if (thread == MULTIPLYING + 32) {
+    } else if (thread == MULTIPLYING + 32 && block() < tiles_of(a)) {  // nobody would wait for the copies of others
         wait_for_launches_before();  // all that others do here with what is written by them follows from x
         for (int deep = 0; deep < DEPTH; deep++) {
             expect(s.x_there + deep, X_BYTES);
