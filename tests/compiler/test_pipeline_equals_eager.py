@@ -30,7 +30,7 @@ from sglc.passes.pipeline import Pipeline
 from tests.modules import module_of
 
 PROGRAMS = 1000
-BRANCHING = 500
+BRANCHING = 350
 SAME_CALLS = "canonicalize,merge-forks,hoist-prefix,canonicalize"  # other passes may leave calls out
 A_FILE = 50
 

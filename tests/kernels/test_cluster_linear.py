@@ -123,7 +123,9 @@ def check_halves(first: ClusterLinear, second: ClusterLinear, rows: int, *, bias
     v = (torch.randn(tall, n) * n**-0.5).to(BF16).to(device)
     b, c = (torch.randn(size).to(BF16).to(device) if bias else None for size in (n, tall))
     eps, offset = 0.01, 0.5
-    total = x.double() + skinny_linear_reference(y, w, bias=b).double()
+    total = x.double() + skinny_linear_reference(
+        y.double(), w.double(), bias=None if b is None else b.double()
+    )
     normed = rms_norm_reference(total, weight.double(), eps, offset)
     wide = None if c is None else c.double()
     wanted = skinny_linear_reference(normed, v.double(), bias=wide, gated=second.form.gated)
@@ -132,13 +134,18 @@ def check_halves(first: ClusterLinear, second: ClusterLinear, rows: int, *, bias
     for early in (False, True):
         residual = x.clone()
         scaled = first(y, w, bias=b, early=early, half=Half(squares, 0.0, residual, weight, offset))
-        assert error(residual, total) < 3e-3
-        assert error(scaled, residual.double() * (weight.double() + offset)) < 3e-3
+        assert error(residual, total) < 4e-3  # each number is rounded once, by a 512th at most
+        assert error(scaled, residual.double() * (weight.double() + offset)) < 4e-3
         assert torch.allclose(
             squares[:, :rows].sum(0).double(), residual.double().square().sum(1), rtol=1e-5, atol=1e-5
         )
         found.append((second(scaled, v, bias=c, early=early, half=Half(squares, eps)), residual, scaled))
-    assert error(found[0][0], wanted) < 6e-3
+    most = wanted  # of a few numbers that cancel each other, what they are without their signs
+    if second.form.gated is None:
+        most = skinny_linear_reference(
+            normed.abs(), v.double().abs(), bias=None if wide is None else wide.abs()
+        )
+    assert float((found[0][0].double() - wanted).norm() / most.norm()) < 6e-3
     assert all(map(torch.equal, *found)), "the same bits each time"
 
 

@@ -35,7 +35,7 @@ MODELS = {"qwen": PLAIN, "gemma": GEMMA}
 
 def model(name: str, on: torch.device) -> Decoder:
     layer = MODELS[name]
-    made = Decoder(ArchSpec(name, 80, HIDDEN, 96, (layer,) * 3, layer.norm), BF16)
+    made = Decoder(ArchSpec(name, 80, HIDDEN, 96, (layer,) * 2, layer.norm), BF16)
     for p in made.parameters():
         p.requires_grad_(False)
         p.normal_(std=p.shape[-1] ** -0.5 if p.dim() > 1 else 0.5)
@@ -116,19 +116,20 @@ def test_layers(name: str, device: torch.device, libraries: Path, monkeypatch: p
 
     monkeypatch.setattr(clustered.ClusteredSteps, "__call__", watched)
     impl: Any = Attention()
-    for rows in (4, 5, 20, 33, 40, 41):
+    for rows in (4, 5, 20, 33, 40, 41) if name == "qwen" else (33,):
         ids = torch.randint(0, 80, (rows,), device=device)
         at = torch.arange(rows, device=device)
         wanted = reference(m, ids)
         usual = error(plain(ids, at, impl), wanted)
         found = layers(ids, at, impl)
         assert error(found, wanted) < max(1.3 * usual, 0.01)
-        for chosen in ([2], [3, 0], []):
+        for chosen in ([2], [3, 0], []) if rows in (5, 33) else ():
             some = torch.tensor(chosen, dtype=torch.int64, device=device)
             few = layers(ids, at, impl, rows=some)
             assert few.shape == (len(chosen), HIDDEN)
             assert torch.allclose(few.float(), found[some].float(), atol=0.05)
-    assert called == [(n, whole) for n in (5, 20, 33, 40) for whole in (True, False, False, False)]
+    some = {n: 3 * (n in (5, 33)) for n in ((5, 20, 33, 40) if name == "qwen" else (33,))}
+    assert called == [(n, i == 0) for n, count in some.items() for i in range(count + 1)]
 
 
 def test_tables_and_shapes_decide(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -255,7 +255,6 @@ def test_a_void_draw_beside_log_probabilities_is_no_token_for_penalties(
 GUESSING: list[tuple[str, dict[str, Any]]] = [
     ("plain", {}),
     ("eager", {"depth": 2}),
-    ("graphs", {"depth": 2}),
     ("graphs", {"depth": 2, "pages": 80}),
 ]
 
