@@ -34,15 +34,21 @@ class Nothing:
     """Graphs whose replay is free."""
 
     def __init__(self, size: int) -> None:
-        control = torch.zeros(4, size, dtype=torch.long)
+        control = torch.zeros(6, size, dtype=torch.long)
         logits = torch.zeros(size, 32, dtype=torch.float32)
-        self._graph = DecodeGraph(size, self, control, torch.full((size,), 7), logits, runs=False)
+        self._graph = DecodeGraph(size, self, control, torch.full((size,), 7), logits)
 
     def fits(self, count: int, *, runs: bool = False) -> bool:
         return not runs
 
-    def graph(self, count: int) -> DecodeGraph:
+    def graph(self, count: int, *, runs: bool = False) -> DecodeGraph:
         return self._graph
+
+    def alike(self, count: int) -> DecodeGraph:
+        return self._graph
+
+    def bundles(self) -> tuple[int, int]:
+        return 16, 8
 
     def replay(self) -> None:
         pass
@@ -50,7 +56,7 @@ class Nothing:
 
 def runner_of(batch: int, context: int) -> DeviceRunner:
     spec = SimpleNamespace(logit_scale=1.0, logit_softcap=None, vocabulary=32)
-    store: Any = SimpleNamespace(k=torch.zeros(1), page_size=1)
+    store: Any = SimpleNamespace(k=torch.zeros(1, 1, 8, 128), page_size=1)
     model: Any = SimpleNamespace(spec=spec, finished=lambda raw: raw.float())
     attention: Any = None
     made = DeviceRunner(model, store, attention, (), None, seats=batch, context=context)
