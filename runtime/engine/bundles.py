@@ -24,8 +24,8 @@ class SharedBeginnings:
     def __init__(self, pages: PageRows, position_bytes: int) -> None:
         """pages: of each seat; position_bytes: of a layer's keys and values"""
         self._pages, self._bytes = pages, position_bytes
-        self._found: np.ndarray | None = None
-        self._seats: bytes | None = None  # of the batch in which that was found
+        self._found: np.ndarray | None = None  # what is worth it
+        self._seats: bytes | None = None  # of the batch in which that was sought
 
     def forget(self) -> None:
         """A seat has other pages now."""
@@ -38,12 +38,12 @@ class SharedBeginnings:
         if known and self._found is not None:
             known = bool((self._found[1] >> 32 <= starts).all())
         if not known:
-            self._seats, self._found = key, bundles(self._pages, seats, starts, span, most)
-        found = self._found
-        if found is None:
-            return None
-        enough = WORTH + WORTH_A_PART * most_parts(found, span)
-        return found if saved_positions(found) * self._bytes >= enough else None
+            found = bundles(self._pages, seats, starts, span, most)
+            self._seats, self._found = key, None if found is None or not self._worth(found, span) else found
+        return self._found
+
+    def _worth(self, found: np.ndarray, span: int) -> bool:
+        return saved_positions(found) * self._bytes >= WORTH + WORTH_A_PART * most_parts(found, span)
 
 
 def bundles(pages: PageRows, seats: Array, starts: Array, span: int, most: int) -> np.ndarray | None:

@@ -123,9 +123,10 @@ class Half:
         if not form.adds:
             return None
         for tensor, shape in ((self.residual, (rows, form.n)), (self.weight, (form.n,))):
-            if tensor is None or tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous():
-                given = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
-                return f"residual or weight {given}, not contiguous {shape} {dtype}"
+            given = None if tensor is None else (tuple(tensor.shape), tensor.dtype)
+            fits = tensor is not None and tensor.is_contiguous() and tensor.data_ptr() % 8 == 0
+            if not fits or given != (shape, dtype):
+                return f"residual or weight {given}, not contiguous {shape} {dtype} at a multiple of 8 bytes"
         return None
 
 

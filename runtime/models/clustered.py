@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
@@ -48,7 +49,7 @@ def layer_forms(layer: Layer, gate: str, rows: int, device: torch.device) -> Lay
     gate  one of ACTIVATIONS, of the MLP
     """
     found = []
-    for linear, gated in _linears(layer, gate):
+    for linear, gated in linears(layer, gate):
         n, k = linear.weight.shape
         n = n // 2 if gated else n
         tiles = linear_tiles(device, rows, n, k, torch.bfloat16, gated is not None)
@@ -71,7 +72,8 @@ def layer_forms(layer: Layer, gate: str, rows: int, device: torch.device) -> Lay
     )
 
 
-def _linears(layer: Layer, gate: str) -> tuple[tuple[Any, str | None], ...]:
+def linears(layer: Layer, gate: str) -> tuple[tuple[Any, str | None], ...]:
+    """Its products, in their order, each with the gate that it has or None."""
     attention: Any = layer.attention
     mlp: Any = layer.mlp
     return (attention.qkv, None), (attention.out, None), (mlp.up, gate), (mlp.down, None)
@@ -156,8 +158,8 @@ def clustered_steps(
     found: dict[int, list[LayerProducts]] = {}
     known: dict[tuple[LayerForms, ...], list[LayerProducts]] = {}
     for rows in range(1, ROWS + 1):
-        forms = [layer_forms(layer, gate, rows, device) for layer, gate in zip(layers, gates, strict=True)]
-        wanted = tuple(f for f in forms if f is not None)
+        forms = (layer_forms(layer, gate, rows, device) for layer, gate in zip(layers, gates, strict=True))
+        wanted = tuple(f for f in takewhile(lambda f: f is not None, forms) if f is not None)
         if len(wanted) < len(layers):
             continue
         if wanted not in known:

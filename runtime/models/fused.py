@@ -29,7 +29,7 @@ from runtime.kernels.tuning import cluster_tiles, early_starts, processors, step
 from runtime.kernels.whole_step import WholeStep
 from runtime.kernels.whole_step import why_not as why_not_whole
 from runtime.kv.store import KVStore
-from runtime.models.clustered import ClusteredSteps, clustered_steps
+from runtime.models.clustered import ClusteredSteps, clustered_steps, linears
 from runtime.models.decoder import Decoder, Layer
 from runtime.models.spec import MoeSpec, NormSpec
 
@@ -65,14 +65,7 @@ def why_not(model: Decoder) -> str | None:
 
 def cluster_forms(layer: Layer, device: torch.device) -> Iterator[ClusterForm]:
     """Of its products, as far as the tables want them so."""
-    attention: Any = layer.attention
-    mlp: Any = layer.mlp
-    for linear, gate in (
-        (attention.qkv, None),
-        (attention.out, None),
-        (mlp.down, None),
-        (mlp.up, _GATES[layer.spec.mlp.activation]),
-    ):
+    for linear, gate in linears(layer, _GATES[layer.spec.mlp.activation]):
         n, k = linear.weight.shape
         n = n // 2 if gate else n
         for tiles in cluster_tiles(device, n, k, gate is not None):

@@ -204,7 +204,9 @@ def test_halves_that_do_not_fit_are_named(make: Make, device: torch.device) -> N
             linear(x, w, half=Half(squares[:1], 0.0, x, w[0]))
         with pytest.raises(ValueError, match="squares are not contiguous"):
             linear(x, w, half=Half(torch.zeros(ROWS, 2, device=device).t(), 0.0, x, w[0]))
-    for half in (Half(squares), Half(squares, 0.0, x[:3], w[0]), Half(squares, 0.0, x, w[0].float())):
+    odd = torch.zeros(65, dtype=BF16, device=device)[1:]
+    wrong_halves = [Half(squares), Half(squares, 0.0, x[:3], w[0]), Half(squares, 0.0, x, w[0].float())]
+    for half in (*wrong_halves, Half(squares, 0.0, x, odd)):
         with pytest.raises(ValueError, match=r"residual or weight .*, not contiguous"):
             adds(x, w, half=half)
 
